@@ -1,0 +1,123 @@
+"""What the command lines of the three packages share: flags, one error line, exit codes, progress.
+
+Every command that computes takes `--config FILE [--check] [key=value ...]`; a new knob is a key of the configuration, not a flag. Exit
+codes: 0 done, 1 the run failed, 2 wrong input or configuration, 3 the audit found something, 130 interrupted.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn, Self
+
+from tqdm import tqdm
+
+from pipeline.contracts.errors import HouseError
+
+_PLAIN_INTERVAL_S = 60.0
+
+
+def config_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with `--config FILE`, `--check` and trailing `key=value` overrides (attribute `overrides`)."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    add_config_arguments(parser)
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the three arguments of every command that computes; for sub-parsers."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML configuration (a path or s3://…)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="validate, print the resolved configuration and the plan, touch nothing",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values that replace those of the file, for example run.seed=17",
+    )
+
+
+def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
+    """Run `main(argv)` and exit with its code; a HouseError becomes `error: …` lines on stderr, without a traceback.
+
+    The one broad exit of the command lines: everything that is not a HouseError is our bug and keeps its traceback (exit code 1).
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        code = main(sys.argv[1:] if argv is None else argv) or 0
+        sys.stdout.flush()
+    except HouseError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command again resumes", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader (head, less) has gone: not our failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+class Progress:
+    """Progress of long work on stderr: a bar with rate and ETA on a terminal, else one plain line a minute and one at the end.
+
+    Use as a context manager. `update(n, **counts)` adds n finished units and adds to named counts, which are shown beside the bar.
+    """
+
+    def __init__(self, total: int | None, unit: str, label: str) -> None:
+        self._total, self._unit, self._label = total, unit, label
+        self._counts: dict[str, int] = {}
+        self._done = 0
+        self._started = self._said = time.monotonic()
+        self._bar = (
+            tqdm(total=total, unit=unit, desc=label, file=sys.stderr, dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._say()
+
+    def update(self, n: int = 1, **counts: int) -> None:
+        """Add `n` finished units; `counts` are added to the totals shown."""
+        self._done += n
+        for key, count in counts.items():
+            self._counts[key] = self._counts.get(key, 0) + count
+        if self._bar is not None:
+            if counts:
+                self._bar.set_postfix(self._counts, refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() - self._said >= _PLAIN_INTERVAL_S:
+            self._said = time.monotonic()
+            self._say()
+
+    def _say(self) -> None:
+        seconds = time.monotonic() - self._started
+        rate = self._done / seconds if seconds > 0 else 0.0
+        of = f" of {self._total:,}" if self._total is not None else ""
+        left = (
+            f", {(self._total - self._done) / rate:,.0f} s left"
+            if self._total and rate and self._done < self._total
+            else ""
+        )
+        counts = "".join(f", {count:,} {key}" for key, count in sorted(self._counts.items()))
+        print(
+            f"{self._label}: {self._done:,}{of} {self._unit} in {seconds:,.1f} s ({rate:,.1f} {self._unit}/s{left}){counts}",
+            file=sys.stderr,
+            flush=True,
+        )

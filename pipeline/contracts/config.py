@@ -1,0 +1,210 @@
+"""Configuration: a TOML file plus `key=value` overrides, loaded into frozen pydantic models, with a digest over what matters.
+
+TOML because its values have no surprises (`1e-4` is a number, `no` is not false), because an override is the same language, and
+because a file of it can be hashed, compared and attached to an audit. Nothing here reads the environment or the hardware.
+
+A field made with `not_semantic(...)` does not change what a stage computes (places, worker counts, logging): it is left out of
+`digest`, so that the same work has the same digest on a laptop and on a cluster.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import pydantic
+import tomli_w
+
+from pipeline.contracts import storage
+from pipeline.contracts.errors import InputError
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class StrictModel(pydantic.BaseModel):
+    """A table of the configuration: unknown keys are errors, values never change after loading."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=StrictModel)
+
+
+def not_semantic(default: Any = ..., **field: Any) -> Any:
+    """A pydantic field that does not change the result: it is left out of every digest."""
+    return pydantic.Field(default, json_schema_extra={"semantic": False}, **field)
+
+
+def load_config(model: type[Model], path: str, overrides: Sequence[str] = ()) -> Model:
+    """Read the TOML file at `path` (local or s3://), apply `table.key=value` overrides, validate.
+
+    Raises InputError with one line per problem; each names the key, the value and what would be right, and says whether the file or an
+    override is to blame.
+    """
+    try:
+        table = tomllib.loads(storage.read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}; mend the line it names") from None
+    overridden: dict[tuple[str, ...], str] = {}
+    for override in overrides:
+        keys, text = _split_override(override)
+        _assign(table, keys, _toml_value(text), override)
+        overridden[keys] = text
+    try:
+        return model.model_validate(table)
+    except pydantic.ValidationError as error:
+        if not _restore_plain_strings(table, overridden, error):
+            raise InputError("\n".join(_sentences(model, path, overridden, error))) from None
+    try:
+        return model.model_validate(table)
+    except pydantic.ValidationError as error:
+        raise InputError("\n".join(_sentences(model, path, overridden, error))) from None
+
+
+def digest(model: pydantic.BaseModel) -> str:
+    """SHA-256 (64 hex digits) of the canonical JSON of the semantic fields of `model`."""
+    return digest_json(semantic(model))
+
+
+def digest_json(value: Json) -> str:
+    """SHA-256 (64 hex digits) of a JSON value: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def semantic(model: pydantic.BaseModel) -> dict[str, Json]:
+    """The fields of `model` that can change a result, as JSON values."""
+    dumped: dict[str, Json] = model.model_dump(mode="json")
+    kept: dict[str, Json] = {}
+    for name, field in type(model).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("semantic") is False:
+            continue
+        value = getattr(model, name)
+        if isinstance(value, pydantic.BaseModel):
+            kept[name] = semantic(value)
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, pydantic.BaseModel) for item in value):
+            kept[name] = [semantic(item) for item in value]
+        else:
+            kept[name] = dumped[name]
+    return kept
+
+
+def to_toml(model: pydantic.BaseModel) -> str:
+    """The resolved configuration as TOML. TOML has no null: a key whose value is unset is left out."""
+    return tomli_w.dumps(_without_none(model.model_dump(mode="json")))
+
+
+def _without_none(value: dict[str, Json]) -> dict[str, Json]:
+    return {
+        key: _without_none(item) if isinstance(item, dict) else item for key, item in value.items() if item is not None
+    }
+
+
+# ---- overrides
+
+
+def _split_override(override: str) -> tuple[tuple[str, ...], str]:
+    key, equals, text = override.partition("=")
+    keys = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(keys):
+        raise InputError(f"override {override!r}: expected table.key=value, for example run.seed=17")
+    return keys, text.strip()
+
+
+def _toml_value(text: str) -> Json:
+    """An override's value is TOML; what is not TOML (`s3://bucket/x`, `ViT-B/32`) is taken as a plain string."""
+    try:
+        value: Json = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text
+    return value if isinstance(value, (bool, int, float, str, list, dict)) else text
+
+
+def _assign(table: dict[str, Json], keys: tuple[str, ...], value: Json, override: str) -> None:
+    place = table
+    for key in keys[:-1]:
+        inner = place.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"override {override!r}: {key!r} is a value, not a table; name a key of a table")
+        place = inner
+    place[keys[-1]] = value
+
+
+def _restore_plain_strings(
+    table: dict[str, Json], overridden: Mapping[tuple[str, ...], str], error: pydantic.ValidationError
+) -> bool:
+    """Where a string was wanted and an override gave `2026` or `true`, take its text as it was typed."""
+    changed = False
+    for problem in error.errors():
+        keys = tuple(str(part) for part in problem["loc"])
+        if problem["type"] == "string_type" and keys in overridden:
+            _assign(table, keys, overridden[keys], overridden[keys])
+            changed = True
+    return changed
+
+
+# ---- sentences
+
+
+def _sentences(
+    model: type[StrictModel],
+    path: str,
+    overridden: Mapping[tuple[str, ...], str],
+    error: pydantic.ValidationError,
+) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        location = tuple(str(part) for part in problem["loc"])
+        by_override = any(location[: len(keys)] == keys for keys in overridden)
+        place = f"override {'.'.join(location)!r}" if by_override else f"{path}: {'.'.join(location) or 'config'}"
+        kind, value = problem["type"], problem.get("input")
+        if kind == "extra_forbidden":
+            yield f"{place}: unknown key{_nearest(model, location)}"
+        elif kind == "missing":
+            yield f"{place}: missing; add it to the file or give {'.'.join(location)}=VALUE"
+        elif kind == "value_error":
+            yield f"{place}: {str(problem['msg']).removeprefix('Value error, ')}"
+        else:
+            yield f"{place}: {_lower_first(str(problem['msg']))} (got {value!r}); change it"
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _nearest(model: type[pydantic.BaseModel], location: tuple[str, ...]) -> str:
+    known = _fields_at(model, location[:-1])
+    close = difflib.get_close_matches(location[-1], known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
+
+
+def _fields_at(model: type[pydantic.BaseModel], location: tuple[str, ...]) -> list[str]:
+    """The keys of the table at `location`, found by walking the annotations (through lists and unions)."""
+    for part in location:
+        if part.isdigit():
+            continue
+        field = model.model_fields.get(part)
+        inner = next(_models_in(field.annotation), None) if field is not None else None
+        if inner is None:
+            break
+        model = inner
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (
+        list,
+        tuple,
+        dict,
+        typing.Union,
+        types.UnionType,
+        typing.Annotated,
+    ):
+        for argument in typing.get_args(annotation):
+            yield from _models_in(argument)

@@ -1,0 +1,370 @@
+"""Files on a local disk or in an object store, behind plain functions on URIs.
+
+A URI is a local path or `s3://bucket/key`. Reads go through pyarrow.fs; what pyarrow cannot do on S3 (conditional puts, listing and
+aborting multipart uploads) goes through boto3. This is the only file of the project that knows about object stores.
+
+Atomicity. A local file is written under a temporary name in the same directory, flushed to the disk and renamed; on S3 a put is atomic by
+itself. `put_if_absent` is the one primitive by which two drivers are told apart: a hard link that fails when the name is
+taken, or a put with `If-None-Match: *` (S3 conditional writes, 2024).
+
+Credentials, region and endpoint of S3 come from where every AWS user keeps them: the environment and ~/.aws (`AWS_ENDPOINT_URL`,
+`AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...). They are places, not configuration of ours.
+"""
+
+import contextlib
+import fnmatch
+import functools
+import hashlib
+import os
+import posixpath
+import secrets
+import urllib.parse
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.fs
+
+from pipeline.contracts.errors import InputError, RunError
+
+_BLOCK = 8 << 20
+TEMPORARY_MARK = ".tmp-"
+"""Every temporary name of ours contains it: `status` can count leftovers, and no reader takes one for data."""
+
+
+# ---- names
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`join("s3://b/k", "x")` is `s3://b/k/x`; local paths likewise."""
+    return posixpath.join(uri, *parts)
+
+
+def parent(uri: str) -> str:
+    return posixpath.dirname(uri.rstrip("/")) or "."
+
+
+def name(uri: str) -> str:
+    return posixpath.basename(uri.rstrip("/"))
+
+
+def _bucket_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise InputError(f"{uri!r}: no bucket; write s3://BUCKET/KEY")
+    return bucket, key
+
+
+# ---- stores
+
+
+@functools.cache
+def _s3_filesystem(endpoint: str | None, region: str | None) -> pyarrow.fs.S3FileSystem:
+    options: dict[str, Any] = {"connect_timeout": 10.0, "request_timeout": 60.0}
+    if endpoint:
+        parsed = urllib.parse.urlsplit(endpoint)
+        options |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+    if region:
+        options["region"] = region
+    return pyarrow.fs.S3FileSystem(**options)
+
+
+def _environment() -> tuple[str | None, str | None]:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return endpoint, region
+
+
+def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow filesystem of a URI and the path inside it."""
+    if is_s3(uri):
+        bucket, key = _bucket_key(uri)
+        return _s3_filesystem(*_environment()), f"{bucket}/{key}".rstrip("/")
+    if "://" in uri:
+        raise InputError(f"{uri!r}: unknown kind of place; use a local path or s3://BUCKET/KEY")
+    return _local_filesystem(), uri
+
+
+@functools.cache
+def _local_filesystem() -> pyarrow.fs.LocalFileSystem:
+    return pyarrow.fs.LocalFileSystem()
+
+
+@functools.cache
+def _s3_client(endpoint: str | None, region: str | None) -> Any:
+    import boto3  # a quarter of a second, paid by those who use S3
+    import botocore.config
+
+    retries = botocore.config.Config(connect_timeout=10, read_timeout=60, retries={"total_max_attempts": 3})
+    return boto3.client("s3", endpoint_url=endpoint, region_name=region or "us-east-1", config=retries)
+
+
+def _client() -> Any:
+    return _s3_client(*_environment())
+
+
+@contextlib.contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    """Turn what boto3 says about a wrong endpoint, bucket or key into one sentence."""
+    import botocore.exceptions  # only reached by users of S3
+
+    try:
+        yield
+    except botocore.exceptions.ClientError as error:
+        said = error.response.get("Error", {}).get("Code", "an error")
+        raise InputError(f"{uri}: the store answered {said!r}; check the bucket's name and your rights") from None
+    except botocore.exceptions.BotoCoreError as error:
+        raise InputError(
+            f"{uri}: the store cannot be reached ({error}); check AWS_ENDPOINT_URL and credentials"
+        ) from None
+
+
+@contextlib.contextmanager
+def _plain_errors(uri: str, doing: str) -> Iterator[None]:
+    """Turn an OSError (pyarrow raises them for S3 too) into one sentence with the place and the next step."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{uri}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise InputError(f"{uri}: is a folder, not a file; name a file") from None
+    except PermissionError:
+        raise InputError(f"{uri}: permission to {doing} was refused; change the rights or the path") from None
+    except NotADirectoryError:
+        raise InputError(f"{uri}: a part of the path is a file, not a folder; check the path") from None
+    except OSError as error:
+        said = " ".join(str(error).split())[:300]
+        if is_s3(uri):
+            raise InputError(
+                f"{uri}: the store cannot {doing} it ({said}); check AWS_ENDPOINT_URL, bucket and credentials"
+            ) from None
+        raise RunError(f"{uri}: cannot {doing} ({error.strerror or said}); check the disk") from None
+
+
+# ---- looking
+
+
+def exists(uri: str) -> bool:
+    """Whether a file is there (a folder does not count)."""
+    return info(uri) is not None
+
+
+def info(uri: str) -> pyarrow.fs.FileInfo | None:
+    """Size and time of a file; None where there is none."""
+    files, path = filesystem(uri)
+    with _plain_errors(uri, "look at"):
+        found = files.get_file_info([path])[0]
+    return found if found.type == pyarrow.fs.FileType.File else None
+
+
+def is_folder(uri: str) -> bool:
+    files, path = filesystem(uri)
+    with _plain_errors(uri, "look at"):
+        return bool(files.get_file_info([path])[0].type == pyarrow.fs.FileType.Directory)
+
+
+def size(uri: str) -> int:
+    """Bytes of a file. Raises InputError when there is none."""
+    found = info(uri)
+    if found is None:
+        raise InputError(f"{uri}: no such file; check the path")
+    return cast(int, found.size)
+
+
+def list_files(folder: str, *, recursive: bool = False) -> list[str]:
+    """The URIs of the files in a folder, sorted; temporary names are left out. An absent folder has no files."""
+    files, path = filesystem(folder)
+    selector = pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+    with _plain_errors(folder, "list"):
+        found = files.get_file_info(selector)
+    prefix = "s3://" if is_s3(folder) else ""
+    return sorted(
+        prefix + entry.path
+        for entry in found
+        if entry.type == pyarrow.fs.FileType.File and TEMPORARY_MARK not in entry.base_name
+    )
+
+
+def glob(pattern: str) -> list[str]:
+    """The files that match a pattern with `*`, `?` and `[...]` (which do not cross `/`; `**` does), sorted."""
+    parts = pattern.split("/")
+    fixed = next((place for place, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
+    if fixed == len(parts):
+        return [pattern] if exists(pattern) else []
+    base = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")
+    prefix = "" if base == "." else base.rstrip("/") + "/"
+    wanted = parts[fixed:]
+    found = list_files(base, recursive=len(wanted) > 1)
+    return [uri for uri in found if _parts_match(uri.removeprefix(prefix).removeprefix("./").split("/"), wanted)]
+
+
+def _parts_match(parts: list[str], wanted: list[str]) -> bool:
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        return any(_parts_match(parts[skip:], wanted[1:]) for skip in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _parts_match(parts[1:], wanted[1:])
+
+
+# ---- reading
+
+
+def open_input(uri: str) -> pa.NativeFile:
+    """A random-access file for pyarrow readers. Raises InputError when it cannot be opened."""
+    files, path = filesystem(uri)
+    with _plain_errors(uri, "read"):
+        return files.open_input_file(path)
+
+
+def read_bytes(uri: str, *, limit: int = 1 << 30) -> bytes:
+    """A whole small file; more than `limit` bytes are refused before reading."""
+    with open_input(uri) as source, _plain_errors(uri, "read"):
+        if source.size() > limit:
+            raise InputError(f"{uri}: {source.size():,} bytes, more than the {limit:,} expected here; check the path")
+        return cast(bytes, source.read())
+
+
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset`, in one request."""
+    with open_input(uri) as source, _plain_errors(uri, "read"):
+        return cast(bytes, source.read_at(length, offset))
+
+
+def read_text(uri: str) -> str:
+    """A whole small file as UTF-8 text."""
+    try:
+        return read_bytes(uri, limit=64 << 20).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{uri}: byte {error.start} is not UTF-8; convert the file") from None
+
+
+def sha256_file(uri: str) -> str:
+    """SHA-256 of a file (64 hex digits), read in blocks."""
+    hasher = hashlib.sha256()
+    with open_input(uri) as source, _plain_errors(uri, "read"):
+        while block := source.read(_BLOCK):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+# ---- writing
+
+
+def make_folder(uri: str) -> None:
+    """Create a local folder with its parents; on S3 there are none to create."""
+    if not is_s3(uri):
+        with _plain_errors(uri, "create"):
+            try:
+                os.makedirs(uri, exist_ok=True)
+            except FileExistsError:
+                raise InputError(f"{uri}: is a file, not a folder; choose another output") from None
+
+
+def temporary_name(uri: str) -> str:
+    """A name beside `uri` that no reader takes for data and no other writer chooses."""
+    return f"{parent(uri)}/{TEMPORARY_MARK}{secrets.token_hex(6)}-{name(uri)}"
+
+
+def _write_local(path: str, data: bytes) -> None:
+    with open(path, "wb") as sink:
+        sink.write(data)
+        flush_to_disk(sink)
+
+
+def flush_to_disk(sink: IO[bytes]) -> None:
+    """What is renamed must be on the disk first, or a power cut leaves a committed empty file."""
+    sink.flush()
+    os.fsync(sink.fileno())
+
+
+def write_atomic(uri: str, data: bytes) -> None:
+    """Write a small file so that a reader sees the old bytes or the new ones, never a part."""
+    if is_s3(uri):
+        bucket, key = _bucket_key(uri)
+        with _s3_errors(uri):
+            _client().put_object(Bucket=bucket, Key=key, Body=data)
+        return
+    make_folder(parent(uri))
+    temporary = temporary_name(uri)
+    with _plain_errors(uri, "write"):
+        _write_local(temporary, data)
+        os.replace(temporary, uri)
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Write a small file unless the name is taken. True when written; of two writers exactly one is told True."""
+    if is_s3(uri):
+        return _put_if_absent_s3(uri, data)
+    make_folder(parent(uri))
+    temporary = temporary_name(uri)
+    with _plain_errors(uri, "write"):
+        _write_local(temporary, data)
+        try:
+            os.link(temporary, uri)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+    return True
+
+
+def _put_if_absent_s3(uri: str, data: bytes) -> bool:
+    import botocore.exceptions  # only reached by users of S3
+
+    bucket, key = _bucket_key(uri)
+    with _s3_errors(uri):
+        try:
+            _client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except botocore.exceptions.ClientError as error:
+            if error.response.get("Error", {}).get("Code") in (
+                "PreconditionFailed",
+                "ConditionalRequestConflict",
+            ):
+                return False
+            raise
+    return True
+
+
+def commit_file(local_path: str, uri: str) -> None:
+    """Move a finished local file to its committed name: rename on the same disk, upload (multipart when large) to S3.
+
+    Replaces a file of the same name: names of data files carry a hash of their content, so that it has the same bytes.
+    """
+    if is_s3(uri):
+        bucket, key = _bucket_key(uri)
+        with _s3_errors(uri):
+            _client().upload_file(local_path, bucket, key)
+        os.unlink(local_path)
+        return
+    with _plain_errors(uri, "write"):
+        os.replace(local_path, uri)
+
+
+def download(uri: str, local_path: str) -> None:
+    """Copy a file to the local disk in blocks."""
+    with open_input(uri) as source, open(local_path, "wb") as sink, _plain_errors(uri, "read"):
+        while block := source.read(_BLOCK):
+            sink.write(block)
+
+
+def abort_uploads(folder: str) -> int:
+    """Abort multipart uploads that a killed writer left under an s3:// folder; returns how many. They cost money until aborted.
+
+    Only called on folders that a run owns. On a local folder there is nothing to do.
+    """
+    if not is_s3(folder):
+        return 0
+    bucket, prefix = _bucket_key(folder)
+    aborted = 0
+    with _s3_errors(folder):
+        pages = (
+            _client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix.rstrip("/") + "/")
+        )
+        for upload in (entry for page in pages for entry in page.get("Uploads", [])):
+            _client().abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            aborted += 1
+    return aborted
