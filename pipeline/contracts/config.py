@@ -22,7 +22,8 @@ import tomli_w
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json = pydantic.JsonValue
+"""A JSON value: what a configuration, a record or a manifest may hold."""
 
 
 class StrictModel(pydantic.BaseModel):

@@ -18,6 +18,7 @@ import hashlib
 import os
 import posixpath
 import secrets
+import tempfile
 import urllib.parse
 from collections.abc import Iterator
 from typing import IO, Any, cast
@@ -327,6 +328,19 @@ def _put_if_absent_s3(uri: str, data: bytes) -> bool:
                 return False
             raise
     return True
+
+
+def local_temporary(uri: str) -> str:
+    """A local file name to build `uri` under: beside it when it is local (so that a rename commits it), else in the temp folder."""
+    if is_s3(uri):
+        return os.path.join(tempfile.gettempdir(), f"{TEMPORARY_MARK}{secrets.token_hex(6)}-{name(uri)}")
+    return temporary_name(uri)
+
+
+def remove_own(local_path: str) -> None:
+    """Remove a temporary file of ours if it is still there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(local_path)
 
 
 def commit_file(local_path: str, uri: str) -> None:

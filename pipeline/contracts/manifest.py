@@ -1,0 +1,284 @@
+"""The manifest of a corpus: which shards it has, what is in them, how they came about, and one root over all rows.
+
+`load` is what every consumer calls first. `write_shard` and `publish` are the only writers: the pipeline's last stage calls them on its
+workers and on its driver, `write_corpus` calls them in a row for small corpora (tests, conversions, exclusions).
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pydantic
+
+from pipeline.contracts import config, merkle, parquet, storage
+from pipeline.contracts.config import Json, StrictModel
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.parquet import RowGroup
+from pipeline.contracts.schema import FORMAT_VERSION, INDEX_SCHEMA, SHARD_SCHEMA
+
+FILE_NAME = "manifest.json"
+
+
+class Shard(StrictModel):
+    """One Parquet file of pairs and its index (every column but the picture, same order). Paths are relative to the manifest."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+    row_groups: list[RowGroup]
+    index_path: str
+    index_bytes: int
+    index_sha256: str
+
+    @pydantic.field_validator("path", "index_path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if path.startswith("/") or "://" in path or ".." in path.split("/"):
+            raise ValueError(f"{path!r} leaves the folder of the manifest; the manifest is not ours")
+        return path
+
+
+class StageCounts(StrictModel):
+    """The accounting of one stage: rows_in = rows_out + the sum of rejected."""
+
+    rows_in: int
+    rows_out: int
+    rejected: dict[str, int]
+
+
+class Manifest(StrictModel):
+    """What is in a corpus. `config` holds the semantic keys only, so that the same corpus has the same manifest anywhere."""
+
+    kind: Literal["corpus"] = "corpus"
+    format_version: int
+    rows: int
+    content_root: str
+    shards: list[Shard]
+    hashes: dict[str, str] = pydantic.Field(default_factory=dict)
+    config: dict[str, Json] = pydantic.Field(default_factory=dict)
+    config_digest: str | None = None
+    query_list_digest: str | None = None
+    parents: list[str] = pydantic.Field(default_factory=list)
+    counts: dict[str, StageCounts] = pydantic.Field(default_factory=dict)
+
+
+# ---- reading
+
+
+def manifest_path(path: str) -> str:
+    """The manifest's own URI, from it or from its folder."""
+    return path if path.endswith(".json") else storage.join(path, FILE_NAME)
+
+
+def load(path: str) -> Manifest:
+    """The manifest at `path` (a manifest.json or its folder, local or s3://).
+
+    Raises InputError when it is missing, is not a manifest, or has another format version.
+    """
+    place = manifest_path(path)
+    text = storage.read_bytes(place)
+    try:
+        found = pydantic.TypeAdapter(dict[str, Json]).validate_json(text)
+    except pydantic.ValidationError:
+        raise InputError(f"{place}: not a corpus manifest; give the manifest.json that `pipeline run` wrote") from None
+    version = found.get("format_version")
+    if found.get("kind") != "corpus" or version is None:
+        raise InputError(f"{place}: not a corpus manifest; give the manifest.json that `pipeline run` wrote")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{place}: format version {version!r}, this program reads {FORMAT_VERSION}; use the matching release or rebuild"
+        )
+    try:
+        return Manifest.model_validate(found)
+    except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"{place}: {where}: {problem['msg']}; restore the manifest from its run") from None
+
+
+def shard_uri(path: str, shard: Shard) -> str:
+    """The URI of a shard of the corpus at `path`."""
+    return storage.join(storage.parent(manifest_path(path)), shard.path)
+
+
+def index_uri(path: str, shard: Shard) -> str:
+    """The URI of a shard's index of the corpus at `path`."""
+    return storage.join(storage.parent(manifest_path(path)), shard.index_path)
+
+
+# ---- writing
+
+
+def write_shard(rows: pa.Table, folder: str, name: str) -> Shard:
+    """Write one shard and its index under `folder` (created when missing); `rows` follow SHARD_SCHEMA and are sorted by uid.
+
+    Each file is committed by rename or single upload; the same rows give the same bytes. Returned paths are relative to `folder`.
+    """
+    if rows.schema != SHARD_SCHEMA:
+        raise ValueError(f"a shard must follow SHARD_SCHEMA, got {rows.schema}")
+    storage.make_folder(folder)
+    index = rows.drop_columns(["image"])
+    shard_file = _commit_table(rows, folder, f"{name}.parquet")
+    index_file = _commit_table(index, folder, f"{name}.index.parquet")
+    return Shard(
+        path=f"{name}.parquet",
+        rows=rows.num_rows,
+        bytes=shard_file[1],
+        sha256=shard_file[0],
+        row_groups=shard_file[2],
+        index_path=f"{name}.index.parquet",
+        index_bytes=index_file[1],
+        index_sha256=index_file[0],
+    )
+
+
+def _commit_table(table: pa.Table, folder: str, name: str) -> tuple[str, int, list[RowGroup]]:
+    uri = storage.join(folder, name)
+    temporary = storage.local_temporary(uri)
+    try:
+        groups = parquet.write(table, temporary)
+        sha256, size = storage.sha256_file(temporary), os.path.getsize(temporary)
+        storage.commit_file(temporary, uri)
+    finally:
+        storage.remove_own(temporary)
+    return sha256, size, groups
+
+
+def leaves(index_rows: pa.Table) -> Iterator[bytes]:
+    """The row digests of a table with uid, caption and image_sha256, in its order."""
+    columns = (index_rows[name].to_pylist() for name in ("uid", "caption", "image_sha256"))
+    for uid, caption, image_sha256 in zip(*columns, strict=True):
+        yield merkle.row_digest(uid, caption, image_sha256)
+
+
+def shard_leaves(uri: str) -> Iterator[bytes]:
+    """The row digests of an index file (or a shard), a row group at a time."""
+    with parquet.open_file(uri) as source:
+        for number in range(source.num_row_groups):
+            yield from leaves(source.read_row_group(number, columns=["uid", "caption", "image_sha256"]))
+
+
+def publish(folder: str, manifest: Manifest) -> str:
+    """Write `manifest` as `folder`/manifest.json, atomically, last of all; returns its URI.
+
+    A copy named by its own hash stays beside it, so that an earlier corpus in the same folder remains readable.
+    """
+    data = to_json(manifest)
+    name = f"manifest-{hashlib.sha256(data).hexdigest()[:12]}.json"
+    storage.write_atomic(storage.join(folder, name), data)
+    uri = storage.join(folder, FILE_NAME)
+    storage.write_atomic(uri, data)
+    return uri
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """The manifest's bytes: JSON with one line a key and one line a shard, so that a person can read and compare it."""
+    values = manifest.model_dump(mode="json")
+    shards = ",\n".join("  " + json.dumps(shard) for shard in values.pop("shards"))
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return ("{\n" + ",\n".join(lines) + ',\n"shards": [\n' + shards + "\n]\n}\n").encode()
+
+
+def write_corpus(
+    folder: str,
+    tables: Iterable[pa.Table],
+    *,
+    rows_per_shard: int = 10_000,
+    config_values: Mapping[str, Json] | None = None,
+    counts: Mapping[str, StageCounts] | None = None,
+    hashes: Mapping[str, str] | None = None,
+    parents: Iterable[str] = (),
+) -> Manifest:
+    """Write a small corpus that fits in memory: rows of SHARD_SCHEMA in any order → shards, indexes, manifest."""
+    rows = pa.concat_tables([table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA) for table in tables])
+    rows = rows.take(pc.sort_indices(rows["uid"])).combine_chunks()
+    if rows.num_rows and pc.count_distinct(rows["uid"]).as_py() != rows.num_rows:
+        raise InputError(f"{folder}: two rows have the same uid; remove duplicates before writing a corpus")
+    pieces = [rows.slice(start, rows_per_shard) for start in range(0, max(rows.num_rows, 1), rows_per_shard)]
+    shards = [write_shard(piece, folder, f"{number:05d}") for number, piece in enumerate(pieces)]
+    values = dict(config_values or {})
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        rows=rows.num_rows,
+        content_root=merkle.merkle_root(leaves(rows)),
+        shards=shards,
+        hashes=dict(hashes or {}),
+        config=values,
+        config_digest=config.digest_json(values),
+        counts=dict(counts or {}),
+        parents=list(parents),
+    )
+    publish(folder, manifest)
+    return manifest
+
+
+# ---- verifying
+
+
+def verify(path: str) -> list[str]:
+    """Re-hash a corpus against its manifest: one sentence per difference, none when all is as written."""
+    manifest = load(path)
+    problems: list[str] = []
+    parts: list[merkle.Subtree] = []
+    rows = 0
+    last_uid = b""
+    for shard in manifest.shards:
+        found = _verify_files(path, shard)
+        if not found:
+            table = parquet.read(index_uri(path, shard))
+            found = _verify_rows(path, shard, table, last_uid)
+            parts += merkle.subtrees(leaves(table), rows)
+            last_uid = table["uid"][-1].as_py() if table.num_rows else last_uid
+        problems += found
+        rows += shard.rows
+    if rows != manifest.rows:
+        problems.append(
+            f"{manifest_path(path)}: rows is {manifest.rows:,} but the shards list {rows:,}; restore the manifest"
+        )
+    if not problems and merkle.root_of_subtrees(parts) != manifest.content_root:
+        problems.append(f"{manifest_path(path)}: content_root differs from the rows; restore the manifest from its run")
+    return problems
+
+
+def _verify_files(path: str, shard: Shard) -> list[str]:
+    problems = []
+    for uri, sha256 in ((shard_uri(path, shard), shard.sha256), (index_uri(path, shard), shard.index_sha256)):
+        if not storage.exists(uri):
+            problems.append(f"{uri}: is missing; restore it or run the pipeline again")
+        elif storage.sha256_file(uri) != sha256:
+            problems.append(f"{uri}: sha256 differs from the manifest; restore it or run the pipeline again")
+    return problems
+
+
+def _verify_rows(path: str, shard: Shard, index: pa.Table, last_uid: bytes) -> list[str]:
+    """What the hashes of the files cannot tell: that index and shard say the same, that pictures are the ones named, the order."""
+    uri = shard_uri(path, shard)
+    problems = []
+    if index.schema != INDEX_SCHEMA:
+        problems.append(
+            f"{index_uri(path, shard)}: columns differ from format version {FORMAT_VERSION}; rebuild the corpus"
+        )
+        return problems
+    uids = [last_uid, *index["uid"].to_pylist()]
+    if any(first >= second for first, second in itertools.pairwise(uids)):
+        problems.append(f"{uri}: rows are not in strictly rising uid order; rebuild the corpus")
+    start = 0
+    for number, group in enumerate(shard.row_groups):
+        rows = parquet.read_row_group(uri, number)
+        if rows.num_rows != group.rows or not rows.drop_columns(["image"]).equals(index.slice(start, group.rows)):
+            problems.append(f"{uri}: row group {number} differs from the index; rebuild the corpus")
+        pictures = zip(rows["image"].to_pylist(), rows["image_sha256"].to_pylist(), strict=True)
+        if any(image is not None and hashlib.sha256(image).digest() != sha256 for image, sha256 in pictures):
+            problems.append(
+                f"{uri}: row group {number} holds a picture that is not its image_sha256; rebuild the corpus"
+            )
+        start += group.rows
+    if start != shard.rows or index.num_rows != shard.rows:
+        problems.append(f"{uri}: {index.num_rows:,} rows, the manifest says {shard.rows:,}; rebuild the corpus")
+    return problems

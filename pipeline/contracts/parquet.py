@@ -1,0 +1,168 @@
+"""Parquet with the same bytes for the same rows, in row groups small enough to seek to.
+
+Every committed table of the project is written here: the same rows in the same order give the same bytes with the same pyarrow.
+Pictures are stored uncompressed (they are compressed already), everything else with zstd. A row group holds a few MiB, so that a
+loader reads one without its neighbours and a crawl part can be read back a partition at a time.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.contracts import storage
+from pipeline.contracts.errors import InputError
+
+ROW_GROUP_BYTES = 4 << 20
+"""Target size of a row group, measured on the Arrow buffers."""
+ROW_GROUP_ROWS = 1 << 16
+"""No row group has more rows than this, however small they are."""
+
+
+class RowGroup(NamedTuple):
+    """Where a row group lies in its file: `rows` rows, `bytes` bytes from `offset`."""
+
+    rows: int
+    offset: int
+    bytes: int
+
+
+def write(table: pa.Table, local_path: str, *, boundaries: Sequence[int] = ()) -> list[RowGroup]:
+    """Write `table` to a local file and flush it to the disk; returns its row groups.
+
+    `boundaries` are row numbers at which a new row group must start (partitions); between them groups are cut by size.
+    """
+    compression = {name: "none" if name == "image" else "zstd" for name in table.column_names}
+    starts = _row_group_starts(table, boundaries)
+    with open(local_path, "wb") as sink:
+        writer = pq.ParquetWriter(
+            sink, table.schema, compression=compression, version="2.6", use_dictionary=_dictionary_columns(table)
+        )
+        with writer:
+            for start, stop in zip(starts, [*starts[1:], table.num_rows], strict=True):
+                writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
+        storage.flush_to_disk(sink)
+    return row_groups(pq.read_metadata(local_path))
+
+
+def _dictionary_columns(table: pa.Table) -> list[str]:
+    """Columns with few distinct values; hashes, pictures and captions would only fill the dictionary page for nothing."""
+    return [name for name in table.column_names if name in ("format", "language", "reason", "partition")]
+
+
+def _row_group_starts(table: pa.Table, boundaries: Sequence[int]) -> list[int]:
+    if table.num_rows == 0:
+        return []
+    sizes = np.zeros(table.num_rows, np.int64)
+    for column in table.columns:
+        sizes += _row_bytes(column)
+    ends = np.cumsum(sizes)
+    starts = [0]
+    for boundary in [*sorted({row for row in boundaries if 0 < row < table.num_rows}), table.num_rows]:
+        while True:
+            before = int(ends[starts[-1] - 1]) if starts[-1] else 0
+            reach = int(np.searchsorted(ends, before + ROW_GROUP_BYTES, side="right"))
+            cut = min(max(reach, starts[-1] + 1), starts[-1] + ROW_GROUP_ROWS)
+            if cut >= boundary:
+                break
+            starts.append(cut)
+        if boundary < table.num_rows:
+            starts.append(boundary)
+    return starts
+
+
+def _row_bytes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    kind = column.type
+    if pa.types.is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_binary(kind):
+        lengths: npt.NDArray[np.int64] = pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64)
+        return lengths
+    if pa.types.is_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+        lengths *= max(1, kind.value_type.bit_width // 8)
+        return lengths
+    return np.full(len(column), max(1, kind.bit_width // 8), np.int64)
+
+
+def row_groups(metadata: Any) -> list[RowGroup]:
+    """The row groups of a Parquet footer (pyarrow.parquet.FileMetaData)."""
+    groups = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(place) for place in range(group.num_columns)]
+        offset = min(
+            column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+            for column in columns
+        )
+        groups.append(RowGroup(group.num_rows, offset, sum(column.total_compressed_size for column in columns)))
+    return groups
+
+
+def read(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A whole Parquet file (or some columns of it). Raises InputError when it is not Parquet or is damaged."""
+    with open_file(uri) as source:
+        return _read_groups(uri, source, range(source.num_row_groups), columns)
+
+
+def read_row_group(uri: str, number: int, columns: list[str] | None = None) -> pa.Table:
+    """One row group. Raises InputError when the file is damaged."""
+    with open_file(uri) as source:
+        return _read_groups(uri, source, [number], columns)
+
+
+def read_where_equal(uri: str, column: str, value: int, columns: list[str] | None = None) -> pa.Table:
+    """The rows whose integer `column` equals `value`; row groups whose statistics exclude it are not read."""
+    with open_file(uri) as source:
+        groups = [
+            number for number in range(source.num_row_groups) if _may_hold(source.metadata, number, column, value)
+        ]
+        wanted = None if columns is None else [*columns, *({column} - set(columns))]
+        table = _read_groups(uri, source, groups, wanted)
+    table = table.filter(pc.equal(table[column], value))
+    return table if columns is None else table.select(columns)
+
+
+def read_uid_range(uri: str, low: bytes, high: bytes | None, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a file sorted by uid with low <= uid < high (None: to the end), reading only the row groups they lie in."""
+    with open_file(uri) as source:
+        place = source.schema_arrow.names.index("uid")
+        groups = []
+        for number in range(source.num_row_groups):
+            statistics = source.metadata.row_group(number).column(place).statistics
+            if statistics.max >= low and (high is None or statistics.min < high):
+                groups.append(number)
+        table = _read_groups(uri, source, groups, columns)
+    uids = table["uid"]
+    inside = pc.greater_equal(uids, pa.scalar(low, uids.type))
+    if high is not None:
+        inside = pc.and_(inside, pc.less(uids, pa.scalar(high, uids.type)))
+    return table.filter(inside)
+
+
+def _may_hold(metadata: Any, number: int, column: str, value: int) -> bool:
+    place = metadata.schema.names.index(column)
+    statistics = metadata.row_group(number).column(place).statistics
+    return statistics is None or not statistics.has_min_max or statistics.min <= value <= statistics.max
+
+
+def open_file(uri: str) -> Any:
+    """A pyarrow.parquet.ParquetFile. Raises InputError when the file is not Parquet."""
+    try:
+        return pq.ParquetFile(storage.open_input(uri))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(uri, error) from None
+
+
+def _read_groups(uri: str, source: Any, groups: Sequence[int], columns: list[str] | None) -> pa.Table:
+    try:
+        return source.read_row_groups(list(groups), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(uri, error) from None
+
+
+def _damaged(uri: str, error: Exception) -> InputError:
+    said = " ".join(str(error).split())[:200]
+    return InputError(f"{uri}: not a readable Parquet file ({said}); restore or rebuild it")
