@@ -1,0 +1,54 @@
+"""Models by name: `build("ViT-B/32")` gives a fresh CLIP with OpenAI's parameter names and shapes."""
+
+import dataclasses
+import difflib
+
+from pipeline.contracts.errors import InputError
+from trainer.models.clip import CLIP
+from trainer.models.presets import PRESETS, Preset, ResNetShape, ViTShape
+
+__all__ = ["CLIP", "PRESETS", "Preset", "ResNetShape", "ViTShape", "build"]
+
+_RESNET_SHRINK = 32
+
+
+def build(
+    preset: str | Preset,
+    *,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
+    image_size: int | None = None,
+) -> CLIP:
+    """A new model of `preset` (one of PRESETS by name, or a Preset of your own), drawn from torch's global
+    generator.
+
+    The three sizes replace the preset's: ids in the vocabulary, ids in a text (brackets included), pixels
+    of a side. Build under `torch.device("meta")` for shapes without memory. Raises InputError for an
+    unknown name or a size that cannot be.
+    """
+    chosen = PRESETS.get(preset) if isinstance(preset, str) else preset
+    if chosen is None:
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PRESETS)}"
+        raise InputError(f"model preset: no preset is named {preset!r}; {hint}")
+    chosen = dataclasses.replace(
+        chosen,
+        vocab_size=chosen.vocab_size if vocab_size is None else vocab_size,
+        context_length=chosen.context_length if context_length is None else context_length,
+        image_size=chosen.image_size if image_size is None else image_size,
+    )
+    step = chosen.vision.patch if isinstance(chosen.vision, ViTShape) else _RESNET_SHRINK
+    if chosen.image_size < step or chosen.image_size % step:
+        raise InputError(
+            f"model image_size: {chosen.image_size!r} pixels is not a positive multiple of {step}, "
+            f"which {chosen.name!r} needs; use for example {max(1, chosen.image_size // step) * step}"
+        )
+    if chosen.context_length < 3:
+        raise InputError(
+            f"model context_length: {chosen.context_length!r} ids have no room for the two end marks; use 3 or more"
+        )
+    if chosen.vocab_size < 2:
+        raise InputError(
+            f"model vocab_size: {chosen.vocab_size!r} is no vocabulary; give the tokenizer's vocab_size"
+        )
+    return CLIP(chosen)

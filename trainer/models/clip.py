@@ -1,0 +1,79 @@
+"""CLIP: an image tower and a causal text transformer that meet in one linear joint space, with a learned
+scale.
+
+The text tower's parameters sit at the root of the model, as in openai/CLIP (clip/model.py, `CLIP`), so that
+a state dict has the released names and shapes. One shape differs while training: `logit_scale` is [1] and
+not 0-D, because DeepSpeed cannot broadcast a 0-D parameter; the export squeezes it.
+
+`forward` returns everything that a loss needs, the scale included: under ZeRO stage 3 a parameter that is
+read outside of the root's forward is an empty shard.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.models.presets import Preset, ViTShape
+from trainer.models.resnet import ModifiedResNet
+from trainer.models.transformer import LayerNorm, Transformer
+from trainer.models.vit import VisionTransformer
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class CLIP(nn.Module):
+    """The two towers of one preset, freshly initialised as in the paper; `preset` says what they are."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.preset = preset
+        self.visual: VisionTransformer | ModifiedResNet
+        if isinstance(preset.vision, ViTShape):
+            self.visual = VisionTransformer(preset.vision, preset.image_size, preset.embed_dim)
+        else:
+            self.visual = ModifiedResNet(preset.vision, preset.image_size, preset.embed_dim)
+        width = preset.text_width
+        self.transformer = Transformer(width, preset.text_layers, causal=True)
+        self.token_embedding = nn.Embedding(preset.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(preset.context_length, width))
+        self.ln_final = LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, preset.embed_dim))
+        self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+        self.transformer.init_for_text()
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """[n, 3, image_size, image_size] normalised pixels to [n, embed_dim], not L2-normalised."""
+        features: Tensor = self.visual(pixels)
+        return features
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """[n, L] token ids, L at most context_length, to [n, embed_dim], not L2-normalised.
+
+        The feature is read at the end token, which is the largest id of its row. What stands after it
+        cannot be seen by it (the mask is causal), so padding needs no mask of its own.
+        """
+        x = self.token_embedding(ids)
+        x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
+        x = self.transformer(x)
+        at_end = x[torch.arange(len(x), device=x.device), ids.argmax(dim=-1)]
+        # LayerNorm works on each position alone: normalising only the one that is read gives the same
+        # numbers.
+        features: Tensor = self.ln_final(at_end) @ self.text_projection
+        return features
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both features, L2-normalised, and the scale exp(logit_scale) of shape [1], all at least fp32."""
+        image_features = functional.normalize(_wide(self.encode_image(pixels)), dim=-1)
+        text_features = functional.normalize(_wide(self.encode_text(ids)), dim=-1)
+        return image_features, text_features, _wide(self.logit_scale).exp()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """fp32 from narrower dtypes; fp64 stays, so that gradients can be checked to ten digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

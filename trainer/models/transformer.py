@@ -1,0 +1,104 @@
+"""The pre-LN transformer that both towers are made of, with the parameter names of the released checkpoints.
+
+Attention is one fused call (`scaled_dot_product_attention`) on a packed projection, but its parameters
+carry the names of `torch.nn.MultiheadAttention` (`in_proj_weight`, `in_proj_bias`, `out_proj.*`), so that
+OpenAI's weights load by name. Layer normalisation is computed in fp32 whatever the weights' dtype is, as
+openai/CLIP does. The activation is QuickGELU, x * sigmoid(1.702 x): the released weights were trained with
+it and score lower with the exact GELU.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.models.presets import HEAD_WIDTH
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), any shape, any float dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the last axis in fp32 (or wider), returned in the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        wide = torch.promote_types(input.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return functional.layer_norm(input.to(wide), self.normalized_shape, weight, bias, self.eps).to(
+            input.dtype
+        )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over [n, L, width], heads of 64, optionally causal."""
+
+    def __init__(self, width: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads = width // HEAD_WIDTH
+        self.causal = causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        # The defaults of torch.nn.MultiheadAttention, which OpenAI's image tower keeps; the text tower
+        # draws its own.
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        packed = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = packed.view(n, length, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(n, length, width))
+        return out
+
+
+class Block(nn.Module):
+    """One residual block: x + attention(ln_1(x)), then x + mlp(ln_2(x)), with an MLP four times as wide."""
+
+    def __init__(self, width: int, *, causal: bool) -> None:
+        super().__init__()
+        self.attn = SelfAttention(width, causal=causal)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)
+            )
+        )
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """`layers` blocks in a row over [n, L, width]."""
+
+    def __init__(self, width: int, layers: int, *, causal: bool) -> None:
+        super().__init__()
+        self.width = width
+        self.resblocks = nn.Sequential(*(Block(width, causal=causal) for _ in range(layers)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.resblocks(x)
+        return out
+
+    def init_for_text(self) -> None:
+        """Draw the weights as OpenAI's text tower does: what ends in the residual shrinks with the depth."""
+        blocks = [block for block in self.resblocks if isinstance(block, Block)]
+        into_residual = self.width**-0.5 * (2 * len(blocks)) ** -0.5
+        for block in blocks:
+            c_fc, c_proj = block.mlp.get_submodule("c_fc"), block.mlp.get_submodule("c_proj")
+            assert isinstance(c_fc, nn.Linear)
+            assert isinstance(c_proj, nn.Linear)
+            nn.init.normal_(block.attn.in_proj_weight, std=self.width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=into_residual)
+            nn.init.normal_(c_fc.weight, std=(2 * self.width) ** -0.5)
+            nn.init.normal_(c_proj.weight, std=into_residual)
