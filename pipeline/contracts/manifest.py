@@ -1,13 +1,12 @@
 """The manifest of a corpus: which shards it has, what is in them, how they came about, and one root over all rows.
 
-`load` is what every consumer calls first. `write_shard` and `publish` are the only writers: the pipeline's last stage calls them on its
-workers and on its driver, `write_corpus` calls them in a row for small corpora (tests, conversions, exclusions).
+`load` is what every consumer calls first. The pipeline's last stage commits shards on its workers and calls `publish` on its driver;
+`write_corpus` does both for small corpora that fit in memory (tests, conversions, exclusions).
 """
 
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
@@ -18,7 +17,7 @@ import pydantic
 from pipeline.contracts import config, merkle, parquet, storage
 from pipeline.contracts.config import Json, StrictModel
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.parquet import RowGroup
+from pipeline.contracts.parquet import RowGroup, TableFile
 from pipeline.contracts.schema import FORMAT_VERSION, INDEX_SCHEMA, SHARD_SCHEMA
 
 FILE_NAME = "manifest.json"
@@ -115,39 +114,30 @@ def index_uri(path: str, shard: Shard) -> str:
 # ---- writing
 
 
-def write_shard(rows: pa.Table, folder: str, name: str) -> Shard:
+def write_shard(rows: pa.Table, folder: str, stem: str) -> Shard:
     """Write one shard and its index under `folder` (created when missing); `rows` follow SHARD_SCHEMA and are sorted by uid.
 
     Each file is committed by rename or single upload; the same rows give the same bytes. Returned paths are relative to `folder`.
     """
     if rows.schema != SHARD_SCHEMA:
         raise ValueError(f"a shard must follow SHARD_SCHEMA, got {rows.schema}")
-    storage.make_folder(folder)
-    index = rows.drop_columns(["image"])
-    shard_file = _commit_table(rows, folder, f"{name}.parquet")
-    index_file = _commit_table(index, folder, f"{name}.index.parquet")
+    shard = parquet.commit(rows, folder, stem)
+    index = parquet.commit(rows.drop_columns(["image"]), folder, stem, suffix=".index.parquet")
+    return shard_entry(shard, index)
+
+
+def shard_entry(shard: TableFile, index: TableFile, *, below: str = "") -> Shard:
+    """The manifest's line for a committed shard and its index; `below` is their folder relative to the manifest."""
     return Shard(
-        path=f"{name}.parquet",
-        rows=rows.num_rows,
-        bytes=shard_file[1],
-        sha256=shard_file[0],
-        row_groups=shard_file[2],
-        index_path=f"{name}.index.parquet",
-        index_bytes=index_file[1],
-        index_sha256=index_file[0],
+        path=storage.join(below, shard.name),
+        rows=shard.rows,
+        bytes=shard.bytes,
+        sha256=shard.sha256,
+        row_groups=shard.row_groups,
+        index_path=storage.join(below, index.name),
+        index_bytes=index.bytes,
+        index_sha256=index.sha256,
     )
-
-
-def _commit_table(table: pa.Table, folder: str, name: str) -> tuple[str, int, list[RowGroup]]:
-    uri = storage.join(folder, name)
-    temporary = storage.local_temporary(uri)
-    try:
-        groups = parquet.write(table, temporary)
-        sha256, size = storage.sha256_file(temporary), os.path.getsize(temporary)
-        storage.commit_file(temporary, uri)
-    finally:
-        storage.remove_own(temporary)
-    return sha256, size, groups
 
 
 def leaves(index_rows: pa.Table) -> Iterator[bytes]:

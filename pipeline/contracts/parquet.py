@@ -5,6 +5,7 @@ Pictures are stored uncompressed (they are compressed already), everything else 
 loader reads one without its neighbours and a crawl part can be read back a partition at a time.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,37 @@ def write(table: pa.Table, local_path: str, *, boundaries: Sequence[int] = ()) -
                 writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
         storage.flush_to_disk(sink)
     return row_groups(pq.read_metadata(local_path))
+
+
+class TableFile(NamedTuple):
+    """A committed table: its file name (which carries the first 12 digits of its SHA-256), size and layout."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    row_groups: list[RowGroup]
+
+
+def commit(
+    table: pa.Table, folder: str, stem: str, *, suffix: str = ".parquet", boundaries: Sequence[int] = ()
+) -> TableFile:
+    """Write `table` under a temporary name, then commit it as `folder`/`stem`-HASH`suffix` by rename or single upload.
+
+    Because the name carries the content's hash, a second writer of the same rows replaces a file by itself, and a second writer of
+    other rows leaves this one alone.
+    """
+    storage.make_folder(folder)
+    temporary = storage.local_temporary(storage.join(folder, stem + suffix))
+    try:
+        with storage.plain_errors(folder, "write"):
+            groups = write(table, temporary, boundaries=boundaries)
+        sha256, size = storage.sha256_file(temporary), os.path.getsize(temporary)
+        file_name = f"{stem}-{sha256[:12]}{suffix}"
+        storage.commit_file(temporary, storage.join(folder, file_name))
+    finally:
+        storage.remove_own(temporary)
+    return TableFile(file_name, table.num_rows, size, sha256, groups)
 
 
 def _dictionary_columns(table: pa.Table) -> list[str]:

@@ -12,6 +12,7 @@ Credentials, region and endpoint of S3 come from where every AWS user keeps them
 """
 
 import contextlib
+import datetime
 import fnmatch
 import functools
 import hashlib
@@ -125,7 +126,7 @@ def _s3_errors(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_errors(uri: str, doing: str) -> Iterator[None]:
+def plain_errors(uri: str, doing: str) -> Iterator[None]:
     """Turn an OSError (pyarrow raises them for S3 too) into one sentence with the place and the next step."""
     try:
         yield
@@ -157,14 +158,14 @@ def exists(uri: str) -> bool:
 def info(uri: str) -> pyarrow.fs.FileInfo | None:
     """Size and time of a file; None where there is none."""
     files, path = filesystem(uri)
-    with _plain_errors(uri, "look at"):
+    with plain_errors(uri, "look at"):
         found = files.get_file_info([path])[0]
     return found if found.type == pyarrow.fs.FileType.File else None
 
 
 def is_folder(uri: str) -> bool:
     files, path = filesystem(uri)
-    with _plain_errors(uri, "look at"):
+    with plain_errors(uri, "look at"):
         return bool(files.get_file_info([path])[0].type == pyarrow.fs.FileType.Directory)
 
 
@@ -180,7 +181,7 @@ def list_files(folder: str, *, recursive: bool = False) -> list[str]:
     """The URIs of the files in a folder, sorted; temporary names are left out. An absent folder has no files."""
     files, path = filesystem(folder)
     selector = pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True)
-    with _plain_errors(folder, "list"):
+    with plain_errors(folder, "list"):
         found = files.get_file_info(selector)
     prefix = "s3://" if is_s3(folder) else ""
     return sorted(
@@ -188,6 +189,24 @@ def list_files(folder: str, *, recursive: bool = False) -> list[str]:
         for entry in found
         if entry.type == pyarrow.fs.FileType.File and TEMPORARY_MARK not in entry.base_name
     )
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Name and bytes of every file directly in a folder, in one listing. An absent folder has none."""
+    files, path = filesystem(folder)
+    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
+    with plain_errors(folder, "list"):
+        found = files.get_file_info(selector)
+    return {entry.base_name: entry.size for entry in found if entry.type == pyarrow.fs.FileType.File}
+
+
+def folders(folder: str) -> list[str]:
+    """The names of the folders directly in a folder, sorted."""
+    files, path = filesystem(folder)
+    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
+    with plain_errors(folder, "list"):
+        found = files.get_file_info(selector)
+    return sorted(entry.base_name for entry in found if entry.type == pyarrow.fs.FileType.Directory)
 
 
 def glob(pattern: str) -> list[str]:
@@ -217,13 +236,13 @@ def _parts_match(parts: list[str], wanted: list[str]) -> bool:
 def open_input(uri: str) -> pa.NativeFile:
     """A random-access file for pyarrow readers. Raises InputError when it cannot be opened."""
     files, path = filesystem(uri)
-    with _plain_errors(uri, "read"):
+    with plain_errors(uri, "read"):
         return files.open_input_file(path)
 
 
 def read_bytes(uri: str, *, limit: int = 1 << 30) -> bytes:
     """A whole small file; more than `limit` bytes are refused before reading."""
-    with open_input(uri) as source, _plain_errors(uri, "read"):
+    with open_input(uri) as source, plain_errors(uri, "read"):
         if source.size() > limit:
             raise InputError(f"{uri}: {source.size():,} bytes, more than the {limit:,} expected here; check the path")
         return cast(bytes, source.read())
@@ -231,7 +250,7 @@ def read_bytes(uri: str, *, limit: int = 1 << 30) -> bytes:
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset`, in one request."""
-    with open_input(uri) as source, _plain_errors(uri, "read"):
+    with open_input(uri) as source, plain_errors(uri, "read"):
         return cast(bytes, source.read_at(length, offset))
 
 
@@ -246,7 +265,7 @@ def read_text(uri: str) -> str:
 def sha256_file(uri: str) -> str:
     """SHA-256 of a file (64 hex digits), read in blocks."""
     hasher = hashlib.sha256()
-    with open_input(uri) as source, _plain_errors(uri, "read"):
+    with open_input(uri) as source, plain_errors(uri, "read"):
         while block := source.read(_BLOCK):
             hasher.update(block)
     return hasher.hexdigest()
@@ -258,7 +277,7 @@ def sha256_file(uri: str) -> str:
 def make_folder(uri: str) -> None:
     """Create a local folder with its parents; on S3 there are none to create."""
     if not is_s3(uri):
-        with _plain_errors(uri, "create"):
+        with plain_errors(uri, "create"):
             try:
                 os.makedirs(uri, exist_ok=True)
             except FileExistsError:
@@ -291,7 +310,7 @@ def write_atomic(uri: str, data: bytes) -> None:
         return
     make_folder(parent(uri))
     temporary = temporary_name(uri)
-    with _plain_errors(uri, "write"):
+    with plain_errors(uri, "write"):
         _write_local(temporary, data)
         os.replace(temporary, uri)
 
@@ -302,7 +321,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
         return _put_if_absent_s3(uri, data)
     make_folder(parent(uri))
     temporary = temporary_name(uri)
-    with _plain_errors(uri, "write"):
+    with plain_errors(uri, "write"):
         _write_local(temporary, data)
         try:
             os.link(temporary, uri)
@@ -354,31 +373,33 @@ def commit_file(local_path: str, uri: str) -> None:
             _client().upload_file(local_path, bucket, key)
         os.unlink(local_path)
         return
-    with _plain_errors(uri, "write"):
+    with plain_errors(uri, "write"):
         os.replace(local_path, uri)
 
 
 def download(uri: str, local_path: str) -> None:
     """Copy a file to the local disk in blocks."""
-    with open_input(uri) as source, open(local_path, "wb") as sink, _plain_errors(uri, "read"):
+    with open_input(uri) as source, open(local_path, "wb") as sink, plain_errors(uri, "read"):
         while block := source.read(_BLOCK):
             sink.write(block)
 
 
-def abort_uploads(folder: str) -> int:
+def abort_uploads(folder: str, *, older_than_s: float = 86_400.0) -> int:
     """Abort multipart uploads that a killed writer left under an s3:// folder; returns how many. They cost money until aborted.
 
-    Only called on folders that a run owns. On a local folder there is nothing to do.
+    Only old ones, so that a driver that is still alive keeps its own. On a local folder there is nothing to do.
     """
     if not is_s3(folder):
         return 0
     bucket, prefix = _bucket_key(folder)
+    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=older_than_s)
     aborted = 0
     with _s3_errors(folder):
         pages = (
             _client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix.rstrip("/") + "/")
         )
         for upload in (entry for page in pages for entry in page.get("Uploads", [])):
-            _client().abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-            aborted += 1
+            if upload["Initiated"] <= before:
+                _client().abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                aborted += 1
     return aborted
