@@ -1,0 +1,1 @@
+"""Where candidate pairs come from. `url_tables`: tables of URLs and captions in the usual formats."""

@@ -1,0 +1,504 @@
+"""URL tables: parquet, csv, tsv, jsonl and txt files (the text ones also gzipped) as candidate rows.
+
+Everything streams: a file is read in batches, a text line is bounded, so that memory does not grow with the file. Nothing
+vanishes: a line that does not parse becomes a row with a `problem`, and `candidates` turns it into a rejection with that
+detail. What makes a whole file useless (unknown suffix, no URL column, not a parquet file) is the user's to mend and raises
+InputError.
+
+How each format is read:
+* parquet: two string columns; only those are read.
+* csv: RFC 4180 with a header line, quoted fields may hold line breaks; a line with the wrong number of fields is a bad row.
+* tsv: a header line, then one record a line without quoting (IANA text/tab-separated-values); a field wholly wrapped in
+  double quotes, as csv writers leave it, is unwrapped.
+* jsonl: one object a line; an absent key is null.
+* txt: one URL a line, no captions. Blank lines of text formats are not rows. `source` is `name#row` with the row's number in
+  its file from 0; `name` is the path relative to the folder that all files share, so that the same files on a disk and in an
+  object store give the same candidates.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipeline.contracts import storage
+from pipeline.contracts.config import StrictModel, not_semantic
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.schema import CANDIDATE_SCHEMA, REJECTED_SCHEMA, Reason, rejected_rows, uid
+
+URL_NAMES = ("url", "image_url", "img_url", "image", "src", "link")
+CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "title", "description")
+"""Names that are recognised when the configuration gives none: the first that the file has, in any case."""
+
+_TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
+_SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(suffix + ".gz" for suffix in _TEXT_SUFFIXES))
+_MAX_LINE = 1 << 20  # characters; a longer line is one bad row, not a full memory
+_BATCH_ROWS = 8192
+_PEEK_ROWS = 1000  # objects of a jsonl file whose keys are looked at to find its columns
+_NOT_TEXT = re.compile("[\ud800-\udfff]")  # undecodable bytes (surrogateescape) and lone surrogates of JSON escapes
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+logger = logging.getLogger(__name__)
+
+
+class SourcesConfig(StrictModel):
+    """Which tables are read, and which of their columns."""
+
+    paths: list[str] = not_semantic(min_length=1)
+    """Files, patterns (`*`, `**`) and folders, local or s3://."""
+    url_column: str | None = None
+    """Name of the URL column; unset: recognised by name (URL_NAMES)."""
+    caption_column: str | None = None
+    """Name of the caption column; unset: recognised by name (CAPTION_NAMES)."""
+    column_names: tuple[str, ...] = ()
+    """Names of the columns of csv and tsv files that have no header line; unset: the first line names them."""
+    rows_per_unit: int = Field(default=10_000, ge=1)
+    """Rows of one unit of work: what is done again after a crash."""
+    max_url_bytes: int = Field(default=4096, ge=16)
+    max_caption_bytes: int = Field(default=8192, ge=1)
+
+
+class SourceFile(NamedTuple):
+    """A table: where it is, and what its rows' `source` is called."""
+
+    uri: str
+    name: str
+
+
+class Columns(NamedTuple):
+    """The columns of a table that are read; `caption` is None where the format has none (txt)."""
+
+    url: str
+    caption: str | None
+
+
+SOURCE_SCHEMA = pa.schema(
+    [
+        pa.field("url", pa.string()),
+        pa.field("caption_raw", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("problem", pa.string()),
+    ]
+)
+"""A row as it stands in its file; `problem` says why its line does not parse (null: it does)."""
+
+
+class _Record(NamedTuple):
+    url: str | None
+    caption: str | None
+    problem: str | None
+
+
+# ---- which files
+
+
+def expand(config: SourcesConfig) -> list[SourceFile]:
+    """The files of `config.paths`, each once, sorted by name. Raises InputError for a place without tables or an unknown
+    suffix."""
+    uris: set[str] = set()
+    for path in config.paths:
+        uris.update(_files_of(path if storage.is_s3(path) else os.path.abspath(path), path))
+    levels = zip(*(uri.split("/")[:-1] for uri in uris), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, levels))
+    return sorted(
+        (SourceFile(uri, "/".join(uri.split("/")[shared:])) for uri in uris), key=lambda file: (file.name, file.uri)
+    )
+
+
+def _files_of(place: str, written: str) -> list[str]:
+    if any(sign in place for sign in "*?["):
+        found = storage.glob(place)
+        if not found:
+            raise InputError(f"sources.paths: nothing matches {written!r}; check the pattern")
+    elif storage.is_folder(place):
+        present = storage.list_files(place, recursive=True)
+        found = [uri for uri in present if _suffix(uri) is not None]
+        if not found:
+            raise InputError(f"sources.paths: no {', '.join(_SUFFIXES)} file in folder {written!r}; check the path")
+        if len(found) < len(present):
+            logger.info("%s: %d files of other kinds are not read", written, len(present) - len(found))
+    elif storage.exists(place):
+        found = [place]
+    else:
+        raise InputError(f"sources.paths: no file, folder or pattern {written!r}; check the path")
+    for uri in found:
+        if _suffix(uri) is None:
+            raise InputError(f"sources.paths: {uri!r} ends in none of {', '.join(_SUFFIXES)}; rename or convert it")
+    return found
+
+
+def _suffix(uri: str) -> str | None:
+    """The suffix of a known format without `.gz`, or None."""
+    found = next((suffix for suffix in _SUFFIXES if uri.lower().endswith(suffix)), None)
+    return found.removesuffix(".gz") if found else None
+
+
+# ---- reading
+
+
+def columns(file: SourceFile, config: SourcesConfig) -> Columns:
+    """The columns that will be read. Raises InputError when the file is empty, corrupt or lacks them: call it before the work
+    starts."""
+    if storage.size(file.uri) == 0:
+        raise InputError(f"{file.uri}: the file is empty; take it out of sources.paths")
+    kind = _suffix(file.uri)
+    if kind == ".txt":
+        return Columns("url", None)
+    if kind == ".parquet":
+        with _open_parquet(file) as parquet:
+            names = parquet.schema_arrow.names
+            chosen = _choose(names, file, config)
+            for name in chosen:
+                kept = parquet.schema_arrow.field(name).type
+                if not _is_text(kept):
+                    raise InputError(f"{file.uri}: column {name!r} holds {kept}, not text; name another column")
+        return chosen
+    with _open_text(file) as stream:
+        if kind == ".jsonl":
+            peeked = (line for _, line in zip(range(_PEEK_ROWS), _lines(stream), strict=False))
+            objects = (_json_object(line) for line in peeked)
+            names = list(dict.fromkeys(key for found in objects if isinstance(found, dict) for key in found))
+            if not names:
+                raise InputError(f"{file.uri}: none of the first lines is a JSON object; check the format")
+        else:
+            names = list(config.column_names) or _header(stream, file, kind or "")
+    return _choose(names, file, config)
+
+
+def scan(file: SourceFile, config: SourcesConfig, batch_rows: int = _BATCH_ROWS) -> Iterator[pa.Table]:
+    """The file's rows as tables of SOURCE_SCHEMA with `batch_rows` rows (the last one fewer), in one pass and in bounded
+    memory.
+
+    Raises InputError where the file cannot be read.
+    """
+    records: list[_Record] = []
+    start = 0
+    for record in _records(file, config):
+        records.append(record)
+        if len(records) == batch_rows:
+            yield _table(records, file, start)
+            start += len(records)
+            records = []
+    if records:
+        yield _table(records, file, start)
+
+
+def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> pa.Table:
+    """Rows of a file (all of them, or those numbered by `rows`) as one table of SOURCE_SCHEMA.
+
+    Row groups before the range are skipped in parquet; the text formats are parsed from their beginning, so whoever wants a
+    text file unit by unit uses `scan`.
+    """
+    start = rows.start if rows is not None else 0
+    first = 0
+    if rows is not None and _suffix(file.uri) == ".parquet":
+        first = _group_start(file, start)
+    records: list[_Record] = []
+    for number, record in enumerate(_records(file, config, first), start=first):
+        if rows is not None and number >= rows.stop:
+            break
+        if number >= start:
+            records.append(record)
+    return _table(records, file, start)
+
+
+def count_rows(file: SourceFile, config: SourcesConfig) -> int:
+    """Rows of a file: from the footer of a parquet file, by reading through any other."""
+    if _suffix(file.uri) == ".parquet":
+        with _open_parquet(file) as parquet:
+            return int(parquet.metadata.num_rows)
+    return sum(1 for _ in _records(file, config))
+
+
+def _table(records: list[_Record], file: SourceFile, start: int) -> pa.Table:
+    return pa.table(
+        [
+            pa.array([record.url for record in records], pa.string()),
+            pa.array([record.caption for record in records], pa.string()),
+            pa.array([f"{file.name}#{start + place}" for place in range(len(records))], pa.string()),
+            pa.array([record.problem for record in records], pa.string()),
+        ],
+        schema=SOURCE_SCHEMA,
+    )
+
+
+def _records(file: SourceFile, config: SourcesConfig, first: int = 0) -> Iterator[_Record]:
+    """Every record of the file; of a parquet file from row `first`, which starts a row group."""
+    chosen = columns(file, config)
+    kind = _suffix(file.uri)
+    if kind == ".parquet":
+        yield from _parquet_records(file, chosen, first)
+        return
+    with _open_text(file) as stream:
+        try:
+            if kind == ".csv":
+                yield from _csv_records(stream, list(config.column_names) or _header(stream, file, kind), chosen)
+            elif kind == ".tsv":
+                yield from _tsv_records(stream, list(config.column_names) or _header(stream, file, kind), chosen)
+            elif kind == ".jsonl":
+                yield from (_json_record(line, chosen) for line in _lines(stream))
+            else:
+                yield from (_checked(None if line is None else line.strip(), None) for line in _lines(stream))
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{file.uri}: corrupt gzip file ({error}); replace it or take it out") from None
+
+
+def _choose(names: list[str], file: SourceFile, config: SourcesConfig) -> Columns:
+    caption = _named(names, config.caption_column, CAPTION_NAMES, "caption_column", file)
+    return Columns(_named(names, config.url_column, URL_NAMES, "url_column", file), caption)
+
+
+def _named(names: list[str], wanted: str | None, known: tuple[str, ...], key: str, file: SourceFile) -> str:
+    shown = ", ".join(repr(name) for name in names[:20])
+    if wanted is not None:
+        matches = [name for name in names if name == wanted]
+        if not matches:
+            raise InputError(f"{file.uri}: no column {wanted!r}; set sources.{key} to one of {shown}")
+    else:
+        matches = next((found for one in known if (found := [name for name in names if name.lower() == one])), [])
+        if not matches:
+            raise InputError(
+                f"{file.uri}: no column is called {' or '.join(known)}; set sources.{key} to one of {shown}"
+            )
+    if len(matches) > 1:
+        raise InputError(f"{file.uri}: columns {matches!r} could both be meant; set sources.{key}")
+    return matches[0]
+
+
+def _checked(url: object, caption: object) -> _Record:
+    """A record whose values are text that Arrow can hold, or a record with the problem."""
+    for name, value in (("url", url), ("caption", caption)):
+        if value is not None and not isinstance(value, str):
+            return _Record(None, None, f"{name} is {type(value).__name__}, not text")
+        if value is not None and not value.isascii() and _NOT_TEXT.search(value):
+            return _Record(None, None, f"{name} is not UTF-8")
+    return _Record(url, caption, None)  # type: ignore[arg-type]  # checked just above
+
+
+# ---- text formats
+
+
+def _open_text(file: SourceFile) -> io.TextIOWrapper:
+    raw = storage.open_input(file.uri)
+    binary = gzip.GzipFile(fileobj=raw, mode="rb") if file.uri.lower().endswith(".gz") else raw
+    # newline="\n": line ends inside csv fields stay as they are; a record ends at "\n" or "\r\n".
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+
+
+def _lines(stream: io.TextIOWrapper) -> Iterator[str | None]:
+    """Lines that are not blank, without their ends; None stands for one that is too long."""
+    while line := stream.readline(_MAX_LINE):
+        if len(line) == _MAX_LINE and not line.endswith("\n"):
+            while (rest := stream.readline(_MAX_LINE)) and not rest.endswith("\n"):
+                pass
+            yield None
+        elif not line.isspace():
+            yield line.rstrip("\r\n")
+
+
+_TOO_LONG = _Record(None, None, f"the line is longer than {_MAX_LINE:,} characters")
+
+
+def _header(stream: io.TextIOWrapper, file: SourceFile, kind: str) -> list[str]:
+    """The names in the first line that is not blank."""
+    try:
+        if kind == ".csv":
+            names = next((row for row in csv.reader(_csv_lines(stream), strict=True) if row), None)
+        else:
+            line = next(_lines(stream), None)
+            names = None if line is None else [_unquoted(field) for field in line.split("\t")]
+    except (csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{file.uri}: its first line cannot be read ({error}); check the format") from None
+    if names is None:
+        raise InputError(f"{file.uri}: no header line; name the columns in the first line")
+    return [name.strip() for name in names]
+
+
+def _csv_lines(stream: io.TextIOWrapper) -> Iterator[str]:
+    while line := stream.readline(_MAX_LINE):
+        yield line
+
+
+def _csv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[_Record]:
+    rows = csv.reader(_csv_lines(stream), strict=True)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            yield _Record(None, None, f"csv: {error}")
+            continue
+        if row is None:
+            return
+        if row:
+            yield _fields(row, names, chosen)
+
+
+def _tsv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[_Record]:
+    for line in _lines(stream):
+        yield _TOO_LONG if line is None else _fields([_unquoted(field) for field in line.split("\t")], names, chosen)
+
+
+def _fields(row: list[str], names: list[str], chosen: Columns) -> _Record:
+    if len(row) != len(names):
+        return _Record(None, None, f"{len(row)} fields where the header has {len(names)}")
+    return _checked(row[names.index(chosen.url)], row[names.index(chosen.caption)] if chosen.caption else None)
+
+
+def _unquoted(field: str) -> str:
+    if len(field) >= 2 and field[0] == field[-1] == '"':
+        inner = field[1:-1]
+        if '"' not in inner.replace('""', ""):
+            return inner.replace('""', '"')
+    return field
+
+
+def _json_object(line: str | None) -> object:
+    """The value of a line, or a sentence (str) about why there is none."""
+    if line is None:
+        return _TOO_LONG.problem
+    try:
+        found: object = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"json: {error}"
+    return found if isinstance(found, dict) else "json: not an object"
+
+
+def _json_record(line: str | None, chosen: Columns) -> _Record:
+    found = _json_object(line)
+    if not isinstance(found, dict):
+        return _Record(None, None, str(found))
+    return _checked(found.get(chosen.url), found.get(chosen.caption or ""))
+
+
+# ---- parquet
+
+
+def _open_parquet(file: SourceFile) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(storage.open_input(file.uri))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file.uri}: not a parquet file ({_short(error)}); replace it or take it out") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _group_start(file: SourceFile, row: int) -> int:
+    """The first row of the row group that holds `row`."""
+    with _open_parquet(file) as parquet:
+        start = 0
+        for group in range(parquet.metadata.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if start + rows > row:
+                break
+            start += rows
+        return start
+
+
+def _parquet_records(file: SourceFile, chosen: Columns, first: int) -> Iterator[_Record]:
+    with _open_parquet(file) as parquet:
+        starts = [0]
+        for group in range(parquet.metadata.num_row_groups):
+            starts.append(starts[-1] + parquet.metadata.row_group(group).num_rows)
+        groups = [group for group, start in enumerate(starts[:-1]) if start >= first]
+        names = [name for name in chosen if name is not None]
+        try:
+            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=names):
+                urls, captions = (_texts(batch[name]) for name in names)
+                for url, caption in zip(urls, captions, strict=True):
+                    yield _checked(url, caption)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file.uri}: corrupt parquet file ({_short(error)}); replace it or take it out") from None
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """The column's values; bytes that are not UTF-8 come out as surrogates, which `_checked` reports."""
+    plain = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+    raw: list[bytes | None] = plain.cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+
+
+# ---- candidates
+
+
+def candidates(table: pa.Table, config: SourcesConfig) -> tuple[pa.Table, pa.Table]:
+    """Rows of SOURCE_SCHEMA as (rows of CANDIDATE_SCHEMA, rows of REJECTED_SCHEMA), in their order.
+
+    White space around a URL is not part of it. Rejections: bad_row, bad_url (none, over-long, control characters, no host,
+    does not parse), scheme, no_caption (null or only white space), caption_too_long.
+    """
+    urls = [None if url is None else url.strip() for url in table["url"].to_pylist()]
+    captions: list[str | None] = table["caption_raw"].to_pylist()
+    verdicts = [
+        (Reason.BAD_ROW, problem) if problem is not None else _verdict(url, caption, config)
+        for url, caption, problem in zip(urls, captions, table["problem"].to_pylist(), strict=True)
+    ]
+    uids = [
+        None if url is None or caption is None else uid(url, caption)
+        for url, caption in zip(urls, captions, strict=True)
+    ]
+    whole = pa.table(
+        {
+            "uid": pa.array(uids, pa.binary(16)),
+            "url": pa.array(urls, pa.string()),
+            "caption_raw": table["caption_raw"],
+            "page_url": pa.nulls(len(urls), pa.string()),
+            "source": table["source"],
+            "language": pa.nulls(len(urls), pa.string()),
+        }
+    )
+    kept = whole.filter(pa.array([verdict is None for verdict in verdicts], pa.bool_())).cast(CANDIDATE_SCHEMA)
+    return kept, _rejections(whole, verdicts)
+
+
+def _rejections(whole: pa.Table, verdicts: list[tuple[Reason, str | None] | None]) -> pa.Table:
+    parts = []
+    for reason in sorted({verdict[0] for verdict in verdicts if verdict is not None}):
+        places = [place for place, verdict in enumerate(verdicts) if verdict is not None and verdict[0] is reason]
+        details = pa.array([(verdicts[place] or (reason, None))[1] for place in places], pa.string())
+        parts.append(rejected_rows(whole.take(pa.array(places, pa.int64())), reason, details))
+    return pa.concat_tables(parts) if parts else REJECTED_SCHEMA.empty_table()
+
+
+def _verdict(url: str | None, caption: str | None, config: SourcesConfig) -> tuple[Reason, str | None] | None:
+    if not url:
+        return Reason.BAD_URL, "no URL"
+    length = len(url.encode())
+    if length > config.max_url_bytes:
+        return Reason.BAD_URL, f"{length:,} bytes, more than {config.max_url_bytes:,}"
+    if _CONTROL.search(url):
+        return Reason.BAD_URL, "a control character inside"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return Reason.BAD_URL, str(error)[:200]
+    if parts.scheme not in ("http", "https"):
+        return (Reason.SCHEME, parts.scheme[:40]) if parts.scheme else (Reason.BAD_URL, "no scheme")
+    if not host or port == 0:
+        return Reason.BAD_URL, "no host" if not host else "port 0"
+    if caption is None or not caption.strip():
+        return Reason.NO_CAPTION, None
+    length = len(caption.encode())
+    if length > config.max_caption_bytes:
+        return Reason.CAPTION_TOO_LONG, f"{length:,} bytes, more than {config.max_caption_bytes:,}"
+    return None
