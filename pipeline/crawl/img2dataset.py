@@ -1,0 +1,262 @@
+"""The engine `img2dataset`: its downloader fetches, its resizer makes the stored picture; the rest is ours.
+
+Its `Downloader` class is not used: it hides how a fetch ended in one free text, writes rows as they complete and deletes its input.
+Its `download_image` is called from a bounded thread pool with a queue per host, its message is mapped to the closed list of
+reasons, and the outcomes come back in the order of the URLs. Around it:
+
+* before: the URL is respelled (`urls.py`) and refused unless it is public http(s) (`guard.py`); `file:` and `data:` never reach it;
+* after: the byte cap, our own decoding (limits, truncation, hashes). Its resizer stores EXIF-rotated pictures sideways and 16-bit ones
+  near white, so it is given the source bytes only where these are plain (`picture.is_plain`), else an upright 8-bit RGB copy of them.
+
+What stays open, because `urllib` connects by itself, is listed in README.md ("What the engine img2dataset leaves open").
+
+Importing img2dataset loads pandas, wandb and albumentations (a second, 180 MB), so this module imports it in the worker that fetches
+and nowhere else. Its resizer points the process's stdout and stderr at /dev/null while it works and is not safe to run twice at once
+for that reason: pictures are made in the calling thread only.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import importlib.util
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+
+import PIL.Image
+
+from pipeline.content.hashes import sha256
+from pipeline.content.image import decode
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.schema import Reason
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.guard import Guard
+from pipeline.crawl.outcome import Outcome, Refused, Stored
+from pipeline.crawl.picture import Examined, examine, is_plain
+from pipeline.crawl.urls import Target, UrlRefused, parse
+
+OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
+
+_STATUS = re.compile(r"HTTP Error (\d{3})")
+_MESSAGES: tuple[tuple[re.Pattern[str], Reason, str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), reason, detail)
+    for pattern, reason, detail in (
+        (r"X-Robots-Tag", Reason.OPT_OUT, "X-Robots-Tag"),
+        (r"would lead to an infinite loop", Reason.REDIRECT, "loop, or too many"),
+        (r"Redirection to url .* is not allowed", Reason.REDIRECT, "to another scheme"),
+        (r"timed out", Reason.TIMEOUT, "timed out"),
+        (r"Errno -\d+\]|getaddrinfo|Name or service not known", Reason.DNS, "no such name"),
+        (r"\bSSL\b|_ssl\.c|certificate", Reason.TLS, "certificate or handshake"),
+        (r"Connection refused", Reason.CONNECTION, "refused"),
+        (r"reset by peer|Broken pipe", Reason.CONNECTION, "reset"),
+        (r"unreachable|No route to host", Reason.CONNECTION, "unreachable"),
+        (r"IncompleteRead|Remote end closed", Reason.CONNECTION, "ended early"),
+        (
+            r"control characters|no host given|unknown url type|codec can't encode",
+            Reason.BAD_URL,
+            "not understood by urllib",
+        ),
+    )
+)
+
+
+def require(version: tuple[int, int] = sys.version_info[:2]) -> None:
+    """Raise InputError where this engine cannot run; cheap, for a `--check`."""
+    if version >= (3, 13):
+        raise InputError(
+            f"crawl.engine: 'img2dataset' needs a Python below 3.13 and this is {version[0]}.{version[1]} "
+            "(it imports imghdr, which 3.13 removed); run the crawl with Python 3.11 or 3.12"
+        )
+    if importlib.util.find_spec("img2dataset") is None:
+        raise InputError("crawl.engine: 'img2dataset' is not installed; install it with pip install '.[pipeline]'")
+
+
+def fetch_pictures(urls: Sequence[str], config: CrawlConfig, host_limit: Callable[[str], int]) -> list[Outcome]:
+    """Fetch every URL once; one outcome per URL, in their order (see `outcome.Engine`).
+
+    At most `config.threads` fetches run at once and twice as many pictures are held in memory before they are resized.
+    """
+    downloader, resizer = _library()
+    resize = _make_resizer(resizer, config)
+    guard = Guard(config.allow_addresses)
+    outcomes: dict[int, Outcome] = {}
+    queues = _HostQueues(host_limit)
+    for index, url in enumerate(urls):
+        try:
+            queues.add(index, parse(url))
+        except UrlRefused as refused:
+            outcomes[index] = Refused(refused.reason, refused.detail)
+
+    fetch = functools.partial(_fetch, downloader.download_image, guard, config)
+    for index, fetched in _in_threads(fetch, queues, config.threads):
+        outcomes[index] = fetched if isinstance(fetched, Refused) else _store(fetched, config, resize)
+    return [outcomes[index] for index in range(len(urls))]
+
+
+# ---- fetching
+
+
+class _HostQueues:
+    """URLs that wait, by host; hands out the next one whose host has room, hosts taking turns."""
+
+    def __init__(self, host_limit: Callable[[str], int]) -> None:
+        self._host_limit = host_limit
+        self._room: dict[str, int] = {}
+        self._waiting: dict[str, collections.deque[tuple[int, Target]]] = {}
+        self._ready: collections.deque[str] = collections.deque()  # hosts with something waiting and room for it
+
+    def add(self, index: int, target: Target) -> None:
+        if target.host not in self._waiting:
+            self._waiting[target.host] = collections.deque()
+            self._room[target.host] = self._host_limit(target.host)
+            self._ready.append(target.host)
+        self._waiting[target.host].append((index, target))
+
+    def take(self) -> tuple[int, Target] | None:
+        """The next URL, its host's room taken; None when nothing may be fetched now."""
+        if not self._ready:
+            return None
+        host = self._ready.popleft()
+        self._room[host] -= 1
+        taken = self._waiting[host].popleft()
+        if self._waiting[host] and self._room[host]:
+            self._ready.append(host)
+        return taken
+
+    def give_back(self, host: str) -> None:
+        """A fetch at `host` has ended."""
+        self._room[host] += 1
+        if self._waiting[host] and self._room[host] == 1:
+            self._ready.append(host)
+
+
+def _in_threads(
+    fetch: Callable[[Target], bytes | Refused], queues: _HostQueues, threads: int
+) -> Iterator[tuple[int, bytes | Refused]]:
+    """Run `fetch` over all that `queues` holds; yields in order of completion, in the calling thread."""
+    running: dict[concurrent.futures.Future[bytes | Refused], tuple[int, str]] = {}
+    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="crawl")
+    try:
+        while True:
+            while len(running) < 2 * threads and (taken := queues.take()) is not None:
+                index, target = taken
+                running[pool.submit(fetch, target)] = (index, target.host)
+            if not running:
+                return
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            ended = [(future, *running.pop(future)) for future in done]
+            for _, _, host in ended:
+                queues.give_back(host)
+            for future, index, _ in ended:
+                yield index, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fetch(
+    download_image: Callable[..., tuple[int, io.BytesIO | None, str | None]],
+    guard: Guard,
+    config: CrawlConfig,
+    target: Target,
+) -> bytes | Refused:
+    refusal = guard.refuse_target(target)
+    if refusal is not None:
+        return Refused(*refusal)
+    token = config.user_agent_token.lower() if config.user_agent_token else None
+    directives = OPT_OUT_DIRECTIVES if config.respect_opt_out else None
+    refused = Refused(Reason.CONNECTION, "not tried")
+    for _ in range(config.retries + 1):
+        _, stream, message = download_image((0, target.url), config.timeout_s, token, directives)
+        if stream is not None:
+            data = stream.getvalue()
+            if len(data) > config.max_bytes:
+                return Refused(Reason.TOO_MANY_BYTES, f"{len(data)} bytes")
+            return data
+        refused = refused_by(message or "")
+        if not _may_pass(refused):
+            break
+    return refused
+
+
+def refused_by(message: str) -> Refused:
+    """Name what `download_image` says only as free text (the text of whatever exception urllib raised)."""
+    for pattern, reason, detail in _MESSAGES:
+        if pattern.search(message):
+            return Refused(reason, detail)
+    status = _STATUS.match(message)
+    if status is not None:
+        return Refused(Reason.HTTP_STATUS, status.group(1))
+    # What is left is an answer that is not HTTP, and rare errors of sockets.
+    return Refused(Reason.CONNECTION, message[:200])
+
+
+def _may_pass(refused: Refused) -> bool:
+    """Whether asking again at once may help. 429 says that it does not."""
+    if refused.reason is Reason.HTTP_STATUS:
+        return refused.detail.startswith("5")
+    return refused.reason in (Reason.TIMEOUT, Reason.CONNECTION)
+
+
+# ---- the stored picture
+
+_Resize = Callable[[io.BytesIO], tuple[bytes | None, int, int, int, int, str | None]]
+
+
+def _store(data: bytes, config: CrawlConfig, resize: _Resize) -> Outcome:
+    examined = examine(data, config)
+    if isinstance(examined, Refused):
+        return examined
+    source = data if is_plain(data) else _upright_copy(data, config)
+    image, width, height, _, _, message = resize(io.BytesIO(source))
+    if image is None:
+        return Refused(Reason.IMAGE_CORRUPT, f"resizer: {message}"[:200])
+    return _stored(image, width, height, examined, config)
+
+
+def _stored(image: bytes, width: int, height: int, examined: Examined, config: CrawlConfig) -> Stored:
+    return Stored(
+        image=image,
+        format=config.encode_format,
+        width=width,
+        height=height,
+        original_width=examined.picture.original_width,
+        original_height=examined.picture.original_height,
+        source_sha256=examined.source_sha256,
+        image_sha256=sha256(image),
+        phash64=examined.hashes.phash64,
+        pdq256=examined.hashes.pdq256,
+        pdq_quality=examined.hashes.pdq_quality,
+    )
+
+
+def _upright_copy(data: bytes, config: CrawlConfig) -> bytes:
+    """The picture at full size as an upright 8-bit RGB file. BMP: lossless, and its coding is a copy of the memory."""
+    picture = decode(data, max_pixels=config.max_pixels)
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture.rgb).save(file, "BMP")
+    return file.getvalue()
+
+
+def _make_resizer(resizer: ModuleType, config: CrawlConfig) -> _Resize:
+    made: _Resize = resizer.Resizer(
+        image_size=config.image_size,
+        resize_mode=config.resize_mode,
+        resize_only_if_bigger=not config.upscale,
+        encode_quality=config.quality,
+        encode_format="jpg" if config.encode_format == "jpeg" else config.encode_format,
+    )
+    return made
+
+
+@functools.lru_cache(maxsize=1)
+def _library() -> tuple[ModuleType, ModuleType]:
+    """img2dataset's downloader and resizer. Heavy, and it reaches for the network while it is imported unless told not to."""
+    require()
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # imghdr is deprecated, and albumentations has things to say
+        return importlib.import_module("img2dataset.downloader"), importlib.import_module("img2dataset.resizer")
