@@ -1,0 +1,481 @@
+"""Units → Ray tasks → commit records: the one door to ray.
+
+A stage maps units (a few input files each) to committed output files. `Run.stage` gives each unit that is not yet done to a Ray
+task; the task reads the unit's rows, calls the stage's `work`, checks that no row vanished, and commits:
+
+    1. write every output under a temporary name            (a crash here leaves a file that no reader takes for data)
+    2. rename it to a name that carries its content's hash  (a crash here leaves a file that no record names)
+    3. write the record, unless the name is taken           (from here on the unit is done)
+
+Done means that the record is there and matches: same input digest, same stage digest, and every file it names has its size. The same
+command again therefore resumes. A stage's folder is named by the stage digest, so a changed configuration never meets old output, and
+nothing is ever deleted that this driver did not write.
+
+Two drivers on one output: the record is a conditional put. Who comes second finds the other's record and stops, naming its owner, unless
+that owner was a driver on this machine that has died (its last task may outlive it by a moment): then the record stands.
+
+Crashes. A task that takes its worker process with it (a decoder's segmentation fault, the memory limit) is tried a second time. A row-wise
+unit that fails twice is cut in halves, each in a worker of its own, until the row that does it stands alone; that row is rejected as
+`decoder_crashed` and the others are kept.
+
+Why plain Ray tasks and not Ray Data for the units: the driver must learn which unit took a worker down (Ray Data retries blocks inside
+and then fails the whole dataset), a unit's record must be written by the task that did the work, and a pass over a handful of
+units costs milliseconds instead of a second or more (tests/benchmarks/engine_overhead.py).
+"""
+
+import dataclasses
+import logging
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pydantic
+import ray
+import ray.exceptions
+
+from pipeline.contracts import parquet, storage
+from pipeline.contracts.cli import Progress
+from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
+from pipeline.contracts.errors import HouseError, RunError
+from pipeline.contracts.parquet import TableFile
+from pipeline.contracts.schema import REJECTED_SCHEMA, Reason, rejected_rows
+
+log = logging.getLogger("pipeline")
+
+REJECTED_SUFFIX = ".rejected.parquet"
+RECORD_VERSION = 1
+
+
+class EngineConfig(StrictModel):
+    """Where and how widely the units run. None of it changes a result."""
+
+    address: str | None = not_semantic(
+        None, description="a running Ray cluster; unset: the one this job is in, else a local one"
+    )
+    workers: int | None = not_semantic(
+        None, ge=1, description="units at a time; unset: one for each CPU of the cluster"
+    )
+
+
+# ---- what a stage is
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One piece of a stage's work. `inputs` are file names or digests that identify what it reads, free of places."""
+
+    id: str
+    inputs: tuple[str, ...] = ()
+    params: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a unit's work gives: kept rows, rejected rows (REJECTED_SCHEMA), tables beside them by suffix, and notes for the record."""
+
+    rows: pa.Table
+    rejected: pa.Table | None = None
+    beside: Mapping[str, pa.Table] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A named step. `read` gets a unit's rows, `work` turns them into a Result; both run on a worker and are pure.
+
+    digest: over the stage's semantic keys, the roots of its inputs and its format version (see `stage_digest`).
+    accounted: rows in = rows out + rejected is checked. Off for steps whose rows are no pairs (blocks, counts).
+    row_wise: each output row depends on one input row, so that a crashing unit can be cut in two.
+    partitioned: rows carry an int32 column `partition`, sorted; each partition starts a row group of its own.
+    """
+
+    name: str
+    digest: str
+    read: Callable[[Unit], pa.Table]
+    work: Callable[[pa.Table, Unit], Result]
+    accounted: bool = True
+    row_wise: bool = False
+    partitioned: bool = False
+
+
+class Record(StrictModel):
+    """The commit record of a unit: written last, conditionally, and never changed."""
+
+    version: int = RECORD_VERSION
+    stage: str
+    unit: str
+    stage_digest: str
+    input_digest: str
+    rows_in: int
+    rows_out: int
+    rejected: dict[str, int]
+    output: TableFile
+    rejected_file: TableFile | None
+    beside: dict[str, TableFile]
+    notes: dict[str, Json]
+    owner: dict[str, Json]
+    started: float
+    seconds: float
+    versions: dict[str, str]
+
+    @property
+    def files(self) -> list[TableFile]:
+        return [self.output, *([self.rejected_file] if self.rejected_file else []), *self.beside.values()]
+
+
+def stage_digest(name: str, version: int, config: Json, inputs: Sequence[str]) -> str:
+    """The digest that names a stage's folder: its format version, its semantic configuration, the roots of its inputs."""
+    return digest_json({"stage": name, "version": version, "config": config, "inputs": list(inputs)})
+
+
+def output_root(records: Sequence[Record]) -> str:
+    """One digest over what a stage committed; the input root of the next stage. It holds no place and no time."""
+    return digest_json([[record.unit, *(file.sha256 for file in record.files)] for record in records])
+
+
+def stage_folder(out: str, stage: Stage) -> str:
+    """`out`/NAME/DIGEST: a changed digest is another folder."""
+    return storage.join(out, stage.name, stage.digest[:12])
+
+
+def input_digest(unit: Unit) -> str:
+    return digest_json([unit.id, list(unit.inputs), dict(unit.params)])
+
+
+# ---- the driver's side
+
+
+class Run:
+    """A driver: Ray connected, `run.json` kept up to date, stages run one after the other. Use as a context manager."""
+
+    def __init__(self, out: str, engine: EngineConfig, config: Mapping[str, Json], config_digest: str) -> None:
+        self.out = out.rstrip("/")
+        self._engine = engine
+        self._owner = _owner()
+        self._stages: list[Json] = []
+        self._story: dict[str, Json] = {
+            "state": "running",
+            "exit_code": None,
+            "error": None,
+            "config": dict(config),
+            "config_digest": config_digest,
+            "owner": self._owner,
+            "started": time.time(),
+            "ended": None,
+            "stages": self._stages,
+        }
+
+    def __enter__(self) -> Self:
+        storage.make_folder(self.out)
+        self._refuse_living_driver()
+        self._tell()
+        storage.abort_uploads(self.out)
+        connect(self._engine)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        code = 0 if error is None else error.exit_code if isinstance(error, HouseError) else 1
+        self._story |= {
+            "state": "done" if error is None else "failed",
+            "exit_code": code,
+            "error": None if error is None else f"{type(error).__name__}: {error}",
+            "ended": time.time(),
+        }
+        self._tell()
+
+    def _refuse_living_driver(self) -> None:
+        """The early answer to a second driver on this machine; across machines the conditional put of the first record tells."""
+        place = storage.join(self.out, "run.json")
+        if not storage.exists(place):
+            return
+        story = pydantic.TypeAdapter(dict[str, Json]).validate_json(storage.read_bytes(place))
+        owner = story.get("owner")
+        alive = isinstance(owner, dict) and owner.get("host") == socket.gethostname() and not _has_died(owner)
+        if story.get("state") == "running" and isinstance(owner, dict) and alive and owner != self._owner:
+            raise RunError(
+                f"{place}: process {owner['pid']} is writing to this output; wait for it or stop it, then run again"
+            )
+
+    def _tell(self) -> None:
+        storage.write_atomic(storage.join(self.out, "run.json"), _json(self._story))
+
+    def stage(self, stage: Stage, units: Sequence[Unit]) -> list[Record]:
+        """Run what is not done yet; returns the records of all units in the order given."""
+        folder = stage_folder(self.out, stage)
+        self._stages.append(
+            {"name": stage.name, "folder": storage.join(stage.name, stage.digest[:12]), "units": len(units)}
+        )
+        self._tell()
+        storage.make_folder(folder)
+        done = matching_records(folder, stage.digest, units)
+        todo = [unit for unit in units if unit.id not in done]
+        with Progress(len(units), "units", stage.name) as progress:
+            for record in done.values():
+                progress.update(1, **_shown(record))
+            for record in self._run_units(stage, folder, todo):
+                done[record.unit] = record
+                progress.update(1, **_shown(record))
+        return [done[unit.id] for unit in units]
+
+    def _run_units(self, stage: Stage, folder: str, units: Sequence[Unit]) -> Any:
+        """Yield records as units finish, with a bounded number of tasks submitted."""
+        limit = self._engine.workers or max(1, int(_cluster_resources().get("CPU", 1)))
+        shared = ray.put(stage)
+        waiting = list(reversed(units))
+        running: dict[Any, Unit] = {}
+        crashes = dict.fromkeys((unit.id for unit in units), 0)
+        while waiting or running:
+            while waiting and len(running) < limit:
+                unit = waiting.pop()
+                running[_run_unit.remote(shared, folder, unit, self._owner)] = unit
+            finished, _ = ray.wait(list(running), num_returns=1)
+            unit = running.pop(finished[0])
+            try:
+                yield self._settle(stage, folder, unit, *ray.get(finished[0]))
+            except _LOST as error:
+                crashes[unit.id] += 1
+                log.warning("%s: unit %s lost its worker (%s)", stage.name, unit.id, type(error).__name__)
+                if crashes[unit.id] < 2:
+                    waiting.append(unit)
+                elif stage.row_wise:
+                    yield self._settle(stage, folder, unit, *self._bisect(stage, shared, folder, unit))
+                else:
+                    raise RunError(
+                        f"{stage.name}: unit {unit.id} ended its worker twice ({type(error).__name__}); "
+                        "give the workers more memory, or run again with engine.workers=1"
+                    ) from None
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                raise (cause if isinstance(cause, HouseError) else error) from None
+
+    def _settle(self, stage: Stage, folder: str, unit: Unit, record: Record, committed: bool) -> Record:
+        """Accept the record that a task came back with: its own, or the one that was there first."""
+        if committed:
+            return record
+        place = f"{storage.join(folder, record.unit)}.json"
+        if record.owner != self._owner and not _has_died(record.owner):
+            raise RunError(
+                f"{place}: another driver is writing to this output: process {record.owner['pid']} on "
+                f"{record.owner['host']!r}; stop one of the two, then run the same command again"
+            )
+        if not matching_records(folder, stage.digest, [unit]):
+            raise RunError(
+                f"{place}: names a file that is missing or has another size; move this record away and run again"
+            )
+        return record
+
+    def _bisect(self, stage: Stage, shared: Any, folder: str, unit: Unit) -> tuple[Record, bool]:
+        """Find the rows of a unit that end their worker, and commit the unit without them."""
+        rows = ray.get(_count_rows.remote(shared, unit))
+        results, crashed, pieces = [], [], [(0, rows)]
+        while pieces:
+            start, stop = pieces.pop()
+            reference = _run_slice.remote(shared, unit, start, stop)
+            try:
+                ray.wait([reference])
+                ray.get(_ready.remote(reference))
+                results.append((start, reference))
+            except _LOST:
+                if stop - start == 1:
+                    crashed.append(start)
+                else:
+                    middle = (start + stop) // 2
+                    pieces += [(middle, stop), (start, middle)]
+        log.warning("%s: unit %s: %d rows end their worker; they are rejected", stage.name, unit.id, len(crashed))
+        parts = [reference for _, reference in sorted(results, key=lambda part: part[0])]
+        committed: tuple[Record, bool] = ray.get(
+            _commit_parts.remote(shared, folder, unit, self._owner, crashed, *parts)
+        )
+        return committed
+
+
+def _cluster_resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+_LOST = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+)
+"""What Ray raises when a task's process or node went away, as opposed to an exception in the task."""
+
+
+def connect(engine: EngineConfig) -> None:
+    """Connect to Ray: the given cluster, the one that this job was submitted to, or a local one of its own."""
+    if not ray.is_initialized():
+        local = engine.address is None and "RAY_ADDRESS" not in os.environ
+        ray.init(
+            address="local" if local else engine.address,
+            include_dashboard=False if local else None,
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+        )
+
+
+def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[str, Record]:
+    """The records in `folder` that say one of `units` is done: same digests, and every named file has its size."""
+    present = storage.sizes(folder)
+    wanted = {unit.id: input_digest(unit) for unit in units}
+    names = [f"{unit}.json" for unit in wanted if f"{unit}.json" in present]
+    with ThreadPoolExecutor(16) as pool:
+        records = list(pool.map(lambda name: read_record(storage.join(folder, name)), names))
+    return {
+        record.unit: record
+        for record in records
+        if record.stage_digest == digest
+        and record.input_digest == wanted[record.unit]
+        and all(present.get(file.name) == file.bytes for file in record.files)
+    }
+
+
+def read_record(uri: str) -> Record:
+    """A commit record. Raises RunError when it is damaged."""
+    try:
+        return Record.model_validate_json(storage.read_bytes(uri))
+    except pydantic.ValidationError:
+        raise RunError(f"{uri}: not a commit record of this version; move it away and run again") from None
+
+
+def _shown(record: Record) -> dict[str, int]:
+    return {
+        "in": record.rows_in,
+        "out": record.rows_out,
+        **({"rejected": sum(record.rejected.values())} if record.rejected else {}),
+    }
+
+
+def _json(value: Json) -> bytes:
+    return pydantic.TypeAdapter(Json).dump_json(value, indent=1) + b"\n"
+
+
+# ---- who is the owner
+
+
+def _owner() -> dict[str, Json]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
+
+
+def _start_ticks(pid: int) -> str | None:
+    """When a process started, as /proc tells (field 22 of proc(5) stat); tells a process from a later one with its number."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as source:
+            return source.read().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return None
+
+
+def _has_died(owner: Mapping[str, Json]) -> bool:
+    """Whether a record's owner was a process of this machine that is gone. Of another machine we cannot know: not dead."""
+    pid = owner.get("pid")
+    return (
+        owner.get("host") == socket.gethostname() and isinstance(pid, int) and _start_ticks(pid) != owner.get("started")
+    )
+
+
+# ---- the worker's side
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _run_unit(stage: Stage, folder: str, unit: Unit, owner: dict[str, Json]) -> tuple[Record, bool]:
+    started = time.time()
+    table = stage.read(unit)
+    return commit(stage, folder, unit, owner, table.num_rows, stage.work(table, unit), started)
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _count_rows(stage: Stage, unit: Unit) -> int:
+    rows: int = stage.read(unit).num_rows
+    return rows
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _run_slice(stage: Stage, unit: Unit, start: int, stop: int) -> Result:
+    return stage.work(stage.read(unit).slice(start, stop - start), unit)
+
+
+@ray.remote(num_cpus=0)
+def _ready(result: Result) -> None:
+    """Fails where the slice failed, without bringing its rows to the driver."""
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _commit_parts(
+    stage: Stage, folder: str, unit: Unit, owner: dict[str, Json], crashed: list[int], *parts: Result
+) -> tuple[Record, bool]:
+    started = time.time()
+    table = stage.read(unit)
+    lost = rejected_rows(table.take(crashed), Reason.DECODER_CRASHED, "this row ended its worker process twice")
+    rows = pa.concat_tables([part.rows for part in parts]) if parts else stage.work(table.slice(0, 0), unit).rows
+    if "uid" in rows.column_names:
+        rows = rows.take(pc.sort_indices(rows["uid"]))
+    rejected = pa.concat_tables([*(part.rejected for part in parts if part.rejected is not None), lost])
+    return commit(stage, folder, unit, owner, table.num_rows, Result(rows, rejected), started)
+
+
+def commit(
+    stage: Stage, folder: str, unit: Unit, owner: dict[str, Json], rows_in: int, result: Result, started: float
+) -> tuple[Record, bool]:
+    """Commit a unit's result (the three steps above); returns the record that stands and whether it is ours.
+
+    Raises RunError when rows were neither kept nor rejected: nothing is committed then.
+    """
+    rejected = result.rejected if result.rejected is not None else REJECTED_SCHEMA.empty_table()
+    by_reason = _count_reasons(rejected)
+    if stage.accounted and rows_in != result.rows.num_rows + rejected.num_rows:
+        raise RunError(
+            f"{stage.name}: unit {unit.id}: {rows_in:,} rows in, {result.rows.num_rows:,} out and {rejected.num_rows:,} rejected "
+            "do not add up; this is a bug of the stage, nothing was committed"
+        )
+    boundaries = _partition_starts(result.rows) if stage.partitioned else ()
+    output = parquet.commit(result.rows, folder, unit.id, boundaries=boundaries)
+    rejected_file = parquet.commit(rejected, folder, unit.id, suffix=REJECTED_SUFFIX) if rejected.num_rows else None
+    beside = {suffix: parquet.commit(table, folder, unit.id, suffix=suffix) for suffix, table in result.beside.items()}
+    record = Record(
+        stage=stage.name,
+        unit=unit.id,
+        stage_digest=stage.digest,
+        input_digest=input_digest(unit),
+        rows_in=rows_in,
+        rows_out=result.rows.num_rows,
+        rejected=by_reason,
+        output=output,
+        rejected_file=rejected_file,
+        beside=beside,
+        notes=dict(result.notes),
+        owner=owner,
+        started=started,
+        seconds=time.time() - started,
+        versions={"python": platform.python_version(), "pyarrow": pa.__version__, "ray": ray.__version__},
+    )
+    uri = storage.join(folder, f"{unit.id}.json")
+    if storage.put_if_absent(uri, (record.model_dump_json(indent=1) + "\n").encode()):
+        return record, True
+    return read_record(uri), False
+
+
+def _count_reasons(rejected: pa.Table) -> dict[str, int]:
+    counted = pc.value_counts(rejected["reason"].combine_chunks()).to_pylist()
+    known = {reason.value for reason in Reason}
+    unknown = sorted({entry["values"] for entry in counted} - known)
+    if unknown:
+        raise RunError(
+            f"rejection reasons {unknown!r} are not in the closed list of contracts.schema.Reason; this is a bug"
+        )
+    return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: str(entry["values"]))}
+
+
+def _partition_starts(table: pa.Table) -> list[int]:
+    partitions = table["partition"].to_numpy()
+    return [int(row) + 1 for row in (partitions[1:] != partitions[:-1]).nonzero()[0]]
