@@ -48,7 +48,5 @@ def build(
             f"model context_length: {chosen.context_length!r} ids have no room for the two end marks; use 3 or more"
         )
     if chosen.vocab_size < 2:
-        raise InputError(
-            f"model vocab_size: {chosen.vocab_size!r} is no vocabulary; give the tokenizer's vocab_size"
-        )
+        raise InputError(f"model vocab_size: {chosen.vocab_size!r} is no vocabulary; give the tokenizer's vocab_size")
     return CLIP(chosen)

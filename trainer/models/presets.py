@@ -62,14 +62,10 @@ def _resnet(
     text_width: int,
     lr: float,
 ) -> Preset:
-    return Preset(
-        name, embed, size, ResNetShape(blocks, width), text_width, 12, lr, _RESNET_BETAS, _RESNET_EPS
-    )
+    return Preset(name, embed, size, ResNetShape(blocks, width), text_width, 12, lr, _RESNET_BETAS, _RESNET_EPS)
 
 
-def _vit(
-    name: str, embed: int, size: int, layers: int, width: int, patch: int, text_width: int, lr: float
-) -> Preset:
+def _vit(name: str, embed: int, size: int, layers: int, width: int, patch: int, text_width: int, lr: float) -> Preset:
     return Preset(name, embed, size, ViTShape(layers, width, patch), text_width, 12, lr, _VIT_BETAS, _VIT_EPS)
 
 

@@ -35,9 +35,7 @@ class Bottleneck(nn.Module):
         if stride > 1 or inplanes != outplanes:
             # The pool of the shortcut is applied in `forward`, so that the two weights keep the released
             # names 0 and 1.
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inplanes, outplanes, 1, bias=False), nn.BatchNorm2d(outplanes)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, bias=False), nn.BatchNorm2d(outplanes))
 
     def forward(self, x: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(x)))

@@ -29,9 +29,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         wide = torch.promote_types(input.dtype, torch.float32)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return functional.layer_norm(input.to(wide), self.normalized_shape, weight, bias, self.eps).to(
-            input.dtype
-        )
+        return functional.layer_norm(input.to(wide), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -66,9 +64,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(width, causal=causal)
         self.ln_1 = LayerNorm(width)
         self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)
-            )
+            OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width))
         )
         self.ln_2 = LayerNorm(width)
 

@@ -36,9 +36,7 @@ def contrastive_loss(
     Collectives run on the default process group when there is one of more than one rank.
     """
     if image_features.shape != text_features.shape or image_features.ndim != 2:
-        raise ValueError(
-            f"features must both be [b, E]: {tuple(image_features.shape)}, {tuple(text_features.shape)}"
-        )
+        raise ValueError(f"features must both be [b, E]: {tuple(image_features.shape)}, {tuple(text_features.shape)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, not {chunk_size}")
     scale = logit_scale.reshape(())

@@ -1,0 +1,81 @@
+"""Numbers in fp16 with one fp32 scale for each block of neighbours: 2 bytes each, and 4 for every `block`
+of them.
+
+A block's scale is the power of two that brings its largest magnitude into [2^14, 2^15): scaling is then
+exact, a number 2^28 times smaller than its block's largest still keeps all eleven bits, and gradients of
+1e-5 (whose squares fp16 cannot hold) are as good as gradients of 1. Blocks lie on the flat order of a
+tensor, because ZeRO hands an optimizer flat partitions without shapes.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_TOP_EXPONENT = 15
+_LEAST_EXPONENT = -100
+_DROPPED_BITS = 13  # fp32 keeps 23 bits behind the point, fp16 keeps 10
+
+
+def block_count(numel: int, block: int) -> int:
+    """Blocks that `numel` numbers need; the last may be short."""
+    return -(-numel // block)
+
+
+def quantise(values: Tensor, block: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """fp32 [n] to (fp16 [n], fp32 scales [ceil(n / block)]).
+
+    With `noise` (int32 [n] in [0, 2^13)) a value is rounded up with the probability of its distance from
+    the lower neighbour, so that the mean of many roundings is the value itself; without, to the nearest.
+    Not-a-number and infinity stay what they are.
+    """
+    n = len(values)
+    short = -n % block
+    padded = functional.pad(values, (0, short)) if short else values
+    rows = padded.view(-1, block)
+    exponents = torch.frexp(rows.abs().amax(dim=1)).exponent if n else torch.zeros(0, dtype=torch.int32)
+    scales = torch.ldexp(
+        torch.ones(len(rows), device=values.device), exponents.clamp(min=_LEAST_EXPONENT) - _TOP_EXPONENT
+    )
+    scaled = (rows / scales[:, None]).view(-1)[:n]
+    if noise is not None:
+        # Adding below the last kept bit carries into it exactly as often as the dropped bits say.
+        bits = scaled.view(torch.int32)
+        rounded = ((bits + noise) & -(1 << _DROPPED_BITS)).view(torch.float32)
+        scaled = torch.where(scaled.isfinite(), rounded, scaled)
+    return scaled.half(), scales
+
+
+def dequantise(half: Tensor, scales: Tensor, block: int) -> Tensor:
+    """The fp32 [n] numbers that `quantise` stored."""
+    n = len(half)
+    if n % block == 0:
+        return (half.float().view(-1, block) * scales[:, None]).view(-1)
+    return half.float() * scales.repeat_interleave(block)[:n]
+
+
+def rounding_noise(seed: int, step: int, first: int, count: int, device: torch.device) -> Tensor:
+    """int32 [count] in [0, 2^13), a pure function of (seed, step, flat offset); offsets from `first` on.
+
+    The mixer is the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for Hash Functions"), on
+    wrapping int32 arithmetic.
+    """
+    key = _mix_python(_mix_python(seed & 0xFFFFFFFF) ^ (step & 0xFFFFFFFF))
+    x = torch.arange(first, first + count, dtype=torch.int64, device=device).to(torch.int32)
+    x ^= _signed(key)
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= _signed(0x846CA68B)
+    return (x >> (32 - _DROPPED_BITS)) & ((1 << _DROPPED_BITS) - 1)
+
+
+def _mix_python(x: int) -> int:
+    x ^= x >> 16
+    x = x * 0x7FEB352D & 0xFFFFFFFF
+    x ^= x >> 15
+    x = x * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 32) if x >= 1 << 31 else x
