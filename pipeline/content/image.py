@@ -1,0 +1,333 @@
+"""Bytes from a stranger's server become one upright RGB picture, or a named refusal.
+
+Every picture of the corpus passes `decode` once. It decides by the bytes (names and content types lie), looks at the size
+in the header before a single pixel is allocated, and lets only a short list of Pillow's readers see the data. Peers get
+several picture kinds wrong in silence, so each has one rule here:
+
+* EXIF orientation 1-8 is applied (TIFF and AVIF carry their own turn, which Pillow hands over or applies).
+* 16-bit samples keep their high byte, in grey as in colour; 12-bit ones are brought to the same scale. A 32-bit integer
+  or floating picture has no agreed white and is refused as `image_format`.
+* Transparency of any kind (alpha, palette, colour key) is laid over `BACKGROUND`, white.
+* CMYK and YCCK, with Adobe's inversion, become RGB by the plain formula. ICC profiles are not applied.
+* Of an animation the first frame is taken; of a multi-page TIFF the first page; of an APNG its still picture.
+* A file that ends early is `image_truncated`: missing rows are never filled in. What libjpeg repairs without an error (a
+  JPEG cut in the middle and closed with an end marker) cannot be seen through Pillow and passes.
+
+Nothing global in Pillow is changed: its classes are called directly, so neither `Image.open`'s registry nor its own bomb
+limit nor LOAD_TRUNCATED_IMAGES plays a part. PNG files are reduced to the chunks that carry pixels, so text, ICC and APNG
+chunks are never inflated. Resizing and encoding sit here too, because what is stored must depend on nothing but these lines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from pipeline.content.formats import (
+    ImageRejected,
+    check_size,
+    ends_early,
+    exif_orientation,
+    png_pixels_only,
+    sniff,
+    webp_size,
+)
+from pipeline.contracts.schema import Reason
+
+__all__ = ["ImageRejected", "Picture", "decode", "encode", "resize", "sniff"]
+
+RGB = npt.NDArray[np.uint8]  # [height, width, 3]
+ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
+
+MAX_PIXELS = 64_000_000  # width x height of the source; 64 million take 256 MB while Pillow holds them
+MAX_JPEG_SCANS = 256  # a progressive JPEG of ten thousand empty scans costs minutes of CPU for a few kB
+BACKGROUND = (255, 255, 255)  # what shows through transparency, and the border of resize mode "border"
+
+# Orientation of EXIF (tag 0x0112) -> the turn that makes the stored rows upright. CIPA DC-008, 4.6.4.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "jpeg": JpegImageFile,
+    "png": PngImageFile,
+    "gif": GifImageFile,
+    "webp": WebPImageFile,
+    "bmp": BmpImageFile,
+    "tiff": TiffImageFile,
+    "avif": AvifImageFile,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One decoded picture: `rgb` is uint8[h, w, 3], upright, read-only; the original size is the source's, upright too.
+
+    `rgb` may be smaller than the original when `decode` was given `min_short_side`.
+    """
+
+    rgb: RGB
+    format: str
+    original_width: int
+    original_height: int
+
+
+# ---------------------------------------------------------------- decoding: the main path
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_short_side: int | None = None) -> Picture:
+    """Decode `data` to one upright RGB picture.
+
+    `max_pixels` bounds width x height of the source, checked on the header before anything is allocated. With
+    `min_short_side` a JPEG may be decoded at 1/2, 1/4 or 1/8 (libjpeg's DCT scaling), never to a shorter side below it.
+    Raises ImageRejected, and nothing else, whatever the bytes are.
+    """
+    kind = sniff(data)
+    if kind is None:
+        raise ImageRejected(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {bytes(data[:12])!r}")
+    try:
+        with _PILLOW_WARNINGS_IGNORED:
+            return _decode(kind, data, max_pixels, min_short_side)
+    except ImageRejected:
+        raise
+    # Pillow's readers answer broken input with some twenty exception types (struct.error, KeyError, SyntaxError, ...):
+    # which of them is no business of the caller, that none escapes is.
+    except Exception as error:
+        raise _refusal(kind, data, error) from error
+
+
+def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None) -> Picture:
+    orientation = 1
+    if kind == "png":
+        check_size(*struct.unpack(">II", data[16:24]), max_pixels)
+        data, exif = png_pixels_only(data)
+        orientation = exif_orientation(exif)
+    elif kind == "webp":
+        # libwebp allocates its canvas when the reader is made, so the size has to be known before.
+        check_size(*webp_size(data), max_pixels)
+    elif kind == "jpeg" and (scans := data.count(b"\xff\xda")) > MAX_JPEG_SCANS:
+        raise ImageRejected(Reason.IMAGE_CORRUPT, f"jpeg with {scans} scans (limit {MAX_JPEG_SCANS})")
+
+    image = _reader(kind)(io.BytesIO(data))
+    check_size(*image.size, max_pixels)
+    if kind == "tiff":
+        _check_tiff(image, max_pixels)
+    else:
+        orientation = exif_orientation(image.info.get("exif", b"")) if kind != "png" else orientation
+    width, height = image.size
+    if kind == "jpeg" and min_short_side is not None:
+        image.draft("RGB", (min_short_side, min_short_side))
+    image.load()
+    if kind == "png":
+        _check_png_rows(image, data)
+    if kind == "tiff":
+        width, height = image.size  # Pillow has applied the TIFF orientation tag
+
+    rgb = _to_rgb(image)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+        if orientation >= 5:
+            width, height = height, width
+    pixels = np.ascontiguousarray(np.asarray(rgb))
+    pixels.setflags(write=False)
+    return Picture(pixels, kind, width, height)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB, by the rules at the top of this file."""
+    if image.mode.startswith("I;16"):
+        image = _grey16_to_grey8(image)
+    elif image.mode in ("I", "F"):
+        raise ImageRejected(Reason.IMAGE_FORMAT, f"{image.format} with 32-bit samples (no agreed white)")
+    elif image.mode == "La":
+        image = image.convert("LA")
+
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image.info["transparency"] = tuple(part >> 8 for part in key)  # the key of a 16-bit PNG, as its pixels
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or key is not None:
+        image = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, BACKGROUND)
+        flat.paste(image, mask=image.getchannel("A"))
+        return flat
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey16_to_grey8(image: Image.Image) -> Image.Image:
+    """High bytes of a 16-bit grey picture (Pillow's own conversion clips at 255 instead: near-white pictures)."""
+    samples = np.asarray(image).astype(np.uint16)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits = int(tags.get(258, (16,))[0])  # BitsPerSample
+    grey = (samples >> (bits - 8)).astype(np.uint8)
+    if tags.get(262) == 0:  # PhotometricInterpretation WhiteIsZero, which Pillow inverts for 8 bits only
+        grey = 255 - grey
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[samples == key] = 255
+    return Image.fromarray(grey)
+
+
+def _reader(kind: str) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
+    if kind == "heic":
+        # Only where a HEIC file turns up and the plugin is there; it is not one of our dependencies.
+        reader: Callable[[io.BytesIO], ImageFile.ImageFile] = importlib.import_module("pillow_heif").HeifImageFile
+        return reader
+    return _READERS[kind]
+
+
+def _check_tiff(image: Image.Image, max_pixels: int) -> None:
+    """A TIFF names its tile size apart from its picture size, and libtiff allocates by it."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    tile_width, tile_height = int(tags.get(322, 0)), int(tags.get(323, 0))
+    if tile_width * tile_height > max_pixels:
+        raise ImageRejected(Reason.IMAGE_TOO_LARGE, f"tiff tiles of {tile_width} x {tile_height}")
+
+
+def _check_png_rows(image: Image.Image, data: bytes) -> None:
+    """Refuse a PNG whose compressed stream ends before its last row: Pillow leaves such rows zero and says nothing.
+
+    Counting costs an inflate, so it is done only where the last row is zero throughout, or rows come interlaced.
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    last_row = image.crop((0, height - 1, width, height))
+    if not interlaced and any(last_row.tobytes()):
+        return
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    expected = 0
+    for x0, y0, dx, dy in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((x0 - width) // dx), -((y0 - height) // dy)
+        if columns > 0 and rows > 0:
+            expected += rows * (1 + (columns * bits + 7) // 8)
+    inflate, got, at = zlib.decompressobj(), 0, 8
+    while got < expected and at + 12 <= len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        if data[at + 4 : at + 8] == b"IDAT":
+            rest = data[at + 8 : at + 8 + length]
+            while rest and got < expected:
+                got += len(inflate.decompress(rest, 1 << 20))
+                rest = inflate.unconsumed_tail
+        at += 12 + length
+    if got + len(inflate.flush()) < expected:
+        raise ImageRejected(Reason.IMAGE_TRUNCATED, f"png with {got} of {expected} bytes of rows")
+
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+# ---------------------------------------------------------------- refusals and warnings
+
+
+def _refusal(kind: str, data: bytes, error: Exception) -> ImageRejected:
+    text = f"{kind}: {type(error).__name__}: {error}"[:300]
+    if isinstance(error, MemoryError):
+        return ImageRejected(Reason.IMAGE_TOO_LARGE, text)
+    lowered = str(error).lower()
+    if "truncated" in lowered or "not enough image data" in lowered or ends_early(kind, data):
+        return ImageRejected(Reason.IMAGE_TRUNCATED, text)
+    if isinstance(error, NotImplementedError) or "unsupported" in lowered or "unknown pixel mode" in lowered:
+        return ImageRejected(Reason.IMAGE_FORMAT, text)
+    return ImageRejected(Reason.IMAGE_CORRUPT, text)
+
+
+class _WarningsIgnored:
+    """Ignore Python warnings while at least one thread is decoding.
+
+    Pillow warns about odd metadata, which decides nothing here: pixels and errors do. `warnings.catch_warnings` alone
+    swaps process-wide state and two threads would restore it in the wrong order, so entries are counted: the first sets
+    the filter, the last puts the old state back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.__exit__(kind, error, trace)
+
+
+_PILLOW_WARNINGS_IGNORED = _WarningsIgnored()
+
+
+# ---------------------------------------------------------------- resizing and encoding
+
+
+def resize(rgb: RGB, *, size: int, mode: ResizeMode, only_if_bigger: bool = False) -> RGB:
+    """Resize uint8[h, w, 3] by one of img2dataset's modes; bicubic with antialiasing, sides rounded half to even.
+
+    no: unchanged. keep_ratio: the short side becomes `size`. keep_ratio_largest: the long side does. center_crop: as
+    keep_ratio, then the central square. border: as keep_ratio_largest, then centred on a white square. With
+    `only_if_bigger` a picture whose deciding side is not above `size` keeps its pixels (and is still cropped or padded).
+    Raises ImageRejected(image_too_large) where the result would exceed MAX_PIXELS (a very thin picture, scaled up).
+    """
+    if mode == "no":
+        return rgb
+    height, width = rgb.shape[:2]
+    side = max(height, width) if mode in ("keep_ratio_largest", "border") else min(height, width)
+    if side != size and not (only_if_bigger and side < size):
+        new_width, new_height = max(1, round(width * size / side)), max(1, round(height * size / side))
+        check_size(new_width, new_height, MAX_PIXELS)
+        scaled = Image.fromarray(rgb).resize(
+            (new_width, new_height), Image.Resampling.BICUBIC, reducing_gap=3.0
+        )
+        rgb = np.asarray(scaled)
+        height, width = new_height, new_width
+    if mode == "center_crop":
+        top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
+        rgb = np.ascontiguousarray(rgb[top : top + size, left : left + size])
+    elif mode == "border":
+        square = np.full((size, size, 3), BACKGROUND, np.uint8)
+        top, left = (size - height) // 2, (size - width) // 2
+        square[top : top + height, left : left + width] = rgb
+        rgb = square
+    return rgb
+
+
+def encode(rgb: RGB, *, format: Literal["jpeg", "webp", "png"] = "jpeg", quality: int = 95) -> bytes:
+    """Encode uint8[h, w, 3]; the same pixels and library version give the same bytes. `quality` is 1-100, not for png."""
+    out = io.BytesIO()
+    image = Image.fromarray(rgb)
+    if format == "png":
+        image.save(out, "PNG", compress_level=6)
+    elif format == "webp":
+        image.save(out, "WEBP", quality=quality, method=4)
+    else:
+        image.save(out, "JPEG", quality=quality, subsampling="4:2:0")
+    return out.getvalue()
