@@ -7,6 +7,7 @@ A field made with `not_semantic(...)` does not change what a stage computes (pla
 `digest`, so that the same work has the same digest on a laptop and on a cluster.
 """
 
+import copy
 import difflib
 import hashlib
 import json
@@ -50,6 +51,7 @@ def load_config(model: type[Model], path: str, overrides: Sequence[str] = ()) ->
         table = tomllib.loads(storage.read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}; mend the line it names") from None
+    written = copy.deepcopy(table)
     overridden: dict[tuple[str, ...], str] = {}
     for override in overrides:
         keys, text = _split_override(override)
@@ -59,11 +61,11 @@ def load_config(model: type[Model], path: str, overrides: Sequence[str] = ()) ->
         return model.model_validate(table)
     except pydantic.ValidationError as error:
         if not _restore_plain_strings(table, overridden, error):
-            raise InputError("\n".join(_sentences(model, path, overridden, error))) from None
+            raise InputError("\n".join(_sentences(model, path, written, overridden, error))) from None
     try:
         return model.model_validate(table)
     except pydantic.ValidationError as error:
-        raise InputError("\n".join(_sentences(model, path, overridden, error))) from None
+        raise InputError("\n".join(_sentences(model, path, written, overridden, error))) from None
 
 
 def digest(model: pydantic.BaseModel) -> str:
@@ -155,12 +157,15 @@ def _restore_plain_strings(
 def _sentences(
     model: type[StrictModel],
     path: str,
+    written: Json,
     overridden: Mapping[tuple[str, ...], str],
     error: pydantic.ValidationError,
 ) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         location = tuple(str(part) for part in problem["loc"])
-        by_override = any(location[: len(keys)] == keys for keys in overridden)
+        by_override = any(location[: len(keys)] == keys for keys in overridden) or (
+            not _holds(written, location) and any(keys[: len(location)] == location for keys in overridden)
+        )
         place = f"override {'.'.join(location)!r}" if by_override else f"{path}: {'.'.join(location) or 'config'}"
         kind, value = problem["type"], problem.get("input")
         if kind == "extra_forbidden":
@@ -171,6 +176,15 @@ def _sentences(
             yield f"{place}: {str(problem['msg']).removeprefix('Value error, ')}"
         else:
             yield f"{place}: {_lower_first(str(problem['msg']))} (got {value!r}); change it"
+
+
+def _holds(value: Json, location: tuple[str, ...]) -> bool:
+    """Whether the file itself has something at `location`."""
+    for part in location:
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True
 
 
 def _lower_first(text: str) -> str:

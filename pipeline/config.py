@@ -1,0 +1,58 @@
+"""PipelineConfig: one frozen table per stage. `pipeline/configs/example.toml` shows every key with its default."""
+
+import pydantic
+
+from pipeline.balance import BalanceConfig
+from pipeline.contracts.config import StrictModel, not_semantic
+from pipeline.crawl.config import CrawlConfig
+from pipeline.dedup.config import DedupConfig
+from pipeline.engine import EngineConfig
+from pipeline.sources.url_tables import SourcesConfig
+
+
+class RunConfig(StrictModel):
+    """Where everything goes, and the seed of every choice."""
+
+    out: str = not_semantic(description="folder or s3:// prefix; everything this run writes is under it")
+    seed: int = pydantic.Field(17, ge=0, lt=1 << 63, description="every choice is BLAKE2b(uid, key = seed)")
+
+
+class FilterConfig(StrictModel):
+    """The query list that a caption must match."""
+
+    queries: str = not_semantic(description="txt (one query a line) or Parquet; its digest, not its place, enters the stage digest")
+
+
+class PrecapConfig(StrictModel):
+    """What is fetched at most for a query. Separate from balance.cap, so that another cap never means another crawl."""
+
+    per_query: int = pydantic.Field(40_000, ge=1, description="balance.cap over the share of fetches expected to succeed")
+
+
+class ShardConfig(StrictModel):
+    """How the corpus is cut."""
+
+    rows: int = pydantic.Field(10_000, ge=1, le=1_000_000, description="mean rows of a shard")
+
+
+class PipelineConfig(StrictModel):
+    """From sources to shards. Tables are in the order of the stages."""
+
+    run: RunConfig
+    sources: SourcesConfig
+    filter: FilterConfig
+    precap: PrecapConfig = PrecapConfig()
+    crawl: CrawlConfig = CrawlConfig()
+    dedup: DedupConfig = DedupConfig()
+    balance: BalanceConfig = BalanceConfig()
+    shard: ShardConfig = ShardConfig()
+    engine: EngineConfig = not_semantic(EngineConfig())
+
+    @pydantic.model_validator(mode="after")
+    def _precap_leaves_enough(self) -> "PipelineConfig":
+        if self.precap.per_query < self.balance.cap:
+            raise ValueError(
+                f"precap.per_query is {self.precap.per_query} but balance.cap is {self.balance.cap}; "
+                "fetch at least what the cap keeps: raise precap.per_query or lower balance.cap"
+            )
+        return self

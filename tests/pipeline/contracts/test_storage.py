@@ -1,0 +1,132 @@
+"""The same promises on a local disk and on S3, which is moto's server in a process of its own."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import boto3
+import pytest
+
+from pipeline.contracts import storage
+from pipeline.contracts.errors import InputError, RunError
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh folder in each kind of store."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    endpoint: str = request.getfixturevalue("s3_endpoint")
+    assert endpoint
+    bucket = "b" + tmp_path.name.replace("_", "-").lower()[:40]
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/store"
+
+
+def test_write_read_list(root: str) -> None:
+    storage.write_atomic(storage.join(root, "a", "one.bin"), b"one")
+    storage.write_atomic(storage.join(root, "a", "two.bin"), b"second")
+    storage.write_atomic(storage.join(root, "a", "two.bin"), b"again!")
+    assert storage.read_bytes(storage.join(root, "a", "two.bin")) == b"again!"
+    assert storage.read_range(storage.join(root, "a", "two.bin"), 2, 3) == b"ain"
+    assert storage.size(storage.join(root, "a", "one.bin")) == 3
+    assert storage.sizes(storage.join(root, "a")) == {"one.bin": 3, "two.bin": 6}
+    assert storage.list_files(root) == []
+    assert [storage.name(uri) for uri in storage.list_files(root, recursive=True)] == ["one.bin", "two.bin"]
+    assert storage.folders(root) == ["a"]
+    assert storage.glob(storage.join(root, "*", "t*.bin")) == [storage.join(root, "a", "two.bin")]
+    assert storage.glob(storage.join(root, "**", "*.bin")) == storage.list_files(root, recursive=True)
+    assert not storage.exists(storage.join(root, "a"))
+    assert storage.is_folder(storage.join(root, "a"))
+
+
+def test_an_absent_folder_is_empty(root: str) -> None:
+    assert storage.list_files(storage.join(root, "none")) == []
+    assert storage.sizes(storage.join(root, "none")) == {}
+
+
+def test_of_many_writers_one_wins(root: str) -> None:
+    uri = storage.join(root, "record.json")
+    won: list[int] = []
+    start = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        start.wait()
+        if storage.put_if_absent(uri, f"writer {number}".encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read_bytes(uri) == f"writer {won[0]}".encode()
+    assert storage.sizes(root) == {"record.json": 8}
+
+
+def test_commit_moves_a_finished_file(root: str, tmp_path: Path) -> None:
+    uri = storage.join(root, "data.bin")
+    storage.make_folder(root)
+    temporary = storage.local_temporary(uri)
+    Path(temporary).write_bytes(b"x" * (9 << 20))
+    storage.commit_file(temporary, uri)
+    assert storage.sha256_file(uri) == hashlib.sha256(b"x" * (9 << 20)).hexdigest()
+    assert not Path(temporary).exists()
+
+
+def test_what_is_missing_is_said_in_one_sentence(root: str) -> None:
+    with pytest.raises(InputError, match=r"none\.bin: no such file"):
+        storage.read_bytes(storage.join(root, "none.bin"))
+
+
+def test_a_large_file_is_refused_before_reading(root: str) -> None:
+    storage.write_atomic(storage.join(root, "big"), b"x" * 100)
+    with pytest.raises(InputError, match="100 bytes, more than the 10"):
+        storage.read_bytes(storage.join(root, "big"), limit=10)
+
+
+def test_old_uploads_are_aborted(s3_endpoint: str) -> None:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="uploads")
+    client.create_multipart_upload(Bucket="uploads", Key="run/part")
+    century = 100 * 365 * 86_400.0  # moto says of every upload that it began in 2010
+    assert storage.abort_uploads("s3://uploads/run", older_than_s=century) == 0
+    assert storage.abort_uploads("s3://uploads/run") == 1
+    assert storage.abort_uploads("s3://uploads/run") == 0
+    assert storage.abort_uploads("local/folder") == 0
+
+
+def test_a_wrong_endpoint(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for act in (lambda: storage.read_bytes("s3://bucket/key"), lambda: storage.put_if_absent("s3://bucket/key", b"")):
+        with pytest.raises(InputError, match="AWS_ENDPOINT_URL"):
+            act()
+
+
+def test_an_unknown_kind_of_place() -> None:
+    with pytest.raises(InputError, match="use a local path or s3://BUCKET/KEY"):
+        storage.read_bytes("ftp://host/file")
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="file"):
+        storage.write_atomic(str(tmp_path / "file" / "inner"), b"")
+
+
+def test_a_full_disk_is_said() -> None:
+    """/dev/full answers every write with ENOSPC, as a full disk does."""
+    with open("/dev/full", "wb", buffering=0) as sink:
+        with pytest.raises(RunError, match="cannot write"), storage.plain_errors("/dev/full", "write"):
+            sink.write(b"x")
+
+
+def test_importing_storage_does_not_import_boto3() -> None:
+    code = "import sys, pipeline.contracts.storage; sys.exit('boto3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
