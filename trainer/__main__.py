@@ -1,0 +1,58 @@
+"""`deepspeed --num_gpus N --module trainer --config FILE [key=value …]`: one process of a training run.
+
+`--check` prints what would happen, reads the manifest if it is there, and touches nothing: no GPU, no DeepSpeed, no process group.
+The launcher puts `--local_rank=N` before everything else; the places in the run come from the environment, so it is accepted and hidden.
+"""
+
+import argparse
+import os
+import time
+
+from pipeline.contracts.cli import config_parser, run_cli
+from pipeline.contracts.config import load_config
+from pipeline.contracts.errors import HouseError
+from trainer.config import TrainConfig, resolve
+
+_FIRST_PROCESS_SPEAKS_S = 8.0
+
+
+def main(argv: list[str]) -> int:
+    """The command line of one process; returns the exit code."""
+    parser = config_parser("deepspeed --module trainer", "Train a CLIP model on a corpus of image-text pairs.")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    try:
+        config = resolve(load_config(TrainConfig, arguments.config, arguments.overrides))
+    except HouseError:
+        _let_first_process_speak()
+        raise
+    if arguments.check:
+        from trainer.check import describe  # a training process needs none of it
+
+        print(describe(config, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
+        return 0
+    # torch, DeepSpeed and the rest of the trainer: seconds that a refused configuration must not cost.
+    from trainer import train, zero
+
+    try:
+        train.train(config)
+    except HouseError:
+        _let_first_process_speak()
+        raise
+    finally:
+        zero.leave_processes()
+    return 0
+
+
+def _let_first_process_speak() -> None:
+    """Wait before leaving with an error, unless this is process 0.
+
+    The launcher ends all processes as soon as one has gone. Of an error that all have, process 0 speaks and the others are ended in their
+    wait; an error that only this one has is said when the wait is over.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(_FIRST_PROCESS_SPEAKS_S)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,249 @@
+"""The configuration of a training run, and the one place where batch arithmetic is done.
+
+A `TrainConfig` is read from TOML, frozen, and digested over the keys that change the weights; where data lies, how many workers read it and how
+often the run reports are not among them. What a preset knows (learning rate, betas, eps, resolution, context length) may be left out and is
+filled in by `resolve`, so that a recipe states only what differs from the paper.
+
+A contrastive loss compares every pair of a batch with every other, so a batch split over accumulation steps is another loss. Hence one
+batch size is stated, the global one; what a process gets is derived from it, and a number of processes that does not divide it is refused
+instead of being mended by accumulation.
+"""
+
+import dataclasses
+import math
+from typing import Annotated, Literal, Self
+
+import pydantic
+
+from pipeline.contracts.config import StrictModel, not_semantic
+from pipeline.contracts.errors import InputError
+
+PositiveInt = Annotated[int, pydantic.Field(gt=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+
+
+class DataConfig(StrictModel):
+    """Where the corpus is and how it is read."""
+
+    manifest: str = not_semantic()
+    """manifest.json of a corpus, or its folder; a path or s3://. Its content_root is recorded, its place is not part of the digest."""
+    window_row_groups: PositiveInt = 512
+    """Rows are shuffled inside windows of this many row groups, which are themselves drawn in random order; part of the sample order."""
+    workers: int = not_semantic(2, ge=0)
+    """Processes that read and decode, for each training process; 0 decodes in the training process."""
+    prefetch: int = not_semantic(2, ge=1)
+    """Pieces of a batch that a worker prepares ahead."""
+    cache_mib: int = not_semantic(512, ge=1)
+    """Memory for row groups read, for each training process, shared out among its workers."""
+
+
+class ModelConfig(StrictModel):
+    """Which towers are trained; None takes the preset's value."""
+
+    preset: str = "ViT-B/32"
+    image_size: PositiveInt | None = None
+    context_length: Annotated[int, pydantic.Field(ge=3)] | None = None
+    vocab_size: PositiveInt | None = None
+
+
+class TokenizerConfig(StrictModel):
+    """How captions become ids."""
+
+    kind: Literal["openai", "bpe"] = "openai"
+    """`openai` reads OpenAI's published merges; `bpe` a vocabulary of one's own, which the run trains if `train_size` says how large."""
+    vocab: str | None = not_semantic(None)
+    """Path of the vocabulary file. Its digest goes into checkpoints and exports."""
+    train_size: Annotated[int, pydantic.Field(ge=514)] | None = None
+    """For `bpe` without a file: train this many ids on the captions of the corpus before the first step."""
+
+    @pydantic.model_validator(mode="after")
+    def _vocabulary_has_a_source(self) -> Self:
+        if self.kind == "bpe" and self.vocab is None and self.train_size is None:
+            raise ValueError("kind 'bpe' needs a vocabulary; name a file in tokenizer.vocab or set tokenizer.train_size")
+        if self.kind == "openai" and self.train_size is not None:
+            raise ValueError(f"train_size {self.train_size} has no use for kind 'openai'; set tokenizer.kind = 'bpe' or drop it")
+        return self
+
+
+class OptimConfig(StrictModel):
+    """AdamW and its schedule; lr, betas and eps default to the preset's."""
+
+    lr: Annotated[float, pydantic.Field(gt=0)] | None = None
+    betas: tuple[Beta, Beta] | None = None
+    eps: Annotated[float, pydantic.Field(gt=0)] | None = None
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.2
+    """Decoupled, on everything but gains, biases and the temperature."""
+    gradient_clipping: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """Largest norm of the global gradient; 0 (the paper) does not clip."""
+    epochs: Annotated[float, pydantic.Field(gt=0)] | None = None
+    steps: PositiveInt | None = None
+    """The length of the run: exactly one of epochs and steps."""
+    warmup_steps: Annotated[int, pydantic.Field(ge=0)] = 2000
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"epochs {self.epochs!r} and steps {self.steps!r}: state exactly one of them")
+        return self
+
+
+class BatchConfig(StrictModel):
+    """The batch that the loss sees, over all processes."""
+
+    global_size: PositiveInt = 32_768
+
+
+class ZeroConfig(StrictModel):
+    """How optimizer states (1), gradients (2) and weights (3) are split over the processes; 0 keeps all of them everywhere."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+
+
+class PrecisionConfig(StrictModel):
+    """`fp32`; `bf16` and `fp16` keep half-precision weights beside the fp32 masters; `autocast_bf16` keeps fp32 weights only."""
+
+    compute: Literal["fp32", "bf16", "fp16", "autocast_bf16"] = "fp32"
+
+
+class RunConfig(StrictModel):
+    """Where the run lives and when it reports and saves."""
+
+    dir: str = not_semantic()
+    """Checkpoints, metrics and the vocabulary go here; the same folder for every process. The same command again resumes from it."""
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
+    log_every: PositiveInt = not_semantic(10)
+    save_every: PositiveInt = not_semantic(1000)
+    keep: PositiveInt = not_semantic(3)
+    """Checkpoints kept; older ones that this run wrote are removed after a newer one is complete."""
+    stop_after: PositiveInt | None = not_semantic(None)
+    """End this call after the given step, with a checkpoint, without changing the schedule; for time-boxed jobs."""
+
+
+class AugmentationConfig(StrictModel):
+    """What training pictures go through; the defaults are the paper's single random square crop."""
+
+    crop: Literal["random_square", "random_resized", "center"] = "random_square"
+    scale: tuple[Fraction, Fraction] = (0.9, 1.0)
+    """For random_resized: the share of the picture's area that a crop covers."""
+    flip: Fraction = 0.0
+    """Probability of mirroring left and right; captions that say "left" then lie."""
+    color_jitter: Fraction = 0.0
+    """Brightness, contrast and saturation are multiplied by a factor from [1 - j, 1 + j]."""
+
+    @pydantic.model_validator(mode="after")
+    def _scale_is_a_range(self) -> Self:
+        if not 0.0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)!r}: the least share must be above 0 and at most the largest")
+        return self
+
+
+class TrainConfig(StrictModel):
+    """Everything that a training run is told."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    optim: OptimConfig
+    batch: BatchConfig = BatchConfig()
+    zero: ZeroConfig = ZeroConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    run: RunConfig
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _stage_and_precision_agree(self) -> Self:
+        if self.zero.stage == 0 and self.precision.compute in ("bf16", "fp16"):
+            raise ValueError(
+                f"zero.stage 0 with precision.compute {self.precision.compute!r}: DeepSpeed would decay the weights once before the first"
+                " step; set zero.stage to 1, 2 or 3"
+            )
+        return self
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The same configuration with the preset's values where none were given.
+
+    Raises InputError for an unknown preset and for places that only later versions can write to.
+    """
+    # The presets live beside the towers, and those load torch.
+    from trainer.models import PRESETS
+
+    preset = PRESETS.get(config.model.preset)
+    if preset is None:
+        raise InputError(f"model.preset: {config.model.preset!r} is unknown; choose one of {', '.join(sorted(PRESETS))}")
+    if config.run.dir.startswith("s3://"):
+        raise InputError(f"run.dir: {config.run.dir!r} is not a folder; checkpoints are written to local or shared disks, name one")
+    model = config.model.model_copy(
+        update={
+            "image_size": config.model.image_size or preset.image_size,
+            "context_length": config.model.context_length or preset.context_length,
+        }
+    )
+    optim = config.optim.model_copy(
+        update={
+            "lr": config.optim.lr or preset.lr,
+            "betas": config.optim.betas or tuple(preset.betas),
+            "eps": config.optim.eps or preset.eps,
+        }
+    )
+    return config.model_copy(update={"model": model, "optim": optim})
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """What follows from the configuration, the number of processes and the number of rows."""
+
+    rows: int
+    world_size: int
+    global_size: int
+    per_device: int
+    total_steps: int
+    warmup_steps: int
+
+    @property
+    def total_samples(self) -> int:
+        return self.total_steps * self.global_size
+
+    @property
+    def epochs(self) -> float:
+        return self.total_samples / self.rows
+
+
+def per_device_size(config: TrainConfig, world_size: int) -> int:
+    """Pairs of one process in one step. Raises InputError where the processes do not divide the batch."""
+    size, left = divmod(config.batch.global_size, world_size)
+    if left:
+        lower = config.batch.global_size - left
+        near = f"{lower} or {lower + world_size}" if lower else f"{world_size}"
+        raise InputError(
+            f"batch.global_size: {config.batch.global_size} does not divide by the {world_size} processes of this run;"
+            f" set it to {near}, or start another number of processes"
+        )
+    return size
+
+
+def batch_plan(config: TrainConfig, world_size: int, rows: int) -> BatchPlan:
+    """Steps and sizes of a run over a corpus of `rows` rows.
+
+    Batches straddle epochs: sample k of the run is sample k mod rows of epoch k div rows, and a run ends at the last whole batch.
+    Raises InputError where there is nothing to train on or the batch does not divide.
+    """
+    per_device = per_device_size(config, world_size)
+    if rows == 0:
+        raise InputError(f"data.manifest: {config.data.manifest!r} has no rows; train on a corpus that has some")
+    if config.optim.steps is not None:
+        steps = config.optim.steps
+    else:
+        steps = math.floor((config.optim.epochs or 0.0) * rows / config.batch.global_size)
+    if steps == 0:
+        raise InputError(
+            f"batch.global_size: {config.batch.global_size} is more than the {config.optim.epochs!r} epochs of {rows} rows hold;"
+            " lower it or raise optim.epochs"
+        )
+    if config.optim.warmup_steps >= steps and config.optim.warmup_steps > 0:
+        raise InputError(
+            f"optim.warmup_steps: {config.optim.warmup_steps} is not less than the {steps} steps of the run;"
+            f" set it to {steps // 10} or train longer"
+        )
+    return BatchPlan(rows, world_size, config.batch.global_size, per_device, steps, config.optim.warmup_steps)

@@ -1,0 +1,99 @@
+"""Pictures to pixels, for training and for evaluation.
+
+Evaluation: shorter side to the model's resolution (bicubic), centre crop. Training: the same resize, then one random square crop, which is
+the paper's only augmentation (section 2.4); RandomResizedCrop, mirroring and colour jitter are options. Everything stays uint8 until
+`normalise`, which runs on the device: a quarter of the bytes travel between processes.
+
+Random draws come from a generator keyed by (seed, number of the sample in the run), never from a worker's state: the pixels of sample k are
+the same on one process or sixteen, and after any resume.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageEnhance
+
+from trainer.config import AugmentationConfig
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Channel statistics of openai/CLIP, clip/clip.py, `_transform`; for values in [0, 1]."""
+
+UInt8s = npt.NDArray[np.uint8]
+_ASPECT = (3 / 4, 4 / 3)
+_CROP_TRIES = 10
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [n, 3, r, r] to float32 with CLIP's mean and standard deviation, on the tensor's own device."""
+    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
+    return (pixels.to(torch.float32) / 255.0 - mean) / std
+
+
+def evaluation_pixels(rgb: UInt8s, size: int) -> UInt8s:
+    """A decoded picture, uint8 [h, w, 3], to uint8 [3, size, size]: shorter side to `size`, bicubic, centre crop."""
+    resized = _resize_shorter_side(Image.fromarray(rgb), size)
+    left = round((resized.width - size) / 2.0)
+    top = round((resized.height - size) / 2.0)
+    return _to_array(resized.crop((left, top, left + size, top + size)))
+
+
+def training_pixels(rgb: UInt8s, size: int, how: AugmentationConfig, *, seed: int, sample: int) -> UInt8s:
+    """A decoded picture, uint8 [h, w, 3], to uint8 [3, size, size], augmented as `how` says with the draws of this sample of the run."""
+    picture = Image.fromarray(rgb)
+    draws = np.random.Generator(np.random.Philox(key=(sample << 64) | (seed & (2**64 - 1))))
+    if how.crop == "random_resized":
+        box = _random_resized_box(picture.width, picture.height, how.scale, draws)
+        cropped = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    elif how.crop == "random_square":
+        resized = _resize_shorter_side(picture, size)
+        left = int(draws.integers(resized.width - size + 1))
+        top = int(draws.integers(resized.height - size + 1))
+        cropped = resized.crop((left, top, left + size, top + size))
+    else:
+        cropped = Image.fromarray(evaluation_pixels(rgb, size).transpose(1, 2, 0))
+    if how.flip and draws.random() < how.flip:
+        cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if how.color_jitter:
+        cropped = _jitter(cropped, how.color_jitter, draws)
+    return _to_array(cropped)
+
+
+def _resize_shorter_side(picture: Image.Image, size: int) -> Image.Image:
+    shorter = min(picture.width, picture.height)
+    if shorter == size:
+        return picture
+    # The longer side is cut off, not rounded, as torchvision's Resize (the peers' preprocessing) does.
+    width, height = (max(size, int(size * side / shorter)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _random_resized_box(
+    width: int, height: int, scale: tuple[float, float], draws: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A box that covers a share of the area from `scale`, of an aspect between 3:4 and 4:3; the largest centred one after ten tries."""
+    for _ in range(_CROP_TRIES):
+        area = width * height * draws.uniform(*scale)
+        aspect = math.exp(draws.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left, top = int(draws.integers(width - box_width + 1)), int(draws.integers(height - box_height + 1))
+            return left, top, left + box_width, top + box_height
+    aspect = min(max(width / height, _ASPECT[0]), _ASPECT[1])
+    box_width, box_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return left, top, left + box_width, top + box_height
+
+
+def _jitter(picture: Image.Image, strength: float, draws: np.random.Generator) -> Image.Image:
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for place in draws.permutation(len(enhancers)):
+        picture = enhancers[place](picture).enhance(float(draws.uniform(1 - strength, 1 + strength)))
+    return picture
+
+
+def _to_array(picture: Image.Image) -> UInt8s:
+    return np.ascontiguousarray(np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1))

@@ -1,0 +1,227 @@
+"""The training loop, top to bottom: read this first.
+
+One call of `train` is one process of a run; `deepspeed --module trainer` starts as many as there are devices. All of them do the same:
+open the corpus and the vocabulary, build the model, wrap it in a DeepSpeed engine, take up the newest whole checkpoint, and step. What a
+step sees and does is a function of (configuration, corpus, step number), so that a run that was killed and resumed is the same run.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import random
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.contracts import config as configs
+from pipeline.contracts import manifest as manifests
+from pipeline.contracts import storage
+from pipeline.contracts.errors import InputError, RunError
+from pipeline.contracts.manifest import Manifest
+from trainer import checkpoint, models, tokenizer, zero
+from trainer.config import BatchPlan, TrainConfig, batch_plan
+from trainer.data import loader
+from trainer.data.reader import captions
+from trainer.data.transforms import normalise
+from trainer.metrics import Reporter
+from trainer.objectives.clip import contrastive_loss
+from trainer.optim import HalfAdamW, cosine_with_warmup, parameter_groups
+from trainer.tokenizer.vocabulary import openai_merges
+
+log = logging.getLogger("trainer")
+
+VOCABULARY = "vocabulary"
+CONFIG = "config.toml"
+
+
+def train(config: TrainConfig) -> None:
+    """Train as `config` (resolved) says, from its newest whole checkpoint on if it has one. Every process of the run calls it.
+
+    Raises InputError for what the user can mend and RunError where the run cannot go on; the checkpoints stay.
+    """
+    # ---- what this run is
+    zero.check_hardware(config)
+    manifest = manifests.load(config.data.manifest)
+    rank, world = zero.join_processes()
+    plan = batch_plan(config, world, manifest.rows)
+    vocabulary = _open_vocabulary(config, manifest, rank)
+    identity = checkpoint.Identity(
+        config_digest=configs.digest(config),
+        content_root=manifest.content_root,
+        vocabulary_sha256=vocabulary.sha256,
+    )
+
+    # ---- model, optimizer, engine
+    _seed(config.run.seed)
+    model = models.build(
+        config.model.preset,
+        vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
+        context_length=config.model.context_length,
+        image_size=config.model.image_size,
+    )
+    _check_vocabulary(config, vocabulary, model.preset.vocab_size)
+    groups = parameter_groups(model, config.optim.weight_decay)
+    optimizer = HalfAdamW(groups, lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps, seed=config.run.seed)
+    engine = zero.start_engine(config, model, optimizer, world)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision.compute, torch.float32)
+    _seed(config.run.seed + 1 + rank)  # from here on each process draws its own numbers
+
+    # ---- where it stands
+    found = checkpoint.find(config.run.dir, identity)
+    first_step = 0
+    if found is not None:
+        tag, record = found
+        checkpoint.resume(engine, config.run.dir, tag)
+        first_step = record.step
+    last_step = min(plan.total_steps, config.run.stop_after or plan.total_steps)
+    if rank == 0:
+        _announce(config, plan, identity, first_step, last_step)
+
+    # ---- the steps
+    batches = loader.batches(_loader_plan(config, manifest, vocabulary, rank, world), first_step, last_step)
+    replaced = 0
+    with Reporter(
+        config.run.dir, plan, rank=rank, first_step=first_step, last_step=last_step, log_every=config.run.log_every
+    ) as report:
+        for done in range(first_step + 1, last_step + 1):
+            started = time.perf_counter()
+            batch = next(batches)
+            report.waited(time.perf_counter() - started, batch.replaced)
+            replaced += len(batch.replaced)
+
+            pixels = normalise(batch.pixels.to(engine.device, non_blocking=True)).to(dtype)
+            ids = batch.ids.to(engine.device, non_blocking=True)
+            image_features, text_features, scale = engine(pixels, ids)
+            loss = contrastive_loss(image_features, text_features, scale)
+            engine.backward(loss)
+
+            mean_loss = zero.mean_over_processes(loss)
+            if not math.isfinite(mean_loss):
+                raise RunError(
+                    f"step {done}: the loss is {mean_loss}; the last checkpoint is untouched: lower optim.lr (now {config.optim.lr!r}) or"
+                    " look at the rows of this step, then start again"
+                )
+            learning_rate = cosine_with_warmup(
+                done - 1, base_lr=config.optim.lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+            )
+            gradient_norm, applied = zero.step(engine, learning_rate)
+
+            report.step(done, applied=applied)
+            if report.due(done):
+                report.write(
+                    done,
+                    loss=mean_loss,
+                    learning_rate=learning_rate,
+                    logit_scale=float(scale.detach()),
+                    gradient_norm=gradient_norm,
+                    replaced=zero.sum_over_processes(replaced),
+                )
+            if done % config.run.save_every == 0 or done == last_step:
+                checkpoint.save(engine, config, identity, done)
+    if rank == 0:
+        log.info("done after step %d; next: python -m trainer.export %s --out model.safetensors", last_step, config.run.dir)
+    engine.destroy()
+
+
+# ---- vocabulary
+
+
+class Vocabulary(NamedTuple):
+    """The run's own copy of its vocabulary file, what it is, and how many ids it has."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+def _open_vocabulary(config: TrainConfig, manifest: Manifest, rank: int) -> Vocabulary:
+    """Copy or train the vocabulary into the run's folder (the first process does), and open it from there (all do)."""
+    path = os.path.join(config.run.dir, VOCABULARY)
+    if rank == 0:
+        storage.make_folder(config.run.dir)
+        _provide_vocabulary(config, manifest, path)
+    zero.wait_for_all()
+    if not os.path.exists(path):
+        raise InputError(f"run.dir: {config.run.dir!r} is not the same folder for every process; name one on a shared disk")
+    opened = tokenizer.load(config.tokenizer.kind, vocab=path, context_length=config.model.context_length or 77)
+    return Vocabulary(path, storage.sha256_file(path), opened.vocab_size)
+
+
+def _provide_vocabulary(config: TrainConfig, manifest: Manifest, path: str) -> None:
+    wanted = config.tokenizer
+    if wanted.vocab is None and wanted.train_size is not None:
+        if not os.path.exists(path):
+            size = tokenizer.train_vocabulary(captions(config.data.manifest, manifest), wanted.train_size, path)
+            log.info("trained a vocabulary of %d ids on the captions of the corpus", size)
+        return
+    source = wanted.vocab or openai_merges(None)[1]
+    data = storage.read_bytes(source)
+    if os.path.exists(path) and storage.sha256_file(path) != hashlib.sha256(data).hexdigest():
+        raise InputError(
+            f"tokenizer.vocab: {source!r} differs from the vocabulary that {config.run.dir!r} was started with;"
+            " give that one or choose another run.dir"
+        )
+    storage.write_atomic(path, data)
+
+
+def _check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, ids_of_model: int) -> None:
+    if vocabulary.size != ids_of_model:
+        raise InputError(
+            f"model.vocab_size: {config.model.preset!r} has {ids_of_model} ids, the vocabulary has {vocabulary.size};"
+            f" set model.vocab_size={vocabulary.size} or give another tokenizer.vocab"
+        )
+
+
+# ---- small parts
+
+
+def _loader_plan(
+    config: TrainConfig, manifest: Manifest, vocabulary: Vocabulary, rank: int, world: int
+) -> loader.LoaderPlan:
+    assert config.model.image_size is not None and config.model.context_length is not None, "the configuration is resolved"
+    return loader.LoaderPlan(
+        manifest_path=config.data.manifest,
+        manifest=manifest,
+        tokenizer_kind=config.tokenizer.kind,
+        vocabulary=vocabulary.path,
+        context_length=config.model.context_length,
+        image_size=config.model.image_size,
+        augmentation=config.augmentation,
+        seed=config.run.seed,
+        window_row_groups=config.data.window_row_groups,
+        global_size=config.batch.global_size,
+        rank=rank,
+        world_size=world,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        cache_bytes=config.data.cache_mib << 20,
+    )
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _announce(
+    config: TrainConfig, plan: BatchPlan, identity: checkpoint.Identity, first_step: int, last_step: int
+) -> None:
+    storage.write_atomic(os.path.join(config.run.dir, CONFIG), configs.to_toml(config).encode())
+    log.info(
+        "%s on %s rows (content_root %s…), config %s…: %d processes x %d pairs = %d, steps %d to %d of %d (%.2f epochs)",
+        config.model.preset,
+        f"{plan.rows:,}",
+        identity.content_root[:12],
+        identity.config_digest[:12],
+        plan.world_size,
+        plan.per_device,
+        plan.global_size,
+        first_step + 1,
+        last_step,
+        plan.total_steps,
+        plan.epochs,
+    )
