@@ -1,0 +1,109 @@
+"""`python -m evaluation overlap|zeroshot|retrieval --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`.
+
+`report` and `verify` read a finished report and load neither ray nor torch: an auditor's machine needs neither. That is why the commands
+import their modules inside the functions below.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.contracts import storage
+from pipeline.contracts.cli import add_config_arguments, run_cli
+from pipeline.contracts.config import StrictModel, digest, load_config, to_toml
+from pipeline.contracts.errors import AuditFinding
+
+
+def main(argv: list[str]) -> int | None:
+    """Parse `argv` and run one command; returns its exit code (None is 0)."""
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "overlap":
+        return _overlap(arguments)
+    if arguments.command in ("zeroshot", "retrieval"):
+        return _score(arguments)
+    if arguments.command == "verify":
+        return _verify(arguments.directory)
+    return _report(arguments.directory)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, words in (
+        ("overlap", "how much of each evaluation set is in a corpus, and what that did to the score"),
+        ("zeroshot", "classify labelled sets by their class names alone"),
+        ("retrieval", "find captions for pictures and pictures for captions"),
+    ):
+        add_config_arguments(commands.add_parser(name, help=words, description=words, allow_abbrev=False))
+    for name, words in (
+        ("report", "print a finished report; exit 3 when a set is over its limit"),
+        ("verify", "recompute every number of a report and compare every file with its sha256; exit 3 on a difference"),
+    ):
+        reader = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
+        reader.add_argument("directory", metavar="DIR", help="the folder of the report (a path or s3://…)")
+    return parser
+
+
+def _show_check(config: StrictModel, plan: str) -> None:
+    print(to_toml(config), end="")
+    print(f"\n# digest {digest(config)}\n# {plan}")
+
+
+def _overlap(arguments: argparse.Namespace) -> int | None:
+    from evaluation.config import OverlapConfig
+
+    config = load_config(OverlapConfig, arguments.config, arguments.overrides)
+    # Loads ray: not before the configuration is known to be right.
+    from evaluation.overlap import job
+    from evaluation.report import files, summary
+
+    if arguments.check:
+        _show_check(config, job.plan(config))
+        return None
+    report = job.run(config)
+    print(summary.as_text(report))
+    print(f"\nopen: {storage.join(config.report.dir, files.PAGE)}")
+    print(f"next: python -m evaluation report {config.report.dir}   (exit code 3 when a set is over its limit)")
+    return None
+
+
+def _score(arguments: argparse.Namespace) -> int | None:
+    from evaluation.config import ZeroshotConfig
+
+    config = load_config(ZeroshotConfig, arguments.config, arguments.overrides)
+    # Loads torch: not before the configuration is known to be right.
+    from evaluation import scoring
+
+    if arguments.check:
+        _show_check(config, scoring.plan(config))
+        return None
+    run = scoring.run_zeroshot if arguments.command == "zeroshot" else scoring.run_retrieval
+    print(run(config))
+    return None
+
+
+def _report(directory: str) -> int | None:
+    from evaluation.report import files, summary
+
+    report = files.read_report(directory)
+    print(summary.as_text(report))
+    if report.over_limit:
+        raise AuditFinding(
+            f"{', '.join(report.over_limit)}: over the limit; read the evidence, then raise the set's limit or take the rows of "
+            "removal_ids.txt out of the corpus"
+        )
+    return None
+
+
+def _verify(directory: str) -> int | None:
+    from evaluation.report import verify
+
+    problems = verify(directory)
+    if problems:
+        raise AuditFinding("\n".join(problems))
+    print(f"{directory}: every file is as it was written, and every number follows from the tables")
+    return None
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,279 @@
+"""Labelled sets: where the pictures of an evaluation come from, what they are called, and what exactly was evaluated.
+
+Two layouts: a Parquet file with a column of encoded pictures, or a folder with one folder per class. Opening a set reads every
+small column, and the pictures once (for the content hash); pictures are read again when they are needed, in order, so that a
+set larger than memory can be evaluated. A row keeps its id through every table that comes out of an evaluation.
+
+The content hash covers the row ids, the bytes of every picture, labels, class names, captions and subgroups, in order: two sets
+with the same hash give the same scores, and a set that changed in any of these has another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from evaluation.config import LabelledSetConfig
+from pipeline.contracts import storage
+from pipeline.contracts.errors import InputError
+
+PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+UNLABELLED = -1
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One example as it is stored: its position in the set, its id, its encoded bytes."""
+
+    row: int
+    id: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """An opened set. `labels` is int32[n] with -1 where a row has none; the lists have one entry a row or are None."""
+
+    name: str
+    path: str
+    ids: list[str]
+    labels: NDArray[np.int32]
+    classes: list[str]
+    class_texts: list[str]
+    captions: list[str | None] | None
+    subgroups: list[str | None] | None
+    sha256: list[bytes]
+    content_hash: str
+    _files: list[str] = field(repr=False)  # folder layout: one file a row
+    _column: str = field(repr=False)
+    _rows: NDArray[np.int64] = field(repr=False)  # Parquet layout: position in the file of each row
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pictures(self, rows: Sequence[int] | None = None) -> Iterator[Picture]:
+        """The pictures of `rows` (ascending positions; none: all), one after the other."""
+        wanted = range(len(self)) if rows is None else rows
+        if self._files:
+            for row in wanted:
+                yield Picture(row, self.ids[row], storage.read_bytes(self._files[row]))
+            return
+        places = self._rows[np.asarray(wanted, np.int64)]
+        for row, data in zip(wanted, _picture_bytes(self.path, self._column, places), strict=True):
+            yield Picture(row, self.ids[row], data)
+
+
+def open_set(config: LabelledSetConfig) -> LabelledSet:
+    """Open what `config` names.
+
+    Raises InputError: nothing there, a missing column, no picture at all, a label outside of the class list, a class list of another
+    length, an id that is used twice.
+    """
+    if storage.is_folder(config.path):
+        return _open_folder(config)
+    return _open_parquet(config)
+
+
+def _place(config: LabelledSetConfig) -> str:
+    return f"set {config.name!r} ({config.path})"
+
+
+# ---- folders
+
+
+def _open_folder(config: LabelledSetConfig) -> LabelledSet:
+    prefix = config.path.rstrip("/") + "/"
+    files = [uri for uri in storage.list_files(config.path, recursive=True) if uri.lower().endswith(PICTURE_ENDINGS)]
+    if not files:
+        raise InputError(
+            f"{_place(config)} has no picture ({', '.join(PICTURE_ENDINGS)}); expected one folder per class with pictures in it"
+        )
+    ids = [uri.removeprefix(prefix) for uri in files]
+    folders = [row_id.split("/")[0] if "/" in row_id else None for row_id in ids]
+    labels, classes = _labels(config, folders)
+    hashes = [bytes.fromhex(storage.sha256_file(uri)) for uri in files]
+    return _finish(config, ids, labels, classes, None, None, hashes, files, np.zeros(0, np.int64))
+
+
+# ---- Parquet
+
+
+def _open_parquet(config: LabelledSetConfig) -> LabelledSet:
+    source = _parquet(config.path, _place(config))
+    present = source.schema_arrow.names
+    wanted = [config.image, config.label, config.id, config.caption, config.subgroup, *config.where]
+    for column in wanted:
+        if column is not None and column not in present:
+            raise InputError(f"{_place(config)} has no column {column!r}; its columns are {', '.join(present)}")
+    small = sorted({column for column in wanted if column is not None} - {config.image})
+    table = source.read(columns=small).append_column("", pa.array(np.arange(source.metadata.num_rows)))
+    for column, value in config.where.items():
+        allowed = pa.array(value if isinstance(value, list) else [value])
+        try:
+            table = table.filter(pc.is_in(table[column], value_set=allowed.cast(table[column].type)))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise InputError(
+                f"{_place(config)}: where.{column}: {value!r} is not of the column's type {table[column].type}"
+            ) from None
+    if not table.num_rows:
+        kept = f" where {config.where!r}" if config.where else ""
+        raise InputError(f"{_place(config)} has no picture{kept}; check the file and the `where` table")
+    places = np.asarray(table[""])
+    ids = [str(value) for value in (table[config.id].to_pylist() if config.id else places.tolist())]
+    labels, classes = _labels(config, table[config.label].to_pylist() if config.label else [None] * len(ids))
+    hashes = [hashlib.sha256(data).digest() for data in _picture_bytes(config.path, config.image, places)]
+    captions, subgroups = (_texts(table, column) for column in (config.caption, config.subgroup))
+    return _finish(config, ids, labels, classes, captions, subgroups, hashes, [], places)
+
+
+def _parquet(path: str, place: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(storage.open_input(path))
+    except pa.ArrowInvalid:
+        raise InputError(f"{place} is no readable Parquet file; name a Parquet file or a folder of pictures") from None
+
+
+def _texts(table: pa.Table, column: str | None) -> list[str | None] | None:
+    if column is None:
+        return None
+    return [None if value is None else str(value) for value in table[column].to_pylist()]
+
+
+def _picture_bytes(path: str, column: str, places: NDArray[np.int64]) -> Iterator[bytes]:
+    """The pictures at ascending `places` of a Parquet file, row group by row group."""
+    source = _parquet(path, path)
+    first = 0
+    for group in range(source.num_row_groups):
+        rows = source.metadata.row_group(group).num_rows
+        inside = places[(places >= first) & (places < first + rows)] - first
+        if len(inside):
+            # The row group in slices: a group may hold gigabytes of pictures.
+            start = 0
+            for batch in source.iter_batches(batch_size=_BATCH, row_groups=[group], columns=[column]):
+                taken = inside[(inside >= start) & (inside < start + batch.num_rows)] - start
+                for data in batch.column(0).take(pa.array(taken)).to_pylist():
+                    yield _as_bytes(path, column, data)
+                start += batch.num_rows
+        first += rows
+
+
+def _as_bytes(path: str, column: str, data: object) -> bytes:
+    if isinstance(data, dict):  # the layout of Hugging Face's Image feature: {"bytes": ..., "path": ...}
+        data = data.get("bytes")
+    if not isinstance(data, bytes) or not data:
+        raise InputError(
+            f"{path}: column {column!r} has a row without picture bytes; drop it or filter it with `where`"
+        )
+    return data
+
+
+# ---- labels
+
+
+def _labels(config: LabelledSetConfig, values: Sequence[str | int | None]) -> tuple[NDArray[np.int32], list[str]]:
+    """Class numbers and the class list, from numbers with a given list or from names."""
+    given = list(config.classes)
+    if not any(value is not None for value in values):
+        if config.label is not None:
+            raise InputError(
+                f"{_place(config)}: column {config.label!r} is empty; name the column that holds the classes"
+            )
+        return np.full(len(values), UNLABELLED, np.int32), given
+    if config.classes_file is not None:
+        given = [line.strip() for line in storage.read_text(config.classes_file).splitlines() if line.strip()]
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, str) for value in known):
+        return _labels_by_name(config, values, given)
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in known):
+        raise InputError(f"{_place(config)}: column {config.label!r} holds neither class numbers nor class names")
+    numbers = [int(value) for value in known]
+    classes = given or [str(number) for number in range(max(numbers) + 1)]
+    for row, value in enumerate(values):
+        if value is not None and not 0 <= int(value) < len(classes):
+            raise InputError(
+                f"{_place(config)}: row {row}: label {value!r} is out of range for {len(classes)} classes; "
+                "check the label column and the class list"
+            )
+    if given and not config.absent_classes and len(set(numbers)) != len(given):
+        raise InputError(
+            f"{_place(config)}: the class list has {len(given)} names but the set has {len(set(numbers))} classes, numbered "
+            f"{min(numbers)} to {max(numbers)}; give the list that belongs to this set, or allow it with absent_classes = true"
+        )
+    return np.array([UNLABELLED if value is None else int(value) for value in values], np.int32), classes
+
+
+def _labels_by_name(
+    config: LabelledSetConfig, values: Sequence[str | int | None], given: list[str]
+) -> tuple[NDArray[np.int32], list[str]]:
+    present = sorted({str(value) for value in values if value is not None})
+    classes = given or present
+    if len(set(classes)) != len(classes):
+        raise InputError(f"{_place(config)}: the class list names a class twice; labels by name need distinct names")
+    number = {name: place for place, name in enumerate(classes)}
+    for row, value in enumerate(values):
+        if value is not None and value not in number:
+            raise InputError(
+                f"{_place(config)}: row {row}: label {value!r} is not in the class list of {len(classes)} names; "
+                "add it to the list or mend the label"
+            )
+    if given and not config.absent_classes and len(present) != len(given):
+        absent = next(name for name in given if name not in present)
+        raise InputError(
+            f"{_place(config)}: the class list has {len(given)} names but the set has {len(present)} classes "
+            f"({absent!r} has no example); give the list that belongs to this set, or allow it with absent_classes = true"
+        )
+    return np.array([UNLABELLED if value is None else number[str(value)] for value in values], np.int32), classes
+
+
+def _finish(
+    config: LabelledSetConfig,
+    ids: list[str],
+    labels: NDArray[np.int32],
+    classes: list[str],
+    captions: list[str | None] | None,
+    subgroups: list[str | None] | None,
+    hashes: list[bytes],
+    files: list[str],
+    places: NDArray[np.int64],
+) -> LabelledSet:
+    if len(set(ids)) != len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise InputError(f"{_place(config)}: the id {twice!r} is used twice; choose an id column whose values differ")
+    hasher = hashlib.sha256()
+    parts = [*classes, "", config.separators]
+    for row, row_id in enumerate(ids):
+        extras = [column[row] for column in (captions, subgroups) if column is not None]
+        parts += [
+            row_id,
+            hashes[row].hex(),
+            str(labels[row]),
+            *("" if extra is None else "=" + extra for extra in extras),
+        ]
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass")
+        hasher.update(len(encoded).to_bytes(8, "little") + encoded)
+    readable = [name.translate({ord(sign): " " for sign in config.separators}) for name in classes]
+    return LabelledSet(
+        config.name,
+        config.path,
+        ids,
+        labels,
+        classes,
+        readable,
+        captions,
+        subgroups,
+        hashes,
+        hasher.hexdigest(),
+        files,
+        config.image,
+        places,
+    )

@@ -1,0 +1,310 @@
+"""`python -m evaluation overlap`, from top to bottom: evaluation sets × corpus → report.
+
+1. Open the sets and the corpus manifest; refuse what cannot be compared.
+2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
+3. Stage `join`: one unit per shard, its index against all codes (`join.join_shard`).
+4. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
+
+Stages run on Ray through `pipeline.engine`: committed units, so that a killed job continues where it was. Their tables lie in
+`report.work`, beside the report and not in it. Everything after the stages is one process and deterministic; the report's files do not
+depend on what happened on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evaluation.config import OverlapConfig, Thresholds
+from evaluation.datasets import LabelledSet, open_set
+from evaluation.overlap import join
+from evaluation.overlap.join import CODE_SCHEMA, EvalCodes
+from evaluation.overlap.splits import Predictions, read_predictions, split_set
+from evaluation.report import evidence, files, numbers, page, summary
+from evaluation.report.schema import Corpus, Report
+from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
+from pipeline.content.image import ImageRejected, decode
+from pipeline.contracts import config as contracts_config
+from pipeline.contracts import manifest, parquet, storage
+from pipeline.contracts.config import Json
+from pipeline.contracts.errors import InputError
+from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, output_root, stage_digest, stage_folder
+
+ROWS_PER_UNIT = 2000
+CODES_VERSION = 1
+
+
+def run(config: OverlapConfig) -> Report:
+    """Do the whole job and return the report that was written to `config.report.dir`."""
+    corpus = manifest.load(config.corpus.manifest)
+    _check_comparable(config, corpus)
+    sets = [open_set(one) for one in config.sets]
+    predictions = [_predictions(config, number, one) for number, one in enumerate(sets)]
+    inputs = _inputs(config, corpus, sets, predictions)
+    files.check_free(config.report.dir, inputs)
+    thresholds = [one.thresholds or config.match for one in config.sets]
+    engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
+    semantic = contracts_config.semantic(config)
+    with Run(work_folder(config), engine, semantic, contracts_config.digest(config)) as driver:
+        codes, codes_root = _hash_sets(driver, sets)
+        pairs, hashless = _join(driver, config.corpus.manifest, corpus, codes, codes_root, thresholds)
+    pairs = _in_order(pairs, codes.names)
+    results = [
+        numbers.SetResult(
+            one.name,
+            one.content_hash,
+            thresholds[number],
+            config.sets[number].limit,
+            split_set(number, codes, one.labels, pairs, None if known is None else known.correct),
+            known,
+        )
+        for number, (one, known) in enumerate(zip(sets, predictions, strict=True))
+    ]
+    about = Corpus(
+        content_root=corpus.content_root,
+        rows=corpus.rows,
+        shards=len(corpus.shards),
+        rows_without_hashes=hashless,
+        hashes=corpus.hashes,
+        config_digest=corpus.config_digest,
+    )
+    report = numbers.build_report(
+        results,
+        pairs,
+        about,
+        config.statistics,
+        config_digest=contracts_config.digest(config),
+        evidence=config.report.evidence,
+    )
+    _write(config, report, results, pairs, sets, inputs)
+    return report
+
+
+def work_folder(config: OverlapConfig) -> str:
+    """Where the committed units lie."""
+    return config.report.work or config.report.dir.rstrip("/") + ".work"
+
+
+def plan(config: OverlapConfig) -> str:
+    """What a run would do, for `--check`: opens the manifest if it is there, and nothing else."""
+    place = manifest.manifest_path(config.corpus.manifest)
+    names = ", ".join(one.name for one in config.sets)
+    if not storage.exists(place):
+        return f"sets: {names}; the corpus manifest {place!r} does not exist yet"
+    corpus = manifest.load(place)
+    size = sum(shard.index_bytes for shard in corpus.shards)
+    return (
+        f"sets: {names}; {len(corpus.shards):,} units of one shard each, {corpus.rows:,} rows, {size:,} bytes of indexes to read; "
+        f"report in {config.report.dir}, committed units in {work_folder(config)}"
+    )
+
+
+# ---- what must fit together
+
+
+def _check_comparable(config: OverlapConfig, corpus: manifest.Manifest) -> None:
+    for name in ("phash64", "pdq256"):
+        stated = corpus.hashes.get(name)
+        if stated is not None and stated != HASH_VERSION[name]:
+            raise InputError(
+                f"{manifest.manifest_path(config.corpus.manifest)}: hashes.{name} is {stated!r}, this program computes "
+                f"{HASH_VERSION[name]!r}; use the matching release or rebuild the corpus"
+            )
+
+
+def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> Predictions | None:
+    uri = config.sets[number].predictions
+    if uri is None:
+        return None
+    return read_predictions(uri, labelled.name, labelled.ids, labelled.sha256, storage.sha256_file(uri))
+
+
+def _inputs(
+    config: OverlapConfig,
+    corpus: manifest.Manifest,
+    sets: list[LabelledSet],
+    predictions: list[Predictions | None],
+) -> dict[str, Json]:
+    return {
+        "corpus_content_root": corpus.content_root,
+        "config_digest": contracts_config.digest(config),
+        "sets": {one.name: one.content_hash for one in sets},
+        "predictions": {
+            one.name: known.sha256 for one, known in zip(sets, predictions, strict=True) if known is not None
+        },
+        "hashes": dict(HASH_VERSION),
+    }
+
+
+# ---- stage codes
+
+
+@dataclass(frozen=True)
+class _CodesWork:
+    """Rows of one set → their CODE_SCHEMA rows."""
+
+    sets: list[LabelledSet]
+
+    def read(self, unit: Unit) -> pa.Table:
+        start, stop = int(str(unit.params["start"])), int(str(unit.params["stop"]))
+        return pa.table({"eval_row": pa.array(range(start, stop), pa.int64())})
+
+    def work(self, rows: pa.Table, unit: Unit) -> Result:
+        labelled = self.sets[int(str(unit.params["set"]))]
+        return Result(hash_pictures(labelled, rows["eval_row"].to_pylist()))
+
+
+def hash_pictures(labelled: LabelledSet, rows: list[int]) -> pa.Table:
+    """CODE_SCHEMA rows of a set's pictures. Raises InputError for a picture that cannot be opened."""
+    found = []
+    for picture in labelled.pictures(rows):
+        try:
+            hashes = picture_hashes(decode(picture.data, min_short_side=HASH_SHORT_SIDE))
+        except ImageRejected as rejected:
+            raise InputError(
+                f"set {labelled.name!r} ({labelled.path}): picture {picture.id!r} cannot be opened ({rejected}); "
+                "mend the file or leave the row out of the set"
+            ) from None
+        found.append((picture.row, picture.id, labelled.sha256[picture.row], hashes))
+    return pa.table(
+        [
+            pa.array([row for row, _, _, _ in found], pa.int64()),
+            pa.array([name for _, name, _, _ in found], pa.string()),
+            pa.array([digest for _, _, digest, _ in found], pa.binary(32)),
+            pa.array([hashes.phash64 for _, _, _, hashes in found], pa.uint64()),
+            pa.array([hashes.pdq256 for _, _, _, hashes in found], pa.binary(32)),
+            pa.array([hashes.pdq_quality for _, _, _, hashes in found], pa.uint8()),
+        ],
+        schema=CODE_SCHEMA,
+    )
+
+
+def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
+    roots = [one.content_hash for one in sets]
+    hashes: dict[str, Json] = dict(HASH_VERSION)
+    work = _CodesWork(sets)
+    stage = Stage("codes", stage_digest("codes", CODES_VERSION, hashes, roots), work.read, work.work)
+    units = [
+        Unit(
+            f"{number:04d}-{start:08d}",
+            (labelled.content_hash,),
+            {"set": number, "start": start, "stop": min(start + ROWS_PER_UNIT, len(labelled))},
+        )
+        for number, labelled in enumerate(sets)
+        for start in range(0, len(labelled), ROWS_PER_UNIT)
+    ]
+    records = driver.stage(stage, units)
+    tables: list[list[pa.Table]] = [[] for _ in sets]
+    folder = stage_folder(driver.out, stage)
+    for unit, record in zip(units, records, strict=True):
+        tables[int(str(unit.params["set"]))].append(parquet.read(storage.join(folder, record.output.name)))
+    codes = EvalCodes([one.name for one in sets], [pa.concat_tables(pieces) for pieces in tables])
+    return codes, output_root(records)
+
+
+# ---- stage join
+
+
+@dataclass(frozen=True)
+class _JoinWork:
+    """A shard's index → its matches. `corpus_path` is a place and stays out of every digest."""
+
+    corpus_path: str
+    codes: EvalCodes
+    thresholds: list[Thresholds]
+
+    def read(self, unit: Unit) -> pa.Table:
+        uri = storage.join(storage.parent(manifest.manifest_path(self.corpus_path)), str(unit.params["index"]))
+        with parquet.open_file(uri) as source:
+            present = source.schema_arrow.names
+        absent = [column for column in join.INDEX_COLUMNS if column not in present]
+        if absent:
+            raise InputError(f"{uri}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
+        return parquet.read(uri, join.INDEX_COLUMNS)
+
+    def work(self, index: pa.Table, unit: Unit) -> Result:
+        hashless = index["pdq256"].null_count
+        rows = join.join_shard(index, str(unit.params["shard"]), self.codes, self.thresholds)
+        return Result(rows, notes={"rows_without_hashes": hashless})
+
+
+def _join(
+    driver: Run,
+    corpus_path: str,
+    corpus: manifest.Manifest,
+    codes: EvalCodes,
+    codes_root: str,
+    thresholds: list[Thresholds],
+) -> tuple[pa.Table, int]:
+    work = _JoinWork(corpus_path, codes, thresholds)
+    levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, thresholds, strict=True)]
+    digest = stage_digest("join", join.FORMAT_VERSION, levels, [codes_root])
+    stage = Stage("join", digest, work.read, work.work, accounted=False)
+    units = [
+        Unit(
+            f"{number:06d}-{shard.index_sha256[:12]}",
+            (shard.index_sha256,),
+            {"shard": shard.path, "index": shard.index_path},
+        )
+        for number, shard in enumerate(corpus.shards)
+    ]
+    records = driver.stage(stage, units)
+    folder = stage_folder(driver.out, stage)
+    tables = [parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out]
+    hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
+    return pa.concat_tables([join.PAIR_SCHEMA.empty_table(), *tables]), hashless
+
+
+def _in_order(pairs: pa.Table, names: list[str]) -> pa.Table:
+    """By set (as configured), example, strength of the match, place in the corpus."""
+    rank = [[names.index(name) for name in pairs["set"].to_pylist()]]
+    strength = [[join.METHODS.index(method) for method in pairs["method"].to_pylist()]]
+    keyed = pairs.append_column("set_rank", pa.chunked_array(rank, pa.int32())).append_column(
+        "method_rank", pa.chunked_array(strength, pa.int32())
+    )
+    keys = ("set_rank", "eval_row", "method_rank", "pdq_distance", "shard", "row")
+    return keyed.sort_by([(key, "ascending") for key in keys]).select(pairs.column_names).combine_chunks()
+
+
+# ---- writing
+
+
+def _write(
+    config: OverlapConfig,
+    report: Report,
+    results: list[numbers.SetResult],
+    pairs: pa.Table,
+    sets: list[LabelledSet],
+    inputs: dict[str, Json],
+) -> None:
+    figures = files.report_bytes(report)
+    shown = [
+        evidence.show(
+            labelled,
+            pairs.filter(pc.equal(pairs["set"], labelled.name)),
+            config.corpus.manifest,
+            mode=config.report.evidence,
+            room=config.report.pairs_shown,
+            longest=config.report.thumbnail,
+        )
+        for labelled in sets
+    ]
+    published = pairs
+    if config.report.evidence == "hash-only":
+        for name in ("url", "caption"):
+            place = published.column_names.index(name)
+            published = published.set_column(place, published.schema.field(name), pa.nulls(pairs.num_rows, pa.string()))
+    uids = sorted({uid.hex() for uid in pairs["uid"].to_pylist()})
+    content = {
+        files.REPORT: figures,
+        files.SCHEMA: files.schema_bytes(),
+        files.PAGE: page.render(report, shown, hashlib.sha256(figures).hexdigest()).encode(),
+        files.PAIRS: files.table_bytes(published),
+        files.SUMMARY: summary.as_csv(report),
+        files.REMOVAL: "".join(f"{uid}\n" for uid in uids).encode(),
+        **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
+    }
+    files.publish(config.report.dir, content, inputs)

@@ -1,0 +1,142 @@
+"""The files of a report: written by name and content, sealed by a manifest that is written last.
+
+`manifest.json` names every file with its sha256 and size and the inputs with their digests, and carries a digest over itself. It is the
+commit: a folder without it is no report. Nothing in these files depends on time, place or worker count, so writing the same report again
+gives the same bytes, and a run that was killed between two files is completed by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pydantic
+
+from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Report
+from pipeline.contracts import parquet, storage
+from pipeline.contracts.config import Json, StrictModel, digest_json
+from pipeline.contracts.errors import InputError
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+PAGE = "report.html"
+PAIRS = "pairs.parquet"
+SUMMARY = "summary.csv"
+REMOVAL = "removal_ids.txt"
+SCHEMA = "report.schema.json"
+
+
+class FileEntry(StrictModel):
+    """One sealed file."""
+
+    sha256: str
+    bytes: int
+
+
+class Seal(StrictModel):
+    """manifest.json. `digest` covers everything else in it."""
+
+    kind: str
+    version: int
+    inputs: dict[str, Json]
+    files: dict[str, FileEntry]
+    digest: str
+
+
+def split_name(set_name: str) -> str:
+    """The file of one set's split table."""
+    return f"splits/{set_name}.parquet"
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as Parquet, written by the one writer of the house (same rows, same bytes)."""
+    temporary = storage.local_temporary("table.parquet")
+    try:
+        parquet.write(table, temporary)
+        return storage.read_bytes(temporary)
+    finally:
+        storage.remove_own(temporary)
+
+
+def canonical(value: Json) -> bytes:
+    """JSON for people and for hashes: two-space indent, sorted keys, every digit of a number."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def report_bytes(report: Report) -> bytes:
+    """report.json."""
+    return canonical(report.model_dump(mode="json"))
+
+
+def schema_bytes() -> bytes:
+    """The JSON Schema of report.json."""
+    return canonical({"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema()})
+
+
+def seal(files: Mapping[str, bytes], inputs: Mapping[str, Json]) -> bytes:
+    """The manifest of `files`."""
+    body: dict[str, Json] = {
+        "kind": SCHEMA_NAME,
+        "version": SCHEMA_VERSION,
+        "inputs": dict(inputs),
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
+        },
+    }
+    return canonical({**body, "digest": digest_json(body)})
+
+
+def check_free(folder: str, inputs: Mapping[str, Json]) -> None:
+    """Refuse a folder that already holds a report about other inputs: evidence is not overwritten."""
+    place = storage.join(folder, MANIFEST)
+    if not storage.exists(place):
+        return
+    before = read_seal(folder)
+    changed = sorted(name for name in {*before.inputs, *inputs} if before.inputs.get(name) != inputs.get(name))
+    if changed:
+        raise InputError(
+            f"report.dir: {folder!r} already holds a report with another {', '.join(changed)}; give a new report.dir"
+        )
+
+
+def publish(folder: str, files: Mapping[str, bytes], inputs: Mapping[str, Json]) -> None:
+    """Write every file atomically, the manifest last."""
+    for name in sorted(files):
+        storage.write_atomic(storage.join(folder, name), files[name])
+    storage.write_atomic(storage.join(folder, MANIFEST), seal(files, inputs))
+
+
+def read_seal(folder: str) -> Seal:
+    """The manifest of a report; InputError when there is none or it is not ours."""
+    place = storage.join(folder, MANIFEST)
+    if not storage.exists(place):
+        raise InputError(
+            f"{folder}: no {MANIFEST}, so no finished report is here; run `python -m evaluation overlap` again"
+        )
+    try:
+        found = Seal.model_validate_json(storage.read_bytes(place))
+    except pydantic.ValidationError:
+        raise InputError(f"{place}: not the manifest of a report; write the report again in a new folder") from None
+    if found.kind != SCHEMA_NAME or found.version != SCHEMA_VERSION:
+        raise InputError(
+            f"{place}: kind {found.kind!r} version {found.version!r}, this program reads {SCHEMA_NAME!r} version "
+            f"{SCHEMA_VERSION}; use the matching release"
+        )
+    return found
+
+
+def read_report(folder: str) -> Report:
+    """report.json of a folder. Raises InputError when it is missing, damaged or of another version."""
+    place = storage.join(folder, REPORT)
+    if not storage.exists(place):
+        raise InputError(f"{folder}: no {REPORT}; give the folder that `python -m evaluation overlap` wrote")
+    try:
+        return Report.model_validate_json(storage.read_bytes(place))
+    except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the file"
+        raise InputError(
+            f"{place}: {where}: {problem['msg']}; restore it, or run `python -m evaluation overlap` again"
+        ) from None

@@ -1,0 +1,63 @@
+"""`report.html`: one file, no network, no script, the verdict first.
+
+The template escapes everything that comes from outside (captions and URLs of a web corpus are hostile text): URLs are printed as text,
+never as links, and the page's own content policy forbids scripts and any request, should an escape ever fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from evaluation.overlap.statistics import Verdict
+from evaluation.report import figure
+from evaluation.report.evidence import SetEvidence
+from evaluation.report.schema import Report
+from evaluation.report.summary import headline, sentence
+
+TONES: dict[Verdict, str] = {
+    "clean": "good",
+    "overlap, not scored": "warn",
+    "not testable": "warn",
+    "overlap, no effect seen": "warn",
+    "overlap, effect": "bad",
+}
+
+
+def render(report: Report, evidence: Sequence[SetEvidence], report_sha256: str) -> str:
+    """The whole page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=True,
+    )
+    title, lines, tone = verdict_box(report)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        evidence=evidence,
+        headline=title,
+        lines=lines,
+        tone=tone,
+        tones=TONES,
+        scored=any(one.effect is not None for one in report.sets),
+        figure=Markup(figure.overview(report.sets)),  # our own drawing; set names follow a strict pattern
+        report_sha256=report_sha256,
+    )
+
+
+def verdict_box(report: Report) -> tuple[str, list[str], str]:
+    """Headline, one sentence per set, tone."""
+    touched = any(one.found.share.hits for one in report.sets)
+    tone = (
+        "bad"
+        if report.over_limit or any(one.verdict == "overlap, effect" for one in report.sets)
+        else "warn"
+        if touched
+        else ""
+    )
+    return headline(report), [sentence(one) for one in report.sets], tone

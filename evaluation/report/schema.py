@@ -1,0 +1,100 @@
+"""What `report.json` says, as models; the JSON Schema that lies beside every report is made from them.
+
+A report holds figures and identities only. What depends on the moment or the machine (times, versions, places) is in `run.json`,
+which is not part of it: the same inputs give the same bytes of every other file.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from evaluation.config import Thresholds
+from evaluation.overlap.statistics import Verdict
+from pipeline.contracts.config import StrictModel
+
+SCHEMA_NAME = "evaluation.overlap.report"
+SCHEMA_VERSION = 1
+
+
+class Share(StrictModel):
+    """`hits` of `n`, with the two-sided Clopper-Pearson interval; `value` is null where `n` is 0."""
+
+    n: int
+    hits: int
+    value: float | None
+    low: float
+    high: float
+
+
+class Corpus(StrictModel):
+    """Which corpus was searched. `rows_without_hashes` could only be compared by their exact bytes."""
+
+    content_root: str
+    rows: int
+    shards: int
+    rows_without_hashes: int
+    hashes: dict[str, str]
+    config_digest: str | None
+
+
+class Found(StrictModel):
+    """What the search found in one set; `by_method` counts each overlapping example once, under its strongest match."""
+
+    share: Share
+    by_method: dict[str, int]
+    pairs: int
+    corpus_rows: int
+
+
+class Effect(StrictModel):
+    """Did it change the score? Accuracies are over the scored examples of each split."""
+
+    model: str | None
+    model_content_root: str | None
+    same_corpus: bool | None
+    predictions_sha256: str
+    all: Share
+    clean: Share
+    overlap: Share
+    all_minus_clean: float | None
+    p_value: float | None
+    alpha: float
+    detectable_gain: float | None
+
+
+class SetReport(StrictModel):
+    """One evaluation set."""
+
+    name: str
+    content_hash: str
+    examples: int
+    repeated_pictures: int
+    too_flat: int
+    thresholds: Thresholds
+    limit: float
+    over_limit: bool
+    found: Found
+    effect: Effect | None
+    verdict: Verdict
+
+
+class Statistics(StrictModel):
+    """The levels of every test in the report; `tests` is what Bonferroni divides by."""
+
+    alpha: float
+    confidence: float
+    tests: int
+
+
+class Report(StrictModel):
+    """The whole report."""
+
+    schema_name: Literal["evaluation.overlap.report"]
+    schema_version: Literal[1]
+    config_digest: str
+    evidence: Literal["thumbs", "hash-only"]
+    corpus: Corpus
+    statistics: Statistics
+    over_limit: list[str]
+    sets: list[SetReport]
+    not_checked: list[str]

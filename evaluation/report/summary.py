@@ -1,0 +1,117 @@
+"""The report in words and as a small table: what `evaluation report DIR` prints, and `summary.csv`.
+
+Everything here reads the figures of a `Report` and computes none.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from evaluation.overlap.join import METHODS
+from evaluation.report.schema import Report, SetReport, Share
+
+COLUMNS = [
+    "set",
+    "verdict",
+    "examples",
+    "overlap",
+    "share",
+    "share_low",
+    "share_high",
+    "limit",
+    "over_limit",
+    *METHODS,
+    "pairs",
+    "corpus_rows",
+    "accuracy_all",
+    "accuracy_clean",
+    "accuracy_overlap",
+    "overlap_low",
+    "overlap_high",
+    "all_minus_clean",
+    "p_value",
+    "alpha",
+    "detectable_gain",
+]
+
+
+def headline(report: Report) -> str:
+    """The verdict over all sets."""
+    over, touched = len(report.over_limit), sum(one.found.share.hits > 0 for one in report.sets)
+    sets = f"{len(report.sets)} evaluation set{'s' if len(report.sets) > 1 else ''}"
+    if over:
+        return f"{over} of {sets} {'is' if over == 1 else 'are'} over the limit"
+    if touched:
+        return f"{touched} of {sets} {'overlaps' if touched == 1 else 'overlap'} with the corpus, within the limit"
+    return f"No overlap found in {sets}"
+
+
+def sentence(one: SetReport) -> str:
+    """What the report says of one set."""
+    share = one.found.share
+    if share.hits == 0:
+        return (
+            f"{one.name}: none of {share.n:,} examples was found in the corpus "
+            f"(at most {_percent(share.high)} may be, for chance alone)."
+        )
+    said = (
+        f"{one.name}: {share.hits:,} of {share.n:,} examples ({_percent(share.value)}) are in the corpus, "
+        f"{'over' if one.over_limit else 'within'} the limit of {_percent(one.limit)}"
+    )
+    effect = one.effect
+    if effect is None:
+        return f"{said}; no predictions were given, so what that does to the score is not known."
+    if effect.all_minus_clean is None or effect.p_value is None:
+        return f"{said}; one side of the split has no scored example, so the effect cannot be tested."
+    moved = f"they move the accuracy by {100 * effect.all_minus_clean:+.2f} points (p = {effect.p_value:.3g})"
+    if one.verdict == "not testable":
+        gain = effect.detectable_gain
+        least = "any gain" if gain is None else f"a gain under {100 * gain:.0f} points"
+        return f"{said}; {moved}, and so few examples could not show {least}: not testable."
+    return f"{said}; {moved}: {'an effect' if one.verdict == 'overlap, effect' else 'no effect seen'}."
+
+
+def as_text(report: Report) -> str:
+    """For a terminal."""
+    lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {report.corpus.rows:,} rows", ""]
+    lines += [f"  {'!' if one.over_limit else ' '} {sentence(one)}" for one in report.sets]
+    return "\n".join(lines)
+
+
+def as_csv(report: Report) -> bytes:
+    """One line per set; numbers with all their digits, empty where unknown."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in report.sets:
+        found, effect = one.found, one.effect
+        writer.writerow(
+            [
+                one.name,
+                one.verdict,
+                one.examples,
+                found.share.hits,
+                *_row(found.share),
+                one.limit,
+                one.over_limit,
+                *(found.by_method[method] for method in METHODS),
+                found.pairs,
+                found.corpus_rows,
+                *([effect.all.value, effect.clean.value, *_row(effect.overlap)] if effect else [None] * 5),
+                *(
+                    [effect.all_minus_clean, effect.p_value, effect.alpha, effect.detectable_gain]
+                    if effect
+                    else [None] * 4
+                ),
+            ]
+        )
+    return sink.getvalue().encode()
+
+
+def _row(share: Share) -> list[float | None]:
+    return [share.value, share.low, share.high]
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.2f} %"

@@ -1,0 +1,107 @@
+"""Image-text retrieval: does a picture find its caption, and a caption its picture?
+
+Recall at k, both ways, over the whole set. Several pictures may share a caption (names often do): a text query counts as answered when
+any picture that carries exactly this text is among its k best, and a picture's query when its own text is. Ties are counted
+against the model: every wrong candidate with the same score as the right one is ranked before it, so that a model that gives
+all candidates one score finds nothing. The recall that a random order would reach is printed beside each figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lgamma
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.overlap.statistics import clopper_pearson
+
+CUTOFFS = (1, 5, 10)
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Recall at `k` of `n` queries: share `value` with its interval, and `chance` for a random order."""
+
+    k: int
+    n: int
+    found: int
+    value: float
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Both directions, and the rank (0 is first) of the best right answer for every query."""
+
+    texts: list[str]
+    image_to_text: list[Recall]
+    text_to_image: list[Recall]
+    image_ranks: NDArray[np.int64]
+    text_ranks: NDArray[np.int64]
+
+
+def distinct(captions: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The different captions in order of first appearance, and for each row the place of its own: int64[n]."""
+    place: dict[str, int] = {}
+    rows = [place.setdefault(caption, len(place)) for caption in captions]
+    return list(place), np.array(rows, np.int64)
+
+
+def retrieve(
+    images: NDArray[np.float32],
+    texts: NDArray[np.float32],
+    captions: Sequence[str],
+    *,
+    confidence: float = 0.95,
+) -> Retrieval:
+    """Recall both ways. `images` float32[n, d] and `texts` float32[m, d] normalised; `texts` in the order of `distinct(captions)`."""
+    names, own = distinct(captions)
+    image_ranks = ranks(images, texts, own[:, None] == np.arange(len(names))[None, :])
+    text_ranks = ranks(texts, images, own[None, :] == np.arange(len(names))[:, None])
+    shares = np.bincount(own, minlength=len(names))
+    ones = np.ones(len(images), np.int64)
+    return Retrieval(
+        names,
+        [_recall(image_ranks, k, len(names), ones, confidence) for k in CUTOFFS],
+        [_recall(text_ranks, k, len(images), shares, confidence) for k in CUTOFFS],
+        image_ranks,
+        text_ranks,
+    )
+
+
+def ranks(queries: NDArray[np.float32], candidates: NDArray[np.float32], right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each query, how many wrong candidates score at least as high as its best right one: int64[queries]."""
+    out = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        scores = queries[block] @ candidates.T
+        best = np.where(right[block], scores, -np.inf).max(axis=1, keepdims=True)
+        out[block] = ((scores >= best) & ~right[block]).sum(axis=1)
+    return out
+
+
+def chance_recall(candidates: int, right: int, k: int) -> float:
+    """Probability that at least one of `right` answers is among the first `k` of a random order of `candidates`."""
+    k = min(k, candidates)
+    if candidates - right < k:
+        return 1.0
+    log_miss = (
+        lgamma(candidates - right + 1)
+        - lgamma(candidates - right - k + 1)
+        - lgamma(candidates + 1)
+        + lgamma(candidates - k + 1)
+    )
+    return float(1.0 - np.exp(log_miss))
+
+
+def _recall(rank: NDArray[np.int64], k: int, candidates: int, right: NDArray[np.int64], confidence: float) -> Recall:
+    found, n = int((rank < k).sum()), len(rank)
+    low, high = clopper_pearson(found, n, confidence)
+    counts, repeats = np.unique(right, return_counts=True)
+    chance = sum(chance_recall(candidates, int(m), k) * int(r) for m, r in zip(counts, repeats, strict=True)) / n
+    return Recall(k, n, found, found / n, low, high, chance)
