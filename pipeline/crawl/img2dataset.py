@@ -191,7 +191,7 @@ def refused_by(message: str) -> Refused:
     if status is not None:
         return Refused(Reason.HTTP_STATUS, status.group(1))
     # What is left is an answer that is not HTTP, and rare errors of sockets.
-    return Refused(Reason.CONNECTION, message[:200])
+    return Refused(Reason.CONNECTION, " ".join(message.split())[:200])
 
 
 def _may_pass(refused: Refused) -> bool:
@@ -211,7 +211,9 @@ def _store(data: bytes, config: CrawlConfig, resize: _Resize) -> Outcome:
     if isinstance(examined, Refused):
         return examined
     source = data if is_plain(data) else _upright_copy(data, config)
-    image, width, height, _, _, message = resize(io.BytesIO(source))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one deprecation of albumentations per picture
+        image, width, height, _, _, message = resize(io.BytesIO(source))
     if image is None:
         return Refused(Reason.IMAGE_CORRUPT, f"resizer: {message}"[:200])
     return _stored(image, width, height, examined, config)

@@ -9,14 +9,11 @@ import io
 
 import PIL.Image
 
-from pipeline.content.hashes import PictureHashes, picture_hashes, sha256
+from pipeline.content.hashes import HASH_SHORT_SIDE, PictureHashes, picture_hashes, sha256
 from pipeline.content.image import ImageRejected, Picture, decode
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.outcome import Refused
-
-HASHED_SHORT_SIDE = 512
-"""Hashes are taken at this short side or a larger one, where the source has it (contracts/README.md)."""
 
 _ORIENTATION = 0x0112  # the EXIF tag; 2 to 8 turn or mirror
 _PNG_BIT_DEPTH = 24  # its offset: signature 8, chunk head 8, width and height 8
@@ -34,7 +31,7 @@ class Examined:
 def examine(data: bytes, config: CrawlConfig) -> Examined | Refused:
     """Decode, hold against the limits of `config`, hash."""
     try:
-        picture = decode(data, max_pixels=config.max_pixels, min_short_side=HASHED_SHORT_SIDE)
+        picture = decode(data, max_pixels=config.max_pixels, min_short_side=HASH_SHORT_SIDE)
     except ImageRejected as rejected:
         return Refused(rejected.reason, rejected.detail)
     width, height = picture.original_width, picture.original_height

@@ -19,7 +19,6 @@ from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.outcome import Engine, Outcome, Refused, Stored
 from pipeline.crawl.urls import UrlRefused, parse, registered_domain
 
-_IMAGE_CHUNK_BYTES = 1 << 30  # an Arrow binary array ends at 2 GiB
 _FETCHED_COLUMNS = (
     "format",
     "width",
@@ -149,7 +148,7 @@ def _rows(table: pa.Table, stored: Sequence[tuple[int, Stored]]) -> pa.Table:
     columns: list[pa.Array | pa.ChunkedArray] = []
     for field in SHARD_SCHEMA:
         if field.name == "image":
-            columns.append(pa.chunked_array(_image_chunks(pictures), field.type))
+            columns.append(pa.chunked_array(image_chunks(pictures), field.type))
         elif field.name in _FETCHED_COLUMNS:
             columns.append(pa.array([getattr(picture, field.name) for picture in pictures], field.type))
         elif field.name in kept.column_names:
@@ -159,11 +158,12 @@ def _rows(table: pa.Table, stored: Sequence[tuple[int, Stored]]) -> pa.Table:
     return pa.table(columns, schema=SHARD_SCHEMA)
 
 
-def _image_chunks(pictures: Sequence[Stored]) -> Iterator[pa.Array]:
+def image_chunks(pictures: Sequence[Stored], most_bytes: int = 1 << 30) -> Iterator[pa.Array]:
+    """The pictures as binary arrays of at most `most_bytes` (an Arrow binary array ends at 2 GiB); at least one array."""
     chunk: list[bytes] = []
     held = 0
     for picture in pictures:
-        if held + len(picture.image) > _IMAGE_CHUNK_BYTES and chunk:
+        if chunk and held + len(picture.image) > most_bytes:
             yield pa.array(chunk, pa.binary())
             chunk, held = [], 0
         chunk.append(picture.image)

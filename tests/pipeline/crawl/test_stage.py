@@ -1,0 +1,559 @@
+"""One unit of the crawl against a real HTTP server on the loopback that plants one trouble per path.
+
+Truth: what was planted (the server's own list of pictures, statuses and hit counts), Pillow's reading of the stored bytes, and
+img2dataset's resizer called directly on the source bytes.
+"""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pytest
+
+from pipeline.content.hashes import picture_hashes
+from pipeline.content.image import decode
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.schema import MATCHED_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, Reason, uid
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.img2dataset import refused_by, require
+from pipeline.crawl.outcome import Stored
+from pipeline.crawl.stage import crawl, domain_counts, image_chunks, partition, split_ways
+
+LOOPBACK = ("127.0.0.0/8",)
+
+
+def scene(width: int, height: int) -> PIL.Image.Image:
+    """Smooth colours with a bright top left corner, so that orientation shows after any resize and recompression."""
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([x * 200 / width, y * 200 / height, 100 + 60 * np.sin(x / 40.0)], axis=2).astype(np.uint8)
+    pixels[: height // 4, : width // 4] = 255
+    return PIL.Image.fromarray(pixels)
+
+
+def encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png16(width: int, height: int, value: int) -> bytes:
+    """A 16-bit RGB PNG of one colour, written chunk by chunk: Pillow cannot write it."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = (b"\0" + struct.pack(">H", value) * 3 * width) * height
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def turned_jpeg() -> bytes:
+    """640x480 upright with its bright corner top left, stored as a phone would: rows turned, orientation 6."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    return encoded(scene(640, 480).transpose(PIL.Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+
+
+JPEG = encoded(scene(640, 480), "JPEG", quality=92)
+PICTURES: Mapping[str, tuple[str, bytes]] = {
+    "/jpeg.jpg": ("image/jpeg", JPEG),
+    "/large.jpg": ("image/jpeg", encoded(scene(2048, 1536), "JPEG", quality=92)),
+    "/small.jpg": ("image/jpeg", encoded(scene(100, 80), "JPEG", quality=92)),
+    "/grey.jpg": ("image/jpeg", encoded(scene(640, 480).convert("L"), "JPEG", quality=92)),
+    "/cmyk.jpg": ("image/jpeg", encoded(scene(640, 480).convert("CMYK"), "JPEG", quality=92)),
+    "/turned.jpg": ("image/jpeg", turned_jpeg()),
+    "/png.png": ("image/png", encoded(scene(400, 300), "PNG")),
+    "/alpha.png": ("image/png", encoded(scene(400, 300).convert("RGBA"), "PNG")),
+    "/palette.png": ("image/png", encoded(scene(400, 300).convert("P", dither=PIL.Image.Dither.NONE), "PNG")),
+    "/deep.png": ("image/png", png16(300, 300, 0x6000)),
+    "/webp.webp": ("image/webp", encoded(scene(400, 300), "WEBP", quality=90)),
+    "/lying.png": ("image/png", JPEG),
+}
+BROKEN: Mapping[str, tuple[int, bytes, Mapping[str, str]]] = {
+    "/404.jpg": (404, b"gone", {}),
+    "/403.jpg": (403, b"no", {}),
+    "/429.jpg": (429, b"slowly", {}),
+    "/500.jpg": (500, b"oops", {}),
+    "/html.jpg": (200, b"<html><body>no picture</body></html>", {"Content-Type": "text/html"}),
+    "/empty.jpg": (200, b"", {}),
+    "/truncated.jpg": (200, JPEG[: len(JPEG) // 2], {}),
+    "/noise.jpg": (200, JPEG[:20] + bytes(range(256)) * 20, {}),
+    "/short.jpg": (200, JPEG[:1000], {"Content-Length": str(len(JPEG))}),
+    "/noai.jpg": (200, JPEG, {"X-Robots-Tag": "noai"}),
+    "/noimageai.jpg": (200, JPEG, {"X-Robots-Tag": "noindex, noimageai"}),
+    "/noml.jpg": (200, JPEG, {"X-Robots-Tag": "noml"}),
+    "/ours.jpg": (200, JPEG, {"X-Robots-Tag": "testbot: noai"}),
+    "/loop.jpg": (302, b"", {"Location": "/loop.jpg"}),
+    "/to_file.jpg": (302, b"", {"Location": "file:///etc/passwd"}),
+    "/tiny.png": (200, encoded(scene(8, 8), "PNG"), {}),
+    "/banner.png": (200, encoded(scene(900, 60), "PNG"), {}),
+    "/bomb.png": (200, encoded(PIL.Image.new("L", (1500, 1500)), "PNG"), {}),
+    "/fat.bin": (200, JPEG + bytes(300_000), {}),
+}
+ALLOWED_ANYWAY = {"/other_agent.jpg": {"X-Robots-Tag": "otherbot: noai"}, "/nofollow.jpg": {"X-Robots-Tag": "nofollow"}}
+EXPECTED_REASONS = {
+    "/404.jpg": (Reason.HTTP_STATUS, "404"),
+    "/403.jpg": (Reason.HTTP_STATUS, "403"),
+    "/429.jpg": (Reason.HTTP_STATUS, "429"),
+    "/500.jpg": (Reason.HTTP_STATUS, "500"),
+    "/html.jpg": (Reason.NOT_AN_IMAGE, None),
+    "/empty.jpg": (Reason.NOT_AN_IMAGE, None),
+    "/truncated.jpg": (Reason.IMAGE_TRUNCATED, None),
+    "/noise.jpg": (None, None),  # one of the picture's reasons, which one is the decoder's affair
+    "/short.jpg": (Reason.CONNECTION, "ended early"),
+    "/noai.jpg": (Reason.OPT_OUT, "X-Robots-Tag"),
+    "/noimageai.jpg": (Reason.OPT_OUT, "X-Robots-Tag"),
+    "/noml.jpg": (Reason.OPT_OUT, "X-Robots-Tag"),
+    "/ours.jpg": (Reason.OPT_OUT, "X-Robots-Tag"),
+    "/loop.jpg": (Reason.REDIRECT, None),
+    "/to_file.jpg": (Reason.REDIRECT, None),
+    "/tiny.png": (Reason.IMAGE_TOO_SMALL, "8x8"),
+    "/banner.png": (Reason.ASPECT_RATIO, "900x60"),
+    "/bomb.png": (Reason.IMAGE_TOO_LARGE, None),
+    "/fat.bin": (Reason.TOO_MANY_BYTES, f"{len(JPEG) + 300_000} bytes"),
+    "/slow.jpg": (Reason.TIMEOUT, "timed out"),
+    "/closed.jpg": (Reason.CONNECTION, None),
+    "/garbage.jpg": (Reason.CONNECTION, None),
+}
+
+
+class Web(http.server.ThreadingHTTPServer):
+    """Counts the requests of each path, and how many of `/dwell.jpg` were answered at once."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.hits: Counter[str] = Counter()
+        self.agents: set[str] = set()
+        self.at_once = 0
+        self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Web
+
+    def do_GET(self) -> None:
+        web = self.server
+        with web.lock:
+            web.hits[self.path] += 1
+            web.agents.add(self.headers["User-Agent"])
+        self._answer(self.path.partition("?")[0])
+
+    def _answer(self, path: str) -> None:
+        if path in PICTURES:
+            kind, body = PICTURES[path]
+            self._send(200, body, {"Content-Type": kind})
+        elif path in BROKEN:
+            self._send(*BROKEN[path])
+        elif path in ALLOWED_ANYWAY:
+            self._send(200, JPEG, ALLOWED_ANYWAY[path])
+        elif path == "/redirect.jpg":
+            self._send(301, b"", {"Location": "/jpeg.jpg"})
+        elif path == "/a%20b/%C3%A4.jpg":
+            self._send(200, JPEG, {})
+        elif path == "/slow.jpg":
+            time.sleep(1.5)
+        elif path == "/closed.jpg":
+            self.close_connection = True
+        elif path == "/garbage.jpg":
+            self.wfile.write(b"this is not HTTP\r\n\r\n")
+        elif path == "/dwell.jpg":
+            self._dwell()
+            self._send(200, PICTURES["/small.jpg"][1], {})
+        else:
+            self._send(404, b"", {})
+
+    def _dwell(self) -> None:
+        """Count who is here together. It ends before the answer: a client that has its answer may be back at once."""
+        web = self.server
+        with web.lock:
+            web.at_once += 1
+            web.most_at_once = max(web.most_at_once, web.at_once)
+        time.sleep(0.03)
+        with web.lock:
+            web.at_once -= 1
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        # A client that has had enough hangs up; that is its good right.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    server = Web()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join(timeout=10)
+        server.server_close()
+
+
+def config(**changes: object) -> CrawlConfig:
+    values: dict[str, object] = {
+        "allow_addresses": LOOPBACK,
+        "timeout_s": 0.6,
+        "threads": 16,
+        "per_host": 8,
+        "max_bytes": 300_000,
+        "max_pixels": 4_000_000,
+        "user_agent_token": "TestBot",
+        **changes,
+    }
+    return CrawlConfig.model_validate(values)
+
+
+def candidates(pairs: list[tuple[str, str]]) -> pa.Table:
+    rows = [
+        {
+            "uid": uid(url, caption),
+            "url": url,
+            "caption_raw": caption,
+            "page_url": f"http://page.example/{row}",
+            "source": f"test#{row}",
+            "language": None,
+            "caption": caption.strip(),
+            "query_ids": [row, row + 1],
+        }
+        for row, (url, caption) in enumerate(pairs)
+    ]
+    return pa.Table.from_pylist(rows, schema=MATCHED_SCHEMA)
+
+
+def test_every_planted_picture_arrives_upright_and_right(web: Web) -> None:
+    paths = [*PICTURES, *ALLOWED_ANYWAY, "/redirect.jpg", "/a b/ä.jpg"]
+    table = candidates([(web.url(path), f" caption of {path}") for path in paths])
+    rows, rejected = crawl(table, config())
+    assert rejected.num_rows == 0, rejected.to_pylist()
+    assert rows.schema == SHARD_SCHEMA
+    assert rows["uid"].to_pylist() == sorted(table["uid"].to_pylist())
+    assert rows["query_id"].null_count == rows["language"].null_count == rows.num_rows
+
+    asked = {row["url"]: row for row in table.to_pylist()}
+    for row in rows.to_pylist():
+        for name in ("uid", "caption", "caption_raw", "page_url", "source", "query_ids"):
+            assert row[name] == asked[row["url"]][name]
+        path = row["url"].removeprefix(web.url(""))
+        source = PICTURES.get(path, ("", JPEG))[1]
+        whole = decode(source)
+        stored = PIL.Image.open(io.BytesIO(row["image"]))
+        assert (row["format"], stored.format) == ("jpeg", "JPEG")
+        assert (row["width"], row["height"]) == stored.size
+        assert (row["original_width"], row["original_height"]) == (whole.original_width, whole.original_height)
+        scale = min(1.0, 256 / min(whole.original_width, whole.original_height))
+        assert stored.size == (round(whole.original_width * scale), round(whole.original_height * scale))
+        assert row["source_sha256"] == hashlib.sha256(source).digest()
+        assert row["image_sha256"] == hashlib.sha256(row["image"]).digest()
+        hashes = picture_hashes(decode(source, min_short_side=512))
+        assert (row["phash64"], row["pdq256"], row["pdq_quality"]) == (
+            hashes.phash64,
+            hashes.pdq256,
+            hashes.pdq_quality,
+        )
+        upright = PIL.Image.fromarray(whole.rgb).resize(stored.size, PIL.Image.Resampling.BOX)
+        difference = np.abs(np.asarray(stored.convert("RGB"), np.int16) - np.asarray(upright, np.int16))
+        assert difference.mean() < 4, path
+    assert all("testbot" in agent for agent in web.agents)
+
+
+def test_deep_and_turned_pictures_are_not_what_img2dataset_alone_makes_of_them(web: Web) -> None:
+    rows, _ = crawl(candidates([(web.url("/deep.png"), "deep"), (web.url("/turned.jpg"), "turned")]), config())
+    by_caption = {row["caption"]: row for row in rows.to_pylist()}
+    deep = np.asarray(PIL.Image.open(io.BytesIO(by_caption["deep"]["image"])))
+    assert abs(float(deep.mean()) - 0x60) < 2  # near white (255) without our decoding
+    turned = by_caption["turned"]
+    assert (turned["width"], turned["height"]) == (341, 256)  # 256 x 341 without
+    corner = np.asarray(PIL.Image.open(io.BytesIO(turned["image"])))
+    assert corner[:40, :40].min() > 240
+
+
+def test_plain_sources_are_stored_exactly_as_img2dataset_stores_them(web: Web) -> None:
+    paths = ["/jpeg.jpg", "/large.jpg", "/png.png", "/webp.webp", "/grey.jpg"]
+    for changes in ({}, {"resize_mode": "center_crop", "image_size": 128, "encode_format": "webp", "quality": 80}):
+        settings = config(**changes)
+        rows, _ = crawl(candidates([(web.url(path), path) for path in paths]), settings)
+        from img2dataset.resizer import Resizer  # already loaded by the crawl
+
+        kind = "jpg" if settings.encode_format == "jpeg" else settings.encode_format
+        resizer = Resizer(
+            settings.image_size, settings.resize_mode, True, encode_quality=settings.quality, encode_format=kind
+        )
+        assert rows.num_rows == len(paths)
+        for row in rows.to_pylist():
+            expected = resizer(io.BytesIO(PICTURES[row["caption"]][1]))
+            assert (row["image"], row["width"], row["height"]) == expected[:3]
+
+
+@pytest.mark.parametrize("mode", ["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"])
+def test_sizes_of_every_resize_mode(web: Web, mode: str) -> None:
+    rows, rejected = crawl(candidates([(web.url("/jpeg.jpg"), "x")]), config(resize_mode=mode, image_size=120))
+    assert rejected.num_rows == 0
+    sizes = {
+        "no": (640, 480),
+        "keep_ratio": (160, 120),
+        "keep_ratio_largest": (120, 90),
+        "center_crop": (120, 120),
+        "border": (120, 120),
+    }
+    image = PIL.Image.open(io.BytesIO(rows["image"][0].as_py()))
+    assert (rows["width"][0].as_py(), rows["height"][0].as_py()) == image.size == sizes[mode]
+    if mode == "border":
+        assert np.asarray(image)[:8].min() > 240  # the border is white
+
+
+def test_every_planted_trouble_is_named(web: Web) -> None:
+    table = candidates([(web.url(path), f"caption of {path}") for path in EXPECTED_REASONS])
+    rows, rejected = crawl(table, config(max_pixels=2_000_000))
+    assert rows.num_rows == 0, rows.select(["url"]).to_pylist()
+    assert rejected.schema == REJECTED_SCHEMA
+    assert rejected["uid"].to_pylist() == sorted(table["uid"].to_pylist())
+    asked = {row["uid"]: row for row in table.to_pylist()}
+    for row in rejected.to_pylist():
+        reason, detail = EXPECTED_REASONS[row["url"].removeprefix(web.url(""))]
+        if reason is not None:
+            assert row["reason"] == reason, row
+        if detail is not None:
+            assert row["detail"] == detail
+        for name in ("url", "caption_raw", "source", "query_ids"):
+            assert row[name] == asked[row["uid"]][name]
+    # Only what may pass is asked for twice.
+    assert {path for path, hits in web.hits.items() if hits == 2} >= {
+        "/500.jpg",
+        "/closed.jpg",
+        "/slow.jpg",
+        "/short.jpg",
+    }
+    assert {web.hits[path] for path in ("/404.jpg", "/403.jpg", "/429.jpg", "/noai.jpg", "/html.jpg")} == {1}
+
+
+def test_a_closed_port_and_a_server_without_tls(web: Web) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    urls = [f"http://127.0.0.1:{port}/a.jpg", web.url("/jpeg.jpg").replace("http:", "https:")]
+    _, rejected = crawl(candidates([(url, "x") for url in urls]), config(retries=0))
+    reasons = {row["url"]: (row["reason"], row["detail"]) for row in rejected.to_pylist()}
+    assert reasons[urls[0]] == ("connection", "refused")
+    assert reasons[urls[1]] == ("tls", "certificate or handshake")
+
+
+def test_opt_outs_are_a_setting(web: Web) -> None:
+    table = candidates([(web.url(path), path) for path in ("/noai.jpg", "/ours.jpg")])
+    rows, _ = crawl(table, config(respect_opt_out=False))
+    assert rows.num_rows == 2
+
+
+def test_a_url_is_fetched_once_for_all_its_captions(web: Web) -> None:
+    pairs = [(web.url("/jpeg.jpg"), f"caption {number}") for number in range(5)]
+    pairs += [(web.url("/404.jpg"), f"caption {number}") for number in range(3)]
+    rows, rejected = crawl(candidates(pairs), config(threads=4))
+    assert (rows.num_rows, rejected.num_rows) == (5, 3)
+    assert web.hits == {"/jpeg.jpg": 1, "/404.jpg": 1}
+    assert len(set(rows["image"].to_pylist())) == 1
+    assert set(rows["caption"].to_pylist()) == {f"caption {number}" for number in range(5)}
+
+
+def test_refused_urls_meet_no_server(web: Web, tmp_path: object) -> None:
+    port = web.server_address[1]
+    secret = f"{tmp_path}/secret.jpg"
+    with open(secret, "wb") as file:
+        file.write(JPEG)
+    urls = [
+        f"file://{secret}",
+        f"http://127.0.0.1:{port}/jpeg.jpg",
+        f"http://2130706433:{port}/jpeg.jpg",
+        f"http://0177.1:{port}/jpeg.jpg",
+        f"http://[::ffff:127.0.0.1]:{port}/jpeg.jpg",
+        f"http://localhost:{port}/jpeg.jpg",
+        f"http://8.8.8.8@127.0.0.1:{port}/jpeg.jpg",
+        "data:image/gif;base64,R0lGODlhAQABAAAAACw=",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://10.0.0.1/a.jpg",
+        "not a url",
+        "http://no-such-host.invalid/a.jpg",
+    ]
+    rows, rejected = crawl(candidates([(url, "x") for url in urls]), config(allow_addresses=()))
+    assert rows.num_rows == 0
+    assert web.hits == {}
+    reasons = {row["url"]: row["reason"] for row in rejected.to_pylist()}
+    assert [reasons[url] for url in urls] == [
+        *["scheme", "address", "address", "address", "address", "address"],
+        *["bad_url", "scheme", "address", "address", "bad_url", "dns"],
+    ]
+
+
+def test_the_same_origin_gives_the_same_tables_whatever_the_threads(web: Web) -> None:
+    paths = [path for path in (*PICTURES, *EXPECTED_REASONS) if path != "/slow.jpg"]
+    pairs = [(web.url(f"{path}?{number}"), f"{path} {number}") for path in paths for number in range(3)]
+    first = crawl(candidates(pairs), config(threads=1, per_host=4))
+    second = crawl(candidates(pairs[::-1]).take(pa.array(range(len(pairs) - 1, -1, -1))), config(threads=16))
+    for one, other in zip(first, second, strict=True):
+        drop = ["source", "page_url", "query_ids"]  # these differ because `candidates` numbers its rows
+        assert one.drop_columns([name for name in drop if name in one.column_names]) == other.drop_columns(
+            [name for name in drop if name in other.column_names]
+        )
+    again = crawl(candidates(pairs), config(threads=16))
+    assert again[0] == first[0]
+    assert again[1] == first[1]
+
+
+def test_a_host_is_never_asked_more_at_once_than_its_limit(web: Web) -> None:
+    table = candidates([(web.url(f"/dwell.jpg?{number}"), "x") for number in range(40)])
+    crawl(table, config(threads=16, per_host=3, host_split=1))
+    assert web.most_at_once == 3
+    web.most_at_once = 0
+    crawl(table, config(threads=16, per_host=4, host_split=4), ways={"127.0.0.1": 4})
+    assert web.most_at_once == 1
+
+
+def test_pictures_are_cut_into_chunks_that_arrow_can_hold() -> None:
+    pictures = [Stored(bytes(size), "jpeg", 1, 1, 1, 1, b"", b"", 0, b"", 0) for size in (5, 5, 1, 30, 2, 0)]
+    chunks = list(image_chunks(pictures, most_bytes=10))
+    assert [[len(image) for image in chunk.to_pylist()] for chunk in chunks] == [[5, 5], [1], [30], [2, 0]]
+    assert [len(chunk) for chunk in image_chunks([])] == [0]
+
+
+def test_nothing_in_nothing_out() -> None:
+    rows, rejected = crawl(MATCHED_SCHEMA.empty_table(), config())
+    assert (rows.schema, rejected.schema) == (SHARD_SCHEMA, REJECTED_SCHEMA)
+    assert rows.num_rows == rejected.num_rows == 0
+
+
+def test_importing_the_stage_loads_no_heavy_library() -> None:
+    """img2dataset and what it drags along belong to the worker that fetches."""
+    code = (
+        "import sys, pipeline.crawl.stage, pipeline.crawl.config, pipeline.crawl.guard\n"
+        "print(sorted({'pandas', 'wandb', 'albumentations', 'img2dataset', 'cv2', 'ray', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_python_3_13_is_told_what_to_do() -> None:
+    require()
+    with pytest.raises(InputError, match=r"crawl\.engine: 'img2dataset'.*3\.14.*run the crawl with Python"):
+        require((3, 14))
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "detail"),
+    [
+        ("HTTP Error 404: Not Found", Reason.HTTP_STATUS, "404"),
+        ("HTTP Error 503: Service Unavailable", Reason.HTTP_STATUS, "503"),
+        ("<urlopen error [Errno -2] Name or service not known>", Reason.DNS, "no such name"),
+        ("<urlopen error [Errno -3] Temporary failure in name resolution>", Reason.DNS, "no such name"),
+        ("<urlopen error [Errno 111] Connection refused>", Reason.CONNECTION, "refused"),
+        ("<urlopen error [Errno 113] No route to host>", Reason.CONNECTION, "unreachable"),
+        ("[Errno 104] Connection reset by peer", Reason.CONNECTION, "reset"),
+        ("<urlopen error timed out>", Reason.TIMEOUT, "timed out"),
+        ("The read operation timed out", Reason.TIMEOUT, "timed out"),
+        ("<urlopen error [Errno 110] Connection timed out>", Reason.TIMEOUT, "timed out"),
+        ("<urlopen error _ssl.c:989: The handshake operation timed out>", Reason.TIMEOUT, "timed out"),
+        (
+            "<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired (_ssl.c:1006)>",
+            Reason.TLS,
+            "certificate or handshake",
+        ),
+        ("<urlopen error [SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)>", Reason.TLS, None),
+        ("Use of image disallowed by X-Robots-Tag directive", Reason.OPT_OUT, None),
+        ("IncompleteRead(10 bytes read, 90 more expected)", Reason.CONNECTION, "ended early"),
+        ("", Reason.CONNECTION, ""),
+    ],
+)
+def test_messages_of_urllib_are_named(message: str, reason: Reason, detail: str | None) -> None:
+    refused = refused_by(message)
+    assert refused.reason is reason
+    assert detail is None or refused.detail == detail
+
+
+# ---- units
+
+
+def test_a_unit_owns_its_domains() -> None:
+    urls = [
+        f"http://{host}.site{number}.co.uk/{row}" for number in range(200) for host in ("a", "B") for row in range(3)
+    ]
+    urls += [f"https://site{number}.co.uk:8443/x" for number in range(200)]
+    units = partition(pa.array(urls), 8).to_pylist()
+    owners: dict[str, set[int]] = {}
+    for url, unit in zip(urls, units, strict=True):
+        owners.setdefault(url.split("/")[2].split(":")[0].split("site")[1], set()).add(unit)
+    assert len(owners) == 200
+    assert all(len(owner) == 1 for owner in owners.values())
+    assert set(units) == set(range(8))
+    # Row by row it is the same as all at once, and in chunks.
+    assert [partition(pa.array([url]), 8)[0].as_py() for url in urls[:50]] == units[:50]
+    assert partition(pa.chunked_array([urls[:7], urls[7:]]), 8).to_pylist() == units
+
+
+def test_a_large_domain_is_spread_over_neighbours() -> None:
+    urls = [f"http://cdn{number % 7}.big.com/{number}.jpg" for number in range(9000)]
+    urls += [f"http://small{number}.org/x" for number in range(1000)]
+    counts = domain_counts(pa.array(urls))
+    assert counts["big.com"] == 9000
+    assert sum(counts.values()) == 10000
+    ways = split_ways(counts, units=20, host_split=4)
+    assert ways == {"big.com": 4}
+    units = partition(pa.array(urls), 20, ways)
+    spread = Counter(units.to_pylist()[:9000])
+    assert len(spread) == 4
+    assert min(spread.values()) > 2000
+    first = sorted(spread)
+    assert any({(start + step) % 20 for step in range(4)} == set(first) for start in range(20))
+    assert units.type == pa.int32()
+
+
+def test_urls_that_do_not_parse_are_spread_over_all_units() -> None:
+    urls = [None, "", *[f"no url {number}" for number in range(200)], *[f"file:///{n}" for n in range(200)]]
+    units = partition(pa.array(urls, pa.string()), 4).to_pylist()
+    assert set(units) == {0, 1, 2, 3}
+    assert domain_counts(pa.array(urls, pa.string())) == {}
+
+
+def test_the_units_of_today_are_the_units_of_tomorrow() -> None:
+    """A resumed crawl finds its units again: these values may never change within a format version."""
+    urls = ["http://example.com/a", "https://www.example.com/b", "http://example.org/", "http://10.0.0.1/x", "nonsense"]
+    assert partition(pa.array(urls), 1000).to_pylist() == [875, 875, 716, 11, 93]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"per_host": 2}, "host_split=4"),
+        ({"encode_format": "png"}, "0 to 9"),
+        ({"quality": 0}, "1 to 100"),
+        ({"engine": "wget"}, "img2dataset"),
+        ({"user_agent_token": "two words"}, "pattern"),
+    ],
+)
+def test_settings_that_do_not_fit_together(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        CrawlConfig.model_validate(changes)
