@@ -17,7 +17,7 @@ PAGE_ROWS = 20
 _TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 _PICTURE_PATH = re.compile(r"/p/(\d+)\.\w+(?:\?step=(\d+))?")
 _PAGE_PATH = re.compile(r"/page/(\d+)\.html")
-_NEAR_COPIES = ((0.75, 70), (0.85, 75), (1.0, 60))  # scale and JPEG quality
+_NEAR_COPIES = ((0.9, 75), (0.9, 60), (1.0, 50))  # scale and JPEG quality
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def bomb() -> bytes:
 
 
 def _corrupt(data: bytes) -> bytes:
-    """A PNG whose compressed pixels are overwritten with 0xFF from their middle on: right length, no meaning."""
-    middle = len(data) // 2
-    return data[:middle] + b"\xff" * (len(data) - middle - 12) + data[-12:]
+    """A PNG whose chunks are all there, but whose compressed pixels begin with bytes that no zlib stream begins with."""
+    pixels = data.index(b"IDAT") + 4
+    return data[:pixels] + b"\xff" * 64 + data[pixels + 64 :]
 
 
 # ---- pages

@@ -81,7 +81,7 @@ REASONS: Mapping[Kind, tuple[str, str]] = {
 }
 """Kind of trouble -> (stage, reason) that must reject it. Kinds that are not here survive, but for the cap."""
 
-STAGES = ("candidates", "exact", "filter", "precap", "crawl", "dedup", "balance", "shard")
+STAGES = ("candidates", "exact", "filter", "precap", "crawl", "dedup", "balance", "shards")
 
 RATES: Mapping[Kind, float] = {
     Kind.POPULAR: 0.06,
@@ -205,7 +205,7 @@ class Web:
         if kind is Kind.SECOND_CAPTION:
             caption = self.scene(k).second_caption
         elif kind is Kind.NEAR:
-            caption = dice.pick(("{} (photo)", "{}!", "{}  ", "#{}", "{} HD")).format(caption)
+            caption = dice.pick(("{}!", "{}  ", "#{}", "{} HD", "{} 2")).format(caption)
         elif kind is Kind.UNRELATED:
             caption = scenes.unrelated_caption(self.seed, k)
         elif kind is Kind.NO_CAPTION:

@@ -112,7 +112,7 @@ def write_evaluation(web: Web, path: Path, rows: int, leaks: int) -> list[Leak]:
 def _leaked(web: Web, leak: Leak) -> bytes:
     if leak.manner == "exact":
         return answers.picture(web, leak.k)
-    scale, quality = (1.0, 65) if leak.manner == "recompressed" else (0.75, 80)
+    scale, quality = (1.0, 65) if leak.manner == "recompressed" else (0.85, 80)
     return scenes.smaller_copy(web.scene(leak.k), scale, quality)
 
 
