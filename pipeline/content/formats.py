@@ -116,8 +116,6 @@ def png_pixels_only(data: bytes) -> tuple[bytes, bytes]:
     raise ImageRejected(Reason.IMAGE_TRUNCATED, f"png of {len(data)} bytes without its end chunk")
 
 
-
-
 def exif_orientation(exif: bytes) -> int:
     """Orientation 1-8 of an EXIF block; 1 where there is none or it cannot be read (metadata never costs a picture)."""
     block = exif.removeprefix(b"Exif\0\0")
@@ -129,7 +127,9 @@ def exif_orientation(exif: bytes) -> int:
     for at in range(directory + 2, min(directory + 2 + 12 * count, len(block) - 11), 12):
         tag, kind, _ = struct.unpack(order + "HHI", block[at : at + 8])
         if tag == 0x0112:
-            (value,) = struct.unpack(order + ("H" if kind == 3 else "I"), block[at + 8 : at + (10 if kind == 3 else 12)])
+            (value,) = struct.unpack(
+                order + ("H" if kind == 3 else "I"), block[at + 8 : at + (10 if kind == 3 else 12)]
+            )
             return int(value) if 1 <= value <= 8 else 1
     return 1
 

@@ -110,12 +110,11 @@ def hamming(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """
     if a.dtype != b.dtype or a.dtype not in (np.uint64, np.uint8):
         raise ValueError(f"hamming needs two uint64 or two uint8 arrays, got {a.dtype} and {b.dtype}")
-    if a.dtype == np.uint64:
-        return np.bitwise_count(a ^ b).astype(np.int64)
-    if a.shape[-1] % 8 == 0 and b.shape[-1] == a.shape[-1]:
-        words = np.ascontiguousarray(a).view(np.uint64) ^ np.ascontiguousarray(b).view(np.uint64)
-        return np.bitwise_count(words).sum(axis=-1, dtype=np.int64)
-    return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)
+    if a.dtype == np.uint8 and a.shape[-1] == b.shape[-1] and a.shape[-1] % 8 == 0:
+        a, b = np.ascontiguousarray(a).view(np.uint64), np.ascontiguousarray(b).view(np.uint64)
+    else:
+        a, b = (a, b) if a.dtype == np.uint8 else (a[..., None], b[..., None])
+    return np.asarray(np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64))
 
 
 def as_codes(codes: list[bytes]) -> npt.NDArray[np.uint8]:
@@ -137,7 +136,7 @@ def _dct_rows(first: int, rows: int, size: int) -> _Float64s:
     """Rows first .. first + rows of the DCT-II matrix without its scale: cos(pi * k * (2n + 1) / (2 * size))."""
     k = np.arange(first, first + rows)[:, None]
     n = np.arange(size)[None, :]
-    return np.cos(np.pi / 2 / size * k * (2 * n + 1))
+    return np.asarray(np.cos(np.pi / 2 / size * k * (2 * n + 1)), np.float64)
 
 
 _PHASH_DCT = _dct_rows(0, 8, 32) * 2.0
@@ -147,7 +146,7 @@ _PDQ_DCT: _Float32s = (np.float32(np.sqrt(2.0 / 64.0)) * _dct_rows(1, 16, 64)).a
 def _dct_low8(pixels: _Float64s) -> _Float64s:
     """The 8 x 8 lowest DCT coefficients of float64[32, 32]."""
     # einsum without optimize is a plain loop: no BLAS, whose order of sums differs between machines.
-    return np.einsum("ik,kl,jl->ij", _PHASH_DCT, pixels, _PHASH_DCT, optimize=False)
+    return np.asarray(np.einsum("ik,kl,jl->ij", _PHASH_DCT, pixels, _PHASH_DCT, optimize=False))
 
 
 @_compiled

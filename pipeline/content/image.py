@@ -123,7 +123,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_short_side: int | N
 def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None) -> Picture:
     orientation = 1
     if kind == "png":
-        check_size(*struct.unpack(">II", data[16:24]), max_pixels)
+        width, height = struct.unpack(">II", data[16:24])
+        check_size(width, height, max_pixels)
         data, exif = png_pixels_only(data)
         orientation = exif_orientation(exif)
     elif kind == "webp":
@@ -290,27 +291,25 @@ _PILLOW_WARNINGS_IGNORED = _WarningsIgnored()
 
 
 def resize(rgb: RGB, *, size: int, mode: ResizeMode, only_if_bigger: bool = False) -> RGB:
-    """Resize uint8[h, w, 3] by one of img2dataset's modes; bicubic with antialiasing, sides rounded half to even.
+    """Resize uint8[h, w, 3] by one of img2dataset's modes, to the same sizes: sides rounded half to even.
 
     no: unchanged. keep_ratio: the short side becomes `size`. keep_ratio_largest: the long side does. center_crop: as
     keep_ratio, then the central square. border: as keep_ratio_largest, then centred on a white square. With
-    `only_if_bigger` a picture whose deciding side is not above `size` keeps its pixels (and is still cropped or padded).
+    `only_if_bigger` a picture whose deciding side is not above `size` is returned as it is, neither cropped nor padded.
+    Shrinking averages areas, enlarging is bicubic.
     Raises ImageRejected(image_too_large) where the result would exceed MAX_PIXELS (a very thin picture, scaled up).
     """
-    if mode == "no":
-        return rgb
     height, width = rgb.shape[:2]
     side = max(height, width) if mode in ("keep_ratio_largest", "border") else min(height, width)
-    if side != size and not (only_if_bigger and side < size):
-        new_width, new_height = max(1, round(width * size / side)), max(1, round(height * size / side))
-        check_size(new_width, new_height, MAX_PIXELS)
-        scaled = Image.fromarray(rgb).resize(
-            (new_width, new_height), Image.Resampling.BICUBIC, reducing_gap=3.0
-        )
-        rgb = np.asarray(scaled)
-        height, width = new_height, new_width
+    if mode == "no" or (only_if_bigger and side <= size):
+        return rgb
+    if side != size:
+        width, height = max(1, round(width * size / side)), max(1, round(height * size / side))
+        check_size(width, height, MAX_PIXELS)
+        kernel = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
+        rgb = np.asarray(Image.fromarray(rgb).resize((width, height), kernel))
     if mode == "center_crop":
-        top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
+        top, left = (height - size) // 2, (width - size) // 2
         rgb = np.ascontiguousarray(rgb[top : top + size, left : left + size])
     elif mode == "border":
         square = np.full((size, size, 3), BACKGROUND, np.uint8)
