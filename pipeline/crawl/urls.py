@@ -123,7 +123,7 @@ def _port(text: str, scheme: str) -> int:
 
 
 def _name(host: str) -> str:
-    """A host name in ASCII: percent-decoded, IDNA as Python ships it (2003; it also folds full-width letters and dots), one final dot dropped."""
+    """A host name in ASCII: percent-decoded, IDNA 2003 (which also folds full-width letters and dots), one final dot dropped."""
     try:
         text = urllib.parse.unquote(host, errors="strict")
         # The codec takes quadratic time on long labels in some versions; a name that long is no name.
