@@ -102,11 +102,9 @@ def start_engine(
 ) -> Engine:
     """Wrap `model` and `optimizer` under the stage and precision of `config`, on this process's device."""
     deepspeed = _quiet_deepspeed()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls names of torch that will be renamed
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
-        )
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
+    )
     return cast(Engine, engine)
 
 
@@ -170,6 +168,8 @@ def _quiet_deepspeed() -> "_DeepSpeed":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DeepSpeed warns about its own imports
         import deepspeed  # heavy; see the module's docstring
+    # Each of its steps calls names that torch 2.13 will rename; no user of ours can do anything about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\..*` is deprecated")
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return cast(_DeepSpeed, deepspeed)
