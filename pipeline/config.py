@@ -5,8 +5,9 @@ import pydantic
 from pipeline.balance import BalanceConfig
 from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.crawl.config import CrawlConfig
-from pipeline.dedup.config import DedupConfig
+from pipeline.dedup import DedupConfig
 from pipeline.engine import EngineConfig
+from pipeline.shard import ShardConfig
 from pipeline.sources.url_tables import SourcesConfig
 
 
@@ -14,25 +15,23 @@ class RunConfig(StrictModel):
     """Where everything goes, and the seed of every choice."""
 
     out: str = not_semantic(description="folder or s3:// prefix; everything this run writes is under it")
-    seed: int = pydantic.Field(17, ge=0, lt=1 << 63, description="every choice is BLAKE2b(uid, key = seed)")
+    seed: int = pydantic.Field(default=17, ge=0, lt=1 << 63, description="every choice is BLAKE2b(uid, key = seed)")
 
 
 class FilterConfig(StrictModel):
     """The query list that a caption must match."""
 
-    queries: str = not_semantic(description="txt (one query a line) or Parquet; its digest, not its place, enters the stage digest")
+    queries: str = not_semantic(
+        description="txt (one query a line) or Parquet; its digest, not its place, enters the stage digest"
+    )
 
 
 class PrecapConfig(StrictModel):
     """What is fetched at most for a query. Separate from balance.cap, so that another cap never means another crawl."""
 
-    per_query: int = pydantic.Field(40_000, ge=1, description="balance.cap over the share of fetches expected to succeed")
-
-
-class ShardConfig(StrictModel):
-    """How the corpus is cut."""
-
-    rows: int = pydantic.Field(10_000, ge=1, le=1_000_000, description="mean rows of a shard")
+    per_query: int = pydantic.Field(
+        default=40_000, ge=1, description="balance.cap over the share of fetches expected to succeed"
+    )
 
 
 class PipelineConfig(StrictModel):

@@ -24,6 +24,7 @@ units costs milliseconds instead of a second or more (tests/benchmarks/engine_ov
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import platform
@@ -32,7 +33,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,13 +45,15 @@ from pipeline.contracts import parquet, storage
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
 from pipeline.contracts.errors import HouseError, RunError
-from pipeline.contracts.parquet import TableFile
 from pipeline.contracts.schema import REJECTED_SCHEMA, Reason, rejected_rows
+from pipeline.records import Record, read_record
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 log = logging.getLogger("pipeline")
 
 REJECTED_SUFFIX = ".rejected.parquet"
-RECORD_VERSION = 1
 
 
 class EngineConfig(StrictModel):
@@ -105,39 +108,9 @@ class Stage:
     partitioned: bool = False
 
 
-class Record(StrictModel):
-    """The commit record of a unit: written last, conditionally, and never changed."""
-
-    version: int = RECORD_VERSION
-    stage: str
-    unit: str
-    stage_digest: str
-    input_digest: str
-    rows_in: int
-    rows_out: int
-    rejected: dict[str, int]
-    output: TableFile
-    rejected_file: TableFile | None
-    beside: dict[str, TableFile]
-    notes: dict[str, Json]
-    owner: dict[str, Json]
-    started: float
-    seconds: float
-    versions: dict[str, str]
-
-    @property
-    def files(self) -> list[TableFile]:
-        return [self.output, *([self.rejected_file] if self.rejected_file else []), *self.beside.values()]
-
-
 def stage_digest(name: str, version: int, config: Json, inputs: Sequence[str]) -> str:
     """The digest that names a stage's folder: its format version, its semantic configuration, the roots of its inputs."""
     return digest_json({"stage": name, "version": version, "config": config, "inputs": list(inputs)})
-
-
-def output_root(records: Sequence[Record]) -> str:
-    """One digest over what a stage committed; the input root of the next stage. It holds no place and no time."""
-    return digest_json([[record.unit, *(file.sha256 for file in record.files)] for record in records])
 
 
 def stage_folder(out: str, stage: Stage) -> str:
@@ -218,13 +191,26 @@ class Run:
         storage.make_folder(folder)
         done = matching_records(folder, stage.digest, units)
         todo = [unit for unit in units if unit.id not in done]
-        with Progress(len(units), "units", stage.name) as progress:
+        with Progress(len(units), "units", stage.name, summary=stage.accounted) as progress:
             for record in done.values():
                 progress.update(1, **_shown(record))
             for record in self._run_units(stage, folder, todo):
                 done[record.unit] = record
                 progress.update(1, **_shown(record))
         return [done[unit.id] for unit in units]
+
+    def map(self, function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
+        """`function` of each item on the workers, in order; for small facts that need no commit record."""
+        limit = self._engine.workers or max(1, int(_cluster_resources().get("CPU", 1)))
+        references: list[Any] = []
+        for item in items:
+            if len(references) >= limit:
+                ray.wait(references, num_returns=len(references) - limit + 1)
+            references.append(_apply.remote(functools.partial(function, item)))
+        try:
+            return [ray.get(reference) for reference in references]
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, HouseError) else error) from None
 
     def _run_units(self, stage: Stage, folder: str, units: Sequence[Unit]) -> Any:
         """Yield records as units finish, with a bounded number of tasks submitted."""
@@ -340,14 +326,6 @@ def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[st
     }
 
 
-def read_record(uri: str) -> Record:
-    """A commit record. Raises RunError when it is damaged."""
-    try:
-        return Record.model_validate_json(storage.read_bytes(uri))
-    except pydantic.ValidationError:
-        raise RunError(f"{uri}: not a commit record of this version; move it away and run again") from None
-
-
 def _shown(record: Record) -> dict[str, int]:
     return {
         "in": record.rows_in,
@@ -385,6 +363,11 @@ def _has_died(owner: Mapping[str, Json]) -> bool:
 
 
 # ---- the worker's side
+
+
+@ray.remote(num_cpus=1)
+def _apply(call: Callable[[], Any]) -> Any:
+    return call()
 
 
 @ray.remote(num_cpus=1, max_retries=0)
@@ -446,6 +429,7 @@ def commit(
         stage=stage.name,
         unit=unit.id,
         stage_digest=stage.digest,
+        accounted=stage.accounted,
         input_digest=input_digest(unit),
         rows_in=rows_in,
         rows_out=result.rows.num_rows,

@@ -10,8 +10,9 @@ several picture kinds wrong in silence, so each has one rule here:
 * Transparency of any kind (alpha, palette, colour key) is laid over `BACKGROUND`, white.
 * CMYK and YCCK, with Adobe's inversion, become RGB by the plain formula. ICC profiles are not applied.
 * Of an animation the first frame is taken; of a multi-page TIFF the first page; of an APNG its still picture.
-* A file that ends early is `image_truncated`: missing rows are never filled in. What libjpeg repairs without an error (a
-  JPEG cut in the middle and closed with an end marker) cannot be seen through Pillow and passes.
+* A file that ends early is `image_truncated`: missing rows are never filled in, also where the reader below Pillow would
+  (a JPEG closed with an end marker after the cut, a PNG whose pixel stream is too short). Damage in the middle of a JPEG
+  that libjpeg decodes to other colours without an error cannot be seen, and passes.
 
 Nothing global in Pillow is changed: its classes are called directly, so neither `Image.open`'s registry nor its own bomb
 limit nor LOAD_TRUNCATED_IMAGES plays a part. PNG files are reduced to the chunks that carry pixels, so text, ICC and APNG
@@ -138,14 +139,16 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None)
     if kind == "tiff":
         _check_tiff(image, max_pixels)
     else:
-        orientation = exif_orientation(image.info.get("exif", b"")) if kind != "png" else orientation
+        orientation = exif_orientation(image.info.get("exif") or b"") if kind != "png" else orientation
     width, height = image.size
     if kind == "jpeg" and min_short_side is not None:
         image.draft("RGB", (min_short_side, min_short_side))
     image.load()
-    if kind == "png":
+    if kind == "jpeg":
+        _check_jpeg_filler(image, data, min_short_side)
+    elif kind == "png":
         _check_png_rows(image, data)
-    if kind == "tiff":
+    elif kind == "tiff":
         width, height = image.size  # Pillow has applied the TIFF orientation tag
 
     rgb = _to_rgb(image)
@@ -206,6 +209,25 @@ def _check_tiff(image: Image.Image, max_pixels: int) -> None:
     tile_width, tile_height = int(tags.get(322, 0)), int(tags.get(323, 0))
     if tile_width * tile_height > max_pixels:
         raise ImageRejected(Reason.IMAGE_TOO_LARGE, f"tiff tiles of {tile_width} x {tile_height}")
+
+
+def _check_jpeg_filler(image: Image.Image, data: bytes, min_short_side: int | None) -> None:
+    """Refuse a JPEG whose coded data ends before its last block, though an end marker follows.
+
+    libjpeg makes the missing blocks mid-grey and only warns, which Pillow does not pass on. So a picture that ends in
+    mid-grey is decoded again with bytes put in before its end marker. Behind complete data they are skipped; where data is
+    missing they are taken for it, and the pixels change.
+    """
+    corner = image.crop((image.width - 1, image.height - 1, image.width, image.height)).tobytes()
+    if any(abs(value - 128) > 8 for value in corner):
+        return
+    end = data.rfind(b"\xff\xd9")
+    again = JpegImageFile(io.BytesIO(data[:end] + bytes(range(1, 255)) + data[end:]))
+    if min_short_side is not None:
+        again.draft("RGB", (min_short_side, min_short_side))
+    again.load()
+    if again.tobytes() != image.tobytes():
+        raise ImageRejected(Reason.IMAGE_TRUNCATED, "jpeg whose coded data ends before its last row")
 
 
 def _check_png_rows(image: Image.Image, data: bytes) -> None:

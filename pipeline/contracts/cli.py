@@ -69,10 +69,11 @@ class Progress:
     """Progress of long work on stderr: a bar with rate and ETA on a terminal, else one plain line a minute and one at the end.
 
     Use as a context manager. `update(n, **counts)` adds n finished units and adds to named counts, which are shown beside the bar.
+    summary=False leaves out the line at the end (small steps that nobody waits for).
     """
 
-    def __init__(self, total: int | None, unit: str, label: str) -> None:
-        self._total, self._unit, self._label = total, unit, label
+    def __init__(self, total: int | None, unit: str, label: str, *, summary: bool = True) -> None:
+        self._total, self._unit, self._label, self._summary = total, unit, label, summary
         self._counts: dict[str, int] = {}
         self._done = 0
         self._started = self._said = time.monotonic()
@@ -90,7 +91,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
+        elif kind is None and self._summary:
             self._say()
 
     def update(self, n: int = 1, **counts: int) -> None:

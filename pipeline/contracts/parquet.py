@@ -5,6 +5,7 @@ Pictures are stored uncompressed (they are compressed already), everything else 
 loader reads one without its neighbours and a crawl part can be read back a partition at a time.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ def write(table: pa.Table, local_path: str, *, boundaries: Sequence[int] = ()) -
             sink, table.schema, compression=compression, version="2.6", use_dictionary=_dictionary_columns(table)
         )
         with writer:
-            for start, stop in zip(starts, [*starts[1:], table.num_rows], strict=True):
+            for start, stop in itertools.pairwise([*starts, table.num_rows]):
                 writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
         storage.flush_to_disk(sink)
     return row_groups(pq.read_metadata(local_path))

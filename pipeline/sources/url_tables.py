@@ -256,8 +256,8 @@ def _records(file: SourceFile, config: SourcesConfig, first: int = 0) -> Iterato
 
 
 def _choose(names: list[str], file: SourceFile, config: SourcesConfig) -> Columns:
-    caption = _named(names, config.caption_column, CAPTION_NAMES, "caption_column", file)
-    return Columns(_named(names, config.url_column, URL_NAMES, "url_column", file), caption)
+    url = _named(names, config.url_column, URL_NAMES, "url_column", file)
+    return Columns(url, _named(names, config.caption_column, CAPTION_NAMES, "caption_column", file))
 
 
 def _named(names: list[str], wanted: str | None, known: tuple[str, ...], key: str, file: SourceFile) -> str:

@@ -1,0 +1,39 @@
+"""`--check`: what a run with this configuration would do. Reads listings, Parquet footers and the query list; touches nothing."""
+
+import math
+
+from pipeline.config import PipelineConfig
+from pipeline.contracts import storage
+from pipeline.contracts.schema import FORMAT_VERSION
+from pipeline.match import load_queries
+from pipeline.sources import url_tables
+
+
+def describe(config: PipelineConfig) -> str:
+    """The plan in lines for people. Raises InputError for what a run would stop at: missing sources, columns, or queries."""
+    files = url_tables.expand(config.sources)
+    for file in files:
+        url_tables.columns(file, config.sources)
+    queries = load_queries(config.filter.queries)
+    total_bytes = sum(storage.size(file.uri) for file in files)
+    seekable = [file for file in files if file.name.lower().endswith(".parquet")]
+    rows = sum(url_tables.count_rows(file, config.sources) for file in seekable)
+    units = sum(
+        math.ceil(url_tables.count_rows(file, config.sources) / config.sources.rows_per_unit) for file in seekable
+    )
+    text_units = len(files) - len(seekable)
+    return "\n".join(
+        [
+            f"# sources     {len(files):,} files, {total_bytes:,} bytes; {rows:,} rows in Parquet"
+            + (f" and {text_units:,} text files whose rows are counted when they are read" if text_units else ""),
+            f"# candidates  {units + text_units:,} units of at most {config.sources.rows_per_unit:,} rows (a text file is one unit)",
+            f"# filter      {len(queries.queries):,} queries, digest {queries.digest[:12]}",
+            f"# precap      at most {config.precap.per_query:,} pairs a query go on to the crawl",
+            f"# crawl       {config.crawl.units:,} units of whole hosts, {config.crawl.threads} fetches at once in each",
+            f"# dedup       by {config.dedup.by}, captions from Jaccard {config.dedup.threshold}, pictures up to "
+            f"{config.dedup.image_distance} PDQ bits",
+            f"# balance     at most {config.balance.cap:,} pairs a query",
+            f"# shards      about {config.shard.rows:,} rows each, format version {FORMAT_VERSION}, in "
+            f"{storage.join(config.run.out, 'shards')}",
+        ]
+    )

@@ -1,0 +1,106 @@
+"""What a run has done, read from its records alone: `status` and `verify`. Loads no Ray.
+
+A run's output holds `run.json` (the last driver's configuration, state and stages) and, per stage, a folder named by the
+stage digest with a record per finished unit. `status` only counts what records say; `verify` reads every byte again.
+"""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import pydantic
+
+from pipeline.contracts import manifest, storage
+from pipeline.contracts.config import Json
+from pipeline.contracts.errors import InputError
+from pipeline.records import Record, read_record
+
+
+@dataclasses.dataclass(frozen=True)
+class StageStatus:
+    """A stage of the last run: its folder relative to the output, units planned, and the records of finished ones."""
+
+    name: str
+    folder: str
+    units: int
+    records: list[Record]
+
+
+def story(out: str) -> dict[str, Json]:
+    """run.json of a run's output. Raises InputError when there is none."""
+    place = storage.join(out, "run.json")
+    if not storage.exists(place):
+        raise InputError(f"{out}: no run.json here; give the run.out of a pipeline run")
+    return pydantic.TypeAdapter(dict[str, Json]).validate_json(storage.read_bytes(place))
+
+
+def stages(out: str) -> list[StageStatus]:
+    """The stages of the last run, in order, each with the records found now."""
+    found = []
+    entries = story(out)["stages"]
+    assert isinstance(entries, list)
+    for entry in entries:
+        assert isinstance(entry, dict)
+        folder = str(entry["folder"])
+        names = [name for name in storage.sizes(storage.join(out, folder)) if name.endswith(".json")]
+        with ThreadPoolExecutor(16) as pool:
+            uris = [storage.join(out, folder, name) for name in sorted(names)]
+            records = list(pool.map(read_record, uris))
+        units = entry["units"]
+        assert isinstance(units, int)
+        found.append(StageStatus(str(entry["name"]), folder, units, records))
+    return found
+
+
+def describe(out: str) -> str:
+    """A table for people: a line per stage whose rows are pairs, with what was rejected and why, then the state of the run."""
+    told = story(out)
+    lines = [f"{'stage':<12}{'units':>12}{'rows in':>14}{'rows out':>14}  rejected"]
+    for stage in stages(out):
+        if not all(record.accounted for record in stage.records):
+            continue
+        rejected: dict[str, int] = {}
+        for record in stage.records:
+            for reason, rows in record.rejected.items():
+                rejected[reason] = rejected.get(reason, 0) + rows
+        rows_in = sum(record.rows_in for record in stage.records)
+        rows_out = sum(record.rows_out for record in stage.records)
+        reasons = ", ".join(
+            f"{rows:,} {reason}" for reason, rows in sorted(rejected.items(), key=lambda item: -item[1])
+        )
+        units = f"{len(stage.records):,}/{stage.units:,}"
+        lines.append(f"{stage.name:<12}{units:>12}{rows_in:>14,}{rows_out:>14,}  {reasons or '-'}")
+    left = sum(
+        storage.TEMPORARY_MARK in name
+        for stage in stages(out)
+        for name in storage.sizes(storage.join(out, stage.folder))
+    )
+    if left:
+        lines.append(f"{left} temporary files of interrupted units remain; no reader looks at them")
+    lines.append(f"state: {told['state']}" + (f" ({told['error']})" if told["error"] else ""))
+    return "\n".join(lines)
+
+
+def verify(path: str) -> list[str]:
+    """One sentence per difference: of a corpus (manifest or its folder), or of a run's whole output."""
+    if (path.endswith(".json") and storage.name(path) != "run.json") or storage.exists(manifest.manifest_path(path)):
+        return manifest.verify(path)
+    out = storage.parent(path) if path.endswith("run.json") else path
+    problems = [problem for stage in stages(out) for problem in _verify_stage(out, stage)]
+    shards = storage.join(out, "shards")
+    return problems + (manifest.verify(shards) if storage.exists(manifest.manifest_path(shards)) else [])
+
+
+def _verify_stage(out: str, stage: StageStatus) -> list[str]:
+    problems = []
+    for record in stage.records:
+        for file in record.files:
+            uri = storage.join(out, stage.folder, file.name)
+            if not storage.exists(uri):
+                problems.append(f"{uri}: is missing; move its record {record.unit}.json away and run again")
+            elif storage.sha256_file(uri) != file.sha256:
+                problems.append(
+                    f"{uri}: sha256 differs from the record; move it and {record.unit}.json away and run again"
+                )
+        if record.accounted and record.rows_in != record.rows_out + sum(record.rejected.values()):
+            problems.append(f"{stage.name}: unit {record.unit}: rows do not add up; restore its record")
+    return problems
