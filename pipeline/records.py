@@ -7,6 +7,7 @@ import pydantic
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, StrictModel, digest_json
 from pipeline.contracts.errors import RunError
+from pipeline.contracts.manifest import StageCounts
 from pipeline.contracts.parquet import TableFile
 
 RECORD_VERSION = 1
@@ -49,3 +50,16 @@ def read_record(uri: str) -> Record:
         return Record.model_validate_json(storage.read_bytes(uri))
     except pydantic.ValidationError:
         raise RunError(f"{uri}: not a commit record of this version; move it away and run again") from None
+
+
+def count_rows(records: Sequence[Record]) -> StageCounts:
+    """The accounting of a stage: the sum over its units."""
+    rejected: dict[str, int] = {}
+    for record in records:
+        for reason, rows in record.rejected.items():
+            rejected[reason] = rejected.get(reason, 0) + rows
+    return StageCounts(
+        rows_in=sum(record.rows_in for record in records),
+        rows_out=sum(record.rows_out for record in records),
+        rejected=dict(sorted(rejected.items())),
+    )

@@ -12,7 +12,7 @@ import pydantic
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
-from pipeline.records import Record, read_record
+from pipeline.records import Record, count_rows, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +58,12 @@ def describe(out: str) -> str:
     for stage in stages(out):
         if not all(record.accounted for record in stage.records):
             continue
-        rejected: dict[str, int] = {}
-        for record in stage.records:
-            for reason, rows in record.rejected.items():
-                rejected[reason] = rejected.get(reason, 0) + rows
-        rows_in = sum(record.rows_in for record in stage.records)
-        rows_out = sum(record.rows_out for record in stage.records)
+        counts = count_rows(stage.records)
         reasons = ", ".join(
-            f"{rows:,} {reason}" for reason, rows in sorted(rejected.items(), key=lambda item: -item[1])
+            f"{rows:,} {reason}" for reason, rows in sorted(counts.rejected.items(), key=lambda item: -item[1])
         )
         units = f"{len(stage.records):,}/{stage.units:,}"
-        lines.append(f"{stage.name:<12}{units:>12}{rows_in:>14,}{rows_out:>14,}  {reasons or '-'}")
+        lines.append(f"{stage.name:<12}{units:>12}{counts.rows_in:>14,}{counts.rows_out:>14,}  {reasons or '-'}")
     left = sum(
         storage.TEMPORARY_MARK in name
         for stage in stages(out)

@@ -16,9 +16,12 @@ class ImageRejected(Exception):
     """These bytes do not become a picture; `reason` is counted, `detail` is for whoever reads the rejected rows."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # both, so that it survives pickling on its way out of a worker
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 def sniff(data: bytes) -> str | None:

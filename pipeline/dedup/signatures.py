@@ -3,13 +3,14 @@
 Shingles are the character 5-grams of the padded normal form (as UTF-8): they work without word spaces, and a caption of one
 short word has at least one, so that no two captions fall together for being short. Signatures are bit-identical to
 `datasketch.MinHash(num_perm, seed, scheme="affine32")` over the same shingles, which stays the oracle, but are computed for a
-batch at once: every distinct shingle is hashed once, and each permutation is one pass of numpy over all of them. The number
-of bands and their rows come from datasketch's own optimum.
+batch at once: every distinct shingle is hashed once, and the permutations are one compiled loop. The number of bands and
+their rows come from datasketch's own optimum.
 """
 
 import functools
 from typing import cast
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -46,12 +47,27 @@ def _minhash_sets(sets: list[list[bytes]], num_perm: int, seed: int) -> npt.NDAr
     code: dict[bytes, int] = {}
     codes = np.array([code.setdefault(gram, len(code)) for grams in sets for gram in grams], np.int64)
     hashes = _fmix32(np.array([sha1_hash32(gram) for gram in code], np.uint32))
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    multipliers, addends = permutations(num_perm, seed)
-    for place in range(num_perm):
-        permuted = hashes * multipliers[place] + addends[place]
-        result[:, place] = np.minimum.reduceat(permuted[codes], starts)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    _least(hashes[codes], starts, *permutations(num_perm, seed), result)
     return result
+
+
+@numba.njit(cache=True)
+def _least(
+    hashes: npt.NDArray[np.uint32],
+    starts: npt.NDArray[np.int64],
+    multipliers: npt.NDArray[np.uint32],
+    addends: npt.NDArray[np.uint32],
+    result: npt.NDArray[np.uint32],
+) -> None:
+    """For each set `hashes[starts[i]:starts[i + 1]]` and permutation h -> a h + b mod 2**32 the least value, into `result[i]`."""
+    for row in range(len(starts) - 1):
+        least = np.full(len(addends), np.uint32(0xFFFFFFFF))
+        for at in range(starts[row], starts[row + 1]):
+            for place in range(len(addends)):
+                value = np.uint32(hashes[at] * multipliers[place] + addends[place])
+                least[place] = min(least[place], value)
+        result[row] = least
 
 
 @functools.cache

@@ -42,12 +42,7 @@ URL_NAMES = ("url", "image_url", "img_url", "image", "src", "link")
 CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "title", "description")
 """Names that are recognised when the configuration gives none: the first that the file has, in any case."""
 
-_TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
-_SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(suffix + ".gz" for suffix in _TEXT_SUFFIXES))
-_MAX_LINE = 1 << 20  # characters; a longer line is one bad row, not a full memory
-_BATCH_ROWS = 8192
-_PEEK_ROWS = 1000  # objects of a jsonl file whose keys are looked at to find its columns
-_NOT_TEXT = re.compile("[\ud800-\udfff]")  # undecodable bytes (surrogateescape) and lone surrogates of JSON escapes
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 logger = logging.getLogger(__name__)
@@ -77,12 +72,6 @@ class SourceFile(NamedTuple):
     name: str
 
 
-class Columns(NamedTuple):
-    """The columns of a table that are read; `caption` is None where the format has none (txt)."""
-
-    url: str
-    caption: str | None
-
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -94,11 +83,6 @@ SOURCE_SCHEMA = pa.schema(
 )
 """A row as it stands in its file; `problem` says why its line does not parse (null: it does)."""
 
-
-class _Record(NamedTuple):
-    url: str | None
-    caption: str | None
-    problem: str | None
 
 
 # ---- which files
@@ -124,9 +108,9 @@ def _files_of(place: str, written: str) -> list[str]:
             raise InputError(f"sources.paths: nothing matches {written!r}; check the pattern")
     elif storage.is_folder(place):
         present = storage.list_files(place, recursive=True)
-        found = [uri for uri in present if _suffix(uri) is not None]
+        found = [uri for uri in present if suffix_of(uri) is not None]
         if not found:
-            raise InputError(f"sources.paths: no {', '.join(_SUFFIXES)} file in folder {written!r}; check the path")
+            raise InputError(f"sources.paths: no {', '.join(SUFFIXES)} file in folder {written!r}; check the path")
         if len(found) < len(present):
             logger.info("%s: %d files of other kinds are not read", written, len(present) - len(found))
     elif storage.exists(place):
@@ -134,15 +118,10 @@ def _files_of(place: str, written: str) -> list[str]:
     else:
         raise InputError(f"sources.paths: no file, folder or pattern {written!r}; check the path")
     for uri in found:
-        if _suffix(uri) is None:
-            raise InputError(f"sources.paths: {uri!r} ends in none of {', '.join(_SUFFIXES)}; rename or convert it")
+        if suffix_of(uri) is None:
+            raise InputError(f"sources.paths: {uri!r} ends in none of {', '.join(SUFFIXES)}; rename or convert it")
     return found
 
-
-def _suffix(uri: str) -> str | None:
-    """The suffix of a known format without `.gz`, or None."""
-    found = next((suffix for suffix in _SUFFIXES if uri.lower().endswith(suffix)), None)
-    return found.removesuffix(".gz") if found else None
 
 
 # ---- reading
@@ -153,37 +132,37 @@ def columns(file: SourceFile, config: SourcesConfig) -> Columns:
     starts."""
     if storage.size(file.uri) == 0:
         raise InputError(f"{file.uri}: the file is empty; take it out of sources.paths")
-    kind = _suffix(file.uri)
+    kind = suffix_of(file.uri)
     if kind == ".txt":
         return Columns("url", None)
     if kind == ".parquet":
-        with _open_parquet(file) as parquet:
+        with open_parquet(file) as parquet:
             names = parquet.schema_arrow.names
             chosen = _choose(names, file, config)
             for name in chosen:
                 kept = parquet.schema_arrow.field(name).type
-                if not _is_text(kept):
+                if not is_text(kept):
                     raise InputError(f"{file.uri}: column {name!r} holds {kept}, not text; name another column")
         return chosen
-    with _open_text(file) as stream:
+    with open_text(file) as stream:
         if kind == ".jsonl":
-            peeked = (line for _, line in zip(range(_PEEK_ROWS), _lines(stream), strict=False))
-            objects = (_json_object(line) for line in peeked)
+            peeked = (line for _, line in zip(range(_PEEK_ROWS), lines(stream), strict=False))
+            objects = (json_object(line) for line in peeked)
             names = list(dict.fromkeys(key for found in objects if isinstance(found, dict) for key in found))
             if not names:
                 raise InputError(f"{file.uri}: none of the first lines is a JSON object; check the format")
         else:
-            names = list(config.column_names) or _header(stream, file, kind or "")
+            names = list(config.column_names) or header(stream, file, kind or "")
     return _choose(names, file, config)
 
 
-def scan(file: SourceFile, config: SourcesConfig, batch_rows: int = _BATCH_ROWS) -> Iterator[pa.Table]:
+def scan(file: SourceFile, config: SourcesConfig, batch_rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
     """The file's rows as tables of SOURCE_SCHEMA with `batch_rows` rows (the last one fewer), in one pass and in bounded
     memory.
 
     Raises InputError where the file cannot be read.
     """
-    records: list[_Record] = []
+    records: list[Record] = []
     start = 0
     for record in _records(file, config):
         records.append(record)
@@ -203,9 +182,9 @@ def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> 
     """
     start = rows.start if rows is not None else 0
     first = 0
-    if rows is not None and _suffix(file.uri) == ".parquet":
-        first = _group_start(file, start)
-    records: list[_Record] = []
+    if rows is not None and suffix_of(file.uri) == ".parquet":
+        first = group_start(file, start)
+    records: list[Record] = []
     for number, record in enumerate(_records(file, config, first), start=first):
         if rows is not None and number >= rows.stop:
             break
@@ -216,13 +195,13 @@ def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> 
 
 def count_rows(file: SourceFile, config: SourcesConfig) -> int:
     """Rows of a file: from the footer of a parquet file, by reading through any other."""
-    if _suffix(file.uri) == ".parquet":
-        with _open_parquet(file) as parquet:
+    if suffix_of(file.uri) == ".parquet":
+        with open_parquet(file) as parquet:
             return int(parquet.metadata.num_rows)
     return sum(1 for _ in _records(file, config))
 
 
-def _table(records: list[_Record], file: SourceFile, start: int) -> pa.Table:
+def _table(records: list[Record], file: SourceFile, start: int) -> pa.Table:
     return pa.table(
         [
             pa.array([record.url for record in records], pa.string()),
@@ -234,23 +213,23 @@ def _table(records: list[_Record], file: SourceFile, start: int) -> pa.Table:
     )
 
 
-def _records(file: SourceFile, config: SourcesConfig, first: int = 0) -> Iterator[_Record]:
+def _records(file: SourceFile, config: SourcesConfig, first: int = 0) -> Iterator[Record]:
     """Every record of the file; of a parquet file from row `first`, which starts a row group."""
     chosen = columns(file, config)
-    kind = _suffix(file.uri)
+    kind = suffix_of(file.uri)
     if kind == ".parquet":
-        yield from _parquet_records(file, chosen, first)
+        yield from parquet_records(file, chosen, first)
         return
-    with _open_text(file) as stream:
+    with open_text(file) as stream:
         try:
             if kind == ".csv":
-                yield from _csv_records(stream, list(config.column_names) or _header(stream, file, kind), chosen)
+                yield from csv_records(stream, list(config.column_names) or header(stream, file, kind), chosen)
             elif kind == ".tsv":
-                yield from _tsv_records(stream, list(config.column_names) or _header(stream, file, kind), chosen)
+                yield from tsv_records(stream, list(config.column_names) or header(stream, file, kind), chosen)
             elif kind == ".jsonl":
-                yield from (_json_record(line, chosen) for line in _lines(stream))
+                yield from (json_record(line, chosen) for line in lines(stream))
             else:
-                yield from (_checked(None if line is None else line.strip(), None) for line in _lines(stream))
+                yield from (checked(None if line is None else line.strip(), None) for line in lines(stream))
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{file.uri}: corrupt gzip file ({error}); replace it or take it out") from None
 
@@ -277,164 +256,6 @@ def _named(names: list[str], wanted: str | None, known: tuple[str, ...], key: st
     return matches[0]
 
 
-def _checked(url: object, caption: object) -> _Record:
-    """A record whose values are text that Arrow can hold, or a record with the problem."""
-    for name, value in (("url", url), ("caption", caption)):
-        if value is not None and not isinstance(value, str):
-            return _Record(None, None, f"{name} is {type(value).__name__}, not text")
-        if value is not None and not value.isascii() and _NOT_TEXT.search(value):
-            return _Record(None, None, f"{name} is not UTF-8")
-    return _Record(url, caption, None)  # type: ignore[arg-type]  # checked just above
-
-
-# ---- text formats
-
-
-def _open_text(file: SourceFile) -> io.TextIOWrapper:
-    raw = storage.open_input(file.uri)
-    binary = gzip.GzipFile(fileobj=raw, mode="rb") if file.uri.lower().endswith(".gz") else raw
-    # newline="\n": line ends inside csv fields stay as they are; a record ends at "\n" or "\r\n".
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
-
-
-def _lines(stream: io.TextIOWrapper) -> Iterator[str | None]:
-    """Lines that are not blank, without their ends; None stands for one that is too long."""
-    while line := stream.readline(_MAX_LINE):
-        if len(line) == _MAX_LINE and not line.endswith("\n"):
-            while (rest := stream.readline(_MAX_LINE)) and not rest.endswith("\n"):
-                pass
-            yield None
-        elif not line.isspace():
-            yield line.rstrip("\r\n")
-
-
-_TOO_LONG = _Record(None, None, f"the line is longer than {_MAX_LINE:,} characters")
-
-
-def _header(stream: io.TextIOWrapper, file: SourceFile, kind: str) -> list[str]:
-    """The names in the first line that is not blank."""
-    try:
-        if kind == ".csv":
-            names = next((row for row in csv.reader(_csv_lines(stream), strict=True) if row), None)
-        else:
-            line = next(_lines(stream), None)
-            names = None if line is None else [_unquoted(field) for field in line.split("\t")]
-    except (csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{file.uri}: its first line cannot be read ({error}); check the format") from None
-    if names is None:
-        raise InputError(f"{file.uri}: no header line; name the columns in the first line")
-    return [name.strip() for name in names]
-
-
-def _csv_lines(stream: io.TextIOWrapper) -> Iterator[str]:
-    while line := stream.readline(_MAX_LINE):
-        yield line
-
-
-def _csv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[_Record]:
-    rows = csv.reader(_csv_lines(stream), strict=True)
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            yield _Record(None, None, f"csv: {error}")
-            continue
-        if row is None:
-            return
-        if row:
-            yield _fields(row, names, chosen)
-
-
-def _tsv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[_Record]:
-    for line in _lines(stream):
-        yield _TOO_LONG if line is None else _fields([_unquoted(field) for field in line.split("\t")], names, chosen)
-
-
-def _fields(row: list[str], names: list[str], chosen: Columns) -> _Record:
-    if len(row) != len(names):
-        return _Record(None, None, f"{len(row)} fields where the header has {len(names)}")
-    return _checked(row[names.index(chosen.url)], row[names.index(chosen.caption)] if chosen.caption else None)
-
-
-def _unquoted(field: str) -> str:
-    if len(field) >= 2 and field[0] == field[-1] == '"':
-        inner = field[1:-1]
-        if '"' not in inner.replace('""', ""):
-            return inner.replace('""', '"')
-    return field
-
-
-def _json_object(line: str | None) -> object:
-    """The value of a line, or a sentence (str) about why there is none."""
-    if line is None:
-        return _TOO_LONG.problem
-    try:
-        found: object = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"json: {error}"
-    return found if isinstance(found, dict) else "json: not an object"
-
-
-def _json_record(line: str | None, chosen: Columns) -> _Record:
-    found = _json_object(line)
-    if not isinstance(found, dict):
-        return _Record(None, None, str(found))
-    return _checked(found.get(chosen.url), found.get(chosen.caption or ""))
-
-
-# ---- parquet
-
-
-def _open_parquet(file: SourceFile) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(storage.open_input(file.uri))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file.uri}: not a parquet file ({_short(error)}); replace it or take it out") from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _group_start(file: SourceFile, row: int) -> int:
-    """The first row of the row group that holds `row`."""
-    with _open_parquet(file) as parquet:
-        start = 0
-        for group in range(parquet.metadata.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            if start + rows > row:
-                break
-            start += rows
-        return start
-
-
-def _parquet_records(file: SourceFile, chosen: Columns, first: int) -> Iterator[_Record]:
-    with _open_parquet(file) as parquet:
-        starts = [0]
-        for group in range(parquet.metadata.num_row_groups):
-            starts.append(starts[-1] + parquet.metadata.row_group(group).num_rows)
-        groups = [group for group, start in enumerate(starts[:-1]) if start >= first]
-        names = [name for name in chosen if name is not None]
-        try:
-            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=names):
-                urls, captions = (_texts(batch[name]) for name in names)
-                for url, caption in zip(urls, captions, strict=True):
-                    yield _checked(url, caption)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file.uri}: corrupt parquet file ({_short(error)}); replace it or take it out") from None
-
-
-def _texts(column: pa.Array) -> list[str | None]:
-    """The column's values; bytes that are not UTF-8 come out as surrogates, which `_checked` reports."""
-    plain = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
-    raw: list[bytes | None] = plain.cast(pa.large_binary()).to_pylist()
-    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
 
 
 # ---- candidates

@@ -1,0 +1,203 @@
+"""The formats of URL tables: how a file becomes records, one at a time, in bounded memory.
+
+What makes a whole file useless (not parquet, corrupt gzip) raises InputError; a line that does not parse is a record with a `problem`.
+See `url_tables` for what each format allows.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.contracts import storage
+from pipeline.contracts.errors import InputError
+
+_TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
+SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(suffix + ".gz" for suffix in _TEXT_SUFFIXES))
+_MAX_LINE = 1 << 20  # characters; a longer line is one bad row, not a full memory
+BATCH_ROWS = 8192
+_PEEK_ROWS = 1000  # objects of a jsonl file whose keys are looked at to find its columns
+_NOT_TEXT = re.compile("[\ud800-\udfff]")  # undecodable bytes (surrogateescape) and lone surrogates of JSON escapes
+
+
+class Columns(NamedTuple):
+    """The columns of a table that are read; `caption` is None where the format has none (txt)."""
+
+    url: str
+    caption: str | None
+
+class Record(NamedTuple):
+    url: str | None
+    caption: str | None
+    problem: str | None
+
+def suffix_of(uri: str) -> str | None:
+    """The suffix of a known format without `.gz`, or None."""
+    found = next((suffix for suffix in SUFFIXES if uri.lower().endswith(suffix)), None)
+    return found.removesuffix(".gz") if found else None
+
+def checked(url: object, caption: object) -> Record:
+    """A record whose values are text that Arrow can hold, or a record with the problem."""
+    for name, value in (("url", url), ("caption", caption)):
+        if value is not None and not isinstance(value, str):
+            return Record(None, None, f"{name} is {type(value).__name__}, not text")
+        if value is not None and not value.isascii() and _NOT_TEXT.search(value):
+            return Record(None, None, f"{name} is not UTF-8")
+    return Record(url, caption, None)  # type: ignore[arg-type]  # checked just above
+
+# ---- text formats
+
+
+def open_text(uri: str) -> io.TextIOWrapper:
+    raw = storage.open_input(uri)
+    binary = gzip.GzipFile(fileobj=raw, mode="rb") if uri.lower().endswith(".gz") else raw
+    # newline="\n": line ends inside csv fields stay as they are; a record ends at "\n" or "\r\n".
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+
+
+def lines(stream: io.TextIOWrapper) -> Iterator[str | None]:
+    """Lines that are not blank, without their ends; None stands for one that is too long."""
+    while line := stream.readline(_MAX_LINE):
+        if len(line) == _MAX_LINE and not line.endswith("\n"):
+            while (rest := stream.readline(_MAX_LINE)) and not rest.endswith("\n"):
+                pass
+            yield None
+        elif not line.isspace():
+            yield line.rstrip("\r\n")
+
+
+_TOO_LONG = Record(None, None, f"the line is longer than {_MAX_LINE:,} characters")
+
+
+def header(stream: io.TextIOWrapper, uri: str, kind: str) -> list[str]:
+    """The names in the first line that is not blank."""
+    try:
+        if kind == ".csv":
+            names = next((row for row in csv.reader(_csv_lines(stream), strict=True) if row), None)
+        else:
+            line = next(lines(stream), None)
+            names = None if line is None else [_unquoted(field) for field in line.split("\t")]
+    except (csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{uri}: its first line cannot be read ({error}); check the format") from None
+    if names is None:
+        raise InputError(f"{uri}: no header line; name the columns in the first line")
+    return [name.strip() for name in names]
+
+
+def _csv_lines(stream: io.TextIOWrapper) -> Iterator[str]:
+    while line := stream.readline(_MAX_LINE):
+        yield line
+
+
+def csv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[Record]:
+    rows = csv.reader(_csv_lines(stream), strict=True)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            yield Record(None, None, f"csv: {error}")
+            continue
+        if row is None:
+            return
+        if row:
+            yield _fields(row, names, chosen)
+
+
+def tsv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[Record]:
+    for line in lines(stream):
+        yield _TOO_LONG if line is None else _fields([_unquoted(field) for field in line.split("\t")], names, chosen)
+
+
+def _fields(row: list[str], names: list[str], chosen: Columns) -> Record:
+    if len(row) != len(names):
+        return Record(None, None, f"{len(row)} fields where the header has {len(names)}")
+    return checked(row[names.index(chosen.url)], row[names.index(chosen.caption)] if chosen.caption else None)
+
+
+def _unquoted(field: str) -> str:
+    if len(field) >= 2 and field[0] == field[-1] == '"':
+        inner = field[1:-1]
+        if '"' not in inner.replace('""', ""):
+            return inner.replace('""', '"')
+    return field
+
+
+def json_object(line: str | None) -> object:
+    """The value of a line, or a sentence (str) about why there is none."""
+    if line is None:
+        return _TOO_LONG.problem
+    try:
+        found: object = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"json: {error}"
+    return found if isinstance(found, dict) else "json: not an object"
+
+
+def json_record(line: str | None, chosen: Columns) -> Record:
+    found = json_object(line)
+    if not isinstance(found, dict):
+        return Record(None, None, str(found))
+    return checked(found.get(chosen.url), found.get(chosen.caption or ""))
+
+
+# ---- parquet
+
+
+def open_parquet(uri: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(storage.open_input(uri))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{uri}: not a parquet file ({_short(error)}); replace it or take it out") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def group_start(uri: str, row: int) -> int:
+    """The first row of the row group that holds `row`."""
+    with open_parquet(uri) as parquet:
+        start = 0
+        for group in range(parquet.metadata.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if start + rows > row:
+                break
+            start += rows
+        return start
+
+
+def parquet_records(uri: str, chosen: Columns, first: int) -> Iterator[Record]:
+    with open_parquet(uri) as parquet:
+        starts = [0]
+        for group in range(parquet.metadata.num_row_groups):
+            starts.append(starts[-1] + parquet.metadata.row_group(group).num_rows)
+        groups = [group for group, start in enumerate(starts[:-1]) if start >= first]
+        names = [name for name in chosen if name is not None]
+        try:
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=names):
+                urls, captions = (_texts(batch[name]) for name in names)
+                for url, caption in zip(urls, captions, strict=True):
+                    yield checked(url, caption)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{uri}: corrupt parquet file ({_short(error)}); replace it or take it out") from None
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """The column's values; bytes that are not UTF-8 come out as surrogates, which `checked` reports."""
+    plain = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+    raw: list[bytes | None] = plain.cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+

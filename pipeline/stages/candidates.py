@@ -1,0 +1,69 @@
+"""candidates and exact: URL tables → pairs with an identity, each once."""
+
+import functools
+
+import pyarrow as pa
+
+from pipeline import dedup
+from pipeline.config import PipelineConfig
+from pipeline.contracts import storage
+from pipeline.contracts.config import Json, semantic
+from pipeline.engine import Result, Run, Unit
+from pipeline.shard import shard_count, shard_of
+from pipeline.sources import url_tables
+from pipeline.stages.common import Output, partition_units, read_partition, run_stage, with_partition
+
+
+def candidates(driver: Run, config: PipelineConfig) -> Output:
+    """Units are row ranges of Parquet files and whole text files; rows are partitioned by uid for the next stage."""
+    files = url_tables.expand(config.sources)
+    facts = driver.map(functools.partial(_file_facts, config=config.sources), files)
+    partitions = shard_count(sum(rows for _, rows in facts), config.sources.rows_per_unit)
+    units, uris = [], {}
+    for number, (file, (sha256, rows)) in enumerate(zip(files, facts, strict=True)):
+        uris[file.name] = file.uri
+        step = config.sources.rows_per_unit if file.name.lower().endswith(".parquet") else max(1, rows)
+        for place, start in enumerate(range(0, rows, step)):
+            params: dict[str, Json] = {"start": start, "stop": min(rows, start + step)}
+            units.append(Unit(f"{number:05d}-{place:06d}", (file.name, sha256), params))
+    return run_stage(
+        driver,
+        "candidates",
+        {"sources": semantic(config.sources), "partitions": partitions},
+        [],
+        units,
+        functools.partial(_read_source, uris, config.sources),
+        functools.partial(_candidates, config.sources, partitions),
+        row_wise=True,
+        partitioned=True,
+        partitions=partitions,
+        roots=[value for file, (sha256, _) in zip(files, facts, strict=True) for value in (file.name, sha256)],
+    )
+
+
+def _file_facts(file: url_tables.SourceFile, config: url_tables.SourcesConfig) -> tuple[str, int]:
+    url_tables.columns(file, config)
+    return storage.sha256_file(file.uri), url_tables.count_rows(file, config)
+
+
+def _read_source(uris: dict[str, str], config: url_tables.SourcesConfig, unit: Unit) -> pa.Table:
+    start, stop = unit.params["start"], unit.params["stop"]
+    assert isinstance(start, int)
+    assert isinstance(stop, int)
+    file = url_tables.SourceFile(uris[unit.inputs[0]], unit.inputs[0])
+    return url_tables.read(file, config, range(start, stop))
+
+
+def _candidates(config: url_tables.SourcesConfig, partitions: int, table: pa.Table, unit: Unit) -> Result:
+    rows, rejected = url_tables.candidates(table, config)
+    return Result(with_partition(rows, shard_of(rows["uid"], partitions)), rejected)
+
+
+def exact(driver: Run, found: Output) -> Output:
+    """Units are the partitions of the uid space, so that equal pairs meet."""
+    read = functools.partial(read_partition, driver.out, found.files)
+    return run_stage(driver, "exact", None, [found], partition_units(found.partitions), read, _exact)
+
+
+def _exact(table: pa.Table, unit: Unit) -> Result:
+    return Result(*dedup.exact(table))

@@ -1,0 +1,140 @@
+"""precap and balance: at most N pairs a query, over a corpus that no one process holds. The arithmetic is pipeline/balance.py's."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import balance
+from pipeline.contracts import parquet, storage
+from pipeline.engine import Result, Run, Unit
+from pipeline.keys import one_array
+from pipeline.match import QueryList
+from pipeline.shard import shard_count
+from pipeline.stages.common import Output, part_units, partition_units, read_all, read_part, read_partition, run_stage
+
+ASSIGNED_SUFFIX = ".assigned.parquet"
+COUNT_SCHEMA = pa.schema([("query_id", pa.int32()), ("rows", pa.int64())])
+_QUERIES_PER_PARTITION = 10_000
+
+
+def at_most(driver: Run, name: str, cap: int, seed: int, parts: Output, queries: QueryList) -> Output:
+    """At most `cap` pairs a query. Four small steps give every query its limit; the last applies them to each file on its own.
+
+    Memory: a count per query, and the `cap` smallest keys of the queries of one partition.
+    """
+    number = len(queries.queries)
+    units = part_units(parts)
+    matches = functools.partial(read_part, driver.out, ["uid", "query_ids"])
+    counted = run_stage(
+        driver, f"{name}-counts", number, [parts], units, matches, functools.partial(_counts, number), accounted=False
+    )
+    matched = _sum(driver, f"{name}-matched", counted, counted.files)
+    partitions = shard_count(number, _QUERIES_PER_PARTITION)
+    heads = run_stage(
+        driver,
+        f"{name}-heads",
+        [cap, seed, partitions],
+        [parts, matched],
+        units,
+        matches,
+        functools.partial(_heads, driver.out, matched.files[0], number, cap, seed, partitions),
+        accounted=False,
+        partitioned=True,
+    )
+    assigned = _sum(driver, f"{name}-assigned", heads, heads.beside(ASSIGNED_SUFFIX))
+    limits = run_stage(
+        driver,
+        f"{name}-limits",
+        [cap, partitions],
+        [heads, assigned],
+        partition_units(partitions),
+        functools.partial(read_partition, driver.out, heads.files),
+        functools.partial(_limits, driver.out, assigned.files[0], number, cap),
+        accounted=False,
+    )
+    kept = run_stage(
+        driver,
+        name,
+        [cap, seed],
+        [parts, matched, limits],
+        units,
+        functools.partial(read_part, driver.out, None),
+        functools.partial(_keep, driver.out, matched.files[0], limits.files, number, seed),
+    )
+    if name == "balance":
+        work = functools.partial(_ledger, driver.out, matched.files[0], assigned.files[0], queries.queries, cap)
+        nothing = functools.partial(_nothing, COUNT_SCHEMA)
+        run_stage(
+            driver, "ledger", [cap, queries.digest], [matched, assigned], [Unit("all")], nothing, work, accounted=False
+        )
+    return kept
+
+
+def _sum(driver: Run, name: str, counted: Output, files: list[str]) -> Output:
+    read = functools.partial(read_all, driver.out, files)
+    return run_stage(driver, name, None, [counted], [Unit("all")], read, _total, accounted=False)
+
+
+def _nothing(schema: pa.Schema, unit: Unit) -> pa.Table:
+    return schema.empty_table()
+
+
+def _count_table(counts: npt.NDArray[np.int64]) -> pa.Table:
+    """Counts per query without the zeros."""
+    present = np.flatnonzero(counts)
+    return pa.table([pa.array(present.astype(np.int32)), pa.array(counts[present])], schema=COUNT_SCHEMA)
+
+
+def _dense(table: pa.Table, number: int) -> npt.NDArray[np.int64]:
+    """Counts per query, int64 of shape (number,), summed over rows of COUNT_SCHEMA."""
+    ids, rows = (one_array(table[name]).to_numpy(zero_copy_only=False) for name in COUNT_SCHEMA.names)
+    dense = np.zeros(number, np.int64)
+    np.add.at(dense, ids, rows)
+    return dense
+
+
+def _counts(number: int, table: pa.Table, unit: Unit) -> Result:
+    return Result(_count_table(balance.counts(table, number)))
+
+
+def _total(table: pa.Table, unit: Unit) -> Result:
+    number = 1 + (pc.max(table["query_id"]).as_py() if table.num_rows else -1)
+    return Result(_count_table(_dense(table, number)))
+
+
+def _read_counts(out: str, name: str, number: int) -> npt.NDArray[np.int64]:
+    return _dense(parquet.read(storage.join(out, name)), number)
+
+
+def _heads(
+    out: str, matched: str, number: int, cap: int, seed: int, partitions: int, table: pa.Table, unit: Unit
+) -> Result:
+    assigned = balance.assign(table, _read_counts(out, matched, number))
+    heads = balance.heads(table["uid"], assigned, cap, seed)
+    partition = (one_array(heads["query_id"]).to_numpy(zero_copy_only=False) % partitions).astype(np.int32)
+    order = pa.array(np.argsort(partition, kind="stable"))
+    rows = heads.take(order).add_column(0, "partition", pa.array(partition).take(order))
+    return Result(rows, beside={ASSIGNED_SUFFIX: _count_table(balance.totals(assigned, number))})
+
+
+def _limits(out: str, assigned: str, number: int, cap: int, table: pa.Table, unit: Unit) -> Result:
+    return Result(balance.selection(table, cap, _read_counts(out, assigned, number)))
+
+
+def _keep(
+    out: str, matched: str, limit_files: Sequence[str], number: int, seed: int, table: pa.Table, unit: Unit
+) -> Result:
+    assigned = balance.assign(table, _read_counts(out, matched, number))
+    kept, rejected = balance.apply(table, assigned, read_all(out, limit_files, unit), seed)
+    return Result(kept, rejected)
+
+
+def _ledger(
+    out: str, matched: str, assigned: str, queries: Sequence[str], cap: int, table: pa.Table, unit: Unit
+) -> Result:
+    number = len(queries)
+    return Result(balance.ledger(queries, _read_counts(out, matched, number), _read_counts(out, assigned, number), cap))

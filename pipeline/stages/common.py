@@ -1,0 +1,90 @@
+"""What the stages share: what a stage leaves behind, and the four ways in which a unit gets its rows."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.contracts import parquet, storage
+from pipeline.contracts.config import Json
+from pipeline.engine import Result, Run, Stage, Unit, stage_digest
+from pipeline.keys import sort_order, words
+from pipeline.records import Record, output_root
+
+
+class Output(NamedTuple):
+    """What a stage committed: its folder relative to the run's output, a record per unit, and into how many partitions its rows are cut."""
+
+    folder: str
+    records: list[Record]
+    partitions: int = 1
+
+    @property
+    def root(self) -> str:
+        return output_root(self.records)
+
+    @property
+    def files(self) -> list[str]:
+        """The output files in unit order, relative to the run's output."""
+        return [storage.join(self.folder, record.output.name) for record in self.records]
+
+    def beside(self, suffix: str) -> list[str]:
+        return [storage.join(self.folder, record.beside[suffix].name) for record in self.records]
+
+    @property
+    def rows(self) -> int:
+        return sum(record.rows_out for record in self.records)
+
+
+def run_stage(
+    driver: Run,
+    name: str,
+    config: Json,
+    inputs: Sequence[Output],
+    units: Sequence[Unit],
+    read: Callable[[Unit], pa.Table],
+    work: Callable[[pa.Table, Unit], Result],
+    *,
+    version: int = 1,
+    accounted: bool = True,
+    row_wise: bool = False,
+    partitioned: bool = False,
+    partitions: int = 1,
+    roots: Sequence[str] = (),
+) -> Output:
+    found = stage_digest(name, version, config, [*(output.root for output in inputs), *roots])
+    stage = Stage(name, found, read, work, accounted=accounted, row_wise=row_wise, partitioned=partitioned)
+    return Output(storage.join(name, found[:12]), driver.stage(stage, units), partitions)
+
+
+def part_units(output: Output) -> list[Unit]:
+    """One unit per committed file of the stage before."""
+    return [Unit(f"{number:05d}", (name,)) for number, name in enumerate(output.files)]
+
+
+def partition_units(partitions: int) -> list[Unit]:
+    """One unit per partition; it reads its rows from every file of the stage before, which the stage digest names."""
+    return [Unit(f"{number:05d}", (), {"partition": number}) for number in range(partitions)]
+
+
+def read_part(out: str, columns: list[str] | None, unit: Unit) -> pa.Table:
+    return parquet.read(storage.join(out, unit.inputs[0]), columns)
+
+
+def read_partition(out: str, files: Sequence[str], unit: Unit) -> pa.Table:
+    number = unit.params["partition"]
+    assert isinstance(number, int)
+    parts = [parquet.read_where_equal(storage.join(out, name), "partition", number) for name in files]
+    return pa.concat_tables(parts).drop_columns(["partition"]).combine_chunks()
+
+
+def with_partition(rows: pa.Table, partition: npt.NDArray[np.int32]) -> pa.Table:
+    """Rows with their partition as first column, sorted by partition and uid."""
+    order = pa.array(sort_order(words(rows["uid"]), partition))
+    return rows.take(order).add_column(0, "partition", pa.array(partition, pa.int32()).take(order))
+
+
+def read_all(out: str, files: Sequence[str], unit: Unit) -> pa.Table:
+    return pa.concat_tables([parquet.read(storage.join(out, name)) for name in files]).combine_chunks()
