@@ -1,0 +1,348 @@
+"""The models against independent truths: published sizes, OpenAI's key and shape table, and twins written the slow way.
+
+The twins read a state dict and use `torch.nn.MultiheadAttention`'s own function, an explicit -inf mask and plain loops, so they share no
+code with the towers.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.contracts.errors import InputError
+from trainer.models import PRESETS, Preset, ResNetShape, ViTShape, build
+
+State = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+# name: parameters in millions (open_clip, docs/openclip_results.csv), then E, image, text width, and the image tower's own numbers.
+RESNETS: dict[str, tuple[float, int, int, int, tuple[int, ...], int]] = {
+    "RN50": (102.0, 1024, 224, 512, (3, 4, 6, 3), 64),
+    "RN101": (119.7, 512, 224, 512, (3, 4, 23, 3), 64),
+    "RN50x4": (178.3, 640, 288, 640, (4, 6, 10, 6), 80),
+    "RN50x16": (291.0, 768, 384, 768, (6, 8, 18, 8), 96),
+    "RN50x64": (623.3, 1024, 448, 1024, (3, 15, 36, 10), 128),
+}
+VITS: dict[str, tuple[float, int, int, int, int, int, int]] = {
+    "ViT-B/32": (151.3, 512, 224, 512, 12, 768, 32),
+    "ViT-B/16": (149.6, 512, 224, 512, 12, 768, 16),
+    "ViT-L/14": (427.6, 768, 224, 768, 24, 1024, 14),
+    "ViT-L/14@336px": (427.9, 768, 336, 768, 24, 1024, 14),
+}
+OPENAI = [*RESNETS, *VITS]
+
+SMALL_VIT = Preset("small", 48, 32, ViTShape(2, 128, 8), 64, 2, 1e-3, (0.9, 0.98), 1e-6, 12, 50)
+SMALL_RN = Preset("small-rn", 48, 64, ResNetShape((2, 1, 1, 1), 16), 64, 2, 1e-3, (0.9, 0.999), 1e-8, 12, 50)
+
+
+def transformer_shapes(prefix: str, width: int, layers: int) -> Shapes:
+    shapes: Shapes = {}
+    for i in range(layers):
+        at = f"{prefix}transformer.resblocks.{i}."
+        shapes[at + "attn.in_proj_weight"] = (3 * width, width)
+        shapes[at + "attn.in_proj_bias"] = (3 * width,)
+        shapes[at + "attn.out_proj.weight"] = (width, width)
+        shapes[at + "attn.out_proj.bias"] = (width,)
+        shapes[at + "mlp.c_fc.weight"] = (4 * width, width)
+        shapes[at + "mlp.c_fc.bias"] = (4 * width,)
+        shapes[at + "mlp.c_proj.weight"] = (width, 4 * width)
+        shapes[at + "mlp.c_proj.bias"] = (width,)
+        for norm in ("ln_1", "ln_2"):
+            shapes[at + norm + ".weight"] = shapes[at + norm + ".bias"] = (width,)
+    return shapes
+
+
+def batch_norm_shapes(at: str, width: int) -> Shapes:
+    per_channel: Shapes = {f"{at}.{key}": (width,) for key in ("weight", "bias", "running_mean", "running_var")}
+    return per_channel | {f"{at}.num_batches_tracked": ()}
+
+
+def resnet_shapes(blocks: tuple[int, ...], width: int, image: int, embed: int) -> Shapes:
+    shapes: Shapes = {
+        "visual.conv1.weight": (width // 2, 3, 3, 3),
+        "visual.conv2.weight": (width // 2, width // 2, 3, 3),
+        "visual.conv3.weight": (width, width // 2, 3, 3),
+    }
+    for i, channels in ((1, width // 2), (2, width // 2), (3, width)):
+        shapes |= batch_norm_shapes(f"visual.bn{i}", channels)
+    into = width
+    for stage in range(4):
+        planes = width * 2**stage
+        for j in range(blocks[stage]):
+            at = f"visual.layer{stage + 1}.{j}"
+            shapes[f"{at}.conv1.weight"] = (planes, into, 1, 1)
+            shapes[f"{at}.conv2.weight"] = (planes, planes, 3, 3)
+            shapes[f"{at}.conv3.weight"] = (4 * planes, planes, 1, 1)
+            for i, channels in ((1, planes), (2, planes), (3, 4 * planes)):
+                shapes |= batch_norm_shapes(f"{at}.bn{i}", channels)
+            if j == 0:
+                shapes[f"{at}.downsample.0.weight"] = (4 * planes, into, 1, 1)
+                shapes |= batch_norm_shapes(f"{at}.downsample.1", 4 * planes)
+            into = 4 * planes
+    wide = 32 * width
+    shapes["visual.attnpool.positional_embedding"] = ((image // 32) ** 2 + 1, wide)
+    for name, out in (("q_proj", wide), ("k_proj", wide), ("v_proj", wide), ("c_proj", embed)):
+        shapes[f"visual.attnpool.{name}.weight"] = (out, wide)
+        shapes[f"visual.attnpool.{name}.bias"] = (out,)
+    return shapes
+
+
+def vit_shapes(layers: int, width: int, patch: int, image: int, embed: int) -> Shapes:
+    shapes: Shapes = {
+        "visual.class_embedding": (width,),
+        "visual.positional_embedding": ((image // patch) ** 2 + 1, width),
+        "visual.proj": (width, embed),
+        "visual.conv1.weight": (width, 3, patch, patch),
+    }
+    for norm in ("ln_pre", "ln_post"):
+        shapes[f"visual.{norm}.weight"] = shapes[f"visual.{norm}.bias"] = (width,)
+    return shapes | transformer_shapes("visual.", width, layers)
+
+
+@pytest.mark.parametrize("name", OPENAI)
+def test_presets_have_openais_keys_shapes_and_sizes(name: str) -> None:
+    if name in RESNETS:
+        millions, embed, image, text_width, blocks, width = RESNETS[name]
+        tower = resnet_shapes(blocks, width, image, embed)
+    else:
+        millions, embed, image, text_width, layers, width, patch = VITS[name]
+        tower = vit_shapes(layers, width, patch, image, embed)
+    with torch.device("meta"):
+        model = build(name)
+    expected: Shapes = {
+        "positional_embedding": (77, text_width),
+        "text_projection": (text_width, embed),
+        "logit_scale": (1,),
+        "token_embedding.weight": (49408, text_width),
+        "ln_final.weight": (text_width,),
+        "ln_final.bias": (text_width,),
+    }
+    expected |= tower | transformer_shapes("", text_width, 12)
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+    assert model.preset.image_size == image
+
+
+def test_presets_carry_the_papers_optimiser_settings() -> None:
+    rates = {name: PRESETS[name].lr for name in OPENAI}
+    assert rates == {
+        "RN50": 5e-4,
+        "RN101": 5e-4,
+        "RN50x4": 5e-4,
+        "RN50x16": 4e-4,
+        "RN50x64": 3.6e-4,
+        "ViT-B/32": 5e-4,
+        "ViT-B/16": 5e-4,
+        "ViT-L/14": 4e-4,
+        "ViT-L/14@336px": 2e-5,
+    }
+    for name in OPENAI:
+        vit = name.startswith("ViT")
+        assert (PRESETS[name].betas, PRESETS[name].eps) == (((0.9, 0.98), 1e-6) if vit else ((0.9, 0.999), 1e-8))
+
+
+def naive_attention(state: State, at: str, x: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """[n, L, w] through torch's own multi-head function, which takes [L, n, w] and returns all L queries."""
+    width = x.shape[-1]
+    out, _ = functional.multi_head_attention_forward(
+        *(x.transpose(0, 1),) * 3,
+        embed_dim_to_check=width,
+        num_heads=heads,
+        in_proj_weight=state[at + "in_proj_weight"],
+        in_proj_bias=state[at + "in_proj_bias"],
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=state[at + "out_proj.weight"],
+        out_proj_bias=state[at + "out_proj.bias"],
+        training=False,
+        need_weights=False,
+        attn_mask=mask,
+    )
+    return out.transpose(0, 1)
+
+
+def naive_norm(state: State, at: str, x: Tensor) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt() * state[at + ".weight"] + state[at + ".bias"]
+
+
+def naive_transformer(state: State, prefix: str, x: Tensor, layers: int, heads: int, mask: Tensor | None) -> Tensor:
+    for i in range(layers):
+        at = f"{prefix}transformer.resblocks.{i}."
+        x = x + naive_attention(state, at + "attn.", naive_norm(state, at + "ln_1", x), heads, mask)
+        hidden = naive_norm(state, at + "ln_2", x) @ state[at + "mlp.c_fc.weight"].T + state[at + "mlp.c_fc.bias"]
+        hidden = hidden / (1 + torch.exp(-1.702 * hidden))
+        x = x + hidden @ state[at + "mlp.c_proj.weight"].T + state[at + "mlp.c_proj.bias"]
+    return x
+
+
+def naive_vit(state: State, pixels: Tensor, layers: int, patch: int) -> Tensor:
+    kernel = state["visual.conv1.weight"]
+    rows = []
+    for top in range(0, pixels.shape[2], patch):
+        for left in range(0, pixels.shape[3], patch):
+            square = pixels[:, :, top : top + patch, left : left + patch]
+            rows.append(torch.einsum("nchw,ochw->no", square, kernel))
+    first = state["visual.class_embedding"].expand(len(pixels), -1)
+    x = torch.stack([first, *rows], dim=1) + state["visual.positional_embedding"]
+    x = naive_norm(state, "visual.ln_pre", x)
+    x = naive_transformer(state, "visual.", x, layers, len(first[0]) // 64, None)
+    return naive_norm(state, "visual.ln_post", x[:, 0]) @ state["visual.proj"]
+
+
+def naive_text(state: State, ids: Tensor, layers: int) -> Tensor:
+    """One caption at a time, the mask written out, every position kept until the end."""
+    features = []
+    for row in ids:
+        x = (state["token_embedding.weight"][row] + state["positional_embedding"])[None]
+        mask = torch.full((len(row), len(row)), -math.inf).triu(1)
+        x = naive_transformer(state, "", x.double(), layers, x.shape[-1] // 64, mask.double())
+        x = naive_norm(state, "ln_final", x)
+        end = max(range(len(row)), key=lambda place: int(row[place]))
+        features.append(x[0, end] @ state["text_projection"])
+    return torch.stack(features)
+
+
+def naive_resnet(state: State, pixels: Tensor, blocks: tuple[int, ...]) -> Tensor:
+    """Evaluation mode, straight from the names, with the attention pool asking every place and keeping the first answer."""
+
+    def norm(x: Tensor, at: str) -> Tensor:
+        shift = state[at + ".running_mean"][:, None, None]
+        spread = (state[at + ".running_var"] + 1e-5).sqrt()[:, None, None]
+        return (x - shift) / spread * state[at + ".weight"][:, None, None] + state[at + ".bias"][:, None, None]
+
+    def unit(x: Tensor, conv: str, bn: str, stride: int = 1) -> Tensor:
+        kernel = state[conv + ".weight"]
+        return norm(functional.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2), bn)
+
+    x = pixels
+    for i, stride in ((1, 2), (2, 1), (3, 1)):
+        x = unit(x, f"visual.conv{i}", f"visual.bn{i}", stride).clamp(min=0)
+    x = functional.avg_pool2d(x, 2)
+    for stage in range(4):
+        for j in range(blocks[stage]):
+            at = f"visual.layer{stage + 1}.{j}"
+            shrink = 2 if stage > 0 and j == 0 else 1
+            inner = unit(x, f"{at}.conv1", f"{at}.bn1").clamp(min=0)
+            inner = unit(inner, f"{at}.conv2", f"{at}.bn2").clamp(min=0)
+            inner = unit(functional.avg_pool2d(inner, shrink), f"{at}.conv3", f"{at}.bn3")
+            if j == 0:
+                x = unit(functional.avg_pool2d(x, shrink), f"{at}.downsample.0", f"{at}.downsample.1")
+            x = (x + inner).clamp(min=0)
+    tokens = x.flatten(2).permute(0, 2, 1)
+    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + state["visual.attnpool.positional_embedding"]
+
+    def project(name: str) -> Tensor:
+        return tokens @ state[f"visual.attnpool.{name}.weight"].T + state[f"visual.attnpool.{name}.bias"]
+
+    q, k, v = (project(name).view(*tokens.shape[:2], -1, 64) for name in ("q_proj", "k_proj", "v_proj"))
+    weights = (torch.einsum("nqhd,nkhd->nhqk", q, k) / 8).softmax(-1)
+    pooled = torch.einsum("nhqk,nkhd->nqhd", weights, v).flatten(2)
+    out = pooled @ state["visual.attnpool.c_proj.weight"].T + state["visual.attnpool.c_proj.bias"]
+    return out[:, 0]
+
+
+def some_ids(n: int, preset: Preset) -> Tensor:
+    """Captions of different lengths: the end mark is the largest id, zeros follow."""
+    ids = torch.randint(0, preset.vocab_size - 1, (n, preset.context_length))
+    for row, end in enumerate(torch.randint(2, preset.context_length, (n,)).tolist()):
+        ids[row, end] = preset.vocab_size - 1
+        ids[row, end + 1 :] = 0
+    return ids
+
+
+def test_vit_and_text_equal_naive_twins() -> None:
+    torch.manual_seed(1)
+    model = build(SMALL_VIT).double()
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    pixels, ids = torch.randn(3, 3, 32, 32, dtype=torch.float64), some_ids(5, SMALL_VIT)
+    torch.testing.assert_close(model.encode_image(pixels), naive_vit(state, pixels, 2, 8), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.encode_text(ids), naive_text(state, ids, 2), rtol=1e-10, atol=1e-10)
+
+
+def test_resnet_equals_a_naive_twin_with_a_full_attention_pool() -> None:
+    torch.manual_seed(2)
+    model = build(SMALL_RN).double().eval()
+    # A fresh block is the identity and a fresh batch norm hides the statistics: draw all of them.
+    state = {
+        key: torch.rand_like(value) + 0.5 if "bn" in key or "downsample.1" in key else value.detach()
+        for key, value in model.state_dict().items()
+        if value.is_floating_point()
+    }
+    model.load_state_dict(state, strict=False)
+    pixels = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    expected = naive_resnet(state, pixels, (2, 1, 1, 1))
+    torch.testing.assert_close(model.encode_image(pixels), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_initialisation_is_the_papers() -> None:
+    torch.manual_seed(3)
+    model = build("tiny")
+    state, width = model.state_dict(), 192
+    into_residual = width**-0.5 * 8**-0.5
+    expected = {
+        "token_embedding.weight": 0.02,
+        "positional_embedding": 0.01,
+        "text_projection": width**-0.5,
+        "transformer.resblocks.1.attn.in_proj_weight": width**-0.5,
+        "transformer.resblocks.1.attn.out_proj.weight": into_residual,
+        "transformer.resblocks.1.mlp.c_fc.weight": (2 * width) ** -0.5,
+        "transformer.resblocks.1.mlp.c_proj.weight": into_residual,
+        "visual.proj": width**-0.5,
+        "visual.positional_embedding": width**-0.5,
+        # xavier-uniform on [3w, w], and the Linear default, uniform in +-fan_in^-1/2
+        "visual.transformer.resblocks.1.attn.in_proj_weight": (2 / (4 * width)) ** 0.5,
+        "visual.transformer.resblocks.1.mlp.c_fc.weight": (width * 3) ** -0.5,
+    }
+    for key, deviation in expected.items():
+        assert float(state[key].std()) == pytest.approx(deviation, rel=0.05), key
+    assert float(state["logit_scale"][0]) == pytest.approx(math.log(1 / 0.07))
+    assert not state["visual.transformer.resblocks.0.attn.in_proj_bias"].any()
+    residual = build("tiny-rn").state_dict()
+    assert not any(value.any() for key, value in residual.items() if key.endswith("bn3.weight") and "layer" in key)
+    assert float(residual["visual.attnpool.c_proj.weight"].std()) == pytest.approx(768**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-rn"])
+def test_forward_normalises_in_fp32_and_follows_the_end_mark_only(name: str) -> None:
+    model = build(name, vocab_size=100, context_length=9).eval()
+    ids = some_ids(4, model.preset)
+    images, texts, scale = model(torch.randn(4, 3, 64, 64), ids)
+    assert images.dtype == texts.dtype == scale.dtype == torch.float32
+    assert scale.shape == (1,)
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(4))
+    behind = torch.arange(9) > ids.argmax(1, keepdim=True)
+    torch.testing.assert_close(model.encode_text(ids), model.encode_text(ids.masked_fill(behind, 7)))
+    cut = int(ids.argmax(1).max()) + 1
+    torch.testing.assert_close(model.encode_text(ids), model.encode_text(ids[:, :cut]))
+    half = model.bfloat16()(torch.randn(4, 3, 64, 64), ids)
+    assert {part.dtype for part in half} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "message"),
+    [
+        ("ViT-B-32", {}, "did you mean 'ViT-B/32'"),
+        ("resnext", {}, "known: RN50"),
+        ("ViT-B/16", {"image_size": 225}, "multiple of 16"),
+        ("RN50", {"image_size": 16}, "multiple of 32"),
+        ("tiny", {"context_length": 2}, "use 3 or more"),
+        ("tiny", {"vocab_size": 1}, "give the tokenizer's vocab_size"),
+    ],
+)
+def test_impossible_models_are_refused(preset: str, options: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message), torch.device("meta"):
+        build(preset, **options)
+
+
+def test_sizes_can_be_replaced() -> None:
+    with torch.device("meta"):
+        model = build("RN50", image_size=256, context_length=52, vocab_size=600)
+    assert model.visual.get_parameter("attnpool.positional_embedding").shape == (65, 2048)
+    assert model.encode_text(torch.zeros(2, 52, dtype=torch.int64, device="meta")).shape == (2, 1024)
