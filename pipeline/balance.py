@@ -17,7 +17,6 @@ The same steps with a larger cap stand before the crawl (`precap`): since the ke
 query is a part of what the first kept, as long as the pair is still counted for that query.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,13 +57,6 @@ class BalanceConfig(StrictModel):
 
     cap: int = Field(default=20_000, ge=1)
     """Pairs kept per query at most."""
-    expected_yield: float = Field(default=0.6, gt=0.0, le=1.0)
-    """Share of candidates expected to survive crawl and dedup: before the crawl, cap / expected_yield pairs a query are let
-    through."""
-
-    def precap(self) -> int:
-        """The cap before the crawl."""
-        return math.ceil(self.cap / self.expected_yield)
 
 
 def counts(table: pa.Table, queries: int) -> npt.NDArray[np.int64]:

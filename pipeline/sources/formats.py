@@ -4,9 +4,11 @@ What makes a whole file useless (not parquet, corrupt gzip) raises InputError; a
 See `url_tables` for what each format allows.
 """
 
+import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 import zlib
@@ -33,15 +35,18 @@ class Columns(NamedTuple):
     url: str
     caption: str | None
 
+
 class Record(NamedTuple):
     url: str | None
     caption: str | None
     problem: str | None
 
+
 def suffix_of(uri: str) -> str | None:
     """The suffix of a known format without `.gz`, or None."""
     found = next((suffix for suffix in SUFFIXES if uri.lower().endswith(suffix)), None)
     return found.removesuffix(".gz") if found else None
+
 
 def checked(url: object, caption: object) -> Record:
     """A record whose values are text that Arrow can hold, or a record with the problem."""
@@ -51,6 +56,66 @@ def checked(url: object, caption: object) -> Record:
         if value is not None and not value.isascii() and _NOT_TEXT.search(value):
             return Record(None, None, f"{name} is not UTF-8")
     return Record(url, caption, None)  # type: ignore[arg-type]  # checked just above
+
+
+def column_names(uri: str) -> list[str]:
+    """The names of a table's columns, in its order. Raises InputError where the file does not tell."""
+    kind = suffix_of(uri)
+    if kind == ".parquet":
+        with open_parquet(uri) as parquet:
+            return list(parquet.schema_arrow.names)
+    with open_text(uri) as stream, _gzip_errors(uri):
+        if kind != ".jsonl":
+            return header(stream, uri, kind or "")
+        peeked = (json_object(line) for line in itertools.islice(lines(stream), _PEEK_ROWS))
+        names = list(dict.fromkeys(key for found in peeked if isinstance(found, dict) for key in found))
+    if not names:
+        raise InputError(f"{uri}: none of the first lines is a JSON object; check the format")
+    return names
+
+
+def may_lack_header(uri: str) -> bool:
+    """Whether the file is of a format whose first line may already be data (csv, tsv)."""
+    return suffix_of(uri) in (".csv", ".tsv")
+
+
+def check_types(uri: str, chosen: Columns) -> None:
+    """Raise InputError when a chosen column of a parquet file holds no text; other formats have nothing else."""
+    if suffix_of(uri) != ".parquet":
+        return
+    with open_parquet(uri) as parquet:
+        for name in chosen:
+            if name is not None and not is_text(kept := parquet.schema_arrow.field(name).type):
+                raise InputError(f"{uri}: column {name!r} holds {kept}, not text; name another column")
+
+
+def records(uri: str, chosen: Columns, names: list[str], first: int = 0) -> Iterator[Record]:
+    """Every record of a file; of a parquet file from row `first`, which starts a row group.
+
+    `names` are the columns of a csv or tsv file that has no header line; empty: it has one.
+    """
+    kind = suffix_of(uri)
+    if kind == ".parquet":
+        yield from parquet_records(uri, chosen, first)
+        return
+    with open_text(uri) as stream, _gzip_errors(uri):
+        if kind == ".csv":
+            yield from csv_records(stream, names or header(stream, uri, kind), chosen)
+        elif kind == ".tsv":
+            yield from tsv_records(stream, names or header(stream, uri, kind), chosen)
+        elif kind == ".jsonl":
+            yield from (json_record(line, chosen) for line in lines(stream))
+        else:
+            yield from (_TOO_LONG if line is None else checked(line.strip(), None) for line in lines(stream))
+
+
+@contextlib.contextmanager
+def _gzip_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{uri}: corrupt gzip file ({error}); replace it or take it out") from None
+
 
 # ---- text formats
 
@@ -84,7 +149,7 @@ def header(stream: io.TextIOWrapper, uri: str, kind: str) -> list[str]:
         else:
             line = next(lines(stream), None)
             names = None if line is None else [_unquoted(field) for field in line.split("\t")]
-    except (csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except csv.Error as error:
         raise InputError(f"{uri}: its first line cannot be read ({error}); check the format") from None
     if names is None:
         raise InputError(f"{uri}: no header line; name the columns in the first line")
@@ -167,6 +232,12 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def parquet_rows(uri: str) -> int:
+    """Rows of a parquet file, from its footer."""
+    with open_parquet(uri) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
 def group_start(uri: str, row: int) -> int:
     """The first row of the row group that holds `row`."""
     with open_parquet(uri) as parquet:
@@ -200,4 +271,3 @@ def _texts(column: pa.Array) -> list[str | None]:
     plain = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
     raw: list[bytes | None] = plain.cast(pa.large_binary()).to_pylist()
     return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
-

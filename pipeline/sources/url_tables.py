@@ -16,27 +16,23 @@ How each format is read:
   object store give the same candidates.
 """
 
-import csv
-import gzip
-import io
 import itertools
-import json
 import logging
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.contracts import storage
 from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, REJECTED_SCHEMA, Reason, rejected_rows, uid
+from pipeline.sources import formats
+from pipeline.sources.formats import Columns, Record
 
 URL_NAMES = ("url", "image_url", "img_url", "image", "src", "link")
 CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "title", "description")
@@ -72,7 +68,6 @@ class SourceFile(NamedTuple):
     name: str
 
 
-
 SOURCE_SCHEMA = pa.schema(
     [
         pa.field("url", pa.string()),
@@ -82,7 +77,6 @@ SOURCE_SCHEMA = pa.schema(
     ]
 )
 """A row as it stands in its file; `problem` says why its line does not parse (null: it does)."""
-
 
 
 # ---- which files
@@ -108,9 +102,11 @@ def _files_of(place: str, written: str) -> list[str]:
             raise InputError(f"sources.paths: nothing matches {written!r}; check the pattern")
     elif storage.is_folder(place):
         present = storage.list_files(place, recursive=True)
-        found = [uri for uri in present if suffix_of(uri) is not None]
+        found = [uri for uri in present if formats.suffix_of(uri) is not None]
         if not found:
-            raise InputError(f"sources.paths: no {', '.join(SUFFIXES)} file in folder {written!r}; check the path")
+            raise InputError(
+                f"sources.paths: no {', '.join(formats.SUFFIXES)} file in folder {written!r}; check the path"
+            )
         if len(found) < len(present):
             logger.info("%s: %d files of other kinds are not read", written, len(present) - len(found))
     elif storage.exists(place):
@@ -118,10 +114,11 @@ def _files_of(place: str, written: str) -> list[str]:
     else:
         raise InputError(f"sources.paths: no file, folder or pattern {written!r}; check the path")
     for uri in found:
-        if suffix_of(uri) is None:
-            raise InputError(f"sources.paths: {uri!r} ends in none of {', '.join(SUFFIXES)}; rename or convert it")
+        if formats.suffix_of(uri) is None:
+            raise InputError(
+                f"sources.paths: {uri!r} ends in none of {', '.join(formats.SUFFIXES)}; rename or convert it"
+            )
     return found
-
 
 
 # ---- reading
@@ -132,31 +129,17 @@ def columns(file: SourceFile, config: SourcesConfig) -> Columns:
     starts."""
     if storage.size(file.uri) == 0:
         raise InputError(f"{file.uri}: the file is empty; take it out of sources.paths")
-    kind = suffix_of(file.uri)
-    if kind == ".txt":
+    if formats.suffix_of(file.uri) == ".txt":
         return Columns("url", None)
-    if kind == ".parquet":
-        with open_parquet(file) as parquet:
-            names = parquet.schema_arrow.names
-            chosen = _choose(names, file, config)
-            for name in chosen:
-                kept = parquet.schema_arrow.field(name).type
-                if not is_text(kept):
-                    raise InputError(f"{file.uri}: column {name!r} holds {kept}, not text; name another column")
-        return chosen
-    with open_text(file) as stream:
-        if kind == ".jsonl":
-            peeked = (line for _, line in zip(range(_PEEK_ROWS), lines(stream), strict=False))
-            objects = (json_object(line) for line in peeked)
-            names = list(dict.fromkeys(key for found in objects if isinstance(found, dict) for key in found))
-            if not names:
-                raise InputError(f"{file.uri}: none of the first lines is a JSON object; check the format")
-        else:
-            names = list(config.column_names) or header(stream, file, kind or "")
-    return _choose(names, file, config)
+    names = list(config.column_names) if formats.may_lack_header(file.uri) else []
+    names = names or formats.column_names(file.uri)
+    url = _named(names, config.url_column, URL_NAMES, "url_column", file)
+    chosen = Columns(url, _named(names, config.caption_column, CAPTION_NAMES, "caption_column", file))
+    formats.check_types(file.uri, chosen)
+    return chosen
 
 
-def scan(file: SourceFile, config: SourcesConfig, batch_rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
+def scan(file: SourceFile, config: SourcesConfig, batch_rows: int = formats.BATCH_ROWS) -> Iterator[pa.Table]:
     """The file's rows as tables of SOURCE_SCHEMA with `batch_rows` rows (the last one fewer), in one pass and in bounded
     memory.
 
@@ -182,8 +165,8 @@ def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> 
     """
     start = rows.start if rows is not None else 0
     first = 0
-    if rows is not None and suffix_of(file.uri) == ".parquet":
-        first = group_start(file, start)
+    if rows is not None and _is_parquet(file):
+        first = formats.group_start(file.uri, start)
     records: list[Record] = []
     for number, record in enumerate(_records(file, config, first), start=first):
         if rows is not None and number >= rows.stop:
@@ -195,10 +178,11 @@ def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> 
 
 def count_rows(file: SourceFile, config: SourcesConfig) -> int:
     """Rows of a file: from the footer of a parquet file, by reading through any other."""
-    if suffix_of(file.uri) == ".parquet":
-        with open_parquet(file) as parquet:
-            return int(parquet.metadata.num_rows)
-    return sum(1 for _ in _records(file, config))
+    return formats.parquet_rows(file.uri) if _is_parquet(file) else sum(1 for _ in _records(file, config))
+
+
+def _is_parquet(file: SourceFile) -> bool:
+    return formats.suffix_of(file.uri) == ".parquet"
 
 
 def _table(records: list[Record], file: SourceFile, start: int) -> pa.Table:
@@ -215,28 +199,7 @@ def _table(records: list[Record], file: SourceFile, start: int) -> pa.Table:
 
 def _records(file: SourceFile, config: SourcesConfig, first: int = 0) -> Iterator[Record]:
     """Every record of the file; of a parquet file from row `first`, which starts a row group."""
-    chosen = columns(file, config)
-    kind = suffix_of(file.uri)
-    if kind == ".parquet":
-        yield from parquet_records(file, chosen, first)
-        return
-    with open_text(file) as stream:
-        try:
-            if kind == ".csv":
-                yield from csv_records(stream, list(config.column_names) or header(stream, file, kind), chosen)
-            elif kind == ".tsv":
-                yield from tsv_records(stream, list(config.column_names) or header(stream, file, kind), chosen)
-            elif kind == ".jsonl":
-                yield from (json_record(line, chosen) for line in lines(stream))
-            else:
-                yield from (checked(None if line is None else line.strip(), None) for line in lines(stream))
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{file.uri}: corrupt gzip file ({error}); replace it or take it out") from None
-
-
-def _choose(names: list[str], file: SourceFile, config: SourcesConfig) -> Columns:
-    url = _named(names, config.url_column, URL_NAMES, "url_column", file)
-    return Columns(url, _named(names, config.caption_column, CAPTION_NAMES, "caption_column", file))
+    return formats.records(file.uri, columns(file, config), list(config.column_names), first)
 
 
 def _named(names: list[str], wanted: str | None, known: tuple[str, ...], key: str, file: SourceFile) -> str:
@@ -254,8 +217,6 @@ def _named(names: list[str], wanted: str | None, known: tuple[str, ...], key: st
     if len(matches) > 1:
         raise InputError(f"{file.uri}: columns {matches!r} could both be meant; set sources.{key}")
     return matches[0]
-
-
 
 
 # ---- candidates

@@ -1,0 +1,278 @@
+"""URL tables in every format, whole and broken: the same rows from each, and nothing that vanishes."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import resource
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.schema import CANDIDATE_SCHEMA, REJECTED_SCHEMA, uid
+from pipeline.sources.url_tables import SourceFile, SourcesConfig, candidates, columns, count_rows, expand, read, scan
+
+_ROWS: list[tuple[str | None, str | None]] = [
+    (f"http://example.org/{number}.jpg", caption)
+    for number, caption in enumerate(
+        ["a dog", 'says "hi", twice', "红色的狗", "two\nlines", "", "tab\there", "é" * 50] * 7
+    )
+]
+
+
+def _write(
+    folder: Path, name: str, rows: list[tuple[str | None, str | None]], names: tuple[str, str] = ("URL", "TEXT")
+) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = name.removesuffix(".gz").rsplit(".", 1)[1]
+    if kind == "parquet":
+        table = pa.table({"id": range(len(rows)), names[1]: [c for _, c in rows], names[0]: [u for u, _ in rows]})
+        pq.write_table(table, path, row_group_size=10)
+        return path
+    text = io.StringIO(newline="")
+    if kind == "csv":
+        csv.writer(text).writerows([("id", *names), *((number, *row) for number, row in enumerate(rows))])
+    elif kind == "tsv":
+        text.writelines("\t".join(map(str, row)) + "\n" for row in [names, *rows])
+    elif kind == "jsonl":
+        text.writelines(json.dumps({names[0]: url, names[1]: caption}) + "\n" for url, caption in rows)
+    else:
+        text.writelines(f"{url}\n" for url, _ in rows)
+    data = text.getvalue().encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def _config(*paths: Path | str, **values: object) -> SourcesConfig:
+    return SourcesConfig.model_validate({"paths": [str(path) for path in paths], **values})
+
+
+def _one(path: Path, **values: object) -> tuple[SourceFile, SourcesConfig]:
+    config = _config(path, **values)
+    (file,) = expand(config)
+    return file, config
+
+
+@pytest.mark.parametrize(
+    "name", ["t.parquet", "t.csv", "t.csv.gz", "t.tsv", "t.tsv.gz", "t.jsonl", "t.JSONL.gz", "t.txt", "t.txt.gz"]
+)
+def test_every_format_gives_the_same_rows_whole_and_in_ranges(tmp_path: Path, name: str) -> None:
+    plain = ".tsv" in name  # a tab-separated table cannot hold tabs and line breaks
+    rows = [(url, " ".join((caption or "").split()) if plain else caption) for url, caption in _ROWS]
+    path = _write(tmp_path, name.replace("JSONL", "jsonl"), rows)
+    if "JSONL" in name:
+        path = path.rename(tmp_path / name)
+    file, config = _one(path)
+    table = read(file, config)
+    expected = [(url, None if ".txt" in name else caption) for url, caption in rows]
+    assert list(zip(table["url"].to_pylist(), table["caption_raw"].to_pylist(), strict=True)) == expected
+    assert table["source"].to_pylist() == [f"{name}#{number}" for number in range(len(rows))]
+    assert table["problem"].null_count == len(rows) == count_rows(file, config)
+    for start, stop in ((0, 5), (7, 23), (20, 30), (48, 99), (60, 70)):
+        assert read(file, config, range(start, stop)).equals(table.slice(start, stop - start).combine_chunks())
+    pieces = list(scan(file, config, 20))
+    assert [piece.num_rows for piece in pieces] == [20, 20, 9]
+    assert pa.concat_tables(pieces).combine_chunks().equals(table.combine_chunks())
+
+
+def test_names_do_not_depend_on_the_place(tmp_path: Path) -> None:
+    for place in ("here", "else/where/deep"):
+        for name in ("b.csv", "a/x.parquet", "a/y.txt.gz"):
+            _write(tmp_path / place, name, _ROWS[:3])
+        (tmp_path / place / "_SUCCESS").write_text("")
+    found = [expand(_config(tmp_path / place)) for place in ("here", "else/where/deep")]
+    assert [[file.name for file in files] for files in found] == [["a/x.parquet", "a/y.txt.gz", "b.csv"]] * 2
+    files = expand(
+        _config(tmp_path / "here" / "a" / "*", tmp_path / "here/a/x.parquet", f"{tmp_path}/here/**/*.parquet")
+    )
+    assert [file.name for file in files] == ["x.parquet", "y.txt.gz"]
+    assert expand(_config(os.path.relpath(tmp_path / "here" / "b.csv")))[0] == (
+        str(tmp_path / "here" / "b.csv"),
+        "b.csv",
+    )
+
+
+def test_columns_are_recognised_named_or_numbered(tmp_path: Path) -> None:
+    file, config = _one(_write(tmp_path, "a.csv", _ROWS[:2], ("Image_URL", "alt")))
+    assert columns(file, config) == ("Image_URL", "alt")
+    file, config = _one(
+        _write(tmp_path, "b.csv", _ROWS[:2], ("where", "what")), url_column="where", caption_column="what"
+    )
+    assert read(file, config)["url"].to_pylist() == [url for url, _ in _ROWS[:2]]
+    bare = tmp_path / "bare.tsv"
+    bare.write_text(
+        'a dog\thttp://example.org/1\nits "tail"\thttp://example.org/2\n\n"a ""b"""\thttp://example.org/3\n'
+    )
+    file, config = _one(bare, column_names=["caption", "url"])
+    assert read(file, config)["caption_raw"].to_pylist() == ["a dog", 'its "tail"', 'a "b"']
+
+
+def _bytes(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_bad_lines_are_rows_with_a_problem(tmp_path: Path) -> None:
+    good = b"http://example.org/1,a dog\r\n"
+    table = _bytes(
+        tmp_path / "t.csv",
+        b"\xef\xbb\xbfurl,caption\n" + good + b"one field\n" + b'"open"x,b\n' + b"http://e.org/\xff,latin\n" + good
+        + b'http://e.org/,"never closed\n' + b"x" * 300_000 + b"\n" + good,
+    )  # fmt: skip
+    file, config = _one(table)
+    rows = read(file, config)
+    assert rows["url"].to_pylist().count("http://example.org/1") == 3
+    problems = [problem for problem in rows["problem"].to_pylist() if problem]
+    assert [problem.split()[0] for problem in problems[:3]] == ["1", "csv:", "url"]
+    assert len(problems) >= 4
+    lines = [b'{"url": "http://e.org/1", "text": "a"}', b"{broken", b"[1]", b'{"url": 7, "text": "a"}', b'{"url": "http://e.org/1"}',
+             b'{"url": "http://e.org/\\ud800", "text": "a"}', b"", b"[" * 100_000, b'{"url": "' + b"y" * (1 << 20) + b'"}']  # fmt: skip
+    file, config = _one(_bytes(tmp_path / "t.jsonl", b"\n".join(lines)))
+    rows = read(file, config)
+    assert [problem is None for problem in rows["problem"].to_pylist()] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
+    kept, rejected = candidates(rows, config)
+    assert Counter(rejected["reason"].to_pylist()) == {"bad_row": 6, "no_caption": 1}
+    assert (kept.num_rows, rejected.num_rows) == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("t.parquet", b"not parquet at all", "not a parquet file"),
+        ("t.parquet", b"", "the file is empty"),
+        ("t.txt", b"", "the file is empty"),
+        ("t.csv", b"\n\n", "no header line"),
+        ("t.csv", b"a,b\n1,2\n", "no column is called url"),
+        ("t.csv", b"url,b\n1,2\n", "no column is called caption"),
+        ("t.csv", b"url,URL,text\n1,2,3\n", "could both be meant"),
+        ("t.tsv.gz", b"not gzip", "corrupt gzip"),
+        ("t.tsv.gz", gzip.compress(b"url\ttext\n" + b"a\tb\n" * 90_000)[:200], "corrupt gzip"),
+        ("t.jsonl", b"nothing\nhere\n", "none of the first lines is a JSON object"),
+    ],
+)
+def test_a_useless_file_is_named_in_one_sentence(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
+    file, config = _one(_bytes(tmp_path / name, data))
+    with pytest.raises(InputError, match=sentence) as raised:
+        read(file, config)
+    assert str(tmp_path / name) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_useless_places_and_columns(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for place, sentence in (("empty", "in folder"), ("absent.csv", "no file, folder"), ("*.csv", "nothing matches")):
+        with pytest.raises(InputError, match=sentence):
+            expand(_config(tmp_path / place))
+    with pytest.raises(InputError, match="ends in none of"):
+        expand(_config(_bytes(tmp_path / "t.xlsx", b"x")))
+    pq.write_table(pa.table({"url": [1], "caption": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="'url' holds int64"):
+        columns(*_one(tmp_path / "t.parquet"))
+    with pytest.raises(InputError, match="no column .link.; set sources"):
+        columns(*_one(tmp_path / "t.parquet", url_column="link"))
+
+
+def test_parquet_damaged_inside_and_other_text_types(tmp_path: Path) -> None:
+    path = _write(tmp_path, "t.parquet", [(f"http://e.org/{n}", os.urandom(200).hex()) for n in range(2000)])
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 3000] = b"\0" * 3000
+    with pytest.raises(InputError, match=r"corrupt parquet|not a parquet"):
+        read(*_one(_bytes(tmp_path / "damaged.parquet", bytes(data))))
+    urls = pa.array(["http://e.org/1", None, "http://e.org/1"]).dictionary_encode()
+    captions = pa.array([b"ok", b"\xff", b"ok"], pa.binary()).view(pa.string()).cast(pa.large_string())
+    pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "types.parquet")
+    rows = read(*_one(tmp_path / "types.parquet"))
+    assert rows["url"].to_pylist() == ["http://e.org/1", None, "http://e.org/1"]
+    assert rows["problem"].to_pylist() == [None, "caption is not UTF-8", None]
+
+
+_VERDICTS: list[tuple[str | None, str | None, str | None]] = [
+    ("http://example.org/a.jpg", "a dog", None),
+    ("  https://example.org/a b.jpg ", "a dog", None),
+    ("HTTP://EXAMPLE.ORG/x", "a dog", None),
+    ("http://例え.jp/é", "a dog", None),
+    ("http://[::1]:8000/x", "a dog", None),
+    (None, "a dog", "bad_url"),
+    ("", "a dog", "bad_url"),
+    ("UNLIKELY", "a dog", "bad_url"),
+    ("//example.org/x", "a dog", "bad_url"),
+    ("http://", "a dog", "bad_url"),
+    ("http:///path", "a dog", "bad_url"),
+    ("http://[::1", "a dog", "bad_url"),
+    ("http://example.org:99999/", "a dog", "bad_url"),
+    ("http://example.org:x/", "a dog", "bad_url"),
+    ("http://example.org/a\nHost: evil", "a dog", "bad_url"),
+    ("http://example.org/" + "a" * 5000, "a dog", "bad_url"),
+    ("file:///etc/passwd", "a dog", "scheme"),
+    ("data:image/png;base64,AAAA", "a dog", "scheme"),
+    ("ftp://example.org/x", "a dog", "scheme"),
+    ("javascript:alert(1)", "a dog", "scheme"),
+    ("http://example.org/x", None, "no_caption"),
+    ("http://example.org/x", " \n", "no_caption"),
+    ("http://example.org/x", "é" * 5000, "caption_too_long"),
+]
+
+
+def test_candidates_accounts_for_every_row() -> None:
+    table = pa.table(
+        {
+            "url": pa.array([row[0] for row in _VERDICTS], pa.string()),
+            "caption_raw": pa.array([row[1] for row in _VERDICTS], pa.string()),
+            "source": [f"t#{number}" for number in range(len(_VERDICTS))],
+            "problem": pa.nulls(len(_VERDICTS), pa.string()),
+        }
+    )
+    rows, rejected = candidates(table, _config("t.csv"))
+    assert rows.schema == CANDIDATE_SCHEMA
+    assert rejected.schema == REJECTED_SCHEMA
+    found = dict.fromkeys(rows["source"].to_pylist()) | dict(
+        zip(rejected["source"].to_pylist(), rejected["reason"].to_pylist(), strict=True)
+    )
+    assert found == {f"t#{number}": row[2] for number, row in enumerate(_VERDICTS)}
+    assert rows.num_rows + rejected.num_rows == len(_VERDICTS)
+    for row in rows.to_pylist():
+        assert row["uid"] == uid(row["url"], row["caption_raw"])
+    assert rows["url"][1].as_py() == "https://example.org/a b.jpg"
+
+
+def test_a_long_file_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as sink:
+        sink.write(b"url,text\n")
+        for number in range(150):
+            sink.write(
+                b"".join(b"http://example.org/%d.jpg,%s\n" % (number * 1000 + n, b"a dog " * 80) for n in range(1000))
+            )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    total = sum(table.num_rows for table in scan(*_one(path)))
+    assert total == 150_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # kB; the file holds 78 MB
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "left"),
+    [("laion_10k.parquet", 10_000, 1), ("tate_30k.tsv.gz", 30_000, 0), ("cc3m_val.tsv.gz", 15_833, 0)],
+)
+def test_real_tables(name: str, rows: int, left: int) -> None:
+    folder = Path(os.environ.get("REAL_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
+    if not (folder / "tables" / name).exists():
+        pytest.skip("real data is absent")
+    values: dict[str, object] = {"column_names": ["caption", "url"]} if "cc3m" in name else {}
+    file, config = _one(folder / "tables" / name, **values)
+    kept, rejected = candidates(read(file, config), config)
+    assert (kept.num_rows + rejected.num_rows, rejected.num_rows) == (rows, left)

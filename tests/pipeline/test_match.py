@@ -1,0 +1,151 @@
+"""Matching against a naive twin that tries every query at every place, and queries that other matchers lose."""
+
+import hashlib
+import random
+import unicodedata
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.content.text import clean, normal_form
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.schema import CANDIDATE_SCHEMA, MATCHED_SCHEMA, REJECTED_SCHEMA, uid
+from pipeline.match import Matcher, filter_rows, load_queries
+
+_SCRIPTS = (
+    "CJK UNIFIED",
+    "CJK COMPATIBILITY IDEOGRAPH",
+    "HIRAGANA",
+    "KATAKANA",
+    "THAI",
+    "LAO",
+    "KHMER",
+    "MYANMAR",
+    "TIBETAN",
+)
+
+
+def _spaceless(char: str) -> bool:
+    return unicodedata.name(char, "").startswith(_SCRIPTS)
+
+
+def _naive(caption: str, queries: list[str]) -> list[int]:
+    """Every occurrence of every query, kept where both of its ends are word ends."""
+    text, found = normal_form(caption), []
+    for index, query in enumerate(map(normal_form, queries)):
+        place = text.find(query) if query else -1
+        while place >= 0:
+            end = place + len(query)
+            starts = place == 0 or text[place - 1] == " " or _spaceless(text[place - 1]) or _spaceless(text[place])
+            ends = end == len(text) or text[end] == " " or _spaceless(text[end]) or _spaceless(text[end - 1])
+            if starts and ends:
+                found.append(index)
+                break
+            place = text.find(query, place + 1)
+    return found
+
+
+_WORDS = ["dog", "dogs", "red", "St. Louis", "(dog)", "C++", "C", "new", "york", "AT&T", "50%", "café", "ＣＡＦÉ", "ß"]
+_WORDS += ["狗", "红色", "红", "東京タワー", "タワー", "東京", "แมว", "แมวน้ำ", "🐕", "it's", "x-ray", "Ünder"]
+
+
+def test_equals_the_naive_twin_on_random_captions() -> None:
+    random_ = random.Random(4)
+    queries = _WORDS + ["".join(random_.choices(_WORDS, k=2)) for _ in range(40)]
+    queries += [" ".join(random_.choices(_WORDS, k=random_.randint(2, 4))) for _ in range(120)]
+    captions = [
+        "".join(
+            random_.choice(_WORDS) + random_.choice(["", " ", " ", ", ", "-", "/"])
+            for _ in range(random_.randint(0, 9))
+        )
+        for _ in range(1500)
+    ]
+    found = Matcher(queries).match(pa.array(captions)).to_pylist()
+    assert found == [_naive(caption, queries) for caption in captions]
+    assert sum(map(len, found)) > 5000
+
+
+_ALONE = ["St. Louis", "(dog)", "C++", "C#", "AT&T", "U.S.", "dog's", "dog/cat", "A+", "100%", "红色的狗", "東京タワー"]
+_ALONE += ["แมวน้ำ", "ព្រះ", "ÀÉ", "ﬁre", "🐕", "日本 Tokyo", "ｆｕｌｌ　ｗｉｄｔｈ", "İstanbul", "ὈΔΥΣΣΕΎΣ"]
+
+
+@pytest.mark.parametrize("query", _ALONE)
+def test_every_query_matches_itself_and_inside_a_sentence(query: str) -> None:
+    matcher = Matcher(["unrelated", query])
+    captions = [query, f"a photo of {query} today", query.upper(), f"“{query}”", f"({query}), seen"]
+    assert matcher.match(pa.array(captions)).to_pylist() == [[1]] * len(captions)
+
+
+def test_spaceless_scripts_match_inside_a_run_and_words_do_not() -> None:
+    matcher = Matcher(["狗", "แมว", "タワー", "dog", "iphone"])
+    captions = ["一只红色的狗在跑", "รูปแมวน่ารัก", "東京タワーの夜", "hotdog dogma", "新iPhone手机", None, ""]
+    assert matcher.match(pa.array(captions)).to_pylist() == [[0], [1], [2], [], [4], [], []]
+
+
+def test_overlapping_and_repeated_queries_all_match() -> None:
+    matcher = Matcher(["new york", "york", "new york city", "New York", "city", "!!!"])
+    assert matcher.match_one("In NEW YORK CITY") == [0, 1, 2, 3, 4]
+    chunked = pa.chunked_array([["york"], ["york", "paris"]])
+    assert matcher.match(chunked).to_pylist() == [[1], [1], []]
+    assert matcher.match(pa.array([], pa.string())).type == pa.list_(pa.int32())
+    with pytest.raises(InputError, match="mode"):
+        Matcher([], mode="other")  # type: ignore[arg-type]
+
+
+def test_query_lists(tmp_path: Path) -> None:
+    text = tmp_path / "queries.txt"
+    text.write_text("red dog\n\n  Cat \r\ncat\n???\nSt. Louis\n", encoding="utf-8")
+    found = load_queries(str(text))
+    assert found.queries == ["red dog", "Cat", "St. Louis"]
+    table = tmp_path / "queries.parquet"
+    for column in ("query", "text"):
+        pq.write_table(pa.table({column: ["red dog", "Cat", None, "St. Louis"], "score": [1, 2, 3, 4]}), table)
+        assert load_queries(str(table)) == found
+    parts = b"".join(len(query.encode()).to_bytes(8, "little") + query.encode() for query in found.queries)
+    assert found.digest == hashlib.sha256(parts).hexdigest()
+
+
+def test_bad_query_lists_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n ??? \n")
+    with pytest.raises(InputError, match=r"empty\.txt: no query"):
+        load_queries(str(empty))
+    corrupt = tmp_path / "corrupt.parquet"
+    corrupt.write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match="not a parquet file"):
+        load_queries(str(corrupt))
+    pq.write_table(pa.table({"name": ["dog"]}), tmp_path / "other.parquet")
+    with pytest.raises(InputError, match="no column 'query' or 'text'"):
+        load_queries(str(tmp_path / "other.parquet"))
+    with pytest.raises(InputError, match="no such file"):
+        load_queries(str(tmp_path / "absent.txt"))
+    monkeypatch.setattr("pipeline.match.MAX_QUERIES", 2)
+    long = tmp_path / "long.txt"
+    long.write_text("a\nb\nc\n")
+    with pytest.raises(InputError, match="3 queries, more than"):
+        load_queries(str(long))
+
+
+def test_filter_accounts_for_every_row() -> None:
+    captions = ["A red &amp; white dog", "a cat", "\u200b\x07", "dog"]
+    urls = [f"http://example.org/{number}" for number in range(4)]
+    table = pa.table(
+        [
+            pa.array([uid(url, caption) for url, caption in zip(urls, captions, strict=True)], pa.binary(16)),
+            urls, captions, pa.nulls(4, pa.string()), [f"t#{n}" for n in range(4)], pa.nulls(4, pa.string()),
+        ],
+        schema=CANDIDATE_SCHEMA,
+    )  # fmt: skip
+    rows, rejected = filter_rows(table, Matcher(["dog", "red & white"]))
+    assert rows.schema == MATCHED_SCHEMA
+    assert rejected.schema == REJECTED_SCHEMA
+    assert rows["caption"].to_pylist() == [clean(captions[0]), "dog"] == ["A red & white dog", "dog"]
+    assert rows["query_ids"].to_pylist() == [[0, 1], [0]]
+    assert dict(zip(rejected["source"].to_pylist(), rejected["reason"].to_pylist(), strict=True)) == {
+        "t#1": "no_query",
+        "t#2": "empty_caption",
+    }
+    kept, left = filter_rows(table.slice(0, 0), Matcher(["dog"]))
+    assert kept.num_rows == left.num_rows == 0
