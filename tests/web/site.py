@@ -31,9 +31,9 @@ class Kind(enum.StrEnum):
 
     BAD_URL = "bad_url"
     BAD_SCHEME = "bad_scheme"
-    NO_CAPTION = "no_caption"
+    NO_CAPTION = "no_caption"  # null, empty, or white space
     REPEATED = "repeated"  # URL and caption of an earlier row
-    BLANK_CAPTION = "blank_caption"  # white space only
+    BLANK_CAPTION = "blank_caption"  # of which cleaning leaves nothing
     UNRELATED = "unrelated"  # a caption that matches no query
     PRIVATE_ADDRESS = "private_address"
     REFUSED = "refused"  # nobody listens there
@@ -209,9 +209,9 @@ class Web:
         elif kind is Kind.UNRELATED:
             caption = scenes.unrelated_caption(self.seed, k)
         elif kind is Kind.NO_CAPTION:
-            caption = None
+            caption = dice.pick((None, "", "  "))
         elif kind is Kind.BLANK_CAPTION:
-            caption = dice.pick((" ", "\u00a0 ", "\t "))
+            caption = dice.pick(("\u200b", "&nbsp;", "\ufeff"))
         elif kind is Kind.BAD_URL:
             url = dice.pick(
                 (None, f"pictures/{k}.jpg", f"//cdn/{k}.jpg", "http:///nowhere.jpg", f"http://[::1/{k}.jpg")
