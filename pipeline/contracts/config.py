@@ -103,9 +103,13 @@ def to_toml(model: pydantic.BaseModel) -> str:
 
 
 def _without_none(value: dict[str, Json]) -> dict[str, Json]:
-    return {
-        key: _without_none(item) if isinstance(item, dict) else item for key, item in value.items() if item is not None
-    }
+    return {key: _kept(item) for key, item in value.items() if item is not None}
+
+
+def _kept(value: Json) -> Json:
+    if isinstance(value, dict):
+        return _without_none(value)
+    return [_kept(item) for item in value] if isinstance(value, list) else value
 
 
 # ---- overrides

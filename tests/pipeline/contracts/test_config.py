@@ -92,5 +92,5 @@ def test_what_is_printed_loads_again(tmp_path: Path) -> None:
 
 
 def test_values_do_not_change_after_loading() -> None:
-    with pytest.raises(pydantic.ValidationError):
-        Whole().threads = 5
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        setattr(Whole(), "threads", 5)  # noqa: B010 - mypy already refuses the plain assignment

@@ -122,9 +122,12 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said() -> None:
     """/dev/full answers every write with ENOSPC, as a full disk does."""
-    with open("/dev/full", "wb", buffering=0) as sink:
-        with pytest.raises(RunError, match="cannot write"), storage.plain_errors("/dev/full", "write"):
-            sink.write(b"x")
+    with (
+        open("/dev/full", "wb", buffering=0) as sink,
+        pytest.raises(RunError, match="cannot write"),
+        storage.plain_errors("/dev/full", "write"),
+    ):
+        sink.write(b"x")
 
 
 def test_importing_storage_does_not_import_boto3() -> None:

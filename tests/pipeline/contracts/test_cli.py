@@ -1,0 +1,67 @@
+"""Exit codes and error lines, from real processes."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+from pipeline.contracts.cli import Progress, run_cli
+from pipeline.contracts.errors import AuditFinding, HouseError, InputError, RunError
+def main(argv):
+    {body}
+run_cli(main, ["x"])
+"""
+
+
+def run(body: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "stderr"),
+    [
+        ("return None", 0, ""),
+        ("return 3", 3, ""),
+        ("raise InputError('a: wrong')", 2, "error: a: wrong\n"),
+        ("raise InputError('one\\ntwo')", 2, "error: one\nerror: two\n"),
+        ("raise RunError('failed')", 1, "error: failed\n"),
+        ("raise AuditFinding('found')", 3, "error: found\n"),
+        ("raise KeyboardInterrupt", 130, "error: interrupted; the same command again resumes\n"),
+    ],
+)
+def test_exit_codes(body: str, code: int, stderr: str) -> None:
+    done = run(body)
+    assert (done.returncode, done.stderr) == (code, stderr)
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    done = run("raise ZeroDivisionError('ours')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_progress_without_a_terminal_is_one_line() -> None:
+    done = run("""
+    with Progress(3, "units", "crawl") as progress:
+        for number in range(3):
+            progress.update(1, rows=1000)
+""")
+    assert done.returncode == 0
+    assert done.stderr.startswith("crawl: 3 of 3 units in ")
+    assert done.stderr.endswith(", 3,000 rows\n")
+
+
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    program = PROGRAM.format(body="print('x' * 99_999, flush=True); print('x' * 99_999)")
+    writer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stderr is not None
+    writer.stdout.read(1)
+    writer.stdout.close()
+    said = writer.stderr.read()
+    writer.stderr.close()
+    assert (writer.wait(30), said) == (0, b"")
