@@ -1,0 +1,55 @@
+# The commands of the README. Each makes the virtual environment when there is none, installs what it needs once, and runs.
+#
+#   make demo    the whole path on a small generated web: corpus → model → scores → overlap report (about 3 minutes)
+#   make test    linters, types, tests (what CI and pre-commit run)
+#   make prove   the longer proofs: kills, S3, job submission, real data
+#   make bench   measurements, each beside its peer in the same run
+#   make real REAL_DATA=DIR    the same path on real pictures
+#
+# PYTHON       the interpreter to start from (3.11 or later; img2dataset needs one below 3.13)
+# TORCH_INDEX  a package index for torch alone: give the one for CPU builds (pytorch.org, "Get started") on a machine without a GPU
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+REAL_DATA ?= ../shared/data
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+# A tool that is called by name (ninja, ruff) must be this environment's; CPU work must not fight over the cores.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test check prove bench real install clean
+
+demo: install
+	$(BIN)/python -m tests.e2e.demo
+
+test: check
+	$(BIN)/python -m pytest -q
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+prove: install
+	$(BIN)/python -m pytest -q -m prove --timeout 1800
+
+bench: install
+	$(BIN)/python -m tests.benchmarks
+
+real: install
+	REAL_DATA=$(REAL_DATA) $(BIN)/python -m tests.e2e.real
+
+install: $(STAMP)
+
+# torch first and alone: a plain requirement of another package would choose a build with gigabytes of CUDA libraries.
+$(STAMP): pyproject.toml infra/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or later is needed; make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' infra/constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable '.[all]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
