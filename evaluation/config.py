@@ -50,7 +50,7 @@ class Thresholds(StrictModel):
     pdq_quality: int = Field(
         50, ge=0, le=100
     )  # below it a picture is too flat for any perceptual hash to mean something
-    phash_distance: int = Field(2, ge=0, le=32)  # of 64 bits
+    phash_distance: int = Field(4, ge=0, le=32)  # of 64 bits
     phash_pdq_distance: int = Field(80, ge=0, le=256)  # a pHash match must not be contradicted by PDQ: at most this far
 
 
@@ -84,7 +84,7 @@ class ReportConfig(StrictModel):
         "thumbs"  # hash-only: no picture, caption or URL of the corpus is written
     )
     pairs_shown: int = Field(60, ge=0, le=2000)  # matched pairs per set that the page shows; the tables hold all
-    thumbnail: int = Field(160, ge=32, le=512)  # longest side in pixels
+    thumbnail: int = Field(240, ge=32, le=512)  # longest side in pixels
 
 
 class ClusterConfig(StrictModel):

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from evaluation.config import OverlapConfig, Thresholds
 from evaluation.datasets import LabelledSet, open_set
 from evaluation.overlap import join
-from evaluation.overlap.join import CODE_SCHEMA, EvalCodes
+from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
+from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
 from evaluation.report import evidence, files, numbers, page, summary
 from evaluation.report.schema import Corpus, Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
@@ -31,7 +32,7 @@ from pipeline.contracts import config as contracts_config
 from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
-from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, output_root, stage_digest, stage_folder
+from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
@@ -202,7 +203,7 @@ def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
     for unit, record in zip(units, records, strict=True):
         tables[int(str(unit.params["set"]))].append(parquet.read(storage.join(folder, record.output.name)))
     codes = EvalCodes([one.name for one in sets], [pa.concat_tables(pieces) for pieces in tables])
-    return codes, output_root(records)
+    return codes, contracts_config.digest_json([record.output.sha256 for record in records])
 
 
 # ---- stage join
@@ -220,10 +221,10 @@ class _JoinWork:
         uri = storage.join(storage.parent(manifest.manifest_path(self.corpus_path)), str(unit.params["index"]))
         with parquet.open_file(uri) as source:
             present = source.schema_arrow.names
-        absent = [column for column in join.INDEX_COLUMNS if column not in present]
+        absent = [column for column in INDEX_COLUMNS if column not in present]
         if absent:
             raise InputError(f"{uri}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
-        return parquet.read(uri, join.INDEX_COLUMNS)
+        return parquet.read(uri, INDEX_COLUMNS)
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
         hashless = index["pdq256"].null_count
@@ -255,13 +256,13 @@ def _join(
     folder = stage_folder(driver.out, stage)
     tables = [parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out]
     hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
-    return pa.concat_tables([join.PAIR_SCHEMA.empty_table(), *tables]), hashless
+    return pa.concat_tables([PAIR_SCHEMA.empty_table(), *tables]), hashless
 
 
 def _in_order(pairs: pa.Table, names: list[str]) -> pa.Table:
     """By set (as configured), example, strength of the match, place in the corpus."""
     rank = [[names.index(name) for name in pairs["set"].to_pylist()]]
-    strength = [[join.METHODS.index(method) for method in pairs["method"].to_pylist()]]
+    strength = [[METHODS.index(method) for method in pairs["method"].to_pylist()]]
     keyed = pairs.append_column("set_rank", pa.chunked_array(rank, pa.int32())).append_column(
         "method_rank", pa.chunked_array(strength, pa.int32())
     )

@@ -25,52 +25,11 @@ from numpy.typing import NDArray
 
 from evaluation.config import Thresholds
 from evaluation.overlap.index import HammingIndex
+from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
 from pipeline.content.hashes import as_codes, hamming
 from pipeline.contracts.errors import InputError
 
 FORMAT_VERSION = 1  # of PAIR_SCHEMA and of the matching rule; part of every unit's digest
-
-INDEX_COLUMNS = ["uid", "url", "caption", "source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality"]
-
-PAIR_SCHEMA = pa.schema(
-    [
-        pa.field("set", pa.string(), nullable=False),
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
-        pa.field("eval_sha256", pa.binary(32), nullable=False),
-        pa.field("uid", pa.binary(16), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("url", pa.string()),
-        pa.field("caption", pa.string()),
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("source_exact", pa.bool_(), nullable=False),
-        pa.field("stored_exact", pa.bool_(), nullable=False),
-        pa.field("pdq_distance", pa.int32()),
-        pa.field("phash_distance", pa.int32()),
-        pa.field("source_sha256", pa.binary(32)),
-        pa.field("image_sha256", pa.binary(32)),
-        pa.field("pdq256", pa.binary(32)),
-        pa.field("phash64", pa.uint64()),
-        pa.field("pdq_quality", pa.uint8()),
-    ]
-)
-"""One matched pair. The hashes are the corpus side's, so that every distance can be computed again; `method` is the strongest match."""
-
-METHODS = ("source_sha256", "image_sha256", "pdq", "phash")  # strongest first
-
-
-CODE_SCHEMA = pa.schema(
-    [
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
-        pa.field("sha256", pa.binary(32), nullable=False),
-        pa.field("phash64", pa.uint64(), nullable=False),
-        pa.field("pdq256", pa.binary(32), nullable=False),
-        pa.field("pdq_quality", pa.uint8(), nullable=False),
-    ]
-)
-"""One evaluation picture's identity and hashes."""
 
 
 class EvalCodes:

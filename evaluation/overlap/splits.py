@@ -16,28 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from evaluation.datasets import UNLABELLED
-from evaluation.overlap.join import METHODS, EvalCodes
+from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.tables import METHODS, SPLIT_SCHEMA
 from pipeline.contracts import parquet
 from pipeline.contracts.errors import InputError
-
-SPLIT_SCHEMA = pa.schema(
-    [
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
-        pa.field("sha256", pa.binary(32), nullable=False),
-        pa.field("label", pa.int32()),
-        pa.field("in_overlap", pa.bool_(), nullable=False),
-        pa.field("method", pa.string()),
-        pa.field("pairs", pa.int64(), nullable=False),
-        pa.field("pdq_distance", pa.int32()),
-        pa.field("phash_distance", pa.int32()),
-        pa.field("pdq256", pa.binary(32), nullable=False),
-        pa.field("phash64", pa.uint64(), nullable=False),
-        pa.field("pdq_quality", pa.uint8(), nullable=False),
-        pa.field("correct", pa.bool_()),
-    ]
-)
-"""One example. `method` is its strongest match, the distances are the smallest over its pairs; `correct` is null where not scored."""
 
 
 @dataclass(frozen=True)

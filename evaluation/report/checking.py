@@ -16,8 +16,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 from scipy.stats import binom, binomtest
 
-from evaluation.overlap.join import METHODS, PAIR_SCHEMA
-from evaluation.overlap.splits import SPLIT_SCHEMA
+from evaluation.overlap.tables import METHODS, PAIR_SCHEMA, SPLIT_SCHEMA
 from evaluation.report import files, summary
 from evaluation.report.schema import Effect, Report, SetReport, Share
 from pipeline.contracts import parquet, storage

@@ -18,7 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from evaluation.datasets import LabelledSet
-from evaluation.overlap.join import METHODS
+from evaluation.overlap.tables import METHODS
 from pipeline.content.image import ImageRejected, decode
 from pipeline.contracts import manifest, parquet
 

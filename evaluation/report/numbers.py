@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from evaluation.config import StatisticsConfig, Thresholds
 from evaluation.overlap import statistics
-from evaluation.overlap.join import METHODS
 from evaluation.overlap.splits import Predictions
+from evaluation.overlap.tables import METHODS
 from evaluation.report.schema import Corpus, Effect, Found, Report, SetReport, Share, Statistics
 
 NOT_CHECKED = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 
-from evaluation.overlap.join import METHODS
+from evaluation.overlap.tables import METHODS
 from evaluation.report.schema import Report, SetReport, Share
 
 COLUMNS = [
@@ -40,6 +40,8 @@ def headline(report: Report) -> str:
     """The verdict over all sets."""
     over, touched = len(report.over_limit), sum(one.found.share.hits > 0 for one in report.sets)
     sets = f"{len(report.sets)} evaluation set{'s' if len(report.sets) > 1 else ''}"
+    if over and len(report.sets) == 1:
+        return f"{report.over_limit[0]} is over its limit"
     if over:
         return f"{over} of {sets} {'is' if over == 1 else 'are'} over the limit"
     if touched:

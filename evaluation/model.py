@@ -1,0 +1,71 @@
+"""An exported model as an encoder: decoded by the corpus's decoder, prepared by the trainer's own evaluation transform.
+
+A model therefore sees here what it saw in training. Embeddings are float32 and not yet normalised, computed batch by batch without
+gradients; a row's embedding does not depend on the batch it came in (up to float rounding), and no state is kept between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evaluation.datasets import LabelledSet, Picture
+from pipeline.content.image import ImageRejected, decode
+from pipeline.contracts.cli import Progress
+from pipeline.contracts.errors import InputError
+from trainer import export
+from trainer.data import transforms
+
+
+class ModelEncoder:
+    """An exported model on a device."""
+
+    def __init__(self, path: str, *, batch: int = 64, device: str = "cpu") -> None:
+        try:
+            self._device = torch.device(device)
+        except RuntimeError:
+            raise InputError(f"device: {device!r} is no device of torch; use for example 'cpu' or 'cuda'") from None
+        if self._device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device: {device!r} is not there (torch sees no GPU); use device=cpu")
+        model, self._tokenizer, self.card = export.load_model(path)
+        self._model = model.eval().to(self._device)
+        self._batch = batch
+
+    @torch.inference_mode()
+    def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32[rows, d]. Raises InputError for a picture that cannot be opened."""
+        pictures = labelled.pictures(rows)
+        found = []
+        with Progress(len(rows), "pictures", labelled.name) as progress:
+            while batch := list(islice(pictures, self._batch)):
+                pixels = np.stack([self._pixels(labelled, picture) for picture in batch])
+                inputs = transforms.normalise(torch.from_numpy(pixels).to(self._device))
+                found.append(self._model.encode_image(inputs).float().cpu().numpy())
+                progress.update(len(batch))
+        embeddings: NDArray[np.float32] = np.concatenate(found)
+        return embeddings
+
+    @torch.inference_mode()
+    def texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        """float32[sentences, d]."""
+        found = []
+        for start in range(0, len(sentences), self._batch):
+            ids = self._tokenizer(list(sentences[start : start + self._batch])).to(self._device)
+            found.append(self._model.encode_text(ids).float().cpu().numpy())
+        embeddings: NDArray[np.float32] = np.concatenate(found)
+        return embeddings
+
+    def _pixels(self, labelled: LabelledSet, picture: Picture) -> NDArray[np.uint8]:
+        size = self._model.preset.image_size
+        try:
+            rgb = decode(picture.data, min_short_side=size).rgb
+        except ImageRejected as rejected:
+            raise InputError(
+                f"set {labelled.name!r} ({labelled.path}): picture {picture.id!r} cannot be opened ({rejected}); "
+                "mend the file or leave the row out of the set"
+            ) from None
+        return transforms.evaluation_pixels(rgb, size)

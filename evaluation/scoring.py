@@ -1,0 +1,171 @@
+"""`python -m evaluation zeroshot` and `retrieval`: a model and some sets → figures, and a row per example.
+
+Written under `out`: `zeroshot.json` or `retrieval.json` (figures, and the identity of everything they were computed from: weights, corpus
+root, content hash of the set, prompts), and `predictions/SET.parquet`, which the overlap job takes as a set's `predictions`. Files are
+written atomically, the JSON last; the same inputs on the same machine give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from evaluation import retrieval, zeroshot
+from evaluation.config import ZeroshotConfig
+from evaluation.datasets import LabelledSet, open_set
+from evaluation.features import Encoder, normalise
+from evaluation.model import ModelEncoder
+from evaluation.prompts import load_templates
+from evaluation.report.files import canonical, table_bytes
+from pipeline.contracts import storage
+from pipeline.contracts.config import Json, digest, digest_json
+from pipeline.contracts.errors import InputError
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelIdentity:
+    """Which weights, trained on which corpus; goes into every file."""
+
+    sha256: str
+    content_root: str | None
+
+
+def run_zeroshot(config: ZeroshotConfig) -> str:
+    """Score every set, write the files, return the lines for the terminal."""
+    templates = load_templates(config.prompts)
+    sets = [open_set(one) for one in config.sets]
+    encoder, model = load_encoder(config)
+    said, entries = [], {}
+    for labelled in sets:
+        scores, table = zeroshot.evaluate(encoder, labelled, templates, confidence=config.confidence)
+        write_predictions(config.out, labelled.name, table, model)
+        entries[labelled.name] = _entry(labelled, _plain(scores))
+        said.append(describe_scores(labelled.name, scores))
+    prompts: dict[str, Json] = {"templates": list(templates), "sha256": digest_json(list(templates))}
+    place = _write(config, "zeroshot", model, entries, prompts)
+    return "\n".join([*said, f"\nfigures: {place}", f"predictions: {storage.join(config.out, 'predictions')}"])
+
+
+def run_retrieval(config: ZeroshotConfig) -> str:
+    """Image-text retrieval over every set, by the caption column."""
+    sets = [open_set(one) for one in config.sets]
+    for labelled in sets:
+        if labelled.captions is None:
+            raise InputError(f"set {labelled.name!r} ({labelled.path}) has no captions; name its column with `caption`")
+    encoder, model = load_encoder(config)
+    said, entries = [], {}
+    for labelled in sets:
+        found, used = retrieve_set(encoder, labelled, config.caption_template, confidence=config.confidence)
+        value: dict[str, Json] = {
+            "pictures": used,
+            "without_caption": len(labelled) - used,
+            "captions": len(found.texts),
+            "image_to_text": [_plain(one) for one in found.image_to_text],
+            "text_to_image": [_plain(one) for one in found.text_to_image],
+        }
+        entries[labelled.name] = _entry(labelled, value)
+        said.append(describe_retrieval(labelled.name, found, used))
+    place = _write(config, "retrieval", model, entries, {"templates": [config.caption_template]})
+    return "\n".join([*said, f"\nfigures: {place}"])
+
+
+def retrieve_set(
+    encoder: Encoder, labelled: LabelledSet, template: str = "{}", *, confidence: float = 0.95
+) -> tuple[retrieval.Retrieval, int]:
+    """Retrieval over the rows of a set that have a caption; also returns how many these are."""
+    captions = labelled.captions or [None] * len(labelled)
+    rows = [row for row, caption in enumerate(captions) if caption is not None and caption.strip()]
+    if not rows:
+        raise InputError(f"set {labelled.name!r} ({labelled.path}) has no row with a caption; check the caption column")
+    texts = [str(captions[row]) for row in rows]
+    names, _ = retrieval.distinct(texts)
+    embedded = normalise(encoder.texts([template.replace("{}", name) for name in names]))
+    images = normalise(encoder.images(labelled, rows))
+    return retrieval.retrieve(images, embedded, texts, confidence=confidence), len(rows)
+
+
+def load_encoder(config: ZeroshotConfig) -> tuple[ModelEncoder, ModelIdentity]:
+    """The exported model and who it is."""
+    encoder = ModelEncoder(config.model, batch=config.batch, device=config.device)
+    return encoder, ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root)
+
+
+def plan(config: ZeroshotConfig) -> str:
+    """What a run would do, for `--check`."""
+    templates = load_templates(config.prompts)
+    names = ", ".join(one.name for one in config.sets)
+    return f"model {config.model!r} on {names}; {len(templates)} prompts a class; figures in {config.out!r}"
+
+
+def write_predictions(out: str, name: str, table: pa.Table, model: ModelIdentity) -> str:
+    """predictions/NAME.parquet, with the model's identity in its metadata; returns its URI."""
+    metadata = {"model_sha256": model.sha256, "content_root": model.content_root or ""}
+    place = storage.join(out, "predictions", f"{name}.parquet")
+    storage.write_atomic(place, table_bytes(table.replace_schema_metadata(metadata)))
+    return place
+
+
+def describe_scores(name: str, scores: zeroshot.Scores) -> str:
+    """The figures of one set beside what guessing reaches."""
+    lines = [
+        f"{name}: {scores.n:,} pictures, {scores.classes:,} classes"
+        + (f" ({scores.classes_seen:,} with an example)" if scores.classes_seen < scores.classes else "")
+        + (f", {scores.unlabelled:,} without a label left out" if scores.unlabelled else ""),
+        f"  top-1           {_rate(scores.top1)}   chance {scores.chance:.2%}, always {scores.constant_class!r} {scores.constant:.2%}",
+        f"  top-5           {_rate(scores.top5)}   chance {min(1, 5 * scores.chance):.2%}",
+        f"  mean per class  {_rate(scores.mean_per_class)}   chance {scores.chance:.2%}, always one class "
+        f"{scores.constant_mean_per_class:.2%}",
+    ]
+    lines += [f"  {group.name:14}  {_rate(group.top1)}   ({group.top1.n:,} pictures)" for group in scores.subgroups]
+    return "\n".join(lines)
+
+
+def describe_retrieval(name: str, found: retrieval.Retrieval, pictures: int) -> str:
+    """Recall both ways beside what a random order reaches."""
+    lines = [f"{name}: {pictures:,} pictures, {len(found.texts):,} different captions"]
+    for title, recalls in (("picture → caption", found.image_to_text), ("caption → picture", found.text_to_image)):
+        for one in recalls:
+            lines.append(
+                f"  {title}  R@{one.k:<2} {one.value:7.2%}  ({one.low:.2%} to {one.high:.2%})   chance {one.chance:.2%}"
+            )
+    return "\n".join(lines)
+
+
+def _rate(rate: zeroshot.Rate) -> str:
+    return f"{rate.value:7.2%}  ({rate.low:.2%} to {rate.high:.2%})"
+
+
+def _plain(value: zeroshot.Scores | retrieval.Recall) -> dict[str, Json]:
+    plain: dict[str, Json] = dataclasses.asdict(value)
+    return plain
+
+
+def _entry(labelled: LabelledSet, figures: dict[str, Json]) -> dict[str, Json]:
+    classes: Sequence[str] = labelled.classes
+    return {"content_hash": labelled.content_hash, "classes_sha256": digest_json(list(classes)), **figures}
+
+
+def _write(
+    config: ZeroshotConfig,
+    kind: str,
+    model: ModelIdentity,
+    entries: dict[str, dict[str, Json]],
+    prompts: dict[str, Json],
+) -> str:
+    place = storage.join(config.out, f"{kind}.json")
+    sets: dict[str, Json] = dict(entries)
+    value: Json = {
+        "kind": f"evaluation.{kind}",
+        "version": FORMAT_VERSION,
+        "config_digest": digest(config),
+        "confidence": config.confidence,
+        "model": {"sha256": model.sha256, "content_root": model.content_root},
+        "prompts": prompts,
+        "sets": sets,
+    }
+    storage.write_atomic(place, canonical(value))
+    return place

@@ -1,0 +1,124 @@
+"""Labelled sets: both layouts, the content hash, and every way a set can be wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evaluation.config import LabelledSetConfig
+from evaluation.datasets import LabelledSet, open_set
+from pipeline.contracts.errors import InputError
+from tests.evaluation.planted import flat
+
+
+def write(path: Path, rows: int = 6, **columns: list[Any]) -> Path:
+    table: dict[str, Any] = {"image": [flat(30 * row) for row in range(rows)], **columns}
+    pq.write_table(pa.table(table), path, row_group_size=2)
+    return path
+
+
+def opened(path: Path, **more: Any) -> LabelledSet:
+    return open_set(LabelledSetConfig.model_validate({"name": "set", "path": str(path), **more}))
+
+
+def test_parquet_with_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", label=["b_c", "a", None, "a", "b_c", "a"], style=list("xyxyxy"))
+    found = opened(path, label="label", where={"style": "x"}, subgroup="style")
+    assert found.classes == ["b_c"]
+    assert found.class_texts == ["b c"]
+    assert found.labels.tolist() == [0, -1, 0]
+    assert found.ids == ["0", "2", "4"]
+    assert [one.data for one in found.pictures()] == [flat(0), flat(60), flat(120)]
+    assert [(one.row, one.data) for one in found.pictures([2])] == [(2, flat(120))]
+
+
+def test_folder_and_parquet_agree(tmp_path: Path) -> None:
+    for name, level in (("cat/1.jpg", 10), ("cat/2.jpg", 20), ("dog/1.jpg", 30)):
+        place = tmp_path / "folder" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(flat(level))
+    folder = opened(tmp_path / "folder")
+    ids = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"]
+    table = pa.table({"image": [flat(10), flat(20), flat(30)], "label": ["cat", "cat", "dog"], "id": ids})
+    pq.write_table(table, tmp_path / "t.parquet")
+    parquet = opened(tmp_path / "t.parquet", label="label", id="id")
+    assert (folder.ids, folder.classes, folder.labels.tolist()) == (ids, ["cat", "dog"], [0, 0, 1])
+    assert folder.content_hash == parquet.content_hash
+    assert [one.data for one in folder.pictures()] == [one.data for one in parquet.pictures()]
+
+
+def test_the_content_hash_sees_every_change(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {"label": [0, 1, 2, 0, 1, 2], "name": list("uvwxyz"), "id": list("abcdef")}
+    settings: dict[str, Any] = {"label": "label", "caption": "name", "id": "id"}
+    base = opened(write(tmp_path / "base.parquet", **columns), **settings).content_hash
+    changes: list[dict[str, list[Any]]] = [
+        {"label": [0, 1, 2, 0, 2, 1]},
+        {"name": list("uvwxyy")},
+        {"id": list("abcdeg")},
+        {"image": [flat(30 * row) for row in (1, 0, 2, 3, 4, 5)]},
+    ]
+    hashes = [
+        opened(write(tmp_path / f"{n}.parquet", **{**columns, **change}), **settings).content_hash
+        for n, change in enumerate(changes)
+    ]
+    named = opened(tmp_path / "base.parquet", **settings, classes=["p", "q", "r"]).content_hash
+    assert len({base, named, *hashes}) == 6
+    assert opened(write(tmp_path / "again.parquet", **columns), **settings).content_hash == base
+
+
+def test_class_files(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("first\nsecond\n", "utf-8")
+    path = write(tmp_path / "a.parquet", label=[0, 1, 0, 1, 0, 1])
+    assert opened(path, label="label", classes_file=str(tmp_path / "names.txt")).classes == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "said"),
+    [
+        (
+            {"label": [0, 1, 2, 3, 4, 7]},
+            {"label": "label", "classes": list("abcde")},
+            "label 7 is out of range for 5 classes",
+        ),
+        ({"label": [0, 1, -1, 0, 0, 1]}, {"label": "label"}, "label -1 is out of range"),
+        (
+            {"label": [0, 1, 0, 1, 0, 1]},
+            {"label": "label", "classes": list("abc")},
+            "class list has 3 names but the set has 2",
+        ),
+        ({"label": list("aabbab")}, {"label": "label", "classes": list("abc")}, "'c' has no example"),
+        ({"label": list("aabbad")}, {"label": "label", "classes": list("ab")}, "'d' is not in the class list"),
+        ({"label": [0.5] * 6}, {"label": "label"}, "neither class numbers nor class names"),
+        ({}, {"label": "label"}, "no column 'label'"),
+        ({"label": [None] * 6}, {"label": "label"}, "'label' is empty"),
+        ({"style": list("xyxyxy")}, {"where": {"style": "z"}}, "has no picture where"),
+        ({"image": [b""] * 6}, {}, "without picture bytes"),
+        ({"id": list("abcdea")}, {"id": "id"}, "id 'a' is used twice"),
+    ],
+)
+def test_bad_sets(tmp_path: Path, columns: dict[str, Any], settings: dict[str, Any], said: str) -> None:
+    path = write(tmp_path / "bad.parquet", **columns)
+    with pytest.raises(InputError, match=said) as caught:
+        opened(path, **settings)
+    assert "bad.parquet" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_classes_can_be_allowed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", label=[0, 2, 0, 2, 0, 2])
+    found = opened(path, label="label", classes=list("abc"), absent_classes=True)
+    assert np.bincount(found.labels, minlength=3).tolist() == [3, 0, 3]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has no picture"):
+        opened(tmp_path / "empty")
+    with pytest.raises(InputError, match="no such file"):
+        opened(tmp_path / "absent.parquet")
+    (tmp_path / "text.parquet").write_text("not parquet at all", "utf-8")
+    with pytest.raises(InputError, match="no readable Parquet"):
+        opened(tmp_path / "text.parquet")

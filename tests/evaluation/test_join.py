@@ -1,0 +1,133 @@
+"""The join of one shard: every plant by the right method, no look-alike, and equal to a naive twin on random hashes."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from evaluation.config import Thresholds
+from evaluation.datasets import open_set
+from evaluation.overlap.job import hash_pictures
+from evaluation.overlap.join import EvalCodes, join_shard
+from evaluation.overlap.splits import split_set
+from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS
+from pipeline.contracts import manifest, parquet
+from pipeline.contracts.errors import InputError
+from tests.evaluation import planted
+
+EXPECTED = {
+    "source_exact": "source_sha256",
+    "stored_exact": "image_sha256",
+    "recompressed": "pdq",
+    "resized": "pdq",
+    "png": "pdq",
+}
+
+
+def test_every_plant_and_no_look_alike(tmp_path: Path) -> None:
+    answers = planted.plant(tmp_path)
+    config = planted.overlap_config(answers, tmp_path / "report")
+    labelled = open_set(config.sets[0])
+    codes = EvalCodes([labelled.name], [hash_pictures(labelled, list(range(len(labelled))))])
+    corpus = manifest.load(str(answers.corpus))
+    tables = [
+        join_shard(parquet.read(manifest.index_uri(str(answers.corpus), shard)), shard.path, codes, [config.match])
+        for shard in corpus.shards
+    ]
+    pairs = pa.concat_tables(tables)
+    found = {pair["eval_id"]: pair["method"] for pair in pairs.to_pylist()}
+    assert {name: EXPECTED[manner] for name, manner in answers.answers.items()} == {
+        name: "pdq" if method == "phash" else method for name, method in found.items()
+    }
+    assert pairs.num_rows == len(answers.answers)
+    split = split_set(0, codes, labelled.labels, pairs, None)
+    assert [row["eval_id"] for row in split.to_pylist() if row["in_overlap"]] == sorted(answers.answers)
+
+
+def random_side(rows: int, seed: int) -> dict[str, list[object]]:
+    draws = np.random.default_rng(seed)
+    # Few distinct bits, so that pairs at all distances are common; some rows flat, some without hashes.
+    pdq = [bytes(8) * 3 + draws.integers(0, 256, 8, dtype=np.uint8).tobytes() for _ in range(rows)]
+    return {
+        "sha256": [bytes([int(draws.integers(0, 40))]) * 32 for _ in range(rows)],
+        "phash64": [int(value) for value in draws.integers(0, 1 << 9, rows)],
+        "pdq256": list(pdq),
+        "pdq_quality": [int(value) for value in draws.choice([10, 50, 60, 100], rows)],
+    }
+
+
+def test_equal_to_a_naive_twin() -> None:
+    ours, theirs = random_side(60, 1), random_side(200, 2)
+    for row in range(0, 200, 17):
+        for name in ("phash64", "pdq256", "pdq_quality"):
+            theirs[name][row] = None
+    sizes = (35, 25)
+    table = pa.table(
+        {"eval_row": [*range(35), *range(25)], "eval_id": [str(n) for n in range(60)], **ours}, CODE_SCHEMA
+    )
+    codes = EvalCodes(["a", "b"], [table.slice(0, 35), table.slice(35)])
+    limits = [
+        Thresholds(pdq_distance=24, phash_distance=1, phash_pdq_distance=30),
+        Thresholds(pdq_distance=28, pdq_quality=60),
+    ]
+    index = pa.table(
+        {
+            "uid": pa.array([bytes([0, n]) * 8 for n in range(200)], pa.binary(16)),
+            "url": [f"u{n}" for n in range(200)],
+            "caption": [None] * 200,
+            "source_sha256": pa.array(theirs["sha256"], pa.binary(32)),
+            "image_sha256": pa.array(random_side(200, 3)["sha256"], pa.binary(32)),
+            "phash64": pa.array(theirs["phash64"], pa.uint64()),
+            "pdq256": pa.array(theirs["pdq256"], pa.binary(32)),
+            "pdq_quality": pa.array(theirs["pdq_quality"], pa.uint8()),
+        }
+    )
+    found = join_shard(index, "s", codes, limits).to_pylist()
+    expected = []
+    for place, our in enumerate(table.to_pylist()):
+        which = 0 if place < sizes[0] else 1
+        for row, their in enumerate(index.to_pylist()):
+            limit = limits[which]
+            hits = [their["source_sha256"] == our["sha256"], their["image_sha256"] == our["sha256"], False, False]
+            if their["pdq256"] is not None and min(our["pdq_quality"], their["pdq_quality"]) >= limit.pdq_quality:
+                pdq = (int.from_bytes(our["pdq256"]) ^ int.from_bytes(their["pdq256"])).bit_count()
+                phash = (our["phash64"] ^ their["phash64"]).bit_count()
+                hits[2] = pdq <= limit.pdq_distance
+                hits[3] = phash <= limit.phash_distance and pdq <= limit.phash_pdq_distance
+            if any(hits):
+                method = ("source_sha256", "image_sha256", "pdq", "phash")[hits.index(True)]
+                expected.append(("ab"[which], our["eval_row"], row, method, hits[0], hits[1]))
+    columns = ("set", "eval_row", "row", "method", "source_exact", "stored_exact")
+    assert [tuple(pair[name] for name in columns) for pair in found] == expected
+    assert {pair["method"] for pair in found} == {"source_sha256", "image_sha256", "pdq", "phash"}
+
+
+def test_a_missing_hash_column_is_named() -> None:
+    index = pa.table({name: pa.array([], pa.string()) for name in INDEX_COLUMNS if name != "pdq256"})
+    with pytest.raises(InputError, match="column 'pdq256' is missing"):
+        join_shard(index, "s", EvalCodes([], []), [Thresholds()], place="00001.index.parquet")
+
+
+def test_nothing_on_either_side() -> None:
+    empty = EvalCodes(["a"], [CODE_SCHEMA.empty_table()])
+    index = pa.table(
+        {
+            name: pa.array([], kind)
+            for name, kind in zip(
+                INDEX_COLUMNS,
+                [
+                    pa.binary(16),
+                    pa.string(),
+                    pa.string(),
+                    pa.binary(32),
+                    pa.binary(32),
+                    pa.uint64(),
+                    pa.binary(32),
+                    pa.uint8(),
+                ],
+                strict=True,
+            )
+        }
+    )
+    assert join_shard(index, "s", empty, [Thresholds()]).num_rows == 0

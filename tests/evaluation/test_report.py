@@ -1,0 +1,299 @@
+"""The overlap report, made by the real command on a planted corpus: figures, evidence, page, resume, verify."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evaluation.datasets import open_set
+from evaluation.report import verify
+from evaluation.report.files import read_report
+from evaluation.zeroshot import PREDICTION_SCHEMA
+from pipeline.contracts.config import to_toml
+from pipeline.contracts.errors import InputError
+from tests.conftest import ROOT
+from tests.evaluation import planted
+
+SEALED = {
+    "manifest.json", "pairs.parquet", "removal_ids.txt", "report.html", "report.json", "report.schema.json",
+    "splits/blind.parquet", "splits/scenes.parquet", "summary.csv",
+}  # fmt: skip
+
+
+def command(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "evaluation", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(one.relative_to(folder)): one.read_bytes() for one in sorted(folder.rglob("*")) if one.is_file()}
+
+
+class Made:
+    """A planted corpus, its config file, and the report that the command wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.planted = planted.plant(folder)
+        self.report = folder / "report"
+        predictions = folder / "predictions.parquet"
+        one = {"name": "scenes", "path": str(self.planted.evaluation), "id": "id", "label": "label", "limit": 0.1}
+        config = planted.overlap_config(
+            self.planted,
+            self.report,
+            sets=[
+                {**one, "predictions": str(predictions)},
+                {**one, "name": "blind", "limit": 0.5, "where": {"label": 3}},
+            ],
+        )
+        self.right = write_predictions(predictions, self.planted)
+        self.config = folder / "overlap.toml"
+        self.config.write_text(to_toml(config), "utf-8")
+        self.result = command("overlap", "--config", str(self.config))
+
+
+def write_predictions(path: Path, made: planted.Planted) -> dict[str, bool]:
+    """A model that knows what it has seen: right on leaked examples, on others every second time."""
+    labelled = open_set(planted.overlap_config(made, path).sets[0])
+    right = {name: name in made.answers or row % 2 == 0 for row, name in enumerate(labelled.ids)}
+    rows = [
+        {
+            "row": row,
+            "eval_id": name,
+            "sha256": labelled.sha256[row],
+            "label": 1,
+            "prediction": 1,
+            "top5": [1],
+            "score": 0.5,
+            "correct": right[name],
+        }
+        for row, name in enumerate(labelled.ids)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, PREDICTION_SCHEMA), path)
+    return right
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("overlap"))
+
+
+@pytest.fixture
+def copy(made: Made, tmp_path: Path) -> Path:
+    """A report of one's own to damage."""
+    return Path(shutil.copytree(made.report, tmp_path / "copy"))
+
+
+def test_the_command(made: Made) -> None:
+    assert made.result.returncode == 0, made.result.stderr
+    assert "scenes: 15 of 41 examples (36.59 %) are in the corpus" in made.result.stdout
+    assert set(contents(made.report)) == SEALED
+
+
+def test_the_figures(made: Made) -> None:
+    report = read_report(str(made.report))
+    scenes, blind = report.sets
+    assert (scenes.found.share.hits, scenes.examples, scenes.too_flat) == (len(made.planted.answers), 41, 1)
+    assert scenes.found.by_method["source_sha256"] == scenes.found.by_method["image_sha256"] == 3
+    assert scenes.effect is not None
+    clean = [value for name, value in made.right.items() if name not in made.planted.answers]
+    assert (scenes.effect.clean.n, scenes.effect.clean.hits) == (len(clean), sum(clean))
+    assert scenes.effect.overlap.value == 1.0
+    assert scenes.verdict == "overlap, effect"
+    assert (blind.effect, blind.verdict, blind.over_limit) == (None, "overlap, not scored", False)
+    assert report.over_limit == ["scenes"]
+    split = pq.read_table(made.report / "splits" / "scenes.parquet").to_pylist()
+    assert {row["eval_id"] for row in split if row["in_overlap"]} == set(made.planted.answers)
+
+
+def test_report_prints_and_exits_with_3(made: Made) -> None:
+    result = command("report", str(made.report))
+    assert result.returncode == 3
+    assert "they move the accuracy by +" in result.stdout
+    assert result.stderr.startswith("error: scenes: over the limit")
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_escapes(made: Made) -> None:
+    text = (made.report / "report.html").read_text("utf-8")
+    page = Page()
+    page.feed(text)
+    assert planted.HOSTILE in page.text
+    assert not {"script", "iframe", "link", "object", "embed", "form", "base", "a"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("data:image/jpeg;base64,", "#")), value[:60]
+        assert "javascript:" not in value
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "default-src 'none'" in text
+    assert page.tags.count("img") == 2 * (15 + 2)
+
+
+def test_a_second_run_gives_the_same_bytes(made: Made, tmp_path: Path) -> None:
+    before = contents(made.report)
+    elsewhere = tmp_path / "again"
+    result = command("overlap", "--config", str(made.config), f"report.dir={elsewhere}", "engine.workers=1")
+    assert result.returncode == 0, result.stderr
+    assert contents(elsewhere) == before
+
+
+def test_an_interrupted_run_is_completed(made: Made, tmp_path: Path) -> None:
+    """A run that stopped between two files, and one that lost half of its units, end with the same bytes."""
+    half = tmp_path / "half"
+    work = Path(shutil.copytree(f"{made.report}.work", tmp_path / "half.work"))
+    records = sorted((work / "join").rglob("*.json"))
+    for record in records[::2]:
+        record.unlink()
+    shutil.copytree(made.report, half)
+    for name in ("manifest.json", "report.html", "splits/scenes.parquet"):
+        (half / name).unlink()
+    (half / "pairs.parquet").write_bytes(b"half a file")
+    result = command("overlap", "--config", str(made.config), f"report.dir={half}")
+    assert result.returncode == 0, result.stderr
+    assert contents(half) == contents(made.report)
+
+
+def test_hash_only_shows_nothing_of_the_corpus(made: Made, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    result = command(
+        "overlap", "--config", str(made.config), f"report.dir={hidden}", "report.evidence=hash-only",
+        f"report.work={made.report}.work",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    everything = b"".join(contents(hidden).values())
+    assert b"example.org" not in everything
+    assert b"picture number" not in everything
+    assert b"onerror" not in everything
+    assert b"data:image" not in everything
+    pairs = pq.read_table(hidden / "pairs.parquet")
+    assert pairs["url"].null_count == pairs["caption"].null_count == pairs.num_rows == 17
+    assert verify(str(hidden)) == []
+
+
+def test_another_report_is_not_overwritten(made: Made) -> None:
+    before = contents(made.report)
+    result = command("overlap", "--config", str(made.config), "match.pdq_distance=20")
+    assert result.returncode == 2
+    assert "already holds a report with another config_digest" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert contents(made.report) == before
+
+
+def test_verify_is_silent_on_a_whole_report(made: Made) -> None:
+    assert verify(str(made.report)) == []
+
+
+@pytest.mark.parametrize("name", sorted(SEALED))
+def test_a_flipped_bit_is_named(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    for place in (0, len(data) // 2, len(data) - 2):
+        data[place] ^= 1
+        (copy / name).write_bytes(bytes(data))
+        try:
+            problems = verify(str(copy))
+        except InputError as error:  # a manifest that is no JSON any more
+            problems = [str(error)]
+        assert any(name in problem for problem in problems), (name, place, problems)
+        data[place] ^= 1
+
+
+def reseal(folder: Path, name: str, data: bytes) -> None:
+    """What a forger would do: change a file and every hash that names it."""
+    from evaluation.report import files
+
+    (folder / name).write_bytes(data)
+    seal = files.read_seal(str(folder))
+    inside = {one: (folder / one).read_bytes() for one in seal.files}
+    (folder / "manifest.json").write_bytes(files.seal(inside, seal.inputs))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("sets", 0, "effect", "p_value"), 0.4),
+        (("sets", 0, "effect", "overlap", "high"), 0.9),
+        (("sets", 0, "effect", "detectable_gain"), 0.01),
+        (("sets", 0, "effect", "all_minus_clean"), 0.0),
+        (("sets", 0, "found", "share", "hits"), 14),
+        (("sets", 0, "found", "by_method", "pdq"), 8),
+        (("sets", 0, "verdict"), "clean"),
+        (("sets", 1, "too_flat"), 1),
+        (("sets", 1, "over_limit"), True),
+        (("statistics", "tests"), 2),
+        (("over_limit",), []),
+        (("corpus", "content_root"), "00" * 32),
+    ],
+)
+def test_a_forged_number_is_found(copy: Path, path: tuple[str | int, ...], value: object) -> None:
+    report = json.loads((copy / "report.json").read_bytes())
+    place = report
+    for key in path[:-1]:
+        place = place[key]
+    assert place[path[-1]] != value
+    place[path[-1]] = value
+    reseal(copy, "report.json", json.dumps(report).encode())
+    problems = verify(str(copy))
+    assert any(str(path[-1]) in problem and "report.json" in problem for problem in problems), problems
+
+
+def test_a_forged_pair_is_found(copy: Path) -> None:
+    table = pq.read_table(copy / "pairs.parquet")
+    rows = table.to_pylist()
+    rows[8]["pdq_distance"] = 1 + rows[8]["pdq_distance"]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "pairs.parquet")
+    reseal(copy, "pairs.parquet", (copy / "pairs.parquet").read_bytes())
+    assert any("its distances are not those of its hashes" in problem for problem in verify(str(copy)))
+
+
+def test_a_stray_file_is_named(copy: Path) -> None:
+    (copy / "extra.txt").write_text("more", "utf-8")
+    assert any("extra.txt" in problem for problem in verify(str(copy)))
+
+
+def test_verify_without_a_report(tmp_path: Path) -> None:
+    result = command("verify", str(tmp_path))
+    assert result.returncode == 2
+    assert "no manifest.json" in result.stderr
+
+
+def test_reading_a_report_is_light(made: Made) -> None:
+    """`report`, `verify` and the package load neither ray nor torch nor deepspeed nor pandas."""
+    program = (
+        "import sys\n"
+        "from evaluation.__main__ import main\n"
+        "import evaluation.report\n"
+        "from pipeline.contracts.errors import AuditFinding\n"
+        "try:\n    main(['report', sys.argv[1]])\n"
+        "except AuditFinding:\n    pass\n"
+        "assert main(['verify', sys.argv[1]]) is None\n"
+        "print('HEAVY', sorted({'ray', 'torch', 'deepspeed', 'pandas', 'transformers'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(made.report)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.splitlines()[-1] == "HEAVY []", result.stdout + result.stderr

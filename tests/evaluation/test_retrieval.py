@@ -1,0 +1,40 @@
+"""Retrieval against a slow twin, shared captions and tied scores included."""
+
+import numpy as np
+import pytest
+
+from evaluation import retrieval
+from evaluation.features import normalise
+
+
+def test_against_a_slow_twin() -> None:
+    draws = np.random.default_rng(3)
+    captions = [f"name {n}" for n in draws.integers(0, 40, 60)]
+    names, own = retrieval.distinct(captions)
+    images = normalise(draws.normal(size=(60, 8)).astype(np.float32))
+    texts = normalise((draws.normal(size=(len(names), 8)) + 0.5).astype(np.float32))
+    found = retrieval.retrieve(images, texts, captions)
+    for one in found.text_to_image:
+        hits = 0
+        for t, name in enumerate(names):
+            order = np.argsort(-(images @ texts[t]))[: one.k]
+            hits += any(captions[row] == name for row in order)
+        assert (one.found, one.n) == (hits, len(names))
+        assert one.low < one.value < one.high
+    for one in found.image_to_text:
+        hits = sum(own[row] in np.argsort(-(texts @ images[row]))[: one.k] for row in range(60))
+        assert (one.found, one.n) == (hits, 60)
+
+
+def test_a_model_that_cannot_tell_finds_nothing() -> None:
+    same = np.ones((20, 4), np.float32) / 2
+    found = retrieval.retrieve(same, same, [str(n) for n in range(20)])
+    assert [one.found for one in (*found.image_to_text, *found.text_to_image)] == [0] * 6
+
+
+def test_chance_is_what_random_orders_reach() -> None:
+    draws = np.random.default_rng(4)
+    hits = np.mean([(draws.permutation(30)[:5] < 3).any() for _ in range(20_000)])
+    assert retrieval.chance_recall(30, 3, 5) == pytest.approx(hits, abs=0.01)
+    assert retrieval.chance_recall(30, 3, 28) == 1.0
+    assert retrieval.chance_recall(4, 1, 10) == 1.0
