@@ -7,11 +7,11 @@ on partitioning.
 
 Memory is bounded by the shard and by the partition of queries, in five steps:
 
-    counts(table, queries)                  per shard; summed over shards: how often each query matches assign(table, matched)
-    per shard: the query each pair is counted for heads(uids, assigned, cap, seed)        per shard: the N smallest keys of
-    each query it has, for the partition `query_id % P` selection(heads of a partition, cap)    per partition: the largest key
-    that stays, for queries with too many apply(table, assigned, limits, seed)    per shard: those that stay, and those over
-    the cap
+    counts(table, queries)              per shard, summed over shards: how often each query matches
+    assign(table, matched)              per shard: the query each pair is counted for
+    heads(uids, assigned, cap, seed)    per shard: the N smallest keys of each query, split by `query_id % P`
+    selection(heads, cap, totals)       per partition: the largest key that stays, for queries with too many
+    apply(table, assigned, limits, seed) per shard: those that stay, and those over the cap
 
 The same steps with a larger cap stand before the crawl (`precap`): since the keys are the same, what the last cap keeps of a
 query is a part of what the first kept, as long as the pair is still counted for that query.

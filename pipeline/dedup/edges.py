@@ -11,6 +11,7 @@ text and hash, and each row is compared with the next `max_block` ones: bounded 
 `BlockCounts.bounded_rows`.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -199,6 +200,7 @@ class _Work:
 
     def __init__(self, features: _Features, config: DedupConfig) -> None:
         self._features, self._config = features, config
+        self._hot: set[bytes] = set()
         self.compared = self.hot = self.bounded_rows = 0
 
     def pairs(self, member: Indices, bounds: Indices, leaders: Indices) -> Iterator[tuple[Indices, Indices]]:
@@ -208,6 +210,8 @@ class _Work:
         for start, end in bounds:
             rows = member[start:end]
             rows = rows[leaders[rows] == rows]
+            if len(rows) > self._config.max_block and self._seen(rows):
+                continue
             for group in [rows] if len(rows) <= self._config.max_block else self._split(rows):
                 if len(group) > self._config.max_block:
                     yield from self._neighbours(group)
@@ -219,6 +223,13 @@ class _Work:
                     batch, waiting = [], 0
         if waiting:
             yield self._all_with_all(batch, waiting)
+
+    def _seen(self, rows: Indices) -> bool:
+        """Whether a hot block of the same rows was there before: a caption that many rows share has all its bands in common."""
+        known = hashlib.blake2b(rows.tobytes(), digest_size=16).digest()
+        again = known in self._hot
+        self._hot.add(known)
+        return again
 
     def _all_with_all(self, groups: list[Indices], pairs: int) -> tuple[Indices, Indices]:
         self.compared += pairs

@@ -48,7 +48,8 @@ def _minhash_sets(sets: list[list[bytes]], num_perm: int, seed: int) -> npt.NDAr
     codes = np.array([code.setdefault(gram, len(code)) for grams in sets for gram in grams], np.int64)
     hashes = _fmix32(np.array([sha1_hash32(gram) for gram in code], np.uint32))
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    _least(hashes[codes], starts, *permutations(num_perm, seed), result)
+    multipliers, addends = permutations(num_perm, seed)
+    _least(hashes[codes], starts, multipliers, addends, result)
     return result
 
 

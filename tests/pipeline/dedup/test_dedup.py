@@ -143,7 +143,7 @@ def test_equals_brute_force_over_all_pairs(by: By, distance: int) -> None:
 
 @pytest.mark.parametrize("by", ["pair", "caption", "image"])
 def test_hot_blocks_are_split_without_loss(by: By) -> None:
-    rows = _corpus(random.Random(11), 120, 15)
+    rows = _corpus(random.Random(11), 70, 15)
     rows = [row._replace(caption="logo" if by != "caption" else row.caption) for row in rows]
     whole = DedupConfig(by=by, threshold=0.6)
     split = whole.model_copy(update={"max_block": 3})

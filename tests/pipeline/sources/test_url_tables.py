@@ -183,7 +183,7 @@ def test_useless_places_and_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": [1], "caption": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(InputError, match="'url' holds int64"):
         columns(*_one(tmp_path / "t.parquet"))
-    with pytest.raises(InputError, match="no column .link.; set sources"):
+    with pytest.raises(InputError, match=r"no column .link.; set sources\.url_column"):
         columns(*_one(tmp_path / "t.parquet", url_column="link"))
 
 
