@@ -1,0 +1,209 @@
+"""The house holds: arrows between packages, one door per heavy library, no cycles, light imports, and pages that name what exists."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pipeline", "trainer", "evaluation")
+EVERYONE = ("pipeline.contracts", "pipeline.content")
+
+ALLOWED = {
+    "pipeline.contracts": ("pipeline.contracts",),
+    "pipeline.content": EVERYONE,
+    "pipeline": ("pipeline",),
+    "trainer": (*EVERYONE, "trainer"),
+    "evaluation": (
+        *EVERYONE,
+        "pipeline.engine",
+        "pipeline.records",  # what pipeline.engine returns
+        "trainer.models",
+        "trainer.tokenizer",
+        "trainer.data.transforms",
+        "trainer.export",
+        "evaluation",
+    ),
+}
+"""What the modules under each prefix (the longest that fits) may import of this project."""
+
+DOORS = {
+    "ray": {"pipeline/engine.py"},
+    "deepspeed": {"trainer/zero.py"},
+    "boto3": {"pipeline/contracts/storage.py"},
+    "botocore": {"pipeline/contracts/storage.py"},
+    "pyarrow.fs": {"pipeline/contracts/storage.py"},
+    "img2dataset": {"pipeline/crawl/img2dataset.py"},
+    "datasketch": {"pipeline/dedup/signatures.py"},
+}
+"""Libraries that only these files import."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module that `module` imports, anywhere in its text except under TYPE_CHECKING; `from a import b` is a.b where that is one."""
+    tree = ast.parse(MODULES[module].read_text())
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""])
+                if node.level
+                else ""
+            )
+            base = (base or node.module or "").rstrip(".")
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                yield whole if whole in MODULES or base == "pyarrow" else base
+
+
+def under(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(prefix + ".")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows(module: str) -> None:
+    prefix = max((prefix for prefix in ALLOWED if under(module, prefix)), key=len)
+    wrong = [
+        name
+        for name in imports(module)
+        if name.split(".")[0] in (*PACKAGES, "infra", "tests")
+        and not any(under(name, allowed) for allowed in ALLOWED[prefix])
+    ]
+    assert not wrong, f"{module} must not import {wrong}"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_one_door_per_library(library: str) -> None:
+    users = {
+        str(MODULES[module].relative_to(ROOT))
+        for module in MODULES
+        if any(under(name, library) for name in imports(module))
+    }
+    assert users <= DOORS[library]
+
+
+def test_no_import_cycles() -> None:
+    graph = {module: {name for name in imports(module) if name in MODULES and name != module} for module in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for name in graph[module]:
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize(
+    ("module", "banned"),
+    [
+        ("pipeline.contracts", ("ray", "torch", "deepspeed", "pandas", "boto3", "numba")),
+        ("pipeline.contracts.manifest", ("ray", "torch", "deepspeed", "pandas", "boto3", "numba")),
+        ("pipeline.content.text", ("ray", "torch", "deepspeed", "pandas", "numba")),
+        ("pipeline.content.image", ("ray", "torch", "deepspeed", "pandas")),
+        ("pipeline.content.hashes", ("ray", "torch", "deepspeed", "pandas")),
+        ("pipeline.crawl.stage", ("img2dataset", "pandas", "wandb", "albumentations")),
+        ("pipeline.status", ("ray", "torch")),
+        ("trainer.train", ("ray", "pandas", "img2dataset", "wandb")),
+        ("evaluation.report", ("ray", "torch", "deepspeed", "pandas")),
+    ],
+)
+def test_imports_are_light(module: str, banned: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print(*(name for name in {banned!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_contracts_import_in_under_half_a_second() -> None:
+    """The best of three, since the machine may be busy; without a warm file cache nothing could be said."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import pipeline.contracts"], cwd=ROOT, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+
+
+# ---- pages
+
+
+def pages() -> list[Path]:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / name for name in tracked.stdout.split()]
+
+
+def named_paths(text: str) -> set[str]:
+    """What looks like a path of this project: it starts with one of its folders or is a file of the top level."""
+    found = set(re.findall(r"(?<![\w/.:-])(?:pipeline|trainer|evaluation|infra|tests)/[\w./-]*[\w/]", text))
+    return {path.rstrip("/") for path in found} | set(
+        re.findall(r"(?<![\w/])(?:pyproject\.toml|Makefile|LICENSE)\b", text)
+    )
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_a_page_names_exists(page: Path) -> None:
+    missing = [path for path in named_paths(page.read_text()) if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_the_tree_in_the_readme_has_every_file() -> None:
+    """One line per file of the packages: a file that nobody can find in the tree is a file that nobody finds."""
+    readme = (ROOT / "README.md").read_text()
+    missing = [
+        str(path.relative_to(ROOT))
+        for path in MODULES.values()
+        if path.name != "__init__.py" and not re.search(rf"(?m)^[\s│├└─]*(\S* )*{re.escape(path.name)}\b", readme)
+    ]
+    assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 260
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "infra", "pipeline/contracts"])
+def test_each_package_has_its_page(package: str) -> None:
+    assert (ROOT / package / "README.md").is_file()
+
+
+def test_the_top_level_is_what_was_agreed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    top = {name.split("/")[0] for name in tracked}
+    plain = {name for name in top if not name.startswith(".")}
+    assert plain <= {*PACKAGES, "infra", "tests", "pyproject.toml", "README.md", "LICENSE", "Makefile"}
