@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 _TOP_EXPONENT = 15
-_LEAST_EXPONENT = -100
+_LEAST_EXPONENT, _MOST_EXPONENT = -100, 128
+_EXPONENT_BIAS = 127  # of fp32: the stored exponent of 1.0
+_FRACTION_BIAS = 126  # the same for 0.5, where magnitudes are counted from here
 _DROPPED_BITS = 13  # fp32 keeps 23 bits behind the point, fp16 keeps 10
 
 
@@ -31,11 +33,11 @@ def quantise(values: Tensor, block: int, noise: Tensor | None = None) -> tuple[T
     n = len(values)
     short = -n % block
     padded = functional.pad(values, (0, short)) if short else values
-    rows = padded.view(-1, block)
-    exponents = torch.frexp(rows.abs().amax(dim=1)).exponent if n else torch.zeros(0, dtype=torch.int32)
-    scales = torch.ldexp(
-        torch.ones(len(rows), device=values.device), exponents.clamp(min=_LEAST_EXPONENT) - _TOP_EXPONENT
-    )
+    rows = padded.view(len(padded) // block, block)
+    # The exponents are read and written as bits: a library's pow(2, n) need not be exact on every device.
+    exponents = (rows.abs().amax(dim=1).view(torch.int32) >> 23) - _FRACTION_BIAS
+    exponents = exponents.clamp(_LEAST_EXPONENT, _MOST_EXPONENT) - _TOP_EXPONENT
+    scales = ((exponents + _EXPONENT_BIAS) << 23).view(torch.float32)
     scaled = (rows / scales[:, None]).view(-1)[:n]
     if noise is not None:
         # Adding below the last kept bit carries into it exactly as often as the dropped bits say.
