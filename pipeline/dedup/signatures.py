@@ -8,14 +8,13 @@ their rows come from datasketch's own optimum.
 """
 
 import functools
+import hashlib
 from typing import cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from datasketch import MinHash, MinHashLSH
-from datasketch.hashfunc import sha1_hash32
 
 from pipeline.content.text import shingles
 
@@ -46,7 +45,8 @@ def _minhash_sets(sets: list[list[bytes]], num_perm: int, seed: int) -> npt.NDAr
     sizes = np.array([len(grams) for grams in sets], np.int64)  # never 0: `shingles` is never empty
     code: dict[bytes, int] = {}
     codes = np.array([code.setdefault(gram, len(code)) for grams in sets for gram in grams], np.int64)
-    hashes = _fmix32(np.array([sha1_hash32(gram) for gram in code], np.uint32))
+    digests = b"".join(hashlib.sha1(gram, usedforsecurity=False).digest()[:4] for gram in code)
+    hashes = _fmix32(np.frombuffer(digests, "<u4"))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     multipliers, addends = permutations(num_perm, seed)
     _least(hashes[codes], starts, multipliers, addends, result)
@@ -74,6 +74,8 @@ def _least(
 @functools.cache
 def permutations(num_perm: int, seed: int) -> npt.NDArray[np.uint32]:
     """The odd multipliers and the addends of datasketch's `affine32`, uint32 of shape (2, num_perm)."""
+    from datasketch import MinHash  # brings scipy along, which reading a configuration must not wait for
+
     return cast(npt.NDArray[np.uint32], MinHash(num_perm=num_perm, seed=seed, scheme="affine32").permutations)
 
 
@@ -89,6 +91,8 @@ def _fmix32(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 @functools.cache
 def bands_and_rows(threshold: float, num_perm: int) -> tuple[int, int]:
     """Bands and rows per band of datasketch's MinHashLSH, nine tenths of the weight on not missing a pair."""
+    from datasketch import MinHashLSH  # as above
+
     lsh = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
     return int(lsh.b), int(lsh.r)
 

@@ -9,10 +9,12 @@ import resource
 from collections import Counter
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, REJECTED_SCHEMA, uid
 from pipeline.sources.url_tables import SourceFile, SourcesConfig, candidates, columns, count_rows, expand, read, scan
@@ -96,6 +98,20 @@ def test_names_do_not_depend_on_the_place(tmp_path: Path) -> None:
         str(tmp_path / "here" / "b.csv"),
         "b.csv",
     )
+
+
+def test_an_object_store_gives_the_same_rows(tmp_path: Path, s3_endpoint: str) -> None:
+    assert s3_endpoint
+    boto3.client("s3").create_bucket(Bucket="tables")
+    for name in ("x/b.csv.gz", "x/a/x.parquet", "x/a/y.jsonl"):
+        storage.write_atomic(f"s3://tables/{name}", _write(tmp_path, name, _ROWS).read_bytes())
+    here, there = _config(tmp_path), _config("s3://tables/x/**/*")
+    assert [file.name for file in expand(there)] == ["a/x.parquet", "a/y.jsonl", "b.csv.gz"]
+    assert [file.name for file in expand(_config("s3://tables/x"))] == [file.name for file in expand(there)]
+    for local, remote in zip(expand(here), expand(there), strict=True):
+        assert read(remote, there, range(20, 30)).equals(read(local, here, range(20, 30)))
+    with pytest.raises(InputError, match="no file, folder or pattern"):
+        expand(_config("s3://tables/absent.csv"))
 
 
 def test_columns_are_recognised_named_or_numbered(tmp_path: Path) -> None:
