@@ -10,6 +10,7 @@ instead of being mended by accumulation.
 """
 
 import dataclasses
+import difflib
 import math
 from typing import Annotated, Literal, Self
 
@@ -171,7 +172,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
     preset = PRESETS.get(config.model.preset)
     if preset is None:
-        raise InputError(f"model.preset: {config.model.preset!r} is unknown; choose one of {', '.join(sorted(PRESETS))}")
+        near = difflib.get_close_matches(config.model.preset, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(PRESETS)}"
+        raise InputError(f"model.preset: {config.model.preset!r} is unknown; {hint}")
     if config.run.dir.startswith("s3://"):
         raise InputError(f"run.dir: {config.run.dir!r} is not a folder; checkpoints are written to local or shared disks, name one")
     model = config.model.model_copy(

@@ -168,6 +168,9 @@ def _quiet_deepspeed() -> "_DeepSpeed":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DeepSpeed warns about its own imports
         import deepspeed  # heavy; see the module's docstring
+    # On CPUs it would compile a shared-memory all-reduce at every first start, behind a lock file that a killed process leaves locked for
+    # good, so that the resumed run waits forever. gloo does the same sums without it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Each of its steps calls names that torch 2.13 will rename; no user of ours can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\..*` is deprecated")
     for name in ("DeepSpeed", "deepspeed"):

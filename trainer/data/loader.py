@@ -131,6 +131,8 @@ class Pieces(torch.utils.data.Dataset["Batch | HouseError"]):
     ) -> tuple[transforms.UInt8s, str, list[Replacement]]:
         """Pixels and caption of `found`, or of the first row that can be used among those that the hash names for it."""
         plan, trouble, by = self._plan, "", row
+        # A crop that is resized wants all the pixels there are; the others take the shorter side to image_size anyway.
+        least = None if plan.augmentation.crop == "random_resized" else plan.image_size
         for attempt in range(_REPLACEMENT_TRIES):
             if attempt:
                 by = replacement_row(row, attempt, seed=plan.seed, rows=plan.manifest.rows)
@@ -139,7 +141,7 @@ class Pieces(torch.utils.data.Dataset["Batch | HouseError"]):
                 trouble = trouble or ("no caption" if found.caption is None else "no picture")
                 continue
             try:
-                rgb = images.decode(found.image).rgb
+                rgb = images.decode(found.image, min_short_side=least).rgb
             except images.ImageRejected as error:
                 trouble = trouble or str(error)
                 continue

@@ -1,0 +1,190 @@
+"""The configuration: batch arithmetic, digests, what `--check` says and refuses, and that every shipped recipe is valid."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.contracts import config as configs
+from pipeline.contracts.config import load_config
+from pipeline.contracts.errors import InputError
+from trainer import zero
+from trainer.check import bytes_a_parameter, describe
+from trainer.config import TrainConfig, batch_plan, resolve
+from trainer.models import PRESETS
+
+CONFIGS = Path(__file__).resolve().parents[2] / "trainer" / "configs"
+SMOKE = str(CONFIGS / "smoke.toml")
+PAPER = sorted(path.name for path in CONFIGS.glob("*.toml") if path.name != "smoke.toml")
+
+
+def load(*overrides: str, path: str = SMOKE) -> TrainConfig:
+    return load_config(TrainConfig, path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("world", "rows", "steps", "per_device", "total"),
+    [(1, 1000, None, 32, 62), (4, 1000, None, 8, 62), (2, 16, None, 16, 1), (2, 1000, 7, 16, 7)],
+)
+def test_batch_plan(world: int, rows: int, steps: int | None, per_device: int, total: int) -> None:
+    length = f"optim.steps={steps}" if steps else "optim.epochs=2"
+    table = load().model_dump()
+    table["optim"] |= {"steps": steps, "epochs": None if steps else 2, "warmup_steps": 0}
+    plan = batch_plan(TrainConfig.model_validate(table), world, rows)
+    assert (plan.per_device, plan.total_steps) == (per_device, total), length
+    assert plan.per_device * world == plan.global_size == 32
+    assert plan.total_samples <= (plan.epochs + 1e-9) * rows
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "rows", "said"),
+    [
+        ((), 3, 1000, "batch.global_size: 32 does not divide by the 3 processes of this run; set it to 30 or 33"),
+        (
+            ("batch.global_size=2",),
+            3,
+            1000,
+            "batch.global_size: 2 does not divide by the 3 processes of this run; set it to 3",
+        ),
+        ((), 1, 0, "has no rows"),
+        (("optim.warmup_steps=20",), 1, 1000, "optim.warmup_steps: 20 is not less than the 20 steps"),
+    ],
+)
+def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        batch_plan(load(*overrides), world, rows)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("batch.globl_size=8", "unknown key; did you mean 'global_size'"),
+        ("zero.stage=4", "override 'zero.stage'"),
+        ("optim.epochs=3", "epochs 3.0 and steps 20: state exactly one of them"),
+        ("optim.lr=-1", "override 'optim.lr'"),
+        ("precision.compute=fp8", "override 'precision.compute'"),
+        ("tokenizer.kind=openai", "train_size 2048 has no use for kind 'openai'"),
+        ("augmentation.scale=[0.9, 0.1]", "scale \\[0.9, 0.1\\]"),
+        ("data.workers=-1", "override 'data.workers'"),
+    ],
+)
+def test_values_that_cannot_be(override: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("model.preset=ViT-B/23",), "model.preset: 'ViT-B/23' is unknown; did you mean 'ViT-B/32'"),
+        (("run.dir=s3://bucket/run",), "run.dir: 's3://bucket/run' is not a folder"),
+    ],
+)
+def test_resolve_refuses(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        resolve(load(*overrides))
+
+
+def test_half_precision_without_zero_is_refused() -> None:
+    with pytest.raises(InputError, match="zero.stage 0 with precision.compute 'bf16'"):
+        load("zero.stage=0", "precision.compute=bf16")
+
+
+def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    with pytest.raises(InputError, match="precision.compute: 'fp16' needs a GPU"):
+        zero.check_hardware(load("precision.compute=fp16"))
+
+
+def test_the_digest_knows_what_changes_weights() -> None:
+    base = configs.digest(load())
+    places = (
+        "data.manifest=elsewhere",
+        "data.workers=9",
+        "data.cache_mib=7",
+        "run.dir=there",
+        "run.log_every=3",
+        "run.save_every=7",
+        "run.keep=9",
+        "run.stop_after=5",
+    )
+    assert all(configs.digest(load(place)) == base for place in places)
+    weights = ("run.seed=1", "optim.lr=1e-3", "zero.stage=2", "batch.global_size=64", "augmentation.flip=0.5")
+    assert len({base, *(configs.digest(load(change)) for change in weights)}) == len(weights) + 1
+
+
+def test_presets_fill_what_is_not_said() -> None:
+    config = resolve(load("model.preset=ViT-L/14"))
+    preset = PRESETS["ViT-L/14"]
+    assert (config.optim.lr, config.optim.betas, config.optim.eps) == (preset.lr, preset.betas, preset.eps)
+    assert (config.model.image_size, config.model.context_length) == (224, 77)
+    assert resolve(load("optim.lr=0.5")).optim.lr == 0.5
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_is_valid_and_says_what_the_paper_says(name: str) -> None:
+    path = str(CONFIGS / name)
+    stated = int(Path(path).read_text().splitlines()[0].partition("for ")[2].split()[0])
+    config = resolve(load(path=path))
+    preset = PRESETS[config.model.preset]
+    assert (config.optim.lr, config.optim.betas, config.optim.eps) == (preset.lr, preset.betas, preset.eps)
+    assert (config.batch.global_size, config.optim.epochs, config.optim.warmup_steps) == (32_768, 32, 2000)
+    assert config.optim.weight_decay == 0.2
+    text = describe(config, stated)
+    assert f"{stated} processes x" in text
+    assert configs.digest(config) in text
+
+
+def test_the_reference_run_has_the_size_that_openai_released() -> None:
+    """151,277,313: the parameters of the released ViT-B/32, counted over its state dict."""
+    assert "parameters   151,277,313" in describe(resolve(load(path=str(CONFIGS / "vit_b_32.toml"))), 64)
+
+
+@pytest.mark.parametrize(
+    ("stage", "world", "bytes_"), [(0, 8, 12.0), (1, 1, 16.0), (1, 4, 10.0), (2, 4, 7.0), (3, 4, 4.0)]
+)
+def test_memory_by_stage(stage: int, world: int, bytes_: float) -> None:
+    """fp32: weights 4, gradients 4, master 4 (none without ZeRO), fp16 moments 4 and 8/256 for their scales."""
+    share = 1 if stage == 0 else 1 / world
+    assert bytes_a_parameter(load(f"zero.stage={stage}"), world) == pytest.approx(bytes_ + share * 8 / 256)
+
+
+def test_deepspeed_is_told_what_its_defaults_get_wrong() -> None:
+    told = zero.deepspeed_config(load("zero.stage=3", "precision.compute=bf16"), 2)
+    assert told["gradient_clipping"] == 0.0, "DeepSpeed clips to 1 unless told otherwise"
+    assert (told["train_batch_size"], told["train_micro_batch_size_per_gpu"], told["gradient_accumulation_steps"]) == (
+        32,
+        16,
+        1,
+    )
+    assert told["zero_optimization"] == {"stage": 3}
+    assert (told["bf16"], told["fp16"]) == ({"enabled": True}, {"enabled": False})
+
+
+def test_check_touches_nothing_and_loads_no_deepspeed(tmp_path: Path, corpus: Path) -> None:
+    program = (
+        "import sys; from trainer.__main__ import main;"
+        "code = main(sys.argv[1:]); assert 'deepspeed' not in sys.modules and 'ray' not in sys.modules; sys.exit(code)"
+    )
+    arguments = [
+        "--local_rank=0",
+        "--config",
+        SMOKE,
+        "--check",
+        f"data.manifest={corpus}",
+        f"run.dir={tmp_path / 'run'}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "batch        32 = 2 processes x 16" in done.stdout
+    assert "corpus       330 rows" in done.stdout
+    assert not (tmp_path / "run").exists()
