@@ -95,7 +95,9 @@ def pdq(image: RGB) -> tuple[bytes, int]:
     height, width = image.shape[:2]
     if min(height, width) < 5:
         return bytes(32), 0
-    samples = _jarosz_64(np.ascontiguousarray(image))
+    pixels = np.ascontiguousarray(image).view()
+    pixels.setflags(write=False)  # numba compiles anew for writeable arrays; a decoded picture is none
+    samples = _jarosz_64(pixels)
     coefficients = _dct_16(samples, _PDQ_DCT).ravel()
     median = np.partition(coefficients, 127)[127]  # the lower median of 256, as the reference takes it
     bits = np.packbits((coefficients > median)[::-1])
@@ -178,38 +180,63 @@ def _box_columns(source: _Float32s, target: _Float32s, window: int) -> None:
 def _jarosz_64(rgb: npt.NDArray[np.uint8]) -> _Float32s:
     """Luma of uint8[h, w, 3], tent-filtered and sampled to float32[64, 64].
 
-    Pictures are held transposed, [w, h], for the passes along rows: then each of the four passes adds whole lines to a
-    line of running sums, which the compiler turns into vector instructions without changing the order of any sum.
+    Memory is what costs here, so each pass works through strips that stay in the cache and ends in place: 16 rows at a
+    time, turned, for the passes along rows; 64 columns at a time for the passes along columns. Either way whole lines are
+    added to a line of running sums, which becomes vector instructions without changing the order of any sum. The last
+    pass along rows keeps only the 64 columns that are sampled in the end.
     """
     height, width = rgb.shape[0], rgb.shape[1]
-    a = np.empty((width, height), np.float32)
-    for i in range(height):
-        for j in range(width):
-            # float64 and rounded once, left to right: what the Python package of the reference computes.
-            a[j, i] = np.float32(
-                np.float64(rgb[i, j, 0]) * 0.299 + np.float64(rgb[i, j, 1]) * 0.587 + np.float64(rgb[i, j, 2]) * 0.114
-            )
-    if height == 64 and width == 64:
-        return np.ascontiguousarray(a.T)
     along_row, along_column = (width + 127) // 128, (height + 127) // 128
-    b = np.empty_like(a)
-    _box_columns(a, b, along_row)
-    c = np.ascontiguousarray(b.T)
-    d = np.empty_like(c)
-    _box_columns(c, d, along_column)
-    _box_columns(np.ascontiguousarray(d.T), b, along_row)
-    # Only 64 of the columns are sampled in the end, so the last pass filters no others.
-    e = np.empty((height, 64), np.float32)
-    for j in range(64):
-        column = int((j + 0.5) * width / 64)
+    # float64 and rounded once, left to right: what the Python package of the reference computes.
+    levels = np.arange(256).astype(np.float64)
+    red, green, blue = levels * 0.299, levels * 0.587, levels * 0.114
+    turned, turned_out = np.zeros((width, 16), np.float32), np.empty((width, 16), np.float32)
+    plane = np.empty((height, width), np.float32)
+
+    for top in range(0, height, 16):
+        rows = min(16, height - top)
+        for j in range(width):
+            for k in range(rows):
+                pixel = rgb[top + k, j]
+                turned[j, k] = np.float32(red[pixel[0]] + green[pixel[1]] + blue[pixel[2]])
+        if height == 64 and width == 64:
+            turned_out[:] = turned
+        else:
+            _box_columns(turned, turned_out, along_row)
+        for left in range(0, width, 64):
+            for k in range(rows):
+                for j in range(left, min(left + 64, width)):
+                    plane[top + k, j] = turned_out[j, k]
+    if height == 64 and width == 64:
+        return plane
+
+    strip, strip_out = np.zeros((height, 64), np.float32), np.empty((height, 64), np.float32)
+    for left in range(0, width, 64):
+        columns = min(64, width - left)
         for i in range(height):
-            e[i, j] = b[column, i]
-    f = np.empty_like(e)
-    _box_columns(e, f, along_column)
-    out = np.empty((64, 64), np.float32)
+            for j in range(columns):
+                strip[i, j] = plane[i, left + j]
+        _box_columns(strip, strip_out, along_column)
+        for i in range(height):
+            for j in range(columns):
+                plane[i, left + j] = strip_out[i, j]
+
+    for top in range(0, height, 16):
+        rows = min(16, height - top)
+        for left in range(0, width, 64):
+            for k in range(rows):
+                for j in range(left, min(left + 64, width)):
+                    turned[j, k] = plane[top + k, j]
+        _box_columns(turned, turned_out, along_row)
+        for j in range(64):
+            for k in range(rows):
+                strip[top + k, j] = turned_out[int((j + 0.5) * width / 64), k]
+
+    _box_columns(strip, strip_out, along_column)
+    samples = np.empty((64, 64), np.float32)
     for i in range(64):
-        out[i, :] = f[int((i + 0.5) * height / 64), :]
-    return out
+        samples[i, :] = strip_out[int((i + 0.5) * height / 64), :]
+    return samples
 
 
 @_compiled
