@@ -60,9 +60,8 @@ class Worker:
         self._hits = hits  # uint32[workers, pairs + 1]; the last column counts what is no picture
         self._number = number
 
-    async def run(self, sockets: list[socket.socket]) -> None:
-        """Serve until the parent is gone."""
-        parent = os.getppid()
+    async def run(self, sockets: list[socket.socket], parent: int) -> None:
+        """Serve until the process `parent` is no longer this one's parent."""
         for listener in sockets:
             await asyncio.start_server(self._connection, sock=listener, limit=_MAX_HEAD)
         while os.getppid() == parent:
@@ -107,8 +106,9 @@ class Worker:
         return json.dumps({"requests": int(counts.sum()), "rows": rows}).encode()
 
 
-def serve(web: Web, sockets: list[socket.socket], workers: int) -> None:
-    """Fork `workers` processes that share the sockets, and wait until the parent of this one is gone."""
+def serve(web: Web, sockets: list[socket.socket], workers: int, parent: int) -> None:
+    """Fork `workers` processes that share the sockets, and wait until this one's parent is no longer `parent`."""
+    own = os.getpid()
     bomb()  # made once, before the workers part
     shared = mmap.mmap(-1, workers * (web.pairs + 1) * 4)
     hits = np.frombuffer(shared, np.uint32).reshape(workers, web.pairs + 1)
@@ -119,11 +119,10 @@ def serve(web: Web, sockets: list[socket.socket], workers: int) -> None:
             # The parent's handler raises SystemExit, which would end one connection, not the worker.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             try:
-                asyncio.run(Worker(web, hits, number).run(sockets))
+                asyncio.run(Worker(web, hits, number).run(sockets, own))
             finally:
                 os._exit(0)
         children.append(child)
-    parent = os.getppid()
     try:
         while os.getppid() == parent:
             time.sleep(0.2)
@@ -150,6 +149,7 @@ def running(
         "--port-file",
         f"/dev/fd/{write_end}",
     ]
+    command += ["--parent", str(os.getpid())]
     root = Path(__file__).resolve().parents[2]
     child = subprocess.Popen(command, pass_fds=(write_end,), cwd=root, stdout=subprocess.DEVNULL)
     os.close(write_end)
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--port-file", type=Path, required=True, help="the port is written there once the server listens"
     )
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="process that this one must not outlive")
     given = parser.parse_args()
     sockets = listen(given.hosts, given.port)
     port = sockets[0].getsockname()[1]
@@ -192,7 +193,7 @@ def main() -> None:
     web = Web(given.seed, given.pairs, port, given.hosts, rates)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     given.port_file.write_text(f"{port}\n")
-    serve(web, sockets, given.workers)
+    serve(web, sockets, given.workers, given.parent)
 
 
 if __name__ == "__main__":
