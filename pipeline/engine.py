@@ -19,8 +19,8 @@ unit that fails twice is cut in halves, each in a worker of its own, until the r
 `decoder_crashed` and the others are kept.
 
 Why plain Ray tasks and not Ray Data for the units: the driver must learn which unit took a worker down (Ray Data retries blocks inside
-and then fails the whole dataset), a unit's record must be written by the task that did the work, and a pass over a handful of
-units costs milliseconds instead of a second or more (tests/benchmarks/engine_overhead.py).
+and then fails the whole dataset), and a unit's record must be written by the task that did the work. It is also cheaper: a pass over
+32 units that do nothing takes a third of a Ray Data pass, commits included (tests/benchmarks/engine_overhead.py).
 """
 
 import dataclasses
@@ -207,10 +207,7 @@ class Run:
             if len(references) >= limit:
                 ray.wait(references, num_returns=len(references) - limit + 1)
             references.append(_apply.remote(functools.partial(function, item)))
-        try:
-            return [ray.get(reference) for reference in references]
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, HouseError) else error) from None
+        return [_get(reference) for reference in references]
 
     def _run_units(self, stage: Stage, folder: str, units: Sequence[Unit]) -> Any:
         """Yield records as units finish, with a bounded number of tasks submitted."""
@@ -226,7 +223,7 @@ class Run:
             finished, _ = ray.wait(list(running), num_returns=1)
             unit = running.pop(finished[0])
             try:
-                yield self._settle(stage, folder, unit, *ray.get(finished[0]))
+                yield self._settle(stage, folder, unit, *_get(finished[0]))
             except _LOST as error:
                 crashes[unit.id] += 1
                 log.warning("%s: unit %s lost its worker (%s)", stage.name, unit.id, type(error).__name__)
@@ -239,9 +236,6 @@ class Run:
                         f"{stage.name}: unit {unit.id} ended its worker twice ({type(error).__name__}); "
                         "give the workers more memory, or run again with engine.workers=1"
                     ) from None
-            except ray.exceptions.RayTaskError as error:
-                cause = error.cause
-                raise (cause if isinstance(cause, HouseError) else error) from None
 
     def _settle(self, stage: Stage, folder: str, unit: Unit, record: Record, committed: bool) -> Record:
         """Accept the record that a task came back with: its own, or the one that was there first."""
@@ -261,14 +255,14 @@ class Run:
 
     def _bisect(self, stage: Stage, shared: Any, folder: str, unit: Unit) -> tuple[Record, bool]:
         """Find the rows of a unit that end their worker, and commit the unit without them."""
-        rows = ray.get(_count_rows.remote(shared, unit))
+        rows = _get(_count_rows.remote(shared, unit))
         results, crashed, pieces = [], [], [(0, rows)]
         while pieces:
             start, stop = pieces.pop()
             reference = _run_slice.remote(shared, unit, start, stop)
             try:
                 ray.wait([reference])
-                ray.get(_ready.remote(reference))
+                _get(_ready.remote(reference))
                 results.append((start, reference))
             except _LOST:
                 if stop - start == 1:
@@ -278,10 +272,16 @@ class Run:
                     pieces += [(middle, stop), (start, middle)]
         log.warning("%s: unit %s: %d rows end their worker; they are rejected", stage.name, unit.id, len(crashed))
         parts = [reference for _, reference in sorted(results, key=lambda part: part[0])]
-        committed: tuple[Record, bool] = ray.get(
-            _commit_parts.remote(shared, folder, unit, self._owner, crashed, *parts)
-        )
+        committed: tuple[Record, bool] = _get(_commit_parts.remote(shared, folder, unit, self._owner, crashed, *parts))
         return committed
+
+
+def _get(reference: Any) -> Any:
+    """What a task returned. The user's mistake comes out as itself; everything else as Ray tells it, with the worker's traceback."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, HouseError) else error) from None
 
 
 def _cluster_resources() -> dict[str, float]:
