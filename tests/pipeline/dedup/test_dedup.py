@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pytest
+from datasketch import MinHash, MinHashLSH
 
 from pipeline import dedup
 from pipeline.content.text import normal_form, shingles
@@ -139,6 +140,29 @@ def test_equals_brute_force_over_all_pairs(by: By, distance: int) -> None:
     shuffled = random.Random(10).sample(rows, len(rows))
     assert _ours(shuffled, config, partitions=1, shards=1).equals(ours)
     assert _ours(shuffled, config, partitions=7, shards=5).equals(ours)
+
+
+def test_the_same_candidates_as_datasketchs_index() -> None:
+    """With equal signatures, bands and rows, the verified pairs are exactly those that MinHashLSH leads to."""
+    rows = [row for row in _corpus(random.Random(18), 200, 10) if row.caption and normal_form(row.caption)]
+    config = DedupConfig(by="caption", threshold=0.7)
+    sketches = MinHash.bulk([shingles(row.caption or "") for row in rows], num_perm=128, seed=1, scheme="affine32")
+    index = MinHashLSH(threshold=0.7, num_perm=128, weights=(0.1, 0.9))
+    for row, sketch in zip(rows, sketches, strict=True):
+        index.insert(row.uid, sketch)
+    by_uid = {row.uid: row for row in rows}
+    theirs = {
+        tuple(sorted((row.uid, other)))
+        for row, sketch in zip(rows, sketches, strict=True)
+        for other in index.query(sketch)
+        if other != row.uid and _duplicates(row, by_uid[other], config)
+    }
+    found = dedup.edges(dedup.blocks(_table(rows), config, 1), config, _SEED).table.to_pylist()
+    text = {row.uid: normal_form(row.caption or "") for row in rows}
+    # Of equal texts one stands for all: the same pairs, told by their texts.
+    ours = {frozenset((text[edge["uid_a"]], text[edge["uid_b"]])) for edge in found}
+    assert ours == {frozenset((text[one], text[two])) for one, two in theirs}
+    assert len(ours) > 150
 
 
 @pytest.mark.parametrize("by", ["pair", "caption", "image"])
