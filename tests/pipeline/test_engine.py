@@ -1,0 +1,451 @@
+"""The engine with toy stages on one embedded Ray: accounting, commits, resuming, crashes, two drivers.
+
+Executions are counted by files that the work leaves in a folder, because it runs in other processes. Crashes are real: the work
+sends its own process SIGKILL.
+"""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import ray
+
+from pipeline import engine
+from pipeline.contracts import parquet, storage
+from pipeline.contracts.config import Json
+from pipeline.contracts.errors import InputError, RunError
+from pipeline.contracts.schema import Reason, rejected_rows
+from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_folder
+from pipeline.records import Record
+from pipeline.status import story
+
+DIGEST = "d1" * 32
+OTHER_DIGEST = "d2" * 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()  # type: ignore[no-untyped-call]
+
+
+# ---- toys
+
+
+def read_numbers(rows: int, unit: Unit) -> pa.Table:
+    """`rows` rows whose uid and number are their place."""
+    numbers = range(rows)
+    uids = pa.array([number.to_bytes(16, "big") for number in numbers], pa.binary(16))
+    return pa.table({"uid": uids, "number": pa.array(numbers, pa.int64())})
+
+
+def halves(table: pa.Table, unit: Unit) -> Result:
+    """Keeps even numbers and rejects odd ones."""
+    odd = pc.equal(pc.bit_wise_and(table["number"], 1), 1)
+    return Result(table.filter(pc.invert(odd)), rejected_rows(table.filter(odd), Reason.NO_QUERY, "odd"))
+
+
+def counted(folder: Path, table: pa.Table, unit: Unit) -> Result:
+    (folder / f"{unit.id}-{uuid.uuid4().hex}").touch()
+    return halves(table, unit)
+
+
+def executions(folder: Path) -> Counter[str]:
+    return Counter(entry.name.split("-")[0] for entry in folder.iterdir())
+
+
+def loses_a_row(table: pa.Table, unit: Unit) -> Result:
+    return Result(table.slice(1))
+
+
+def invents_a_reason(table: pa.Table, unit: Unit) -> Result:
+    rejected = rejected_rows(table, Reason.NO_QUERY)
+    place = rejected.column_names.index("reason")
+    return Result(table.slice(0, 0), rejected.set_column(place, "reason", pa.array(["bored"] * table.num_rows)))
+
+
+def crashes_on(numbers: tuple[int, ...], table: pa.Table, unit: Unit) -> Result:
+    if set(numbers) & set(table["number"].to_pylist()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return halves(table, unit)
+
+
+def crashes_once(mark: Path, table: pa.Table, unit: Unit) -> Result:
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return halves(table, unit)
+
+
+def refuses(table: pa.Table, unit: Unit) -> Result:
+    raise InputError("list.csv: 'x' is no number; write one")
+
+
+def crashes_then_refuses(table: pa.Table, unit: Unit) -> Result:
+    """On the whole unit it crashes; on a part of it the user's mistake shows."""
+    if table.num_rows == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return refuses(table, unit)
+
+
+def fails(table: pa.Table, unit: Unit) -> Result:
+    raise ZeroDivisionError("a bug")
+
+
+def other_rows_each_time(table: pa.Table, unit: Unit) -> Result:
+    noise = pa.array([uuid.uuid4().bytes for _ in range(table.num_rows)], pa.binary(16))
+    return Result(table.set_column(0, "uid", noise))
+
+
+def writes_another_record_first(place: str, record: bytes, table: pa.Table, unit: Unit) -> Result:
+    """What a second driver's task does at the same time."""
+    assert storage.put_if_absent(place, record)
+    return halves(table, unit)
+
+
+def big(table: pa.Table, unit: Unit) -> Result:
+    rows = 200
+    data = [os.urandom(100_000) for _ in range(rows)]
+    return Result(pa.table({"number": pa.array(range(rows)), "image": pa.array(data, pa.binary())}))
+
+
+def toy(
+    work: Callable[[pa.Table, Unit], Result] = halves,
+    *,
+    rows: int = 10,
+    digest: str = DIGEST,
+    row_wise: bool = False,
+    accounted: bool = True,
+) -> Stage:
+    read = functools.partial(read_numbers, rows)
+    return Stage("toy", digest, read, work, accounted=accounted, row_wise=row_wise)
+
+
+def units(number: int) -> list[Unit]:
+    return [Unit(f"u{place}", (f"input{place}",)) for place in range(number)]
+
+
+def driver(out: Path, workers: int | None = None) -> Run:
+    return Run(str(out), EngineConfig(workers=workers), {}, "0" * 64)
+
+
+def run(out: Path, stage: Stage, wanted: list[Unit], workers: int | None = None) -> list[Record]:
+    with driver(out, workers) as found:
+        return found.stage(stage, wanted)
+
+
+def folder_of(out: Path, stage: Stage) -> Path:
+    return Path(stage_folder(str(out), stage))
+
+
+# ---- accounting
+
+
+def test_a_unit_is_committed_with_all_its_rows_accounted_for(tmp_path: Path) -> None:
+    stage = toy()
+    [record] = run(tmp_path, stage, units(1))
+    folder = folder_of(tmp_path, stage)
+    assert (record.rows_in, record.rows_out, record.rejected) == (10, 5, {"no_query": 5})
+    assert parquet.read(str(folder / record.output.name))["number"].to_pylist() == [0, 2, 4, 6, 8]
+    assert record.rejected_file is not None
+    assert parquet.read(str(folder / record.rejected_file.name))["detail"].to_pylist() == ["odd"] * 5
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["u0.json", *(f.name for f in record.files)])
+
+
+def test_a_stage_that_loses_a_row_commits_nothing(tmp_path: Path) -> None:
+    stage = toy(loses_a_row)
+    with pytest.raises(RunError, match=r"toy: unit u0: 10 rows in, 9 out and 0 rejected do not add up"):
+        run(tmp_path, stage, units(1))
+    assert list(folder_of(tmp_path, stage).iterdir()) == []
+    told = story(str(tmp_path))
+    assert (told["state"], told["exit_code"]) == ("failed", 1)
+    assert "do not add up" in str(told["error"])
+
+
+def test_steps_whose_rows_are_no_pairs_need_not_add_up(tmp_path: Path) -> None:
+    [record] = run(tmp_path, toy(loses_a_row, accounted=False), units(1))
+    assert (record.rows_in, record.rows_out, record.accounted) == (10, 9, False)
+
+
+def test_a_reason_outside_the_closed_list_is_refused(tmp_path: Path) -> None:
+    stage = toy(invents_a_reason)
+    with pytest.raises(RunError, match=r"\['bored'\] are not in the closed list"):
+        run(tmp_path, stage, units(1))
+    assert list(folder_of(tmp_path, stage).iterdir()) == []
+
+
+def test_no_units_is_a_stage_too(tmp_path: Path) -> None:
+    assert run(tmp_path, toy(), []) == []
+
+
+# ---- resuming
+
+
+def marks(tmp_path: Path) -> Path:
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    return folder
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    seen, out = marks(tmp_path), tmp_path / "out"
+    stage = toy(functools.partial(counted, seen))
+    first = run(out, stage, units(2))
+    assert run(out, stage, units(4))[:2] == first
+    assert executions(seen) == {"u0": 1, "u1": 1, "u2": 1, "u3": 1}
+
+
+def test_a_unit_whose_input_changed_is_refused_not_mixed_up(tmp_path: Path) -> None:
+    """Stage digests cover the roots of inputs, so this cannot happen to a pipeline; the record is believed, not overwritten."""
+    seen, out = marks(tmp_path), tmp_path / "out"
+    stage = toy(functools.partial(counted, seen))
+    run(out, stage, [Unit("u0", ("before",))])
+    with pytest.raises(RunError, match=r"u0\.json: .* move this record away and run again"):
+        run(out, stage, [Unit("u0", ("after",))])
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "grown"])
+def test_a_damaged_output_is_made_again(tmp_path: Path, damage: str) -> None:
+    seen, out = marks(tmp_path), tmp_path / "out"
+    stage = toy(functools.partial(counted, seen))
+    first = run(out, stage, units(3))
+    file = folder_of(out, stage) / first[1].output.name
+    whole = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:-1] if damage == "truncated" else whole + b"x")
+    assert run(out, stage, units(3)) == first
+    assert executions(seen) == {"u0": 1, "u1": 2, "u2": 1}
+    assert file.read_bytes() == whole
+
+
+def test_a_lost_output_that_cannot_be_made_again_is_refused(tmp_path: Path) -> None:
+    """A crawl fetches other bytes the second time: the record that names the lost ones stands, and the user decides."""
+    stage = toy(other_rows_each_time)
+    [record] = run(tmp_path, stage, units(1))
+    (folder_of(tmp_path, stage) / record.output.name).unlink()
+    with pytest.raises(
+        RunError, match=r"u0\.json: names a file that is missing or has another size; move this record away"
+    ):
+        run(tmp_path, stage, units(1))
+
+
+def test_another_digest_is_another_folder_and_nothing_is_deleted(tmp_path: Path) -> None:
+    seen, out = marks(tmp_path), tmp_path / "out"
+    before, after = (toy(functools.partial(counted, seen), digest=digest) for digest in (DIGEST, OTHER_DIGEST))
+    run(out, before, units(2))
+    there = {path: path.read_bytes() for path in folder_of(out, before).iterdir()}
+    run(out, after, units(2))
+    assert executions(seen) == {"u0": 2, "u1": 2}
+    assert {path: path.read_bytes() for path in folder_of(out, before).iterdir()} == there
+    assert folder_of(out, after) != folder_of(out, before)
+
+
+def test_leftovers_of_a_killed_driver_are_not_data(tmp_path: Path) -> None:
+    stage = toy()
+    folder = folder_of(tmp_path, stage)
+    folder.mkdir(parents=True)
+    half_written = folder / ".tmp-0123456789ab-u0.parquet"
+    half_written.write_bytes(b"PAR1 and then the power went")
+    half_record = folder / ".tmp-0123456789ab-u0.json"
+    half_record.write_bytes(b'{"version"')
+    renamed = folder / "u0-000000000000.parquet"
+    renamed.write_bytes(b"no record names me")
+    [record] = run(tmp_path, stage, units(1))
+    assert record.output.name != renamed.name
+    assert half_written.exists()
+    assert half_record.exists()
+    assert renamed.read_bytes() == b"no record names me"
+    assert run(tmp_path, stage, units(1)) == [record]
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    stage = toy()
+    run(tmp_path, stage, units(1))
+    place = folder_of(tmp_path, stage) / "u0.json"
+    place.write_bytes(place.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"u0\.json: not a commit record of this version; move it away and run again"):
+        run(tmp_path, stage, units(1))
+
+
+def test_one_worker_or_three_give_the_same_records(tmp_path: Path) -> None:
+    def essence(record: Record) -> dict[str, object]:
+        return record.model_dump(exclude={"owner", "started", "seconds"})
+
+    wanted = units(7)
+    one, three = (run(tmp_path / str(workers), toy(), wanted, workers) for workers in (1, 3))
+    assert [essence(record) for record in one] == [essence(record) for record in three]
+    assert [record.unit for record in three] == [unit.id for unit in wanted]
+
+
+# ---- crashes
+
+
+def test_the_row_that_ends_its_worker_is_found_and_the_others_are_kept(tmp_path: Path) -> None:
+    stage = toy(functools.partial(crashes_on, (4,)), rows=6, row_wise=True)
+    [record] = run(tmp_path, stage, units(1))
+    assert (record.rows_in, record.rows_out) == (6, 2)
+    assert record.rejected == {"decoder_crashed": 1, "no_query": 3}
+    folder = folder_of(tmp_path, stage)
+    assert parquet.read(str(folder / record.output.name))["number"].to_pylist() == [0, 2]
+    assert record.rejected_file is not None
+    rejected = parquet.read(str(folder / record.rejected_file.name)).to_pylist()
+    [lost] = [row for row in rejected if row["reason"] == "decoder_crashed"]
+    assert lost["uid"] == (4).to_bytes(16, "big")
+
+
+def test_a_unit_of_which_every_row_ends_its_worker(tmp_path: Path) -> None:
+    stage = toy(functools.partial(crashes_on, (0, 1)), rows=2, row_wise=True)
+    [record] = run(tmp_path, stage, units(1))
+    assert record.rejected == {"decoder_crashed": 2}
+    assert parquet.read(str(folder_of(tmp_path, stage) / record.output.name)).num_rows == 0
+
+
+def test_a_worker_that_is_lost_once_is_no_verdict(tmp_path: Path) -> None:
+    stage = toy(functools.partial(crashes_once, tmp_path / "mark"), row_wise=True)
+    [record] = run(tmp_path / "out", stage, units(1))
+    assert record.rejected == {"no_query": 5}
+
+
+def test_a_stage_that_cannot_be_cut_fails_with_a_sentence(tmp_path: Path) -> None:
+    stage = toy(functools.partial(crashes_on, (3,)))
+    with pytest.raises(RunError, match=r"toy: unit u0 ended its worker twice \(WorkerCrashedError\); give the workers"):
+        run(tmp_path, stage, units(1))
+    assert not (folder_of(tmp_path, stage) / "u0.json").exists()
+
+
+def test_a_mistake_found_while_a_unit_is_cut_reaches_the_user_as_itself(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^list\.csv: 'x' is no number; write one$") as caught:
+        run(tmp_path, toy(crashes_then_refuses, rows=4, row_wise=True), units(1))
+    assert type(caught.value) is InputError
+
+
+# ---- errors
+
+
+def test_the_users_mistake_comes_out_of_a_worker_as_itself(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^list\.csv: 'x' is no number; write one$") as caught:
+        run(tmp_path, toy(refuses), units(2))
+    assert type(caught.value) is InputError
+    assert (caught.value.exit_code, story(str(tmp_path))["exit_code"]) == (2, 2)
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError, match="in fails"):
+        run(tmp_path, toy(fails), units(1))
+
+
+def refuse_two(item: int) -> int:
+    if item == 2:
+        raise InputError("2: too much")
+    return item * 10
+
+
+def test_map_keeps_order_and_errors(tmp_path: Path) -> None:
+    with driver(tmp_path, workers=2) as found:
+        assert found.map(refuse_two, [5, 1, 4, 3, 0]) == [50, 10, 40, 30, 0]
+        with pytest.raises(InputError, match="2: too much"):
+            found.map(refuse_two, [1, 2, 3])
+
+
+# ---- two drivers
+
+
+@pytest.fixture
+def living() -> Iterator[dict[str, Json]]:
+    """An owner that is alive: a sleeping process."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    try:
+        yield {**engine._owner(), "pid": process.pid, "started": engine._start_ticks(process.pid)}
+    finally:
+        process.kill()
+        process.wait()
+
+
+def dead() -> dict[str, Json]:
+    """An owner that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    owner = {**engine._owner(), "pid": process.pid, "started": engine._start_ticks(process.pid)}
+    process.wait()
+    return owner
+
+
+def say(out: Path, state: str, owner: dict[str, Json]) -> None:
+    """Leave the run.json of another driver."""
+    out.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(str(out / "run.json"), engine._json({"state": state, "owner": owner}))
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path, living: dict[str, Json]) -> None:
+    say(tmp_path, "running", living)
+    with pytest.raises(RunError, match=rf"run\.json: process {living['pid']} is writing to this output"):
+        run(tmp_path, toy(), units(1))
+    assert story(str(tmp_path))["owner"] == living, "the refused driver must not touch the other's run.json"
+
+
+def test_a_finished_or_dead_driver_is_no_obstacle(tmp_path: Path, living: dict[str, Json]) -> None:
+    say(tmp_path / "finished", "done", living)
+    say(tmp_path / "dead", "running", dead())
+    later = {**living, "started": "1"}  # the number of the dead one was given to another process since
+    say(tmp_path / "reused", "running", later)
+    for name in ("finished", "dead", "reused"):
+        assert len(run(tmp_path / name, toy(), units(1))) == 1
+
+
+def other_record(tmp_path: Path, owner: dict[str, Json]) -> bytes:
+    """The record that another driver would write for the same unit."""
+    [record] = run(tmp_path / "elsewhere", toy(), units(1))
+    return record.model_copy(update={"owner": owner}).model_dump_json().encode()
+
+
+def test_a_record_of_a_living_other_driver_stops_this_one(tmp_path: Path, living: dict[str, Json]) -> None:
+    record, out = other_record(tmp_path, living), tmp_path / "out"
+    place = str(folder_of(out, toy()) / "u0.json")
+    work = functools.partial(writes_another_record_first, place, record)
+    with pytest.raises(RunError, match=rf"another driver is writing to this output: process {living['pid']} on "):
+        run(out, toy(work), units(1))
+    assert Path(place).read_bytes() == record
+
+
+def test_a_record_of_another_machines_driver_stops_this_one(tmp_path: Path) -> None:
+    record, out = other_record(tmp_path, {**dead(), "host": "elsewhere"}), tmp_path / "out"
+    place = str(folder_of(out, toy()) / "u0.json")
+    with pytest.raises(RunError, match="on 'elsewhere'"):
+        run(out, toy(functools.partial(writes_another_record_first, place, record)), units(1))
+
+
+def test_a_late_record_of_a_dead_driver_stands(tmp_path: Path) -> None:
+    owner = dead()
+    record, out = other_record(tmp_path, owner), tmp_path / "out"
+    place = str(folder_of(out, toy()) / "u0.json")
+    [accepted] = run(out, toy(functools.partial(writes_another_record_first, place, record)), units(1))
+    assert accepted.owner == owner
+
+
+# ---- memory
+
+
+def test_rows_do_not_pass_through_the_driver(tmp_path: Path) -> None:
+    """Ten units of 20 MB each; the driver's peak grows by less than two of them."""
+    run(tmp_path / "warm", toy(), units(1))
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak to what is resident now
+    before = peak_bytes()
+    records = run(tmp_path / "big", toy(big, accounted=False), units(10))
+    assert sum(record.output.bytes for record in records) > 200e6
+    assert peak_bytes() - before < 40e6
+
+
+def peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
