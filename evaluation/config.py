@@ -26,7 +26,7 @@ class LabelledSetConfig(StrictModel):
     id: str | None = None  # column that names a row; none: its position in the file
     caption: str | None = None  # column with the picture's name or caption
     subgroup: str | None = None  # column by which scores are also given group by group
-    where: dict[str, str | int | list[str]] = Field(
+    where: dict[str, str | int | list[str | int]] = Field(
         default_factory=dict
     )  # keep rows whose column has this value, or one of these
     classes: list[str] = Field(

@@ -8,11 +8,18 @@ dropped before the other two are looked at, which is what makes unrelated codes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
+
+import numba
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 CODE_BYTES = 32
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class HammingIndex:
@@ -55,7 +62,12 @@ def as_words(codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.ascontiguousarray(codes).view(np.uint64).reshape(len(codes), codes.shape[1] // 8)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+def _compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """numba.njit with the function's own type kept: numba ships no annotations."""
+    return cast(Callable[_P, _R], numba.njit(cache=True, nogil=True)(function))
+
+
+@_compiled
 def _popcount(word: np.uint64) -> np.int64:
     # The usual parallel sum; LLVM recognises it and emits the processor's own instruction.
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -64,10 +76,10 @@ def _popcount(word: np.uint64) -> np.int64:
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _distance(left: NDArray[np.uint64], right: NDArray[np.uint64], limit: int) -> int:
+@_compiled
+def _distance(left: NDArray[np.uint64], right: NDArray[np.uint64], limit: int) -> np.int64:
     """Differing bits of two codes, or any number above `limit` as soon as it is passed."""
-    total = 0
+    total = np.int64(0)
     for word in range(left.shape[0]):
         total += _popcount(left[word] ^ right[word])
         if total > limit:
@@ -75,7 +87,7 @@ def _distance(left: NDArray[np.uint64], right: NDArray[np.uint64], limit: int) -
     return total
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _count(queries: NDArray[np.uint64], codes: NDArray[np.uint64], limit: int, counts: NDArray[np.int64]) -> None:
     for query in range(queries.shape[0]):
         for code in range(codes.shape[0]):
@@ -83,7 +95,7 @@ def _count(queries: NDArray[np.uint64], codes: NDArray[np.uint64], limit: int, c
                 counts[query] += 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _fill(
     queries: NDArray[np.uint64],
     codes: NDArray[np.uint64],

@@ -90,11 +90,11 @@ def work_folder(config: OverlapConfig) -> str:
 
 
 def plan(config: OverlapConfig) -> str:
-    """What a run would do, for `--check`: opens the manifest if it is there, and nothing else."""
+    """What a run would do, for `--check`: opens a local manifest if it is there, and nothing else."""
     place = manifest.manifest_path(config.corpus.manifest)
     names = ", ".join(one.name for one in config.sets)
-    if not storage.exists(place):
-        return f"sets: {names}; the corpus manifest {place!r} does not exist yet"
+    if storage.is_s3(place) or not storage.exists(place):
+        return f"sets: {names}; one unit per shard of {place!r} (not opened by --check); report in {config.report.dir}"
     corpus = manifest.load(place)
     size = sum(shard.index_bytes for shard in corpus.shards)
     return (

@@ -19,13 +19,14 @@ from evaluation.report.schema import SetReport
 
 _COLOURS = {"#010203": "--ink", "#010204": "--line", "#010205": "--accent", "#010206": "--bad", "#010207": "--soft"}
 _INK, _LINE, _ACCENT, _BAD, _SOFT = _COLOURS
-_SETTINGS = {"svg.hashsalt": "overlap-report", "svg.fonttype": "none", "font.size": 10.0, "path.simplify": False}
 
 
 def overview(sets: list[SetReport]) -> str:
     """SVG text: left the share that overlaps with its interval and limit; right, where scored, accuracy on Overlap minus Clean."""
     scored = any(_difference(one) is not None for one in sets)
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(
+        {"svg.hashsalt": "overlap-report", "svg.fonttype": "none", "font.size": 10.0, "path.simplify": False}
+    ):
         figure = Figure(figsize=(8.6, 1.2 + 0.42 * len(sets)), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots(1, 2 if scored else 1, squeeze=False, sharey=True)[0]

@@ -68,7 +68,8 @@ def build_report(
 def is_testable(result: SetResult) -> bool:
     """Whether a set has scored examples on both sides, and so counts among the tests that Bonferroni divides by."""
     scored = result.split.filter(pc.is_valid(result.split["correct"]))
-    return 0 < (pc.sum(scored["in_overlap"]).as_py() or 0) < scored.num_rows
+    overlapping = int(pc.sum(scored["in_overlap"]).as_py() or 0)
+    return 0 < overlapping < int(scored.num_rows)
 
 
 def set_report(result: SetResult, pairs: pa.Table, corpus: Corpus, levels: StatisticsConfig, tests: int) -> SetReport:

@@ -73,6 +73,19 @@ def reencoded(data: bytes, kind: str, scale: float, quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def leak(k: int, manner: str, data: bytes, smaller: bytes) -> dict[str, object]:
+    """The corpus row that shows the picture `data` in the given manner."""
+    if manner == "source_exact":
+        return corpus_row(k, data, reencoded(data, "JPEG", 0.9, 85))
+    if manner == "stored_exact":
+        return corpus_row(k, smaller, data)
+    if manner == "recompressed":
+        return corpus_row(k, reencoded(data, "JPEG", 1.0, 40))
+    if manner == "resized":
+        return corpus_row(k, smaller)
+    return corpus_row(k, reencoded(data, "PNG", 0.8, 0), caption=HOSTILE)
+
+
 def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 120) -> Planted:
     """Write the set and the corpus. Look-alikes: for every example a corpus picture of the same class."""
     rows, answers, images, labels = [], {}, [], []
@@ -86,15 +99,7 @@ def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 12
             manner = MANNERS[k % len(MANNERS)]
             answers[f"e{k:03d}"] = manner
             smaller = reencoded(data, "JPEG", 0.5, 70)
-            rows.append(
-                {
-                    "source_exact": lambda k=k, data=data: corpus_row(k, data, reencoded(data, "JPEG", 0.9, 85)),
-                    "stored_exact": lambda k=k, data=data, smaller=smaller: corpus_row(k, smaller, data),
-                    "recompressed": lambda k=k, data=data: corpus_row(k, reencoded(data, "JPEG", 1.0, 40)),
-                    "resized": lambda k=k, smaller=smaller: corpus_row(k, smaller),
-                    "png": lambda k=k, data=data: corpus_row(k, reencoded(data, "PNG", 0.8, 0), caption=HOSTILE),
-                }[manner]()
-            )
+            rows.append(leak(k, manner, data, smaller))
     rows += [corpus_row(2000 + k, picture(9000 + k, "web")) for k in range(others)]
     rows += [corpus_row(3000 + k, flat(200 + 10 * k)) for k in range(3)]
     # A blank frame in the set, of another grey and size than the corpus's blank frames: alike to any hash, not the same.

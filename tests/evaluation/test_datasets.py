@@ -14,8 +14,9 @@ from pipeline.contracts.errors import InputError
 from tests.evaluation.planted import flat
 
 
-def write(path: Path, rows: int = 6, **columns: list[Any]) -> Path:
-    table: dict[str, Any] = {"image": [flat(30 * row) for row in range(rows)], **columns}
+def write(path: Path, **columns: list[Any]) -> Path:
+    """Six grey pictures and the given columns."""
+    table: dict[str, Any] = {"image": [flat(30 * row) for row in range(6)], **columns}
     pq.write_table(pa.table(table), path, row_group_size=2)
     return path
 

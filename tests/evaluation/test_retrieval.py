@@ -27,7 +27,7 @@ def test_against_a_slow_twin() -> None:
 
 
 def test_a_model_that_cannot_tell_finds_nothing() -> None:
-    same = np.ones((20, 4), np.float32) / 2
+    same = np.full((20, 4), 0.5, np.float32)
     found = retrieval.retrieve(same, same, [str(n) for n in range(20)])
     assert [one.found for one in (*found.image_to_text, *found.text_to_image)] == [0] * 6
 
