@@ -331,7 +331,7 @@ def test_the_limit_is_the_callers() -> None:
 
 
 def test_metadata_bombs_are_never_inflated() -> None:
-    huge = zlib.compress(bytes(200_000_000))
+    huge = zlib.compress(bytes(50_000_000))
     rows = b"\0" + bytes([1, 2, 3])
     text = chunk(b"zTXt", b"k\0\0" + huge) + chunk(b"iCCP", b"k\0\0" + huge) + chunk(b"acTL", b"\xff" * 8)
     start = time.perf_counter()

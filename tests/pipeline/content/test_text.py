@@ -92,7 +92,7 @@ def test_the_form_of_a_list_of_words_is_the_list_of_forms(left: str, right: str)
 
 
 def test_every_code_point_alone_is_stable() -> None:
-    for code in range(0x20000):
+    for code in range(0x10000):
         if 0xD800 <= code < 0xE000:
             continue
         form = normal_form(f"a{chr(code)}b")
