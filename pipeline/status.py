@@ -77,9 +77,9 @@ def describe(out: str) -> str:
 
 def verify(path: str) -> list[str]:
     """One sentence per difference: of a corpus (manifest or its folder), or of a run's whole output."""
-    if (path.endswith(".json") and storage.name(path) != "run.json") or storage.exists(manifest.manifest_path(path)):
+    out = storage.parent(path) if storage.name(path) == "run.json" else path
+    if out == path and (path.endswith(".json") or storage.exists(manifest.manifest_path(path))):
         return manifest.verify(path)
-    out = storage.parent(path) if path.endswith("run.json") else path
     problems = [problem for stage in stages(out) for problem in _verify_stage(out, stage)]
     shards = storage.join(out, "shards")
     return problems + (manifest.verify(shards) if storage.exists(manifest.manifest_path(shards)) else [])

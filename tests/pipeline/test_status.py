@@ -1,0 +1,130 @@
+"""`status` and `verify` read what the engine's own `commit` wrote; damage is done to real files by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline import engine, status
+from pipeline.__main__ import main
+from pipeline.contracts import manifest, storage
+from pipeline.contracts.config import Json
+from pipeline.contracts.errors import AuditFinding, InputError
+from pipeline.contracts.schema import SHARD_SCHEMA, Reason, rejected_rows
+from pipeline.engine import Result, Stage, Unit
+
+ROWS = pa.table({"number": pa.array(range(6), pa.int64())})
+
+
+def nothing(unit: Unit) -> pa.Table:
+    raise AssertionError("only committed, never run")
+
+
+def no_work(table: pa.Table, unit: Unit) -> Result:
+    raise AssertionError("only committed, never run")
+
+
+def commit(out: Path, name: str, units: int, *, accounted: bool = True) -> list[Path]:
+    """Commit units of six rows, two of them rejected for two reasons; returns the output files."""
+    stage = Stage(name, name.encode().hex().ljust(64, "0"), nothing, no_work, accounted=accounted)
+    folder = engine.stage_folder(str(out), stage)
+    written = []
+    for number in range(units):
+        gone = [rejected_rows(ROWS.slice(4, 1), Reason.NO_QUERY), rejected_rows(ROWS.slice(5), Reason.EMPTY_CAPTION)]
+        result = Result(ROWS.slice(0, 4), pa.concat_tables(gone))
+        record, ours = engine.commit(stage, folder, Unit(f"{number:05d}"), {"host": "here", "pid": 1}, 6, result, 0.0)
+        assert ours
+        written.append(Path(folder, record.output.name))
+    return written
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A run that was interrupted in its second stage: two of three units, one temporary file."""
+    commit(tmp_path, "exact", 2)
+    commit(tmp_path, "helper", 1, accounted=False)
+    files = commit(tmp_path, "filter", 2)
+    (files[0].parent / f"{storage.TEMPORARY_MARK}0123-00002.parquet").write_bytes(b"PAR1")
+    stages: list[Json] = [
+        {"name": name, "folder": f"{name}/{name.encode().hex().ljust(64, '0')[:12]}", "units": units}
+        for name, units in (("exact", 2), ("helper", 1), ("filter", 3))
+    ]
+    told: dict[str, Json] = {"state": "failed", "error": "RunError: no memory", "stages": stages}
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    return tmp_path
+
+
+def test_status_counts_what_records_say(out: Path) -> None:
+    lines = status.describe(str(out)).splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        ["exact", "2/2", "12", "8", "2", "empty_caption,", "2", "no_query"],
+        ["filter", "2/3", "12", "8", "2", "empty_caption,", "2", "no_query"],
+    ]
+    assert lines[3:] == [
+        "1 temporary files of interrupted units remain; no reader looks at them",
+        "state: failed (RunError: no memory)",
+    ]
+
+
+def test_a_stage_without_records_is_shown_as_not_begun(tmp_path: Path) -> None:
+    told = {"state": "running", "error": None, "stages": [{"name": "crawl", "folder": "crawl/0123", "units": 1200}]}
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    shown = status.describe(str(tmp_path)).splitlines()
+    assert shown[1].split() == ["crawl", "0/1,200", "0", "0", "-"]
+    assert shown[2] == "state: running"
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_a_place_without_a_run_is_the_users_mistake(tmp_path: Path, command: str) -> None:
+    with pytest.raises(InputError, match=r"no run\.json here; give the run\.out of a pipeline run"):
+        main([command, str(tmp_path)])
+
+
+def test_an_untouched_run_verifies(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["verify", str(out)])
+    assert capsys.readouterr().out == f"{out}: everything is as it was recorded\n"
+    assert status.verify(str(out / "run.json")) == []
+
+
+def test_verify_names_every_damaged_file(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = sorted(path for path in out.glob("exact/*/*.parquet") if "rejected" not in path.name)
+    changed = bytearray(first.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    first.write_bytes(changed)
+    second.unlink()
+    with pytest.raises(AuditFinding, match="2 differences from what was recorded"):
+        main(["verify", str(out)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{first}: sha256 differs from the record; move it and 00000.json away and run again",
+        f"{second}: is missing; move its record 00001.json away and run again",
+    ]
+
+
+def test_verify_adds_up_the_rows_of_every_record(out: Path) -> None:
+    place = next(out.glob("filter/*/00001.json"))
+    told = json.loads(place.read_text())
+    place.write_text(json.dumps({**told, "rows_out": 5}))
+    assert status.verify(str(out)) == ["filter: unit 00001: rows do not add up; restore its record"]
+
+
+def test_verify_of_a_corpus_and_of_the_run_that_holds_it(out: Path) -> None:
+    """A change that the manifest tells of is found by either path."""
+    manifest.write_corpus(str(out / "shards"), [SHARD_SCHEMA.empty_table()])
+    assert status.verify(str(out / "shards")) == []
+    assert status.verify(str(out / "shards" / "manifest.json")) == []
+    [shard] = (out / "shards").glob("00000-*[0-9a-f].parquet")
+    shard.write_bytes(shard.read_bytes()[::-1])
+    for path in (out, out / "shards"):
+        assert status.verify(str(path)) == [
+            f"{shard}: sha256 differs from the manifest; restore it or run the pipeline again"
+        ]
+
+
+def test_reading_a_run_loads_no_ray(out: Path) -> None:
+    program = "import sys; from pipeline.__main__ import main; main(sys.argv[1:]); assert 'ray' not in sys.modules"
+    subprocess.run(
+        [sys.executable, "-c", program, "status", str(out)], check=True, stdout=subprocess.DEVNULL, timeout=60
+    )
