@@ -52,6 +52,16 @@ def listen(hosts: int, port: int = 0) -> list[socket.socket]:
     raise OSError("no port is free on all hosts; end other servers")
 
 
+def free_or_any(port: int, hosts: int = 8) -> int:
+    """`port` if it is free on all hosts, else 0: for URLs that are the same in every run, where that is possible."""
+    try:
+        for listener in listen(hosts, port):
+            listener.close()
+    except OSError:
+        return 0
+    return port
+
+
 class Worker:
     """One process's share of the requests."""
 
