@@ -1,0 +1,166 @@
+"""Every command line that infra/ and the READMEs contain is run with `--check`, against a real S3 endpoint that holds what it names.
+
+A command line is found by what it starts: `python -m pipeline|trainer|evaluation` or `deepspeed … --module trainer`. Launchers around it
+(ray job submit, deepspeed and its flags) are tested by tests/e2e; here the part that is ours must be valid.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.contracts import manifest, storage
+from tests.conftest import ROOT
+from tests.pipeline.contracts.test_manifest import rows
+
+COMPUTING = re.compile(r"(?:python|deepspeed)\b[^\n]*?(?:-m|--module)\s+(pipeline|trainer|evaluation)\s+([^\n#]*)")
+READING = ("status", "verify", "report")
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """(file, its commands as text): YAML values, Dockerfile lines, code blocks of pages; continued lines joined."""
+    for path in sorted((ROOT / "infra").rglob("*.yaml")):
+        for document in yaml.safe_load_all(path.read_text()):
+            for value in strings(document):
+                yield str(path.relative_to(ROOT)), value
+    for path in sorted((ROOT / "infra").rglob("*.Dockerfile")):
+        for line in path.read_text().splitlines():
+            if line.startswith("CMD "):
+                yield str(path.relative_to(ROOT)), " ".join(json.loads(line.removeprefix("CMD ")))
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / name / "README.md" for name in ("pipeline", "trainer", "evaluation", "infra")),
+    ]
+    for path in filter(Path.exists, pages):
+        for block in re.findall(r"```(?:bash)?\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                yield str(path.relative_to(ROOT)), line
+
+
+def strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+
+
+def commands() -> dict[tuple[str, ...], list[str]]:
+    """(module, its arguments) → the files that have it; only commands with a configuration, each once."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for file, text in texts():
+        for module, rest in COMPUTING.findall(text):
+            arguments = tuple(word for word in shlex.split(rest) if word not in ("--check", "[key=value", "…]"))
+            if "--config" in arguments and "FILE" not in arguments:
+                found.setdefault((module, *arguments), []).append(file)
+    return found
+
+
+COMMANDS = commands()
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: str) -> str:
+    """s3://bucket with URL tables, a query list and a corpus, as the examples name them."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_server,
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket="bucket")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"url": ["http://host/1"], "caption": ["a dog"]}), sink)
+    client.put_object(Bucket="bucket", Key="lists/a.parquet", Body=sink.getvalue().to_pybytes())
+    client.put_object(Bucket="bucket", Key="queries.txt", Body=b"dog\n")
+    return "bucket"
+
+
+@pytest.fixture
+def filled_bucket(bucket: str, s3_endpoint: str) -> str:
+    if not storage.exists("s3://bucket/web-v1/shards/manifest.json"):
+        manifest.write_corpus("s3://bucket/web-v1/shards", [rows(2000, 60)])
+    return bucket
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_command_line_is_valid(command: tuple[str, ...], filled_bucket: str, tmp_path: Path) -> None:
+    module, *arguments = command
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-m", module, *with_check(arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, f"{COMMANDS[command]}: {done.stderr[-600:]}"
+    assert "digest" in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def with_check(arguments: list[str]) -> list[str]:
+    """`--check` goes before the overrides, which argparse wants together at the end."""
+    place = arguments.index("--config")
+    return [*arguments[: place + 2], "--check", *arguments[place + 2 :]]
+
+
+def test_every_infra_file_that_starts_something_was_found() -> None:
+    files = {file for found in COMMANDS.values() for file in found}
+    assert {
+        "infra/k8s/pipeline-rayjob.yaml",
+        "infra/k8s/trainer-job.yaml",
+        "infra/docker/trainer.Dockerfile",
+        "README.md",
+    } <= files
+
+
+def test_hostfile_and_docker_sources_exist() -> None:
+    hosts = [
+        line
+        for line in (ROOT / "infra/deepspeed/hostfile.example").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[\w.-]+ slots=\d+", line) for line in hosts)
+    for path in (ROOT / "infra/docker").iterdir():
+        for line in path.read_text().splitlines():
+            if line.startswith("COPY "):
+                assert all((ROOT / source).exists() for source in line.split()[1:-1]), f"{path.name}: {line}"
+
+
+def test_the_tested_set_fits_the_floors() -> None:
+    """Every requirement of pyproject.toml is pinned in the tested set, at or above its floor."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [
+        line for line in (ROOT / "infra/constraints.txt").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    pinned = dict(line.lower().replace("_", "-").split("==") for line in lines)
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    for requirement in map(Requirement, wanted):
+        name = requirement.name.lower().replace("_", "-")
+        if name == project["name"]:
+            continue
+        assert any(part.operator in (">=", "==") for part in requirement.specifier), f"{requirement}: no floor"
+        assert requirement.specifier.contains(pinned[name]), f"{requirement}: tested with {pinned[name]}"
+    assert pinned["torch"] == "2.13.0"
