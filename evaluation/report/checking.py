@@ -125,11 +125,13 @@ def _check_pairs(place: str, one: SetReport, own: list[_Row], split: list[_Row])
     """Each pair must hold what it claims, and the split must follow from the pairs."""
     limits = one.thresholds
     best: dict[object, tuple[int, str]] = {}
+    rows = {row["eval_row"]: row for row in split}
     for pair in own:
-        example = split[int(str(pair["eval_row"]))]
+        example = rows.get(pair["eval_row"], {})
         where = f"{place}: set {one.name!r}: example {pair['eval_id']!r} with {_digest(pair['uid'])}"
-        if (example["eval_id"], example["sha256"]) != (pair["eval_id"], pair["eval_sha256"]):
-            yield f"{where}: is another example in the split table"
+        if (example.get("eval_id"), example.get("sha256")) != (pair["eval_id"], pair["eval_sha256"]):
+            yield f"{where}: is another example, or none, in the split table"
+            continue
         pdq, phash = _bits(example["pdq256"], pair["pdq256"]), _bits(example["phash64"], pair["phash64"])
         known = pdq is not None and phash is not None and pair["pdq_quality"] is not None
         if known and (pdq, phash) != (pair["pdq_distance"], pair["phash_distance"]):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 
 import pyarrow as pa
@@ -52,12 +54,10 @@ def split_name(set_name: str) -> str:
 
 def table_bytes(table: pa.Table) -> bytes:
     """A table as Parquet, written by the one writer of the house (same rows, same bytes)."""
-    temporary = storage.local_temporary("table.parquet")
-    try:
-        parquet.write(table, temporary)
-        return storage.read_bytes(temporary)
-    finally:
-        storage.remove_own(temporary)
+    with tempfile.TemporaryDirectory(prefix="report-") as folder:
+        place = os.path.join(folder, "table.parquet")
+        parquet.write(table, place)
+        return storage.read_bytes(place, limit=1 << 40)
 
 
 def canonical(value: Json) -> bytes:

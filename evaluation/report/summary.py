@@ -43,7 +43,7 @@ def headline(report: Report) -> str:
     if over and len(report.sets) == 1:
         return f"{report.over_limit[0]} is over its limit"
     if over:
-        return f"{over} of {sets} {'is' if over == 1 else 'are'} over the limit"
+        return f"{over} of {sets} {'is' if over == 1 else 'are'} over {'its' if over == 1 else 'their'} limit"
     if touched:
         return f"{touched} of {sets} {'overlaps' if touched == 1 else 'overlap'} with the corpus, within the limit"
     return f"No overlap found in {sets}"
@@ -53,10 +53,7 @@ def sentence(one: SetReport) -> str:
     """What the report says of one set."""
     share = one.found.share
     if share.hits == 0:
-        return (
-            f"{one.name}: none of {share.n:,} examples was found in the corpus "
-            f"(at most {_percent(share.high)} may be, for chance alone)."
-        )
+        return f"{one.name}: none of {share.n:,} examples was found in the corpus."
     said = (
         f"{one.name}: {share.hits:,} of {share.n:,} examples ({_percent(share.value)}) are in the corpus, "
         f"{'over' if one.over_limit else 'within'} the limit of {_percent(one.limit)}"
@@ -66,7 +63,8 @@ def sentence(one: SetReport) -> str:
         return f"{said}; no predictions were given, so what that does to the score is not known."
     if effect.all_minus_clean is None or effect.p_value is None:
         return f"{said}; one side of the split has no scored example, so the effect cannot be tested."
-    moved = f"they move the accuracy by {100 * effect.all_minus_clean:+.2f} points (p = {effect.p_value:.3g})"
+    points = f"{100 * effect.all_minus_clean:+.2f}".replace("-", "−")
+    moved = f"they move the accuracy by {points} points (p = {effect.p_value:.3g})"
     if one.verdict == "not testable":
         gain = effect.detectable_gain
         least = "any gain" if gain is None else f"a gain under {100 * gain:.0f} points"
