@@ -1,8 +1,8 @@
 """What a user can get wrong with `evaluation overlap`: one sentence with place, value and next step, exit code 2, nothing written."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,63 +25,55 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> planted.Planted:
     return planted.plant(tmp_path_factory.mktemp("small"), examples=6, leaks=2, others=4)
 
 
-Change = Callable[[Path, dict[str, object]], list[str]]
+class Wrong(NamedTuple):
+    """What is wrong: an override, keys of the set, keys of the manifest; and what the sentence must say."""
+
+    said: str
+    override: str | None = None
+    one: dict[str, object] | None = None
+    manifest: dict[str, object] | None = None
 
 
-def edit_manifest(folder: Path, **values: object) -> None:
-    place = folder / "corpus" / "manifest.json"
-    place.write_text(json.dumps({**json.loads(place.read_bytes()), **values}), "utf-8")
-
-
-def bad_predictions(folder: Path) -> str:
-    pq.write_table(pa.table({"eval_id": ["x"], "sha256": [bytes(32)], "correct": [True]}), folder / "p.parquet")
-    return str(folder / "p.parquet")
-
-
-ROWS: dict[str, tuple[Change, str]] = {
-    "unknown key": (lambda folder, one: ["match.pdq_distanse=3"], "did you mean 'pdq_distance'"),
-    "wrong type": (lambda folder, one: ["match.pdq_distance=near"], "match.pdq_distance"),
-    "threshold out of range": (lambda folder, one: ["match.pdq_distance=200"], "match.pdq_distance"),
-    "evidence": (lambda folder, one: ["report.evidence=some"], "report.evidence"),
-    "no sets": (lambda folder, one: ["sets=[]"], "sets"),
-    "no corpus": (lambda folder, one: ["corpus.manifest=nowhere"], "nowhere/manifest.json: no such file"),
-    "other version": (lambda folder, one: edit_manifest(folder, format_version=9) or [], "format version 9"),
-    "other hashes": (
-        lambda folder, one: edit_manifest(folder, hashes={"pdq256": "old"}) or [],
-        "hashes.pdq256 is 'old'",
-    ),
-    "no set": (lambda folder, one: one.update(path=str(folder / "no.parquet")) or [], "no.parquet: no such file"),
-    "set name": (lambda folder, one: one.update(name="a/../b") or [], "sets.0.name"),
-    "limit": (lambda folder, one: one.update(limit=2) or [], "sets.0.limit"),
-    "label column": (lambda folder, one: one.update(label="lable") or [], "no column 'lable'"),
-    "empty set": (lambda folder, one: one.update(where={"id": "zzz"}) or [], "has no picture where"),
-    "predictions of another set": (
-        lambda folder, one: one.update(predictions=bad_predictions(folder)) or [],
-        "example 'x' is not in the set",
-    ),
-    "no predictions file": (
-        lambda folder, one: one.update(predictions="gone.parquet") or [],
-        "gone.parquet: no such file",
-    ),
+ROWS = {
+    "unknown key": Wrong("did you mean 'pdq_distance'", "match.pdq_distanse=3"),
+    "wrong type": Wrong("match.pdq_distance", "match.pdq_distance=near"),
+    "threshold out of range": Wrong("match.pdq_distance", "match.pdq_distance=200"),
+    "evidence": Wrong("report.evidence", "report.evidence=some"),
+    "no sets": Wrong("sets", "sets=[]"),
+    "no corpus": Wrong("nowhere/manifest.json: no such file", "corpus.manifest=nowhere"),
+    "other version": Wrong("format version 9", manifest={"format_version": 9}),
+    "other hashes": Wrong("hashes.pdq256 is 'old'", manifest={"hashes": {"pdq256": "old"}}),
+    "no set": Wrong("no.parquet: no such file", one={"path": "no.parquet"}),
+    "set name": Wrong("sets.0.name", one={"name": "a/../b"}),
+    "limit": Wrong("sets.0.limit", one={"limit": 2}),
+    "label column": Wrong("no column 'lable'", one={"label": "lable"}),
+    "empty set": Wrong("has no picture where", one={"where": {"id": "zzz"}}),
+    "predictions of another set": Wrong("example 'x' is not in the set", one={"predictions": "{folder}/p.parquet"}),
+    "no predictions file": Wrong("gone.parquet: no such file", one={"predictions": "gone.parquet"}),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_bad_input(small: planted.Planted, tmp_path: Path, name: str) -> None:
-    change, said = ROWS[name]
+    wrong = ROWS[name]
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for part in small.corpus.iterdir():
         (corpus / part.name).write_bytes(part.read_bytes())
-    one: dict[str, object] = {"name": "scenes", "path": str(small.evaluation), "id": "id", "label": "label"}
-    overrides = change(tmp_path, one)
+    place = corpus / "manifest.json"
+    place.write_text(json.dumps({**json.loads(place.read_bytes()), **(wrong.manifest or {})}), "utf-8")
+    other = pa.table({"eval_id": ["x"], "sha256": [bytes(32)], "correct": [True]})
+    pq.write_table(other, tmp_path / "p.parquet")
+    one = {"name": "scenes", "path": str(small.evaluation), "id": "id", "label": "label", **(wrong.one or {})}
+    if "predictions" in one:
+        one["predictions"] = str(one["predictions"]).format(folder=tmp_path)
     values = {"corpus": {"manifest": str(corpus)}, "report": {"dir": str(tmp_path / "report")}, "sets": [one]}
     config = tmp_path / "overlap.toml"
     config.write_text(tomli_w.dumps(values), "utf-8")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError) as caught:
-        main(["overlap", "--config", str(config), *overrides])
-    assert said in str(caught.value)
+        main(["overlap", "--config", str(config), *([wrong.override] if wrong.override else [])])
+    assert wrong.said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.exit_code == 2
     assert sorted(tmp_path.rglob("*")) == before
