@@ -48,7 +48,8 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
 
     The one broad exit of the command lines: everything that is not a HouseError is our bug and keeps its traceback (exit code 1).
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, stream=sys.stderr, force=True)
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()

@@ -1,0 +1,241 @@
+"""The bad-input table: what a user gets wrong, the one sentence that tells, the exit code, and nothing lost.
+
+Each case runs a command line's `main` as `python -m` would. What lay in the folder before must lie there unchanged afterwards (a
+failed run may add its `run.json`, which says that it failed).
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.contracts import manifest
+from pipeline.contracts.cli import run_cli
+from tests.pipeline.contracts.test_manifest import rows
+
+PIPELINE = """
+[run]
+out = "out"
+[sources]
+paths = ["list.parquet"]
+[filter]
+queries = "queries.txt"
+"""
+TRAINER = """
+[data]
+manifest = "corpus"
+[model]
+preset = "tiny"
+[tokenizer]
+kind = "bpe"
+train_size = 600
+[optim]
+steps = 3
+[batch]
+global_size = 8
+[run]
+dir = "run"
+"""
+OVERLAP = """
+[corpus]
+manifest = "corpus"
+[[sets]]
+name = "birds"
+path = "birds.parquet"
+[report]
+dir = "report"
+"""
+ZEROSHOT = """
+model = "model.safetensors"
+out = "scores"
+[[sets]]
+name = "birds"
+path = "birds.parquet"
+"""
+
+
+class Case(NamedTuple):
+    """`line` is run in a folder with good files, after `spoil` has made one of them bad."""
+
+    line: str
+    says: str
+    code: int = 2
+    spoil: Callable[[], object] = lambda: None
+
+
+def write(name: str, content: str | bytes) -> Callable[[], object]:
+    def act() -> None:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return act
+
+
+def table(name: str, **columns: list[object]) -> Callable[[], object]:
+    return lambda: pq.write_table(pa.table(columns), name)
+
+
+def edit_manifest(**changes: object) -> Callable[[], object]:
+    def act() -> None:
+        path = Path("corpus/manifest.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return act
+
+
+def flip_a_shard() -> None:
+    path = next(path for path in sorted(Path("corpus").glob("*.parquet")) if "index" not in path.name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def remove(name: str) -> Callable[[], object]:
+    return lambda: Path(name).unlink()
+
+
+def file_in_the_way() -> None:
+    Path("out").write_text("not a folder")
+
+
+RUN = "pipeline run --config pipeline.toml"
+TRAIN = "trainer --config trainer.toml"
+AUDIT = "evaluation overlap --config overlap.toml"
+SCORE = "evaluation zeroshot --config zeroshot.toml"
+
+CASES = {
+    # the configuration
+    "unknown key": Case(f"{RUN} crawl.timeout=3", "override 'crawl.timeout': unknown key; did you mean 'timeout_s'?"),
+    "unknown table": Case(
+        RUN,
+        "pipeline.toml: balanc: unknown key; did you mean 'balance'?",
+        spoil=write("pipeline.toml", PIPELINE + "[balanc]\ncap = 3\n"),
+    ),
+    "wrong type": Case(f"{RUN} balance.cap=many", "override 'balance.cap': input should be a valid integer"),
+    "out of range": Case(
+        f"{RUN} dedup.threshold=1.5", "'dedup.threshold': input should be less than or equal to 1 (got 1.5)"
+    ),
+    "missing table": Case(
+        RUN,
+        "pipeline.toml: filter: missing",
+        spoil=write("pipeline.toml", PIPELINE.replace('[filter]\nqueries = "queries.txt"', "")),
+    ),
+    "missing configuration": Case("pipeline run --config none.toml", "none.toml: no such file; check the path"),
+    "not TOML": Case(RUN, "pipeline.toml: not valid TOML", spoil=write("pipeline.toml", "run.out = = 3")),
+    "malformed override": Case(f"{RUN} balance.cap", "override 'balance.cap': expected table.key=value"),
+    "cap above precap": Case(
+        f"{RUN} precap.per_query=10 balance.cap=11", "precap.per_query is 10 but balance.cap is 11"
+    ),
+    "not a network": Case(f"{RUN} crawl.allow_addresses=['10.0.0.0/99']", "10.0.0.0/99"),
+    # sources and queries
+    "missing source": Case(
+        f"{RUN} sources.paths=['none.parquet']", "sources.paths: no file, folder or pattern 'none.parquet'"
+    ),
+    "pattern without a match": Case(f"{RUN} sources.paths=['x*.csv']", "sources.paths: nothing matches 'x*.csv'"),
+    "unknown kind of file": Case(f"{RUN} sources.paths=['pipeline.toml']", "pipeline.toml' ends in none of .parquet"),
+    "unknown kind of place": Case(f"{RUN} sources.paths=['ftp://host/a.csv']", "ftp://host/a.csv"),
+    "empty source": Case(RUN, "list.parquet: the file is empty", spoil=write("list.parquet", b"")),
+    "corrupt parquet": Case(RUN, "list.parquet: ", spoil=write("list.parquet", b"PAR1 and then nothing PAR1")),
+    "no caption column": Case(RUN, "list.parquet", spoil=table("list.parquet", url=["http://a/1"])),
+    "missing query list": Case(f"{RUN} filter.queries=none.txt", "none.txt: no such file"),
+    "empty query list": Case(RUN, "queries.txt: ", spoil=write("queries.txt", "\n \n")),
+    # places
+    "output is a file": Case(RUN, "out", spoil=file_in_the_way),
+    "no bucket": Case(f"{RUN} run.out=s3:///x", "no bucket; write s3://BUCKET/KEY"),
+    "status of nothing": Case(
+        "pipeline status nowhere", "nowhere: no run.json here; give the run.out of a pipeline run"
+    ),
+    # corpora
+    "no corpus": Case("pipeline verify nowhere/manifest.json", "nowhere/manifest.json: no such file"),
+    "changed shard": Case(
+        "pipeline verify corpus", "corpus: 1 differences from what was recorded, listed above", 3, flip_a_shard
+    ),
+    "other format version": Case(
+        "pipeline verify corpus", "format version 2, this program reads 1", spoil=edit_manifest(format_version=2)
+    ),
+    "not a manifest": Case(
+        "pipeline verify corpus/manifest.json", "not a corpus manifest", spoil=write("corpus/manifest.json", "{}")
+    ),
+    # trainer
+    "unknown preset": Case(f"{TRAIN} model.preset=ViT-B/23", "ViT-B/23"),
+    "unknown trainer key": Case(
+        f"{TRAIN} optim.weigth_decay=0.1", "override 'optim.weigth_decay': unknown key; did you mean 'weight_decay'?"
+    ),
+    "unknown ZeRO stage": Case(f"{TRAIN} zero.stage=4", "'zero.stage': input should be"),
+    "batch that does not divide": Case(
+        f"{TRAIN} --check batch.global_size=7", "global_size", spoil=lambda: os.environ.update(WORLD_SIZE="2")
+    ),
+    "corpus that is not there": Case(f"{TRAIN} data.manifest=nowhere", "nowhere/manifest.json: no such file"),
+    "missing vocabulary": Case(
+        TRAIN, "none.json", spoil=write("trainer.toml", TRAINER.replace("train_size = 600", 'vocab = "none.json"'))
+    ),
+    "no weights to export": Case("trainer.export nowhere --out x.safetensors", "nowhere"),
+    # evaluation
+    "unknown evaluation key": Case(
+        f"{AUDIT} match.pdq_distanc=3", "override 'match.pdq_distanc': unknown key; did you mean 'pdq_distance'?"
+    ),
+    "audit without a corpus": Case(f"{AUDIT} corpus.manifest=nowhere", "nowhere/manifest.json: no such file"),
+    "audit of another version": Case(
+        AUDIT, "format version 2, this program reads 1", spoil=edit_manifest(format_version=2)
+    ),
+    "set that is not there": Case(AUDIT, "birds.parquet", spoil=remove("birds.parquet")),
+    "set without pictures": Case(AUDIT, "birds.parquet", spoil=table("birds.parquet", image=[], label=[])),
+    "label out of range": Case(f"{SCORE} sets.0.classes=['a']", "classes"),
+    "model that is not there": Case(SCORE, "model.json: no such file; check the path"),
+    "report of nothing": Case("evaluation report nowhere", "nowhere"),
+    "verify of nothing": Case("evaluation verify nowhere", "nowhere"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for name, text in (("pipeline", PIPELINE), ("trainer", TRAINER), ("overlap", OVERLAP), ("zeroshot", ZEROSHOT)):
+        write(f"{name}.toml", text)()
+    table("list.parquet", url=["http://a/1"], caption=["a dog"])()
+    write("queries.txt", "dog\n")()
+    table("birds.parquet", image=[b"x", b"y"], label=["wren", "tit"])()
+    manifest.write_corpus("corpus", [rows(40)])
+    return tmp_path
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_sentence_an_exit_code_and_nothing_lost(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES[name]
+    case.spoil()
+    before = content(folder)
+    module, *arguments = case.line.split(" ")
+    main = importlib.import_module(module if module == "trainer.export" else f"{module}.__main__").main
+    with pytest.raises(SystemExit) as left:
+        run_cli(main, arguments)
+    said = capsys.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert left.value.code == case.code, said
+    assert len(errors) == 1, said
+    assert case.says in errors[0]
+    assert "Traceback" not in said
+    assert re.search(r"[;:,] ", errors[0].removeprefix("error: ")), "a place or a next step is missing"
+    assert content(folder) == before
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(CASES) >= 25
