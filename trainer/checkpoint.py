@@ -88,7 +88,9 @@ def read_record(run_dir: str, tag: str) -> CheckpointRecord:
     try:
         return CheckpointRecord.model_validate_json(storage.read_text(place))
     except ValueError as error:
-        raise InputError(f"{place}: not a checkpoint record ({str(error).splitlines()[0]}); remove the folder {tag!r}") from None
+        raise InputError(
+            f"{place}: not a checkpoint record ({str(error).splitlines()[0]}); remove the folder {tag!r}"
+        ) from None
 
 
 def damage(run_dir: str, tag: str, share: tuple[int, int] = (0, 1)) -> str | None:
@@ -235,7 +237,9 @@ def resume(engine: zero.Engine, run_dir: str, tag: str) -> None:
     loaded, client_state = engine.load_checkpoint(folder_of(run_dir), tag=tag)
     record = read_record(run_dir, tag)
     if loaded is None or client_state["step"] != record.step:
-        raise RunError(f"{os.path.join(folder_of(run_dir), tag)}: DeepSpeed could not load it; remove it to take the one before")
+        raise RunError(
+            f"{os.path.join(folder_of(run_dir), tag)}: DeepSpeed could not load it; remove it to take the one before"
+        )
     path = os.path.join(folder_of(run_dir), tag, _rank_file(torch.distributed.get_rank()))
     _restore_random_states(torch.load(path, weights_only=True), engine.device)
 

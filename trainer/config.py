@@ -1,8 +1,8 @@
 """The configuration of a training run, and the one place where batch arithmetic is done.
 
-A `TrainConfig` is read from TOML, frozen, and digested over the keys that change the weights; where data lies, how many workers read it and how
-often the run reports are not among them. What a preset knows (learning rate, betas, eps, resolution, context length) may be left out and is
-filled in by `resolve`, so that a recipe states only what differs from the paper.
+A `TrainConfig` is read from TOML, frozen, and digested over the keys that change the weights; where data lies, how many workers read it
+and how often the run reports are not among them. What a preset knows (learning rate, betas, eps, resolution, context length) may be left
+out and is filled in by `resolve`, so that a recipe states only what differs from the paper.
 
 A contrastive loss compares every pair of a batch with every other, so a batch split over accumulation steps is another loss. Hence one
 batch size is stated, the global one; what a process gets is derived from it, and a number of processes that does not divide it is refused
@@ -12,7 +12,7 @@ instead of being mended by accumulation.
 import dataclasses
 import difflib
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self, cast
 
 import pydantic
 
@@ -61,9 +61,13 @@ class TokenizerConfig(StrictModel):
     @pydantic.model_validator(mode="after")
     def _vocabulary_has_a_source(self) -> Self:
         if self.kind == "bpe" and self.vocab is None and self.train_size is None:
-            raise ValueError("kind 'bpe' needs a vocabulary; name a file in tokenizer.vocab or set tokenizer.train_size")
+            raise ValueError(
+                "kind 'bpe' needs a vocabulary; name a file in tokenizer.vocab or set tokenizer.train_size"
+            )
         if self.kind == "openai" and self.train_size is not None:
-            raise ValueError(f"train_size {self.train_size} has no use for kind 'openai'; set tokenizer.kind = 'bpe' or drop it")
+            raise ValueError(
+                f"train_size {self.train_size} has no use for kind 'openai'; set tokenizer.kind = 'bpe' or drop it"
+            )
         return self
 
 
@@ -176,7 +180,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(PRESETS)}"
         raise InputError(f"model.preset: {config.model.preset!r} is unknown; {hint}")
     if config.run.dir.startswith("s3://"):
-        raise InputError(f"run.dir: {config.run.dir!r} is not a folder; checkpoints are written to local or shared disks, name one")
+        raise InputError(
+            f"run.dir: {config.run.dir!r} is not a folder; checkpoints are written to local or shared disks, name one"
+        )
     model = config.model.model_copy(
         update={
             "image_size": config.model.image_size or preset.image_size,
@@ -191,6 +197,30 @@ def resolve(config: TrainConfig) -> TrainConfig:
         }
     )
     return config.model_copy(update={"model": model, "optim": optim})
+
+
+class Settled(NamedTuple):
+    """The values that a preset may have supplied, none of them missing."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    image_size: int
+    context_length: int
+
+
+def settled(config: TrainConfig) -> Settled:
+    """The values of a configuration that went through `resolve`; ValueError for one that did not."""
+    optim, model = config.optim, config.model
+    if None in (optim.lr, optim.betas, optim.eps, model.image_size, model.context_length):
+        raise ValueError("the configuration was not resolved")
+    return Settled(
+        cast(float, optim.lr),
+        cast(tuple[float, float], optim.betas),
+        cast(float, optim.eps),
+        cast(int, model.image_size),
+        cast(int, model.context_length),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ vocabulary that are not the card's. Only safetensors are read: no pickle, no cod
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ from pipeline.contracts.cli import run_cli
 from pipeline.contracts.config import StrictModel, load_config
 from pipeline.contracts.errors import InputError
 from trainer import checkpoint, models, tokenizer
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, settled
 
 log = logging.getLogger("trainer")
 
@@ -71,19 +72,22 @@ def export(run_dir: str, out: str, step: int | None = None) -> Card:
     config_path = os.path.join(run_dir, "config.toml")
     config = load_config(TrainConfig, config_path)
     if configs.digest(config) != record.config_digest:
-        raise InputError(f"{config_path}: not the configuration that {tag!r} was trained with; restore the run's own file")
+        raise InputError(
+            f"{config_path}: not the configuration that {tag!r} was trained with; restore the run's own file"
+        )
     weights_path = os.path.join(checkpoint.folder_of(run_dir), tag, checkpoint.WEIGHTS)
     weights = _openai_shapes(safetensors.torch.load_file(weights_path))
     vocabulary = storage.read_bytes(os.path.join(run_dir, "vocabulary"))
     stem = out.removesuffix(".safetensors")
-    facts = {"content_root": record.content_root, "config_digest": record.config_digest, "step": str(record.step)}
-    data = safetensors.torch.save(weights, metadata={"format": "pt", **facts})
+    facts = {"content_root": record.content_root, "config_digest": record.config_digest, "step": record.step}
+    # One key: safetensors writes several in an order that changes from run to run.
+    data = safetensors.torch.save(weights, metadata={"trained": json.dumps(facts)})
     storage.make_folder(storage.parent(out))
     storage.write_atomic(out, data)
     storage.write_atomic(f"{stem}.vocabulary", vocabulary)
     card = Card(
         preset=config.model.preset,
-        image_size=config.model.image_size or 0,
+        image_size=settled(config).image_size,
         context_length=weights["positional_embedding"].shape[0],
         vocab_size=weights["token_embedding.weight"].shape[0],
         embed_dim=weights["text_projection"].shape[1],
@@ -181,7 +185,9 @@ def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
     ):
         places[kind] = place = storage.join(storage.parent(card_path), storage.name(name))
         if storage.sha256_file(place) != sha256:
-            raise InputError(f"{place}: not the {kind} that {storage.name(card_path)!r} describes; export the run again")
+            raise InputError(
+                f"{place}: not the {kind} that {storage.name(card_path)!r} describes; export the run again"
+            )
     model = models.build(
         card.preset, vocab_size=card.vocab_size, context_length=card.context_length, image_size=card.image_size
     )
@@ -217,7 +223,9 @@ def _check_names(names: str) -> None:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m trainer.export", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m trainer.export", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of a training run")
     parser.add_argument("--out", required=True, metavar="FILE", help="where the weights go; must end in .safetensors")
     parser.add_argument("--step", type=int, help="the step to export; the newest whole checkpoint when left out")

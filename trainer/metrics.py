@@ -34,7 +34,9 @@ _SAY_S = 30.0
 class Reporter:
     """Reports the steps of one process; a context manager around the loop."""
 
-    def __init__(self, run_dir: str, plan: BatchPlan, *, rank: int, first_step: int, last_step: int, log_every: int) -> None:
+    def __init__(
+        self, run_dir: str, plan: BatchPlan, *, rank: int, first_step: int, last_step: int, log_every: int
+    ) -> None:
         self._plan, self._rank, self._log_every, self._last_step = plan, rank, log_every, last_step
         self._replaced_path = os.path.join(run_dir, "replaced", f"rank-{rank:05d}.jsonl")
         os.makedirs(os.path.dirname(self._replaced_path), exist_ok=True)
@@ -74,7 +76,9 @@ class Reporter:
         if self._first is not None:
             self._first.progress.update(1)
 
-    def write(self, done: int, *, loss: float, learning_rate: float, logit_scale: float, gradient_norm: float, replaced: int) -> None:
+    def write(
+        self, done: int, *, loss: float, learning_rate: float, logit_scale: float, gradient_norm: float, replaced: int
+    ) -> None:
         """Write one line about the steps since the last one. `replaced` counts over all processes."""
         seconds = time.perf_counter() - self._started
         if self._first is not None:
@@ -134,9 +138,7 @@ class _FirstProcess:
             100 * line["data_wait"],
         )
 
-    def close(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.__exit__(kind, error, trace)
         self._lines.close()
         self._events.close()

@@ -22,7 +22,7 @@ from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError, RunError
 from pipeline.contracts.manifest import Manifest
 from trainer import checkpoint, models, tokenizer, zero
-from trainer.config import BatchPlan, TrainConfig, batch_plan
+from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
 from trainer.data.reader import captions
 from trainer.data.transforms import normalise
@@ -53,6 +53,7 @@ def train(config: TrainConfig) -> None:
         content_root=manifest.content_root,
         vocabulary_sha256=vocabulary.sha256,
     )
+    found = checkpoint.find(config.run.dir, identity)
 
     # ---- model, optimizer, engine
     _seed(config.run.seed)
@@ -64,20 +65,20 @@ def train(config: TrainConfig) -> None:
     )
     _check_vocabulary(config, vocabulary, model.preset.vocab_size)
     groups = parameter_groups(model, config.optim.weight_decay)
-    optimizer = HalfAdamW(groups, lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps, seed=config.run.seed)
+    use = settled(config)
+    optimizer = HalfAdamW(groups, lr=use.lr, betas=use.betas, eps=use.eps, seed=config.run.seed)
     engine = zero.start_engine(config, model, optimizer, world)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision.compute, torch.float32)
     _seed(config.run.seed + 1 + rank)  # from here on each process draws its own numbers
 
     # ---- where it stands
-    found = checkpoint.find(config.run.dir, identity)
     first_step = 0
     if found is not None:
         tag, record = found
         checkpoint.resume(engine, config.run.dir, tag)
         first_step = record.step
     last_step = min(plan.total_steps, config.run.stop_after or plan.total_steps)
-    if rank == 0:
+    if rank == 0 and first_step < last_step:
         _announce(config, plan, identity, first_step, last_step)
 
     # ---- the steps
@@ -101,11 +102,11 @@ def train(config: TrainConfig) -> None:
             mean_loss = zero.mean_over_processes(loss)
             if not math.isfinite(mean_loss):
                 raise RunError(
-                    f"step {done}: the loss is {mean_loss}; the last checkpoint is untouched: lower optim.lr (now {config.optim.lr!r}) or"
+                    f"step {done}: the loss is {mean_loss}; the last checkpoint is untouched: lower optim.lr (now {use.lr!r}) or"
                     " look at the rows of this step, then start again"
                 )
             learning_rate = cosine_with_warmup(
-                done - 1, base_lr=config.optim.lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+                done - 1, base_lr=use.lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
             )
             gradient_norm, applied = zero.step(engine, learning_rate)
 
@@ -122,7 +123,9 @@ def train(config: TrainConfig) -> None:
             if done % config.run.save_every == 0 or done == last_step:
                 checkpoint.save(engine, config, identity, done)
     if rank == 0:
-        log.info("done after step %d; next: python -m trainer.export %s --out model.safetensors", last_step, config.run.dir)
+        log.info(
+            "done after step %d; next: python -m trainer.export %s --out model.safetensors", last_step, config.run.dir
+        )
     engine.destroy()
 
 
@@ -145,8 +148,10 @@ def _open_vocabulary(config: TrainConfig, manifest: Manifest, rank: int) -> Voca
         _provide_vocabulary(config, manifest, path)
     zero.wait_for_all()
     if not os.path.exists(path):
-        raise InputError(f"run.dir: {config.run.dir!r} is not the same folder for every process; name one on a shared disk")
-    opened = tokenizer.load(config.tokenizer.kind, vocab=path, context_length=config.model.context_length or 77)
+        raise InputError(
+            f"run.dir: {config.run.dir!r} is not the same folder for every process; name one on a shared disk"
+        )
+    opened = tokenizer.load(config.tokenizer.kind, vocab=path, context_length=settled(config).context_length)
     return Vocabulary(path, storage.sha256_file(path), opened.vocab_size)
 
 
@@ -181,14 +186,13 @@ def _check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, ids_of_model:
 def _loader_plan(
     config: TrainConfig, manifest: Manifest, vocabulary: Vocabulary, rank: int, world: int
 ) -> loader.LoaderPlan:
-    assert config.model.image_size is not None and config.model.context_length is not None, "the configuration is resolved"
     return loader.LoaderPlan(
         manifest_path=config.data.manifest,
         manifest=manifest,
         tokenizer_kind=config.tokenizer.kind,
         vocabulary=vocabulary.path,
-        context_length=config.model.context_length,
-        image_size=config.model.image_size,
+        context_length=settled(config).context_length,
+        image_size=settled(config).image_size,
         augmentation=config.augmentation,
         seed=config.run.seed,
         window_row_groups=config.data.window_row_groups,

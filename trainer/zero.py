@@ -68,15 +68,19 @@ def check_hardware(config: TrainConfig) -> None:
     """Refuse what this machine cannot do, before anything starts. Raises InputError."""
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
     if config.precision.compute == "fp16" and on_cpu:
-        raise InputError(
-            "precision.compute: 'fp16' needs a GPU and this run has none; set it to 'bf16' or 'fp32'"
-        )
+        raise InputError("precision.compute: 'fp16' needs a GPU and this run has none; set it to 'bf16' or 'fp32'")
 
 
 def join_processes() -> tuple[int, int]:
     """Join the processes of this run; returns (rank, number of processes). A process that no launcher started is a run of one."""
     if "RANK" not in os.environ:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
         os.environ.update(alone)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,17 +1,9 @@
-"""What the trainer's tests share: a small corpus of coloured shapes, and runs of the real launcher in a process group of their own."""
+"""What the trainer's tests share: a small corpus of coloured shapes, ways to run the trainer, and one finished run."""
 
 import hashlib
 import io
 import itertools
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipeline.contracts import manifest, schema
+from tests.trainer import launching
+from tests.trainer.launching import Alone, Launch
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -107,77 +101,37 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, write_corpus: WriteCorpus) 
     return folder
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a launched run ended."""
-
-    code: int
-    output: str
-    seconds: float
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def launch_environment() -> dict[str, str]:
-    binaries = Path(sys.executable).parent  # ninja is there, whether or not the environment is activated
-    return {
-        **os.environ,
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-Launch = Callable[..., Finished]
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    """`deepspeed --module trainer` for real, on the CPU; see `launching.launch`."""
+    return launching.launch
 
 
 @pytest.fixture(scope="session")
-def launch() -> Iterator[Launch]:
-    """`launch(processes, overrides, config=…, kill_when=…)`: `deepspeed --module trainer` for real, on the CPU.
+def alone() -> Alone:
+    """`python -m trainer` for real, without the launcher; see `launching.alone`."""
+    return launching.alone
 
-    With `kill_when` the whole process group is killed (SIGKILL) as soon as it says so.
-    """
-    started: list[subprocess.Popen[str]] = []
 
-    def run(
-        processes: int,
-        overrides: Mapping[str, object],
-        *,
-        config: str = "trainer/configs/smoke.toml",
-        kill_when: Callable[[], bool] | None = None,
-        timeout: float = 240.0,
-    ) -> Finished:
-        begun = time.monotonic()
-        command = [
-            str(Path(sys.executable).parent / "deepspeed"),
-            *("--num_gpus", str(processes), "--master_port", str(_free_port())),
-            *("--module", "trainer", "--config", config),
-            *(f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in overrides.items()),
-        ]
-        with subprocess.Popen(
-            command,
-            env=launch_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            started.append(process)
-            try:
-                while kill_when is not None and process.poll() is None and time.monotonic() - begun < timeout:
-                    if kill_when():
-                        os.killpg(process.pid, signal.SIGKILL)
-                        break
-                    time.sleep(0.02)
-                output, _ = process.communicate(timeout=timeout)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-        return Finished(process.returncode, output, time.monotonic() - begun)
+@pytest.fixture(scope="session")
+def short_run(corpus: Path) -> dict[str, object]:
+    """Overrides of a run of six steps with a checkpoint after every second; run.dir is the caller's."""
+    return {
+        "data.manifest": corpus,
+        "model.image_size": 32,
+        "model.context_length": 16,
+        "tokenizer.train_size": 600,
+        "batch.global_size": 8,
+        "optim.steps": 6,
+        "optim.warmup_steps": 2,
+        "run.save_every": 2,
+    }
 
-    yield run
-    assert all(process.poll() is not None for process in started)
+
+@pytest.fixture(scope="session")
+def trained(alone: Alone, short_run: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of one process; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("trained")
+    finished = alone(short_run | {"run.dir": folder})
+    assert finished.code == 0, finished.output
+    return folder

@@ -88,13 +88,13 @@ def test_resolve_refuses(overrides: tuple[str, ...], said: str) -> None:
 
 
 def test_half_precision_without_zero_is_refused() -> None:
-    with pytest.raises(InputError, match="zero.stage 0 with precision.compute 'bf16'"):
+    with pytest.raises(InputError, match=r"zero\.stage 0 with precision\.compute 'bf16'"):
         load("zero.stage=0", "precision.compute=bf16")
 
 
 def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    with pytest.raises(InputError, match="precision.compute: 'fp16' needs a GPU"):
+    with pytest.raises(InputError, match=r"precision\.compute: 'fp16' needs a GPU"):
         zero.check_hardware(load("precision.compute=fp16"))
 
 

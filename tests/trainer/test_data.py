@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.contracts import manifest as manifests
-from pipeline.contracts import storage
+from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError
 from trainer import tokenizer
 from trainer.config import AugmentationConfig
@@ -38,7 +38,9 @@ def test_permute_is_a_permutation(n: int, seed: int) -> None:
 
 def test_permute_looks_random() -> None:
     """Where 0 goes under many keys is uniform: chi-square over 16 cells of 4,000 draws stays below the 99.9 % point of 15 degrees."""
-    cells = Counter(int(permute(np.zeros(1, np.int64), 1000, round_keys("u", key))[0]) * 16 // 1000 for key in range(4000))
+    cells = Counter(
+        int(permute(np.zeros(1, np.int64), 1000, round_keys("u", key))[0]) * 16 // 1000 for key in range(4000)
+    )
     assert sum((cells[cell] - 250) ** 2 / 250 for cell in range(16)) < 37.7
 
 
@@ -48,7 +50,9 @@ def test_permute_looks_random() -> None:
     window=st.integers(1, 9),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_row_comes_once_an_epoch_and_any_place_is_found_directly(groups: list[int], seed: int, window: int) -> None:
+def test_every_row_comes_once_an_epoch_and_any_place_is_found_directly(
+    groups: list[int], seed: int, window: int
+) -> None:
     rows = sum(groups)
     order = SampleOrder(groups, seed=seed, window_row_groups=window)
     run = order.rows(np.arange(3 * rows, dtype=np.int64))
@@ -96,7 +100,7 @@ def test_rows_by_number(corpus: Path) -> None:
     table = [
         row
         for shard in manifest.shards
-        for row in manifests.parquet.read(manifests.shard_uri(str(corpus), shard), ["caption", "image"]).to_pylist()
+        for row in parquet.read(manifests.shard_uri(str(corpus), shard), ["caption", "image"]).to_pylist()
     ]
     asked = np.random.default_rng(0).integers(0, manifest.rows, 60)
     assert [row._asdict() for row in reader.read(asked)] == [table[place] for place in asked]
@@ -111,7 +115,9 @@ def test_a_large_enough_cache_reads_each_row_group_once(corpus: Path) -> None:
     assert reader.groups_read == len(reader.group_rows)
 
 
-def test_a_damaged_shard_is_named(tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]) -> None:
+def test_a_damaged_shard_is_named(
+    tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]
+) -> None:
     write_corpus(tmp_path, shapes(30))
     manifest = manifests.load(str(tmp_path))
     path = tmp_path / manifest.shards[0].path
@@ -134,7 +140,8 @@ def test_evaluation_is_resize_and_centre_crop(width: int, height: int) -> None:
     rgb, size = picture(width, height), 32
     scale = size / min(width, height)
     resized = Image.fromarray(rgb).resize(
-        (size, int(height * scale + 1e-9)) if width < height else (int(width * scale + 1e-9), size), Image.Resampling.BICUBIC
+        (size, int(height * scale + 1e-9)) if width < height else (int(width * scale + 1e-9), size),
+        Image.Resampling.BICUBIC,
     )
     left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     expected = np.asarray(resized)[top : top + size, left : left + size].transpose(2, 0, 1)
@@ -281,7 +288,9 @@ def test_an_error_in_a_worker_is_the_same_sentence(tmp_path: Path, plan: loader.
     assert "Traceback" not in str(raised.value)
 
 
-def test_transparency_lies_on_white(tmp_path: Path, plan: loader.LoaderPlan, write_corpus: Callable[..., object]) -> None:
+def test_transparency_lies_on_white(
+    tmp_path: Path, plan: loader.LoaderPlan, write_corpus: Callable[..., object]
+) -> None:
     out = io.BytesIO()
     Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(out, "PNG")
     write_corpus(tmp_path, [(f"nothing {number}", out.getvalue()) for number in range(24)])

@@ -2,11 +2,14 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+
+from tests.trainer.launching import Alone, Launch
 
 STEPS, SAVE_EVERY = 32, 4
 SMALL = {
@@ -30,7 +33,9 @@ def lines_of(run: Path) -> Lines:
 
 def figures(lines: Lines) -> list[tuple[float, ...]]:
     """What must not depend on the clock."""
-    return [tuple(line[key] for key in ("step", "loss", "gradient_norm", "logit_scale", "learning_rate")) for line in lines]
+    return [
+        tuple(line[key] for key in ("step", "loss", "gradient_norm", "logit_scale", "learning_rate")) for line in lines
+    ]
 
 
 def final_weights(run: Path) -> dict[str, str]:
@@ -39,9 +44,7 @@ def final_weights(run: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    launch: Callable[..., object], corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Path]:
+def undisturbed(launch: Launch, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """The folder of an uninterrupted run of two processes under a ZeRO stage; each stage runs once."""
     runs: dict[int, Path] = {}
 
@@ -60,7 +63,7 @@ def undisturbed(
     "stage", [pytest.param(0, marks=pytest.mark.prove), 1, *(pytest.param(s, marks=pytest.mark.prove) for s in (2, 3))]
 )
 def test_a_killed_run_resumes_to_the_bit(
-    stage: int, undisturbed: Callable[[int], Path], launch: Callable[..., object], corpus: Path, tmp_path: Path
+    stage: int, undisturbed: Callable[[int], Path], launch: Launch, corpus: Path, tmp_path: Path
 ) -> None:
     expected = undisturbed(stage)
     overrides = SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": stage}
@@ -80,14 +83,57 @@ def test_a_killed_run_resumes_to_the_bit(
 
 
 def test_two_processes_train_as_one(
-    undisturbed: Callable[[int], Path], launch: Callable[..., object], corpus: Path, tmp_path: Path
+    undisturbed: Callable[[int], Path], alone: Alone, corpus: Path, tmp_path: Path
 ) -> None:
-    two = undisturbed(1)
-    finished = launch(1, SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": 0, "run.stop_after": 12})
+    two = lines_of(undisturbed(1))
+    finished = alone(
+        SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": 0, "run.stop_after": 10, "data.workers": 2}
+    )
     assert finished.code == 0, finished.output
-    for one, both in zip(lines_of(tmp_path), lines_of(two), strict=False):
-        assert one["loss"] == pytest.approx(both["loss"], abs=1e-4), f"step {one['step']}"
-        assert one["gradient_norm"] == pytest.approx(both["gradient_norm"], rel=1e-3)
+    one = lines_of(tmp_path)
+    assert len(one) == 10
+    for ours, theirs in zip(one, two, strict=False):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4), f"step {ours['step']}"
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(alone: Alone, short_run: dict[str, object], tmp_path: Path) -> None:
+    finished = alone(short_run | {"run.dir": tmp_path, "optim.lr": 1e30, "optim.warmup_steps": 0})
+    assert finished.code == 1
+    errors = [line for line in finished.output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, finished.output
+    assert re.match(r"error: step \d: the loss is (nan|inf); the last checkpoint is untouched", errors[0])
+    assert "Traceback" not in finished.output
+
+
+@pytest.mark.prove
+def test_every_stage_trains_the_same_and_exports_its_masters(undisturbed: Callable[[int], Path]) -> None:
+    """Stages differ in the order of sums only; and the gathered masters are whole, whoever held them."""
+    runs = {stage: undisturbed(stage) for stage in (0, 1, 2, 3)}
+    place = Path("checkpoints") / f"step-{STEPS:08d}" / "weights.safetensors"
+    reference = safetensors.torch.load_file(runs[1] / place)
+    for stage, run in runs.items():
+        for ours, theirs in zip(lines_of(run), lines_of(runs[1]), strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-3), f"stage {stage}, step {ours['step']}"
+        weights = safetensors.torch.load_file(run / place)
+        assert weights.keys() == reference.keys()
+        for name, tensor in weights.items():
+            assert tensor.shape == reference[name].shape
+            assert float((tensor - reference[name]).norm() / reference[name].norm().clamp(min=1e-3)) < 0.02, (
+                stage,
+                name,
+            )
+
+
+@pytest.mark.prove
+def test_processes_that_do_not_divide_the_batch_are_one_sentence(
+    launch: Launch, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    finished = launch(2, short_run | {"run.dir": tmp_path, "batch.global_size": 7})
+    errors = [line for line in finished.output.splitlines() if line.startswith("error:")]
+    assert finished.code == 2, finished.output
+    assert len(errors) == 1, finished.output
+    assert "batch.global_size: 7 does not divide by the 2 processes" in errors[0]
 
 
 def test_the_run_says_what_it_did(undisturbed: Callable[[int], Path]) -> None:

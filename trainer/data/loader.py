@@ -13,15 +13,15 @@ import dataclasses
 import logging
 import multiprocessing
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.utils.data
 
+from pipeline.content import image as images
 from pipeline.contracts.errors import HouseError, InputError
 from pipeline.contracts.manifest import Manifest
-from pipeline.content import image as images
 from trainer import tokenizer as tokenizers
 from trainer.config import AugmentationConfig
 from trainer.data import transforms
@@ -98,9 +98,7 @@ class Pieces(torch.utils.data.Dataset["Batch | HouseError"]):
             plan = self._plan
             reader = RowReader(plan.manifest_path, plan.manifest, plan.cache_bytes // plan.pieces)
             order = SampleOrder(reader.group_rows, seed=plan.seed, window_row_groups=plan.window_row_groups)
-            tokenizer = tokenizers.load(
-                plan.tokenizer_kind, vocab=plan.vocabulary, context_length=plan.context_length
-            )
+            tokenizer = tokenizers.load(plan.tokenizer_kind, vocab=plan.vocabulary, context_length=plan.context_length)
             self._opened = reader, order, tokenizer
         return self._opened
 
@@ -145,9 +143,7 @@ class Pieces(torch.utils.data.Dataset["Batch | HouseError"]):
             except images.ImageRejected as error:
                 trouble = trouble or str(error)
                 continue
-            pixels = transforms.training_pixels(
-                rgb, plan.image_size, plan.augmentation, seed=plan.seed, sample=sample
-            )
+            pixels = transforms.training_pixels(rgb, plan.image_size, plan.augmentation, seed=plan.seed, sample=sample)
             return pixels, found.caption, [Replacement(sample, row, by, trouble)] if attempt else []
         raise InputError(
             f"{plan.manifest_path}: row {row} ({trouble}) and the {_REPLACEMENT_TRIES - 1} rows named to stand in for it are all unusable;"
@@ -188,7 +184,7 @@ def _join(pieces: list[Batch]) -> Batch:
     )
 
 
-def _unchanged(piece: "Batch | HouseError") -> "Batch | HouseError":
+def _unchanged(piece: Any) -> Any:
     return piece
 
 

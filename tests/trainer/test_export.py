@@ -1,0 +1,137 @@
+"""Exports: the fp32 masters under OpenAI's names, a card that binds them, and refusals of what is not the card's."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline.contracts import manifest as manifests
+from pipeline.contracts.errors import InputError
+from trainer import checkpoint, models
+from trainer.export import Card, export, load_model, load_weights, main, to_state_dict
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    export(str(trained), str(folder / "model.safetensors"))
+    return folder
+
+
+@pytest.fixture
+def copy(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def test_the_card_says_what_was_trained(exported: Path, corpus: Path, trained: Path) -> None:
+    card = Card.model_validate_json((exported / "model.json").read_text())
+    assert (card.preset, card.image_size, card.context_length, card.step, card.samples_seen) == ("tiny", 32, 16, 6, 48)
+    assert card.content_root == manifests.load(str(corpus)).content_root
+    assert card.config_digest == checkpoint.read_record(str(trained), "step-00000006").config_digest
+    weights = safetensors.torch.load_file(exported / "model.safetensors")
+    assert card.parameters == sum(tensor.numel() for tensor in weights.values())
+    assert weights["logit_scale"].shape == ()
+
+
+def test_weights_are_the_masters_of_the_checkpoint(exported: Path, trained: Path) -> None:
+    masters = safetensors.torch.load_file(trained / "checkpoints" / "step-00000006" / checkpoint.WEIGHTS)
+    model, _, _ = load_model(str(exported))
+    state = model.state_dict()
+    assert state.keys() == masters.keys()
+    assert all(torch.equal(state[name], masters[name]) for name in state)
+    assert all(tensor.dtype == torch.float32 for tensor in masters.values())
+
+
+def test_names_are_openais(exported: Path) -> None:
+    """Each name follows one of the patterns of the released ViT archives."""
+    block = r"(visual\.)?transformer\.resblocks\.\d+\.(attn\.(in_proj_(weight|bias)|out_proj\.(weight|bias))"
+    block += r"|ln_[12]\.(weight|bias)|mlp\.c_(fc|proj)\.(weight|bias))"
+    top = r"positional_embedding|text_projection|logit_scale|token_embedding\.weight|ln_final\.(weight|bias)"
+    visual = r"visual\.(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias))"
+    names = safetensors.torch.load_file(exported / "model.safetensors")
+    assert all(re.fullmatch(f"{block}|{top}|{visual}", name) for name in names)
+
+
+def test_an_export_is_the_same_bytes_again(exported: Path, trained: Path, tmp_path: Path) -> None:
+    assert main([str(trained), "--out", str(tmp_path / "model.safetensors"), "--step", "6"]) == 0
+    for name in ("model.safetensors", "model.json", "model.vocabulary"):
+        assert (tmp_path / name).read_bytes() == (exported / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors", "model.json"])
+def test_a_model_loads_by_folder_file_or_card(exported: Path, name: str) -> None:
+    model, read_ids, card = load_model(str(exported / name))
+    assert not model.training
+    ids = read_ids(["a red circle on white ground"])
+    assert ids.shape == (1, card.context_length)
+    assert int(ids.max()) == card.vocab_size - 1, "the end mark is the largest id"
+    assert model.encode_text(ids).shape == (1, card.embed_dim)
+    assert model.encode_image(torch.zeros(1, 3, card.image_size, card.image_size)).shape == (1, card.embed_dim)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-rn"])
+def test_out_and_in_again_is_the_same_to_the_bit(preset: str) -> None:
+    torch.manual_seed(1)
+    first, second = models.build(preset), models.build(preset)
+    state = to_state_dict(first)
+    assert state["logit_scale"].shape == ()
+    load_weights(second, state | {"context_length": torch.tensor(32), "vocab_size": torch.tensor(2048)})
+    assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
+    state["text_projection"].zero_()
+    assert first.text_projection.abs().sum() > 0, "an export is a copy"
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    model = models.build("tiny")
+    state = to_state_dict(model)
+    with pytest.raises(InputError, match=r"1 names are missing and 0 unknown \('ln_final\.bias' is missing\)"):
+        load_weights(model, {name: value for name, value in state.items() if name != "ln_final.bias"})
+    with pytest.raises(InputError, match="0 names are missing and 1 unknown"):
+        load_weights(model, state | {"head.weight": torch.zeros(1)})
+    with pytest.raises(InputError, match=r"'text_projection' has shape \[3, 3\], 'tiny' has \[192, 192\]"):
+        load_weights(model, state | {"text_projection": torch.zeros(3, 3)})
+    with pytest.raises(InputError, match="names: 'timm' is unknown"):
+        load_weights(model, state, names="timm")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("model.safetensors", "weights"), ("model.vocabulary", "vocabulary")])
+def test_files_that_are_not_the_cards_are_refused(copy: Path, name: str, kind: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[-1] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(InputError, match=f"{name}: not the {kind} that 'model.json' describes"):
+        load_model(str(copy))
+
+
+def test_a_folder_must_hold_one_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds 0 \.safetensors files"):
+        load_model(str(tmp_path))
+
+
+def test_what_cannot_be_exported(trained: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="no checkpoint in it"):
+        export(str(tmp_path), out)
+    with pytest.raises(InputError, match=r"--step: 5 has no checkpoint .* there are step-00000006, step-00000004"):
+        export(str(trained), out, 5)
+    with pytest.raises(InputError, match=r"does not end in '\.safetensors'"):
+        export(str(trained), str(tmp_path / "m.pt"))
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "config.toml").write_text((run / "config.toml").read_text().replace("seed = 0", "seed = 1"))
+    with pytest.raises(InputError, match=r"config\.toml: not the configuration"):
+        export(str(run), out)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    newest = run / "checkpoints" / "step-00000006" / checkpoint.WEIGHTS
+    newest.write_bytes(newest.read_bytes()[:-8])
+    assert export(str(run), str(tmp_path / "m.safetensors")).step == 4
+    with pytest.raises(InputError, match="none of its checkpoints is whole"):
+        export(str(run), str(tmp_path / "m.safetensors"), 6)
+    assert json.loads((tmp_path / "m.json").read_text())["step"] == 4
