@@ -14,13 +14,15 @@ rest (resume, commit, accounting). What a stage writes lies under OUT/NAME/DIGES
 names and counts passes through the driver.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.config import PipelineConfig
 from pipeline.contracts import storage
 from pipeline.contracts.config import digest
 from pipeline.engine import Run
 from pipeline.match import QueryList, load_queries
+from pipeline.sources import url_tables
+from pipeline.sources.url_tables import SourceFile
 from pipeline.stages.candidates import candidates, exact
 from pipeline.stages.cap import at_most
 from pipeline.stages.common import Output
@@ -35,10 +37,12 @@ STAGES = ("candidates", "exact", "filter", "precap", "crawl", "dedup", "balance"
 
 def run(config: PipelineConfig, until: str = STAGES[-1]) -> str:
     """Run the stages up to `until`, skipping what is done. Returns the folder of the last stage, or the manifest's URI."""
+    # What a user may have got wrong is looked at before Ray takes its seconds to start.
+    files = url_tables.expand(config.sources)
     queries = load_queries(config.filter.queries)
     with Run(config.run.out, config.engine, config.model_dump(mode="json"), digest(config)) as driver:
         outputs: dict[str, Output] = {}
-        for name, output in zip(STAGES, _outputs(driver, config, queries), strict=False):
+        for name, output in zip(STAGES, _outputs(driver, config, files, queries), strict=False):
             outputs[name] = output
             if name == until:
                 break
@@ -47,9 +51,9 @@ def run(config: PipelineConfig, until: str = STAGES[-1]) -> str:
         return storage.join(config.run.out, outputs[until].folder)
 
 
-def _outputs(driver: Run, config: PipelineConfig, queries: QueryList) -> Iterator[Output]:
+def _outputs(driver: Run, config: PipelineConfig, files: Sequence[SourceFile], queries: QueryList) -> Iterator[Output]:
     """The stages, one after the other; the caller may stop after any of them."""
-    yield (found := candidates(driver, config))
+    yield (found := candidates(driver, config, files))
     yield (unique := exact(driver, found))
     yield (matched := filter_by_queries(driver, config, unique, queries))
     yield (wanted := at_most(driver, "precap", config.precap.per_query, config.run.seed, matched, queries))

@@ -7,8 +7,10 @@ failed run may add its `run.json`, which says that it failed).
 import hashlib
 import importlib
 import json
+import logging
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +41,7 @@ kind = "bpe"
 train_size = 600
 [optim]
 steps = 3
+warmup_steps = 1
 [batch]
 global_size = 8
 [run]
@@ -220,6 +223,9 @@ def content(folder: Path) -> dict[str, str]:
 def test_one_sentence_an_exit_code_and_nothing_lost(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for handler in logging.getLogger("ray").handlers:  # Ray's logger remembers the stderr of an earlier case
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
     case = CASES[name]
     case.spoil()
     before = content(folder)

@@ -1,6 +1,7 @@
 """candidates and exact: URL tables → pairs with an identity, each once."""
 
 import functools
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -14,9 +15,8 @@ from pipeline.sources import url_tables
 from pipeline.stages.common import Output, partition_units, read_partition, run_stage, with_partition
 
 
-def candidates(driver: Run, config: PipelineConfig) -> Output:
+def candidates(driver: Run, config: PipelineConfig, files: Sequence[url_tables.SourceFile]) -> Output:
     """Units are row ranges of Parquet files and whole text files; rows are partitioned by uid for the next stage."""
-    files = url_tables.expand(config.sources)
     facts = driver.map(functools.partial(_file_facts, config=config.sources), files)
     partitions = shard_count(sum(rows for _, rows in facts), config.sources.rows_per_unit)
     units, uris = [], {}
