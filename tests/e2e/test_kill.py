@@ -10,12 +10,11 @@ import dataclasses
 import os
 import random
 import signal
-import sys
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline import status
@@ -24,10 +23,10 @@ from tests.e2e import pipelines
 from tests.web import server
 from tests.web.site import Web
 
-PAIRS = 240
+PAIRS = 160
 KILLS = 10
 SMALL_PAIRS = 60
-HELPER_STEPS = ("temporary", "renamed", "record")
+STEPS = ("temporary", "renamed", "record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +40,12 @@ class Ground:
     reference: Path
     corpus: dict[str, str]
     seconds: float
+    launches: list[pipelines.Launch]
 
     def start(self, out: Path, **more: str) -> pipelines.Launch:
-        return pipelines.start(
-            pipelines.command(self.config, str(out)), self.folder / f"{out.name}.log", {**self.env, **more}
-        )
+        command = pipelines.command(self.config, str(out))
+        self.launches.append(pipelines.start(command, self.folder / f"{out.name}.log", {**self.env, **more}))
+        return self.launches[-1]
 
     def finish_and_compare(self, out: Path) -> None:
         """The same command to its end: the same bytes, and everything as it was recorded."""
@@ -64,7 +64,10 @@ def ground(folder: Path, pairs: int) -> Iterator[Ground]:
         seconds = pipelines.finish(config, str(out), folder / "reference.log", env, "engine.workers=1")
         corpus = pipelines.corpus(str(out))
         assert len(corpus) > 3
-        yield Ground(web, config, folder, env, out, corpus, seconds)
+        found = Ground(web, config, folder, env, out, corpus, seconds, [])
+        yield found
+        for launch in found.launches:
+            launch.members_end()
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +99,13 @@ def kill_at_random(found: Ground, kills: int, seed: int) -> list[str]:
         launch = found.start(out)
         try:
             launch.process.wait(moments[len(hit)])
-        except Exception as error:
-            if type(error).__name__ != "TimeoutExpired":
-                raise
+        except subprocess.TimeoutExpired:
             launch.kill(group=len(hit) % 2 == 0)
             hit.append(where(out))
         else:
             assert launch.wait() == 0, launch.text()
             assert pipelines.corpus(str(out)) == found.corpus
+            moments[len(hit)] *= 0.9
             place += 1
     found.finish_and_compare(out)
     return hit
@@ -115,3 +117,97 @@ def where(out: Path) -> str:
         return "before run.json"
     stages = status.stages(str(out))
     return "before the first stage" if not stages else f"{stages[-1].name} {len(stages[-1].records)}/{stages[-1].units}"
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(3600)
+def test_killed_at_ten_random_moments(large: Ground) -> None:
+    hit = kill_at_random(large, KILLS, seed=3)
+    print("killed in:", "; ".join(hit))
+    assert len(hit) == KILLS
+
+
+# ---- between the steps of the commit protocol
+
+
+def kill_points(found: Ground) -> list[str]:
+    """Every step of one unit of each stage whose rows are pairs, one step of each helper, and the manifest's moment.
+
+    The unit is the one with most rows.
+    """
+    points = []
+    for number, stage in enumerate(status.stages(str(found.reference))):
+        unit = max(stage.records, key=lambda record: record.rows_in).unit
+        steps = STEPS if stage.name in STAGES else (STEPS[number % 3],)
+        points += [f"{stage.name}/{unit}/{step}" for step in steps]
+    return [*points, "publish/-/manifest"]
+
+
+def kill_at(found: Ground, out: Path, point: str) -> None:
+    """Launch with the kill point armed; check that the launch died there and left exactly what the protocol says."""
+    hook = str(Path(__file__).parent / "kill_point")
+    path = os.pathsep.join([hook, found.env["PYTHONPATH"]])
+    launch = found.start(out, PYTHONPATH=path, KILL_POINT=point)
+    code = launch.wait()
+    assert code == -signal.SIGKILL, f"{point}: ended with {code}: {launch.text()}"
+    stage, unit, step = point.split("/")
+    if step == "manifest":
+        assert len(list((out / "shards").glob("manifest-*.json"))) == 1
+        assert not (out / "shards" / "manifest.json").exists()
+        return
+    [folder] = (out / stage).iterdir()
+    assert list(folder.glob(f".tmp-*-{unit}.parquet")) or step != "temporary", point
+    assert list(folder.glob(f"{unit}-????????????.parquet")) or step == "temporary", point
+    assert (folder / f"{unit}.json").exists() == (step == "record"), point
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(3600)
+def test_killed_after_every_step_of_a_commit(large: Ground) -> None:
+    """One output is killed again and again, each launch a step later."""
+    out = large.folder / "steps"
+    points = kill_points(large)
+    assert {point.split("/")[0] for point in points} >= set(STAGES)
+    for point in points:
+        kill_at(large, out, point)
+    large.finish_and_compare(out)
+
+
+# ---- a worker
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(900)
+def test_a_worker_killed_in_a_crawl_unit_is_replaced(large: Ground) -> None:
+    out = large.folder / "worker"
+    launch = large.start(out)
+    before = sum(server.hits(large.web).values())
+    until = time.monotonic() + 300
+    while sum(server.hits(large.web).values()) < before + 10:
+        assert launch.process.poll() is None, launch.text()
+        assert time.monotonic() < until, launch.text()
+        time.sleep(0.05)
+    assert where(out).startswith("crawl ")
+    workers = [pid for pid, title in pipelines.titles(launch).items() if title.startswith("ray::_run_unit")]
+    os.kill(workers[0], signal.SIGKILL)
+    assert launch.wait() == 0, launch.text()
+    assert "lost its worker (WorkerCrashedError)" in launch.text()
+    assert pipelines.corpus(str(out)) == large.corpus
+    assert status.verify(str(out)) == []
+
+
+# ---- the short version, for every change
+
+
+@pytest.mark.timeout(900)
+def test_killed_twice_at_random_and_once_in_a_commit(small: Ground) -> None:
+    dice = random.Random(5)
+    out = small.folder / "short"
+    for group in (True, False):
+        launch = small.start(out)
+        with pytest.raises(subprocess.TimeoutExpired):
+            launch.process.wait(small.seconds * dice.uniform(0.2, 0.6))
+        launch.kill(group=group)
+    [point] = [point for point in kill_points(small) if point.startswith("balance/") and point.endswith("/renamed")]
+    kill_at(small, out, point)
+    small.finish_and_compare(out)

@@ -1,0 +1,196 @@
+"""The whole pipeline on a small web over real HTTP: every planted trouble in its place, and what may not change the result does not.
+
+Truth is the plan of the web (tests/web/site.py), which knows for every row the stage and the reason that must reject it, and the
+server's count of requests for each row. All runs of this file share one embedded Ray and one server.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from pipeline import __main__ as cli
+from pipeline.contracts import manifest
+from pipeline.contracts.merkle import merkle_root, row_digest
+from pipeline.contracts.schema import INDEX_SCHEMA, SHARD_SCHEMA, uid
+from tests.e2e.pipelines import corpus, write_config, write_inputs
+from tests.web import server, site
+from tests.web.site import REASONS, Kind, Web
+
+PAIRS = 500
+BROKEN_LINES = 3
+
+
+@dataclass(frozen=True)
+class Site:
+    """A served web, a configuration for it, and the output of a first run with two workers."""
+
+    web: Web
+    config: Path
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("web")
+    with server.running(5, PAIRS) as web:
+        write_inputs(web, folder, BROKEN_LINES)
+        # Late answers take a minute, so that eight seconds tell them apart on a busy machine too.
+        config = write_config(web, str(folder), folder / "config.toml", shard_rows=150, timeout_s=8.0)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        pipeline("run", config, folder / "out", "engine.workers=2")
+        yield Site(web, config, folder / "out")
+        ray.shutdown()  # type: ignore[no-untyped-call]
+
+
+def pipeline(command: str, config: Path, out: Path, *overrides: str, check: bool = False) -> None:
+    """The command line, in this process because Ray is up here."""
+    cli.main([command, "--config", str(config), *(["--check"] if check else []), f"run.out={out}", *overrides])
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its size and time of change."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def committed(folder: Path) -> dict[str, tuple[int, int]]:
+    """The listing without what every run writes anew: run.json and the manifest with its copy."""
+    left_out = ("run.json", "shards/manifest")
+    return {name: facts for name, facts in listing(folder).items() if not name.startswith(left_out)}
+
+
+# ---- the result
+
+
+def test_every_trouble_is_rejected_by_the_stage_and_reason_that_the_plan_names(first: Site) -> None:
+    counts = manifest.load(str(first.out / "shards")).counts
+    found = {stage: (count.rows_in, count.rows_out, count.rejected) for stage, count in counts.items()}
+    expected = first.web.expected(broken_lines=BROKEN_LINES)
+    assert found == {stage: (count.rows_in, count.rows_out, count.rejected) for stage, count in expected.items()}
+
+
+def test_rejected_rows_stay_readable_with_their_reason_row_by_row(first: Site) -> None:
+    """`source` leads back to the row of the plan. (Of duplicates either row may be the one that stays.)"""
+    starts = {"part-0.parquet": 0, "part-1.parquet": 40, "part-2.csv": 80, "part-3.jsonl": 90}
+    reasons: Counter[str] = Counter()
+    for stage in ("candidates", "filter", "crawl", "balance"):
+        for path in sorted(first.out.glob(f"{stage}/*/*.rejected.parquet")):
+            for row in pq.read_table(path).to_pylist():
+                name, number = row["source"].split("#")
+                k = PAIRS * starts[name] // 100 + int(number)
+                reasons[row["reason"]] += 1
+                if k >= PAIRS:
+                    assert row["reason"] == "bad_row"
+                elif stage == "balance":
+                    assert (row["reason"], first.web.kind(k)) == ("over_cap", Kind.POPULAR)
+                else:
+                    assert REASONS[first.web.kind(k)] == (stage, row["reason"]), first.web.row(k)
+                    assert (row["url"], row["caption_raw"]) == (first.web.row(k).url, first.web.row(k).caption)
+    assert len(reasons) >= 14, f"this web should show most troubles, but only has {reasons}"
+
+
+def test_the_shards_hold_the_surviving_pairs_in_order(first: Site) -> None:
+    found = manifest.load(str(first.out / "shards"))
+    web, seen, leaves = first.web, [], []
+    for shard in found.shards:
+        rows = pq.read_table(manifest.shard_uri(str(first.out / "shards"), shard))
+        assert rows.schema.equals(SHARD_SCHEMA)
+        index = pq.read_table(manifest.index_uri(str(first.out / "shards"), shard))
+        assert index.schema.equals(INDEX_SCHEMA)
+        assert index.equals(rows.drop_columns(["image"]))
+        for row in rows.to_pylist():
+            assert row["uid"] == uid(row["url"], row["caption_raw"])
+            assert row["image_sha256"] == hashlib.sha256(row["image"]).digest()
+            assert row["query_id"] in row["query_ids"]
+            seen.append(row["uid"])
+            leaves.append(row_digest(row["uid"], row["caption"], row["image_sha256"]))
+    assert seen == sorted(set(seen))
+    assert len(seen) == found.rows
+    assert found.content_root == merkle_root(leaves)
+    sure = {Kind.SECOND_CAPTION, Kind.MISLABELLED, Kind.REDIRECTED, Kind.HARMLESS_HEADER}
+    survivors = [row for row in web.rows() if row.kind in sure]
+    assert {uid(row.url or "", row.caption or "") for row in survivors} <= set(seen)
+
+
+def test_every_url_was_fetched_once(first: Site) -> None:
+    """Also one with two captions; a redirect asks again at another address, and a loop until the crawler tires."""
+    hits = server.hits(first.web)
+    for k, count in hits.items():
+        if first.web.kind(k) not in (Kind.REDIRECTED, Kind.LOOP):
+            assert count == 1, first.web.row(k)
+    before_crawl = {kind for kind, (stage, _) in REASONS.items() if site.STAGES.index(stage) < 4}
+    unasked = before_crawl - {Kind.REPEATED} | {Kind.PRIVATE_ADDRESS, Kind.REFUSED}
+    assert not [k for k in hits if first.web.kind(k) in unasked]
+
+
+# ---- what changes nothing
+
+
+def test_the_same_command_again_does_nothing(first: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    hits, files, bytes_before = server.hits(first.web), committed(first.out), corpus(str(first.out))
+    pipeline("run", first.config, first.out)
+    assert server.hits(first.web) == hits
+    assert committed(first.out) == files
+    assert corpus(str(first.out)) == bytes_before
+    shown = capsys.readouterr().out
+    assert "state: done" in shown
+    assert f"next: python -m pipeline verify {first.out}/shards/manifest.json" in shown
+
+
+def test_one_worker_stage_by_stage_gives_the_same_bytes(
+    first: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`filter` fetches nothing and stops there; `run` goes on from where it stopped."""
+    hits = server.hits(first.web)
+    pipeline("filter", first.config, tmp_path / "out", "engine.workers=1")
+    assert "next: python -m pipeline precap --config" in capsys.readouterr().out
+    assert server.hits(first.web) == hits
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["candidates", "exact", "filter", "run.json"]
+    before = committed(tmp_path / "out")
+    pipeline("run", first.config, tmp_path / "out", "engine.workers=1")
+    assert before.items() <= committed(tmp_path / "out").items()
+    assert corpus(str(tmp_path / "out")) == corpus(str(first.out))
+    cli.main(["verify", str(tmp_path / "out")])
+
+
+def test_another_cap_is_another_corpus_from_the_same_crawl(first: Site) -> None:
+    hits, files, before = server.hits(first.web), committed(first.out), corpus(str(first.out))
+    pipeline("run", first.config, first.out, "balance.cap=8")
+    assert server.hits(first.web) == hits
+    assert files.items() <= committed(first.out).items(), "what was committed must stay"
+    assert len(list((first.out / "crawl").iterdir())) == 1
+    changed = {name.split("/")[0] for name in committed(first.out).keys() - files.keys()}
+    assert {name for name in changed if not name.startswith("balance")} == {"ledger", "shards"}
+    found = manifest.load(str(first.out / "shards"))
+    assert found.counts["balance"].rejected["over_cap"] > first.web.expected()["balance"].rejected["over_cap"]
+    [ledger] = [
+        path for path in (first.out / "ledger").glob("*/*.parquet") if str(path.relative_to(first.out)) not in files
+    ]
+    assert max(pq.read_table(ledger)["kept"].to_pylist()) == 8
+    pipeline("run", first.config, first.out)
+    assert server.hits(first.web) == hits
+    assert corpus(str(first.out)) == before, "the first corpus is there again"
+    assert len(list((first.out / "shards").glob("manifest-*.json"))) == 2
+
+
+def test_check_prints_the_plan_and_touches_nothing(
+    first: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, hits = listing(first.out), server.hits(first.web)
+    pipeline("run", first.config, first.out, check=True)
+    assert listing(first.out) == before
+    pipeline("run", first.config, tmp_path / "new", "balance.cap=8", check=True)
+    assert not (tmp_path / "new").exists()
+    assert server.hits(first.web) == hits
+    shown = capsys.readouterr().out
+    one, other = (line.split()[-1] for line in shown.splitlines() if line.startswith("# config digest "))
+    assert one == manifest.load(str(first.out / "shards")).config_digest
+    assert one != other
+    assert "# crawl       4 units of whole hosts" in shown
+    assert "cap = 8" in shown
