@@ -225,7 +225,7 @@ def test_one_sentence_an_exit_code_and_nothing_lost(
 ) -> None:
     for handler in logging.getLogger("ray").handlers:  # Ray's logger remembers the stderr of an earlier case
         if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
+            handler.stream = sys.stderr
     case = CASES[name]
     case.spoil()
     before = content(folder)
