@@ -156,15 +156,17 @@ def _open_vocabulary(config: TrainConfig, manifest: Manifest, rank: int) -> Voca
 
 
 def _provide_vocabulary(config: TrainConfig, manifest: Manifest, path: str) -> None:
+    """Put the vocabulary at `path`. Once the run has a checkpoint, the file there is the run's and stays."""
     wanted = config.tokenizer
+    settled_already = os.path.exists(path) and bool(checkpoint.complete_tags(config.run.dir))
     if wanted.vocab is None and wanted.train_size is not None:
-        if not os.path.exists(path):
+        if not settled_already:
             size = tokenizer.train_vocabulary(captions(config.data.manifest, manifest), wanted.train_size, path)
             log.info("trained a vocabulary of %d ids on the captions of the corpus", size)
         return
     source = wanted.vocab or openai_merges(None)[1]
     data = storage.read_bytes(source)
-    if os.path.exists(path) and storage.sha256_file(path) != hashlib.sha256(data).hexdigest():
+    if settled_already and storage.sha256_file(path) != hashlib.sha256(data).hexdigest():
         raise InputError(
             f"tokenizer.vocab: {source!r} differs from the vocabulary that {config.run.dir!r} was started with;"
             " give that one or choose another run.dir"
