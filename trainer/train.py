@@ -120,6 +120,7 @@ def train(config: TrainConfig) -> None:
                     gradient_norm=gradient_norm,
                     replaced=zero.sum_over_processes(replaced),
                 )
+                replaced = 0
             if done % config.run.save_every == 0 or done == last_step:
                 checkpoint.save(engine, config, identity, done)
     if rank == 0:

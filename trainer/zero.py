@@ -116,9 +116,9 @@ def step(engine: Engine, learning_rate: float) -> tuple[float, bool]:
     """Apply the gradients of the last backward: (norm of the global gradient before clipping, whether weights changed)."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     norm: float | torch.Tensor | None = None
     if engine.zero_optimization_stage() == 0:  # where DeepSpeed has no norm unless it clips; gradients are whole here
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()
     if norm is None:
