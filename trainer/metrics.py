@@ -6,8 +6,7 @@
     RUN_DIR/replaced/rank-N.jsonl  each row that could not be used: sample, row, what stood in for it, why
 
 Times are means over the steps since the last line, `replaced` and `skipped` are counts over them. A resumed run drops the lines after its
-checkpoint, so that each step has one line. Only
-the first process writes metrics and speaks; every process notes its own replaced rows.
+checkpoint, so that each step has one line. Only the first process writes metrics and speaks; every process notes its own replaced rows.
 """
 
 import json
