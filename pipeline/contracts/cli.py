@@ -49,7 +49,7 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     The one broad exit of the command lines: everything that is not a HouseError is our bug and keeps its traceback (exit code 1).
     """
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=line, stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, format=line, stream=sys.stderr)
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()
