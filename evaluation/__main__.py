@@ -72,12 +72,12 @@ def _score(arguments: argparse.Namespace) -> int | None:
 
     config = load_config(ZeroshotConfig, arguments.config, arguments.overrides)
     # Loads torch: not before the configuration is known to be right.
-    from evaluation import scoring
+    from evaluation.scoring import plan, run_retrieval, run_zeroshot
 
     if arguments.check:
-        _show_check(config, scoring.plan(config))
+        _show_check(config, plan(config))
         return None
-    run = scoring.run_zeroshot if arguments.command == "zeroshot" else scoring.run_retrieval
+    run = run_zeroshot if arguments.command == "zeroshot" else run_retrieval
     print(run(config))
     return None
 
