@@ -224,7 +224,7 @@ def test_one_sentence_an_exit_code_and_nothing_lost(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for handler in logging.getLogger("ray").handlers:  # Ray's logger remembers the stderr of an earlier case
-        if isinstance(handler, logging.StreamHandler):
+        if isinstance(handler, logging.StreamHandler) and handler.stream.closed:
             handler.stream = sys.stderr
     case = CASES[name]
     case.spoil()
