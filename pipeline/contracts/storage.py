@@ -241,11 +241,35 @@ def open_input(uri: str) -> pa.NativeFile:
 
 
 def read_bytes(uri: str, *, limit: int = 1 << 30) -> bytes:
-    """A whole small file; more than `limit` bytes are refused before reading."""
+    """A whole small file as it was at one moment; more than `limit` bytes are refused before reading."""
+    if is_s3(uri):
+        return _read_bytes_s3(uri, limit)
     with open_input(uri) as source, plain_errors(uri, "read"):
         if source.size() > limit:
-            raise InputError(f"{uri}: {source.size():,} bytes, more than the {limit:,} expected here; check the path")
+            raise _too_large(uri, source.size(), limit)
         return cast(bytes, source.read())
+
+
+def _read_bytes_s3(uri: str, limit: int) -> bytes:
+    """In one request: pyarrow asks for the size first, and a file that is replaced in between would come back torn."""
+    import botocore.exceptions  # only reached by users of S3
+
+    bucket, key = _bucket_key(uri)
+    with _s3_errors(uri):
+        try:
+            answer = _client().get_object(Bucket=bucket, Key=key)
+        except botocore.exceptions.ClientError as error:
+            if error.response.get("Error", {}).get("Code") == "NoSuchKey":
+                raise InputError(f"{uri}: no such file; check the path") from None
+            raise
+        with answer["Body"] as body:
+            if answer["ContentLength"] > limit:
+                raise _too_large(uri, answer["ContentLength"], limit)
+            return cast(bytes, body.read())
+
+
+def _too_large(uri: str, found: int, limit: int) -> InputError:
+    return InputError(f"{uri}: {found:,} bytes, more than the {limit:,} expected here; check the path")
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:

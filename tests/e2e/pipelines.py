@@ -185,7 +185,9 @@ def _title(pid: int) -> str:
 
 def _is_agent(pid: int) -> bool:
     title = _title(pid)
-    return title.startswith("ray::") and "Agent" in title or "/dashboard/agent.py" in title or "/agent/main.py" in title
+    return (
+        (title.startswith("ray::") and "Agent" in title) or "/dashboard/agent.py" in title or "/agent/main.py" in title
+    )
 
 
 def titles(launch: Launch) -> dict[int, str]:

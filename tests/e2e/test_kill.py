@@ -86,29 +86,38 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 def kill_at_random(found: Ground, kills: int, seed: int) -> list[str]:
     """Kill launches at seeded moments until `kills` of them were hit, each on what the one before left; returns where each was.
 
-    A launch that ends before its moment is compared, and the next one starts an output of its own.
+    Moments by the clock would nearly all fall into the start of Ray and the crawl, so a moment is a number of committed units, one
+    in each of `kills` equal parts of a whole run, and a fraction of a second. A launch that finds more units than that is killed
+    by the clock, at any time of a run's duration. One that ends before its moment is compared, and the next one starts an output of
+    its own.
     """
     dice = random.Random(seed)
-    # One moment in each of `kills` equal parts of a run's duration, in any order: the whole run is covered.
-    moments = [found.seconds * (part + dice.random()) / kills for part in range(kills)]
-    dice.shuffle(moments)
+    total = committed(found.reference)
     hit: list[str] = []
     place = 0
     while len(hit) < kills:
         out = found.folder / f"random-{seed}-{place}"
+        units = round(total * (len(hit) + dice.random()) / kills)
+        delay = dice.uniform(0, 0.5) if committed(out) < units else dice.uniform(0, found.seconds)
         launch = found.start(out)
+        while committed(out) < units and launch.process.poll() is None:
+            time.sleep(0.01)
         try:
-            launch.process.wait(moments[len(hit)])
+            launch.process.wait(delay)
         except subprocess.TimeoutExpired:
             launch.kill(group=len(hit) % 2 == 0)
             hit.append(where(out))
         else:
             assert launch.wait() == 0, launch.text()
             assert pipelines.corpus(str(out)) == found.corpus
-            moments[len(hit)] *= 0.9
             place += 1
     found.finish_and_compare(out)
     return hit
+
+
+def committed(out: Path) -> int:
+    """Units with a record, over all stages."""
+    return sum(1 for _ in out.glob("*/????????????/[0-9]*.json")) + sum(1 for _ in out.glob("*/????????????/all.json"))
 
 
 def where(out: Path) -> str:

@@ -124,9 +124,10 @@ def test_a_submitted_job_gives_the_bytes_of_a_local_run(head: Head, tmp_path: Pa
         assert "state: done" in ray(head.env, "job", "logs", "--follow", "web-v1-again").stdout
         assert server.hits(web) == hits
         submit(head.env, *command, f"run.out={out}", "balance.cup=3", name="web-v1-wrong")
-        logs = ray(head.env, "job", "logs", "--follow", "web-v1-wrong", fine=False).stdout
+        logs = ray(head.env, "job", "logs", "--follow", "web-v1-wrong").stdout
         assert "did you mean 'cap'?" in logs
         assert "Traceback" not in logs
+        assert "exit code 2" in ray(head.env, "job", "status", "web-v1-wrong").stdout
 
 
 @pytest.mark.prove

@@ -50,8 +50,8 @@ def test_an_object_store_gives_the_bytes_of_a_local_disk(web: Web, ray: Path, s3
     make_bucket()
     inputs, out = f"{BUCKET}/inputs", f"{BUCKET}/web/v1"
     for path in sorted((tmp_path / "lists").iterdir()):
-        storage.upload(str(path), f"{inputs}/lists/{path.name}")
-    storage.upload(str(tmp_path / "queries.txt"), f"{inputs}/queries.txt")
+        storage.write_atomic(f"{inputs}/lists/{path.name}", path.read_bytes())
+    storage.write_atomic(f"{inputs}/queries.txt", (tmp_path / "queries.txt").read_bytes())
     config = pipelines.write_config(web, inputs, tmp_path / "s3.toml", shard_rows=30)
 
     launch = pipelines.start(pipelines.command(config, out), tmp_path / "killed.log", env)

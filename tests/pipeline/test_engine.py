@@ -5,6 +5,7 @@ sends its own process SIGKILL.
 """
 
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -34,9 +35,9 @@ OTHER_DIGEST = "d2" * 32
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     yield
-    ray.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
 
 
 # ---- toys

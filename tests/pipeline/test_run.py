@@ -5,6 +5,7 @@ server's count of requests for each row. All runs of this file share one embedde
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,10 +43,10 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         write_inputs(web, folder, BROKEN_LINES)
         # Late answers take a minute, so that eight seconds tell them apart on a busy machine too.
         config = write_config(web, str(folder), folder / "config.toml", shard_rows=150, timeout_s=8.0)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         pipeline("run", config, folder / "out", "engine.workers=2")
         yield Site(web, config, folder / "out")
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def pipeline(command: str, config: Path, out: Path, *overrides: str, check: bool = False) -> None:
