@@ -12,6 +12,7 @@ Everything is written under build/demo, fresh each time: what an earlier demo le
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ PLACES = Places()
 def main() -> int:
     """Run the demo; returns the exit code."""
     print("This is the whole path, from a web to an audited model, on a web that is generated here.", flush=True)
+    # Ended from outside, it still ends what it started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     _fresh_folder()
     doing = Steps(OUT / "logs", total=7)
     try:

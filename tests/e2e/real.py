@@ -1,0 +1,251 @@
+"""`make real REAL_DATA=DIR`: the whole path on real pictures and real alt texts, in at most ten minutes on two cores.
+
+The emoji of three drawing styles are served over HTTP with their English names and keywords as captions. The pipeline's own dedup,
+by picture, first removes what is near-identical within and across styles. A model then learns from two styles and is asked about the
+third, which it has never seen: which of 98 or so Unicode subgroups does a picture belong to, and what is its exact name? Beside that,
+ten thousand real alt texts with their URLs go through candidates and filter, and every row must be accounted for.
+
+The recipe is tests/e2e/emoji.toml. Everything is written under build/real, fresh each time.
+"""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import status
+from pipeline.contracts import manifest
+from tests.e2e import steps
+from tests.e2e.steps import ROOT, Checks, StepFailed, Steps
+from tests.web import emoji
+from tests.web.emoji import Emoji
+
+OUT = ROOT / "build" / "real"
+MARK = OUT / ".real"
+HELD_OUT = "noto"
+SEED = 7
+LEAST_MACRO_ACCURACY, LEAST_RECALL_AT_5 = 0.10, 0.45
+
+
+def main() -> int:
+    """Run everything; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    data = Path(os.environ.get("REAL_DATA", "../shared/data"))
+    if not (data / "emoji.parquet").exists():
+        print(
+            f"error: {data}: no emoji.parquet here; give the folder of the real data: make real REAL_DATA=DIR",
+            file=sys.stderr,
+        )
+        return 2
+    _fresh_folder()
+    doing = Steps(OUT / "logs", total=5)
+    checks = Checks()
+    try:
+        pictures = emoji.read(data / "emoji.parquet")
+        with emoji.running(pictures) as port:
+            kept = _distinct(pictures, port, doing, checks)
+            _corpus(kept, port, doing, checks)
+        _train(doing)
+        _score(kept, doing, checks)
+        _alt_texts(data, doing, checks)
+    except StepFailed as failed:
+        print(f"\n{failed}", file=sys.stderr)
+        return 1
+    print(f"\nAll of it took {doing.seconds:.0f} s.")
+    return 1 if checks.failed else 0
+
+
+def _fresh_folder() -> None:
+    if OUT.exists():
+        if not MARK.exists():
+            raise SystemExit(f"error: {OUT}: exists and is not of an earlier run; move it away")
+        shutil.rmtree(OUT)
+    (OUT / "logs").mkdir(parents=True)
+    MARK.touch()
+
+
+# ---- the corpus
+
+
+def _distinct(pictures: list[Emoji], port: int, doing: Steps, checks: Checks) -> list[Emoji]:
+    """What is left of all three styles when near-identical pictures are removed, by the pipeline itself."""
+    doing.say(
+        f"Remove near-identical pictures within and across the styles from {len(pictures):,} emoji (dedup.by = image)"
+    )
+    _write_table(OUT / "all.csv", [(emoji.url(one, port), one.name) for one in pictures])
+    _write_queries(OUT / "queries.txt", pictures)
+    _pipeline(doing, "all", OUT / "all.csv", by="image")
+    found = manifest.load(str(OUT / "all" / "shards"))
+    urls: set[str] = set()
+    for shard in found.shards:
+        urls.update(pq.read_table(OUT / "all" / "shards" / shard.index_path, columns=["url"])["url"].to_pylist())
+    kept = [one for one in pictures if emoji.url(one, port) in urls]
+    before, after = Counter(one.style for one in pictures), Counter(one.style for one in kept)
+    print("      kept: " + ", ".join(f"{style} {after[style]:,} of {before[style]:,}" for style in emoji.STYLES))
+    checks.that(len(kept) == found.rows, "every row of the corpus is a picture that was served")
+    return kept
+
+
+def _corpus(kept: list[Emoji], port: int, doing: Steps, checks: Checks) -> None:
+    """The training corpus: the distinct pictures of the two other styles, each with its captions."""
+    doing.say(
+        f"Build the training corpus from the two styles that are not {HELD_OUT}, a row for each caption of a picture"
+    )
+    rows = [(emoji.url(one, port), text) for one in kept if one.style != HELD_OUT for text in one.captions]
+    _write_table(OUT / "train.csv", rows)
+    _pipeline(doing, "corpus", OUT / "train.csv", by="pair")
+    found = manifest.load(str(OUT / "corpus" / "shards"))
+    print(f"      {found.rows:,} pairs")
+    total = Counter[str]()
+    for counted in found.counts.values():
+        total.update(counted.rejected)
+    checks.that(
+        found.rows + sum(total.values()) == len(rows), f"{len(rows):,} rows = {found.rows:,} pairs + {dict(total)}"
+    )
+
+
+def _write_table(path: Path, rows: list[tuple[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as text:
+        lines = csv.writer(text)
+        lines.writerow(("url", "caption"))
+        lines.writerows(rows)
+
+
+def _write_queries(path: Path, pictures: list[Emoji]) -> None:
+    """Every name and every keyword: each caption matches at least its own name."""
+    words = sorted({word for one in pictures for word in (one.name, *one.keywords)})
+    path.write_text("\n".join(words) + "\n", encoding="utf-8")
+
+
+def _pipeline(doing: Steps, name: str, table: Path, by: str) -> None:
+    path = steps.write_toml(
+        OUT / f"{name}.toml",
+        "python -m pipeline run --config <this file>",
+        {
+            "run": {"out": str(OUT / name), "seed": SEED},
+            "sources": {"paths": [str(table)]},
+            "filter": {"queries": str(OUT / "queries.txt")},
+            "crawl": {"units": 6, "threads": 16, "per_host": 16, "image_size": 128, "allow_addresses": ["127.0.0.0/8"]},
+            "dedup": {"by": by},
+            "shard": {"rows": 1000},
+        },
+    )
+    doing.run(["python", "-m", "pipeline", "run", "--config", str(path.relative_to(ROOT))], f"{name}.log", 900)
+
+
+# ---- the model
+
+
+def _train(doing: Steps) -> None:
+    doing.say("Train on the two styles, two processes under ZeRO 1, and export")
+    recipe = tomllib.loads((ROOT / "tests" / "e2e" / "emoji.toml").read_text())["trainer"]
+    recipe["data"]["manifest"] = "build/real/corpus/shards/manifest.json"
+    recipe["run"]["dir"] = "build/real/training"
+    steps.write_toml(OUT / "trainer.toml", "deepspeed --num_gpus 2 --module trainer --config <this file>", recipe)
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(steps.free_port()), "--module", "trainer"]
+    threads = str(max(1, (os.cpu_count() or 2) // 2))
+    doing.run(
+        [*command, "--config", "build/real/trainer.toml"],
+        "trainer.log",
+        1800,
+        {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads},
+    )
+    points = steps.losses(OUT / "training")
+    print(f"      loss {points[0][1]:.2f} {steps.sparkline([loss for _, loss in points])} {points[-1][1]:.2f}")
+    doing.run(
+        ["python", "-m", "trainer.export", "build/real/training", "--out", "build/real/model.safetensors"],
+        "export.log",
+        300,
+    )
+
+
+def _score(kept: list[Emoji], doing: Steps, checks: Checks) -> None:
+    """Zero-shot by subgroup, and the exact name among all names, on the style that was held out."""
+    doing.say(f"Score on {HELD_OUT}: the subgroup of each picture, and its exact name among all names")
+    held = [one for one in kept if one.style == HELD_OUT]
+    columns = [
+        [one.png for one in held],
+        [one.subgroup for one in held],
+        [one.name for one in held],
+    ]
+    pq.write_table(pa.table(columns, names=["image", "subgroup", "name"]), OUT / "held_out.parquet")
+    recipe = tomllib.loads((ROOT / "tests" / "e2e" / "emoji.toml").read_text())["zeroshot"]
+    tables = {
+        "model": "build/real/model.safetensors",
+        "out": "build/real/scores",
+        **recipe,
+        "sets": [
+            {
+                "name": HELD_OUT,
+                "path": "build/real/held_out.parquet",
+                "label": "subgroup",
+                "caption": "name",
+                "separators": "-_",
+            }
+        ],
+    }
+    steps.write_toml(OUT / "zeroshot.toml", "python -m evaluation zeroshot|retrieval --config <this file>", tables)
+    for command in ("zeroshot", "retrieval"):
+        doing.run(
+            ["python", "-m", "evaluation", command, "--config", "build/real/zeroshot.toml"], f"{command}.log", 600
+        )
+    scored = json.loads((OUT / "scores" / "zeroshot.json").read_text())["sets"][HELD_OUT]
+    macro = scored["mean_per_class"]["value"]
+    print(
+        f"      {scored['classes']} subgroups: macro accuracy {macro:.1%} (uniform chance {scored['chance']:.1%}); plain accuracy "
+        f"{scored['top1']['value']:.1%} (always {scored['constant_class']!r}: {scored['constant']:.1%})"
+    )
+    checks.that(macro >= LEAST_MACRO_ACCURACY, f"macro accuracy {macro:.1%} is at least {LEAST_MACRO_ACCURACY:.0%}")
+    found = json.loads((OUT / "scores" / "retrieval.json").read_text())["sets"][HELD_OUT]
+    for direction in ("image_to_text", "text_to_image"):
+        said = ", ".join(f"R@{one['k']} {one['value']:.1%} (chance {one['chance']:.2%})" for one in found[direction])
+        print(f"      {direction.replace('_', ' ')}: {said}")
+    recall = next(one["value"] for one in found["image_to_text"] if one["k"] == 5)
+    checks.that(
+        recall >= LEAST_RECALL_AT_5, f"exact name within the first five: {recall:.1%}, at least {LEAST_RECALL_AT_5:.0%}"
+    )
+
+
+# ---- real alt texts
+
+
+def _alt_texts(data: Path, doing: Steps, checks: Checks) -> None:
+    doing.say("Real alt texts: 10,000 rows of LAION through candidates and filter, by the names of ImageNet's classes")
+    path = steps.write_toml(
+        OUT / "laion.toml",
+        "python -m pipeline filter --config <this file>",
+        {
+            "run": {"out": str(OUT / "laion"), "seed": SEED},
+            "sources": {
+                "paths": [str(data / "tables" / "laion_10k.parquet")],
+                "url_column": "URL",
+                "caption_column": "TEXT",
+            },
+            "filter": {"queries": str(data / "tokenizers" / "imagenet_classes_en.txt")},
+        },
+    )
+    doing.run(["python", "-m", "pipeline", "filter", "--config", str(path.relative_to(ROOT))], "laion.log", 300)
+    left = pq.read_metadata(data / "tables" / "laion_10k.parquet").num_rows
+    for stage in status.stages(str(OUT / "laion")):
+        rows_in = sum(record.rows_in for record in stage.records)
+        rows_out = sum(record.rows_out for record in stage.records)
+        rejected = Counter[str]()
+        for record in stage.records:
+            rejected.update(record.rejected)
+        sentence = (
+            f"{stage.name}: {rows_in:,} in = {rows_out:,} out + {sum(rejected.values()):,} left out {dict(rejected)}"
+        )
+        checks.that(rows_in == left == rows_out + sum(rejected.values()), sentence)
+        left = rows_out
+
+
+if __name__ == "__main__":
+    sys.exit(main())
