@@ -2,7 +2,7 @@
 
 A seeded web of some thousands of pairs is planned (tests/web), with troubles planted in known numbers, and served on the loopback.
 Then the same commands that the users of the README type are run, one after the other, each in a process of its own: the pipeline
-turns the web into a corpus, DeepSpeed trains the `tiny` model on it in two processes, the weights are exported and scored, and the
+turns the web into a corpus, DeepSpeed trains a tiny model on it in two processes, the weights are exported and scored, and the
 audit looks for the test pictures that were planted in the corpus. At the end what came out stands beside what was planted, and the exit
 code is 0 only if all of it agrees.
 
@@ -146,7 +146,8 @@ def _write_configs(web: Web) -> None:
         "deepspeed --num_gpus 2 --module trainer --config build/demo/trainer.toml",
         {
             "data": {"manifest": PLACES.manifest, "workers": 0},
-            "model": {"preset": "tiny", "image_size": 32, "context_length": 24},
+            # Of the two small presets the convolutional one learns shapes, not only colours, within so few steps (41 % against 12 %).
+            "model": {"preset": "tiny-rn", "image_size": 32, "context_length": 24},
             "tokenizer": {"kind": "bpe", "train_size": 1024},
             "optim": {"lr": 2e-3, "steps": TRAINING_STEPS, "warmup_steps": TRAINING_STEPS // 10},
             "batch": {"global_size": BATCH},
@@ -294,7 +295,7 @@ def _score_summary(checks: Checks) -> None:
         f"  chance   {chance:.1%}   (and {figures['constant']:.1%} for always answering {figures['constant_class']!r})\n"
     )
     checks.that(
-        top1["low"] > 3 * chance, "the accuracy is well above chance: even its lower bound is over three times chance"
+        top1["low"] > 5 * chance, "the accuracy is well above chance: even its lower bound is over five times chance"
     )
 
 
