@@ -11,6 +11,9 @@ import safetensors.torch
 
 from tests.trainer.launching import Alone, Launch
 
+# Half a minute on two free cores; many times that where other work shares them.
+pytestmark = pytest.mark.timeout(900)
+
 STEPS, SAVE_EVERY = 32, 4
 SMALL = {
     "model.image_size": 32,
