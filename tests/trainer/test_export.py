@@ -92,7 +92,7 @@ def test_weights_of_another_model_are_refused() -> None:
         load_weights(model, {name: value for name, value in state.items() if name != "ln_final.bias"})
     with pytest.raises(InputError, match="0 names are missing and 1 unknown"):
         load_weights(model, state | {"head.weight": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"'text_projection' has shape \[3, 3\], 'tiny' has \[192, 192\]"):
+    with pytest.raises(InputError, match=r"'text_projection' has shape \[3, 3\], 'tiny' has \[128, 128\]"):
         load_weights(model, state | {"text_projection": torch.zeros(3, 3)})
     with pytest.raises(InputError, match="names: 'timm' is unknown"):
         load_weights(model, state, names="timm")

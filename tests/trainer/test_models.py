@@ -283,15 +283,15 @@ def test_resnet_equals_a_naive_twin_with_a_full_attention_pool() -> None:
 def test_initialisation_is_the_papers() -> None:
     torch.manual_seed(3)
     model = build("tiny")
-    state, width = model.state_dict(), 192
-    into_residual = width**-0.5 * 8**-0.5
+    state, width, text_width, text_layers = model.state_dict(), 192, 128, 2
+    into_residual = text_width**-0.5 * (2 * text_layers) ** -0.5
     expected = {
         "token_embedding.weight": 0.02,
         "positional_embedding": 0.01,
-        "text_projection": width**-0.5,
-        "transformer.resblocks.1.attn.in_proj_weight": width**-0.5,
+        "text_projection": text_width**-0.5,
+        "transformer.resblocks.1.attn.in_proj_weight": text_width**-0.5,
         "transformer.resblocks.1.attn.out_proj.weight": into_residual,
-        "transformer.resblocks.1.mlp.c_fc.weight": (2 * width) ** -0.5,
+        "transformer.resblocks.1.mlp.c_fc.weight": (2 * text_width) ** -0.5,
         "transformer.resblocks.1.mlp.c_proj.weight": into_residual,
         "visual.proj": width**-0.5,
         "visual.positional_embedding": width**-0.5,
