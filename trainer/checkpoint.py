@@ -141,7 +141,7 @@ def save(engine: zero.Engine, config: TrainConfig, identity: Identity, step: int
             **identity.model_dump(),
         )
         _commit(folder, temporary, tag, record)
-        _retain(config.run.dir, config.run.keep)
+        _retain(config.run.dir, config.run.keep, newest=tag)
     torch.distributed.barrier()
     return tag
 
@@ -161,16 +161,27 @@ def _commit(folder: str, temporary: str, tag: str, record: CheckpointRecord) -> 
     storage.write_atomic(os.path.join(temporary, RECORD), record.model_dump_json(indent=1).encode())
     _flush(temporary)
     final = os.path.join(folder, tag)
-    if os.path.isdir(final):  # one that was refused as damaged when this run resumed from before it
-        os.rename(final, f"{final}.damaged")
+    if os.path.isdir(final):
+        _put_aside(final)
     os.rename(temporary, final)
     _flush(folder)
     storage.write_atomic(os.path.join(folder, "latest"), tag.encode())
 
 
-def _retain(run_dir: str, keep: int) -> None:
-    for tag in complete_tags(run_dir)[keep:]:
+def _retain(run_dir: str, keep: int, newest: str) -> None:
+    """Remove all but `keep` checkpoints: `newest`, which was just written, and those before it."""
+    for tag in [tag for tag in complete_tags(run_dir) if tag <= newest][keep:]:
         shutil.rmtree(os.path.join(folder_of(run_dir), tag))
+
+
+def _put_aside(folder: str) -> str:
+    """Rename a damaged checkpoint to the first free name, so that nothing is lost and nothing takes it for a checkpoint."""
+    aside = f"{folder}.damaged"
+    number = 2
+    while os.path.exists(aside):
+        aside, number = f"{folder}.damaged-{number}", number + 1
+    os.rename(folder, aside)
+    return aside
 
 
 def _flush(path: str) -> None:
@@ -233,7 +244,11 @@ def _check_identity(run_dir: str, tag: str, record: CheckpointRecord, identity: 
 
 
 def resume(engine: zero.Engine, run_dir: str, tag: str) -> None:
-    """Bring weights, optimizer and random states to where checkpoint `tag` (already verified) left them. Collective."""
+    """Bring weights, optimizer and random states to where checkpoint `tag` (found by `find`) left them. Collective.
+
+    Checkpoints newer than `tag` are the damaged ones that `find` passed over; the run is about to write their steps again, and they are put
+    aside, so that they are neither counted among those to keep nor in the way.
+    """
     loaded, client_state = engine.load_checkpoint(folder_of(run_dir), tag=tag)
     record = read_record(run_dir, tag)
     if loaded is None or client_state["step"] != record.step:
@@ -242,6 +257,14 @@ def resume(engine: zero.Engine, run_dir: str, tag: str) -> None:
         )
     path = os.path.join(folder_of(run_dir), tag, _rank_file(torch.distributed.get_rank()))
     _restore_random_states(torch.load(path, weights_only=True), engine.device)
+    if torch.distributed.get_rank() == 0:
+        _put_aside_newer(run_dir, tag)
+
+
+def _put_aside_newer(run_dir: str, tag: str) -> None:
+    for newer in [found for found in complete_tags(run_dir) if found > tag]:
+        aside = _put_aside(os.path.join(folder_of(run_dir), newer))
+        log.warning("checkpoint %s is kept as %s; remove it when nobody needs it", newer, aside)
 
 
 def _rank_file(rank: int) -> str:

@@ -132,6 +132,38 @@ def test_another_number_of_processes_is_refused(run: Path, identity: checkpoint.
         checkpoint.find(str(run), identity)
 
 
+def whole_tags(run: Path) -> list[str]:
+    return [tag for tag in checkpoint.complete_tags(str(run)) if checkpoint.damage(str(run), tag) is None]
+
+
+def test_a_step_damaged_again_and_again_can_still_be_saved(run: Path) -> None:
+    """Each damaged folder gets a name of its own; a rename onto the last one would stop the run at this step for good."""
+    folder = run / "checkpoints"
+    copy = shutil.copytree(folder / NEWEST, folder / "copy")
+    record = checkpoint.read_record(str(run), NEWEST)
+    for _ in range(3):
+        truncate(folder / NEWEST)
+        temporary = shutil.copytree(copy, folder / f".writing-{NEWEST}")
+        checkpoint._commit(str(folder), str(temporary), NEWEST, record)
+        assert checkpoint.damage(str(run), NEWEST) is None
+    aside = sorted(path.name for path in folder.glob("*.damaged*"))
+    assert aside == [f"{NEWEST}.damaged", f"{NEWEST}.damaged-2", f"{NEWEST}.damaged-3"]
+
+
+def test_damaged_checkpoints_are_put_aside_and_never_counted_as_kept(run: Path) -> None:
+    truncate(run / "checkpoints" / NEWEST)
+    checkpoint._put_aside_newer(str(run), BEFORE)
+    assert checkpoint.complete_tags(str(run)) == [BEFORE, "step-00000002"]
+    checkpoint._retain(str(run), 2, newest=BEFORE)
+    assert whole_tags(run) == [BEFORE, "step-00000002"]
+
+
+def test_the_checkpoint_just_written_is_never_dropped(run: Path) -> None:
+    truncate(run / "checkpoints" / NEWEST)
+    checkpoint._retain(str(run), 1, newest=BEFORE)
+    assert whole_tags(run) == [BEFORE]
+
+
 def test_random_states_come_back() -> None:
     def draw() -> tuple[float, float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(())), random.gauss()
