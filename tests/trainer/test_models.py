@@ -346,3 +346,20 @@ def test_sizes_can_be_replaced() -> None:
         model = build("RN50", image_size=256, context_length=52, vocab_size=600)
     assert model.visual.get_parameter("attnpool.positional_embedding").shape == (65, 2048)
     assert model.encode_text(torch.zeros(2, 52, dtype=torch.int64, device="meta")).shape == (2, 1024)
+
+
+def test_batch_norm_sees_the_pictures_of_its_own_process_only() -> None:
+    """Documents a limit: two shares of a batch give a ViT's features of the whole, and a ResNet's only in evaluation."""
+    pixels = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+    def difference(preset: str, training: bool) -> float:
+        torch.manual_seed(0)
+        model = build(preset, image_size=64).train(training)
+        with torch.no_grad():
+            whole = model.encode_image(pixels)
+            shares = torch.cat([model.encode_image(share) for share in pixels.chunk(2)])
+        return float((whole - shares).norm() / whole.norm())
+
+    assert difference("tiny", training=True) < 1e-5
+    assert difference("tiny-rn", training=False) < 1e-5
+    assert difference("tiny-rn", training=True) > 1e-2

@@ -1,7 +1,7 @@
 """Batches of a run: which rows, read, decoded, cropped and tokenised by worker processes, in an order that none of them influences.
 
-The rows of step t are samples t*B ... t*B + B - 1 of the run (see `order`). The loss does not care how a batch is laid out, so its rows are
-sorted by row number and cut into one contiguous slice for each process, and that into one for each worker: neighbours in a row group
+The rows of step t are samples t*B ... t*B + B - 1 of the run (see `order`). The loss does not care how a batch is laid out (only the batch
+norm of ResNets sees which pictures share a process: `models/resnet.py`), so its rows are sorted by row number and cut into one contiguous slice for each process, and that into one for each worker: neighbours in a row group
 stay together, each row group is read by about one worker, and joining the slices of all processes gives the same batch for any number of
 them. A row that cannot be used (null, undecodable) is replaced by one chosen by hash of its number, noted and counted.
 

@@ -6,6 +6,10 @@ stride 1 except the first; where a stage shrinks the picture an average pool doe
 its shortcut. The last batch norm of each block starts at zero, so that a fresh block is the identity. The
 attention pool asks one query only, the mean of the picture: the other rows of the attention matrix would be
 computed and thrown away.
+
+Batch norm normalises over the pictures of its own process, as in the paper's runs: W processes with B / W
+pictures each do not give the features of one with B. The running statistics, which only evaluation reads,
+are those of process 0 in checkpoints and exports.
 """
 
 import torch

@@ -8,7 +8,8 @@ backward: reduce-scatter with a sum), takes the b x B similarities of its rows a
 
 DDP and ZeRO average the parameters' gradients over ranks, which gives exactly the gradient of mean_r L_r,
 the loss of the whole batch, the scale's included: no factor W anywhere. A rank's own L_r is not the loss of
-the whole batch: average it over ranks before printing.
+the whole batch: average it over ranks before printing. Exact given the features: a ResNet's depend on which
+pictures share a rank (`models/resnet.py`).
 
 With `chunk_size` the similarities live in blocks of chunk_size x B. A block holds whole rows, so its
 softmax is known at once and its gradient is formed in the same visit: memory is linear in the batch,
