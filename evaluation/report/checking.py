@@ -13,7 +13,9 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
+from scipy.optimize import brentq
 from scipy.stats import binom, binomtest
 
 from evaluation.overlap.tables import METHODS, PAIR_SCHEMA, SPLIT_SCHEMA
@@ -204,13 +206,20 @@ def _check_effect(place: str, name: str, report: Report, effect: Effect, scored:
     )
     p_value = binomtest(k, n, k_clean / n_clean, alternative="greater").pvalue if n and n_clean else None
     yield from _differ(place, f"{name}.p_value", effect.p_value, p_value)
-    if effect.detectable_gain is not None and n_clean:
-        # The gain is right when the test, at that true accuracy, rejects with the stated power.
-        null = k_clean / n_clean
-        need = next(count for count in range(n + 1) if binom.sf(count - 1, n, null) <= alpha)
-        truth = min(1.0, null + effect.detectable_gain)
-        if effect.detectable_gain > 0 and abs(binom.sf(need - 1, n, truth) - 0.8) > 1e-6:
-            yield f"{place}: {name}.detectable_gain: {effect.detectable_gain!r} would not be found four times in five"
+    gain = detectable_gain(n, k_clean / n_clean, alpha) if n and n_clean else None
+    yield from _differ(place, f"{name}.detectable_gain", effect.detectable_gain, gain)
+
+
+def detectable_gain(n: int, null: float, alpha: float) -> float | None:
+    """The gain at which the test rejects four times in five, by root finding on the binomial tail; None where it never rejects."""
+    rejecting = np.flatnonzero(
+        binom.sf(np.arange(n), n, null) <= alpha
+    )  # place k: the test rejects from k + 1 right answers on
+    if not len(rejecting):
+        return None
+    last = int(rejecting[0])
+    truth = brentq(lambda accuracy: float(binom.sf(last, n, accuracy)) - 0.8, 0.0, 1.0, xtol=1e-13)
+    return max(0.0, float(truth) - null)
 
 
 def _verdict(one: SetReport, overlap: int) -> str:

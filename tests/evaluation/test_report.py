@@ -238,6 +238,8 @@ def reseal(folder: Path, name: str, data: bytes) -> None:
         (("sets", 0, "effect", "p_value"), 0.4),
         (("sets", 0, "effect", "overlap", "high"), 0.9),
         (("sets", 0, "effect", "detectable_gain"), 0.01),
+        (("sets", 0, "effect", "detectable_gain"), 0.0),
+        (("sets", 0, "effect", "detectable_gain"), None),
         (("sets", 0, "effect", "all_minus_clean"), 0.0),
         (("sets", 0, "found", "share", "hits"), 14),
         (("sets", 0, "found", "by_method", "pdq"), 8),

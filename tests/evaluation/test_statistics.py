@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from evaluation.overlap.statistics import analyse, binomial_p_greater, clopper_pearson, detectable_gain, verdict
+from evaluation.report import checking
 
 VECTORS = [
     (119, 224, 0.483, 0.0840955401591, 0.435602774099, 0.625306959321),
@@ -61,6 +62,15 @@ def test_the_detectable_gain_is_found_four_times_in_five(n: int) -> None:
     assert gain is not None
     first = next(k for k in range(n + 1) if binom.sf(k - 1, n, 0.6) <= 0.05 / 35)
     assert binom.sf(first - 1, n, 0.6 + gain) == pytest.approx(0.8, abs=1e-9)
+
+
+def test_the_check_of_the_gain_is_of_another_hand_and_agrees() -> None:
+    draws = np.random.default_rng(9)
+    nulls = [0.0, 1.0, 0.999, *draws.uniform(0, 1, 40)]
+    cases = [(int(draws.integers(1, 400)), float(null), float(10 ** draws.uniform(-5, -1))) for null in nulls]
+    for n, null, alpha in [(1, 0.5, 0.001), *cases]:
+        assert checking.detectable_gain(n, null, alpha) == pytest.approx(detectable_gain(n, null, alpha), abs=1e-10)
+    assert checking.detectable_gain(1, 0.5, 0.001) is None
 
 
 def test_empty_sides_are_not_tested() -> None:
