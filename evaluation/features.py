@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.datasets import LabelledSet
+from pipeline.contracts.errors import RunError
 
 
 class Encoder(Protocol):
@@ -28,7 +29,17 @@ class Encoder(Protocol):
 
 
 def normalise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to length 1; a row of zeros stays zero."""
-    lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    """Rows scaled to length 1; a row of zeros stays zero.
+
+    Raises RunError for a row that is not finite: every comparison with NaN is false, so a broken model would get a score.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # said below, in words
+        lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    broken = int((~np.isfinite(lengths)).sum())
+    if broken:
+        raise RunError(
+            f"embeddings: {broken:,} of {lengths.size:,} are not finite (NaN or infinite); the weights are broken or overflow, "
+            "export the model of an earlier checkpoint"
+        )
     scaled: NDArray[np.float32] = (embeddings / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return scaled

@@ -5,6 +5,7 @@ import pytest
 
 from evaluation import retrieval
 from evaluation.features import normalise
+from pipeline.contracts.errors import RunError
 
 
 def test_against_a_slow_twin() -> None:
@@ -30,6 +31,15 @@ def test_a_model_that_cannot_tell_finds_nothing() -> None:
     same = np.full((20, 4), 0.5, np.float32)
     found = retrieval.retrieve(same, same, [str(n) for n in range(20)])
     assert [one.found for one in (*found.image_to_text, *found.text_to_image)] == [0] * 6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_broken_embeddings_are_refused(value: float) -> None:
+    """NaN would be ranked first everywhere; 1e30 has no finite length in float32."""
+    embeddings = np.ones((5, 4), np.float32)
+    embeddings[3] = value
+    with pytest.raises(RunError, match="1 of 5 are not finite"):
+        normalise(embeddings)
 
 
 def test_chance_is_what_random_orders_reach() -> None:
