@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -115,12 +116,13 @@ def _open_parquet(config: LabelledSetConfig) -> LabelledSet:
         if column is not None and column not in present:
             raise InputError(f"{_place(config)} has no column {column!r}; its columns are {', '.join(present)}")
     small = sorted({column for column in wanted if column is not None} - {config.image})
-    table = source.read(columns=small).append_column("", pa.array(np.arange(source.metadata.num_rows)))
+    with _damage(_place(config)):
+        table = source.read(columns=small).append_column("", pa.array(np.arange(source.metadata.num_rows)))
     for column, value in config.where.items():
-        allowed = pa.array(value if isinstance(value, list) else [value])
         try:
+            allowed = pa.array(value if isinstance(value, list) else [value])
             table = table.filter(pc.is_in(table[column], value_set=allowed.cast(table[column].type)))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
             raise InputError(
                 f"{_place(config)}: where.{column}: {value!r} is not of the column's type {table[column].type}"
             ) from None
@@ -136,10 +138,21 @@ def _open_parquet(config: LabelledSetConfig) -> LabelledSet:
 
 
 def _parquet(path: str, place: str) -> pq.ParquetFile:
+    source = storage.open_input(path)
     try:
-        return pq.ParquetFile(storage.open_input(path))
-    except pa.ArrowInvalid:
+        return pq.ParquetFile(source)
+    except (pa.ArrowException, OSError):
         raise InputError(f"{place} is no readable Parquet file; name a Parquet file or a folder of pictures") from None
+
+
+@contextmanager
+def _damage(place: str) -> Iterator[None]:
+    """What Arrow says about a damaged page, as one sentence."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{place} is damaged or cannot be read ({said}); restore the file") from None
 
 
 def _texts(table: pa.Table, column: str | None) -> list[str | None] | None:
@@ -158,7 +171,12 @@ def _picture_bytes(path: str, column: str, places: NDArray[np.int64]) -> Iterato
         if len(inside):
             # The row group in slices: a group may hold gigabytes of pictures.
             start = 0
-            for batch in source.iter_batches(batch_size=_BATCH, row_groups=[group], columns=[column]):
+            batches = source.iter_batches(batch_size=_BATCH, row_groups=[group], columns=[column])
+            while True:
+                with _damage(path):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
                 taken = inside[(inside >= start) & (inside < start + batch.num_rows)] - start
                 for data in batch.column(0).take(pa.array(taken)).to_pylist():
                     yield _as_bytes(path, column, data)

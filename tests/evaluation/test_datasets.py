@@ -96,6 +96,7 @@ def test_class_files(tmp_path: Path) -> None:
         ({}, {"label": "label"}, "no column 'label'"),
         ({"label": [None] * 6}, {"label": "label"}, "'label' is empty"),
         ({"style": list("xyxyxy")}, {"where": {"style": "z"}}, "has no picture where"),
+        ({"style": list("xyxyxy")}, {"where": {"style": ["x", 2]}}, "where.style: .* is not of the column's type"),
         ({"image": [b""] * 6}, {}, "without picture bytes"),
         ({"id": list("abcdea")}, {"id": "id"}, "id 'a' is used twice"),
     ],
@@ -123,3 +124,17 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("not parquet at all", "utf-8")
     with pytest.raises(InputError, match="no readable Parquet"):
         opened(tmp_path / "text.parquet")
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_damaged_page_is_one_sentence(tmp_path: Path, column: str) -> None:
+    path = write(tmp_path / "bad.parquet", label=list("aabbab"))
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    [chunk] = [group.column(n) for n in range(group.num_columns) if group.column(n).path_in_schema == column]
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is damaged or cannot be read") as caught:
+        opened(path, label="label")
+    assert "bad.parquet" in str(caught.value)
+    assert "\n" not in str(caught.value)
