@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 
 from pipeline.contracts import manifest
 from pipeline.contracts.cli import run_cli
+from tests.conftest import ROOT, s3_environment
 from tests.pipeline.contracts.test_manifest import rows
 
 PIPELINE = """
@@ -72,6 +74,7 @@ class Case(NamedTuple):
     says: str
     code: int = 2
     spoil: Callable[[], object] = lambda: None
+    process: bool = False  # in a process of its own: what it starts must not stay in this one
 
 
 def write(name: str, content: str | bytes) -> Callable[[], object]:
@@ -101,12 +104,31 @@ def flip_a_shard() -> None:
     path.write_bytes(bytes(data))
 
 
+def numbered_labels() -> None:
+    table("birds.parquet", image=[b"x", b"y"], label=[0, 7])()
+    with_classes("wren", "tit")
+
+
+def fewer_classes() -> None:
+    with_classes("wren")
+
+
+def with_classes(*names: str) -> None:
+    line = f'path = "birds.parquet"\nlabel = "label"\nclasses = {list(names)}'
+    write("overlap.toml", OVERLAP.replace('path = "birds.parquet"', line))()
+
+
 def remove(name: str) -> Callable[[], object]:
     return lambda: Path(name).unlink()
 
 
 def file_in_the_way() -> None:
     Path("out").write_text("not a folder")
+
+
+def nobody_listens() -> None:
+    for key, value in s3_environment("http://127.0.0.1:1").items():
+        os.environ[key] = value
 
 
 RUN = "pipeline run --config pipeline.toml"
@@ -146,12 +168,21 @@ CASES = {
     "unknown kind of file": Case(f"{RUN} sources.paths=['pipeline.toml']", "pipeline.toml' ends in none of .parquet"),
     "unknown kind of place": Case(f"{RUN} sources.paths=['ftp://host/a.csv']", "ftp://host/a.csv"),
     "empty source": Case(RUN, "list.parquet: the file is empty", spoil=write("list.parquet", b"")),
-    "corrupt parquet": Case(RUN, "list.parquet: ", spoil=write("list.parquet", b"PAR1 and then nothing PAR1")),
-    "no caption column": Case(RUN, "list.parquet", spoil=table("list.parquet", url=["http://a/1"])),
+    "corrupt parquet": Case(
+        RUN, "list.parquet: not a parquet file", spoil=write("list.parquet", b"PAR1 and then nothing PAR1")
+    ),
+    "no caption column": Case(RUN, "list.parquet: no column", spoil=table("list.parquet", url=["http://a/1"])),
     "missing query list": Case(f"{RUN} filter.queries=none.txt", "none.txt: no such file"),
-    "empty query list": Case(RUN, "queries.txt: ", spoil=write("queries.txt", "\n \n")),
+    "empty query list": Case(
+        RUN, "queries.txt: no query in the list; give one query a line", spoil=write("queries.txt", "\n \n")
+    ),
     # places
-    "output is a file": Case(RUN, "out", spoil=file_in_the_way),
+    "output is a file": Case(RUN, "out: is a file, not a folder; choose another output", spoil=file_in_the_way),
+    "unwritable output": Case(f"{RUN} run.out=/proc/nowhere/out", "/proc/nowhere/out: "),
+    "wrong S3 endpoint": Case(f"{RUN} run.out=s3://bucket/x", "check AWS_ENDPOINT_URL", spoil=nobody_listens),
+    "wrong S3 endpoint for a source": Case(
+        f"{RUN} sources.paths=['s3://bucket/x.parquet']", "check AWS_ENDPOINT_URL", spoil=nobody_listens
+    ),
     "no bucket": Case(f"{RUN} run.out=s3:///x", "no bucket; write s3://BUCKET/KEY"),
     "status of nothing": Case(
         "pipeline status nowhere", "nowhere: no run.json here; give the run.out of a pipeline run"
@@ -178,9 +209,15 @@ CASES = {
     ),
     "corpus that is not there": Case(f"{TRAIN} data.manifest=nowhere", "nowhere/manifest.json: no such file"),
     "missing vocabulary": Case(
-        TRAIN, "none.json", spoil=write("trainer.toml", TRAINER.replace("train_size = 600", 'vocab = "none.json"'))
+        TRAIN,
+        "none.json",
+        spoil=write("trainer.toml", TRAINER.replace("train_size = 600", 'vocab = "none.json"')),
+        process=True,
     ),
     "no weights to export": Case("trainer.export nowhere --out x.safetensors", "nowhere"),
+    "vocabulary of the wrong size": Case(
+        f"{TRAIN} model.vocab_size=700", "has 700 ids, the vocabulary has", process=True
+    ),
     # evaluation
     "unknown evaluation key": Case(
         f"{AUDIT} match.pdq_distanc=3", "override 'match.pdq_distanc': unknown key; did you mean 'pdq_distance'?"
@@ -191,7 +228,8 @@ CASES = {
     ),
     "set that is not there": Case(AUDIT, "birds.parquet", spoil=remove("birds.parquet")),
     "set without pictures": Case(AUDIT, "birds.parquet", spoil=table("birds.parquet", image=[], label=[])),
-    "label out of range": Case(f"{SCORE} sets.0.classes=['a']", "classes"),
+    "label out of range": Case(AUDIT, "birds.parquet", spoil=numbered_labels),
+    "class list of another length": Case(AUDIT, "birds.parquet", spoil=fewer_classes),
     "model that is not there": Case(SCORE, "model.json: no such file; check the path"),
     "report of nothing": Case("evaluation report nowhere", "nowhere"),
     "verify of nothing": Case("evaluation verify nowhere", "nowhere"),
@@ -201,7 +239,9 @@ CASES = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    for key in ("WORLD_SIZE", *s3_environment("")):  # what a case sets is taken back
+        monkeypatch.setenv(key, "1")
+        monkeypatch.delenv(key)
     for name, text in (("pipeline", PIPELINE), ("trainer", TRAINER), ("overlap", OVERLAP), ("zeroshot", ZEROSHOT)):
         write(f"{name}.toml", text)()
     table("list.parquet", url=["http://a/1"], caption=["a dog"])()
@@ -230,12 +270,25 @@ def test_one_sentence_an_exit_code_and_nothing_lost(
     case.spoil()
     before = content(folder)
     module, *arguments = case.line.split(" ")
-    main = importlib.import_module(module if module == "trainer.export" else f"{module}.__main__").main
-    with pytest.raises(SystemExit) as left:
-        run_cli(main, arguments)
-    said = capsys.readouterr().err
+    if case.process:
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        code, said = done.returncode, done.stderr
+    else:
+        main = importlib.import_module(module if module == "trainer.export" else f"{module}.__main__").main
+        with pytest.raises(SystemExit) as left:
+            run_cli(main, arguments)
+        assert isinstance(left.value.code, int)
+        code, said = left.value.code, capsys.readouterr().err
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert left.value.code == case.code, said
+    assert code == case.code, said
     assert len(errors) == 1, said
     assert case.says in errors[0]
     assert "Traceback" not in said

@@ -76,13 +76,17 @@ def _fresh_folder() -> None:
 
 
 def _distinct(pictures: list[Emoji], port: int, doing: Steps, checks: Checks) -> list[Emoji]:
-    """What is left of all three styles when near-identical pictures are removed, by the pipeline itself."""
+    """What is left of all three styles when pictures that are near-identical across styles are removed, by the pipeline itself.
+
+    By pair, not by picture: the skin tones of one style differ in little else than colour, which PDQ does not see, and are different
+    emoji; the same emoji in two styles has the same name.
+    """
     doing.say(
-        f"Remove near-identical pictures within and across the styles from {len(pictures):,} emoji (dedup.by = image)"
+        f"Remove what is near-identical across the styles from {len(pictures):,} emoji (same name, nearly same picture)"
     )
     _write_table(OUT / "all.csv", [(emoji.url(one, port), one.name) for one in pictures])
     _write_queries(OUT / "queries.txt", pictures)
-    _pipeline(doing, "all", OUT / "all.csv", by="image")
+    _pipeline(doing, "all", OUT / "all.csv", {"by": "pair", "threshold": 0.95})
     found = manifest.load(str(OUT / "all" / "shards"))
     urls: set[str] = set()
     for shard in found.shards:
@@ -101,7 +105,7 @@ def _corpus(kept: list[Emoji], port: int, doing: Steps, checks: Checks) -> None:
     )
     rows = [(emoji.url(one, port), text) for one in kept if one.style != HELD_OUT for text in one.captions]
     _write_table(OUT / "train.csv", rows)
-    _pipeline(doing, "corpus", OUT / "train.csv", by="pair")
+    _pipeline(doing, "corpus", OUT / "train.csv", {"by": "pair"})
     found = manifest.load(str(OUT / "corpus" / "shards"))
     print(f"      {found.rows:,} pairs")
     total = Counter[str]()
@@ -125,7 +129,7 @@ def _write_queries(path: Path, pictures: list[Emoji]) -> None:
     path.write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
-def _pipeline(doing: Steps, name: str, table: Path, by: str) -> None:
+def _pipeline(doing: Steps, name: str, table: Path, dedup: dict[str, object]) -> None:
     path = steps.write_toml(
         OUT / f"{name}.toml",
         "python -m pipeline run --config <this file>",
@@ -134,7 +138,7 @@ def _pipeline(doing: Steps, name: str, table: Path, by: str) -> None:
             "sources": {"paths": [str(table)]},
             "filter": {"queries": str(OUT / "queries.txt")},
             "crawl": {"units": 6, "threads": 16, "per_host": 16, "image_size": 128, "allow_addresses": ["127.0.0.0/8"]},
-            "dedup": {"by": by},
+            "dedup": dedup,
             "shard": {"rows": 1000},
         },
     )
@@ -208,9 +212,13 @@ def _score(kept: list[Emoji], doing: Steps, checks: Checks) -> None:
     for direction in ("image_to_text", "text_to_image"):
         said = ", ".join(f"R@{one['k']} {one['value']:.1%} (chance {one['chance']:.2%})" for one in found[direction])
         print(f"      {direction.replace('_', ' ')}: {said}")
-    recall = next(one["value"] for one in found["image_to_text"] if one["k"] == 5)
+    # Both ways: the name of a picture among all names, and the picture of a name among all pictures.
+    recalls = [
+        one["value"] for direction in ("image_to_text", "text_to_image") for one in found[direction] if one["k"] == 5
+    ]
     checks.that(
-        recall >= LEAST_RECALL_AT_5, f"exact name within the first five: {recall:.1%}, at least {LEAST_RECALL_AT_5:.0%}"
+        min(recalls) >= LEAST_RECALL_AT_5,
+        f"exact name within the first five, the worse of both ways: {min(recalls):.1%}, at least {LEAST_RECALL_AT_5:.0%}",
     )
 
 

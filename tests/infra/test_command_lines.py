@@ -1,7 +1,8 @@
 """Every command line that infra/ and the READMEs contain is run with `--check`, against a real S3 endpoint that holds what it names.
 
-A command line is found by what it starts: `python -m pipeline|trainer|evaluation` or `deepspeed … --module trainer`. Launchers around it
-(ray job submit, deepspeed and its flags) are tested by tests/e2e; here the part that is ours must be valid.
+A command line is found by what it starts: `python -m pipeline|trainer|evaluation` or `deepspeed … --module trainer`; here the part that is
+ours must be valid. `ray job submit` and `deepspeed --num_gpus` are run for real elsewhere (tests/e2e, tests/trainer); flags for several
+nodes (`--no_ssh`, `--node_rank`, `--hostfile`) are not run anywhere.
 """
 
 import json
@@ -23,11 +24,10 @@ from tests.conftest import ROOT
 from tests.pipeline.contracts.test_manifest import rows
 
 COMPUTING = re.compile(r"(?:python|deepspeed)\b[^\n]*?(?:-m|--module)\s+(pipeline|trainer|evaluation)\s+([^\n#]*)")
-READING = ("status", "verify", "report")
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """(file, its commands as text): YAML values, Dockerfile lines, code blocks of pages; continued lines joined."""
+    """(file, its commands as text): YAML values, Dockerfile lines, code of pages in blocks and in lines; continued lines joined."""
     for path in sorted((ROOT / "infra").rglob("*.yaml")):
         for document in yaml.safe_load_all(path.read_text()):
             for value in strings(document):
@@ -41,9 +41,16 @@ def texts() -> Iterator[tuple[str, str]]:
         *(ROOT / name / "README.md" for name in ("pipeline", "trainer", "evaluation", "infra")),
     ]
     for path in filter(Path.exists, pages):
-        for block in re.findall(r"```(?:bash)?\n(.*?)```", path.read_text(), re.DOTALL):
+        text = path.read_text()
+        for block in [
+            *re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL),
+            *re.findall(r"(?<!`)`([^`]+)`(?!`)", text),
+        ]:
             for line in block.replace("\\\n", " ").splitlines():
                 yield str(path.relative_to(ROOT)), line
+    for path in sorted((ROOT / "infra" / "deepspeed").iterdir()):
+        for line in path.read_text().splitlines():
+            yield str(path.relative_to(ROOT)), line.lstrip("# ")
 
 
 def strings(value: object) -> Iterator[str]:
