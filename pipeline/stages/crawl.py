@@ -21,6 +21,8 @@ from pipeline.stages.common import (
     with_partition,
 )
 
+_DOMAIN_SCHEMA = pa.schema([("domain", pa.string()), ("rows", pa.int64())])
+
 
 def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
     """Units are hashes of the registered domain; a domain with more than a unit's share of rows lies in several of them."""
@@ -61,7 +63,7 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
 
 def _domains(table: pa.Table, unit: Unit) -> Result:
     counts = hosts.domain_counts(table["url"])
-    return Result(pa.table({"domain": list(counts), "rows": pa.array(counts.values(), pa.int64())}))
+    return Result(pa.table([list(counts), list(counts.values())], schema=_DOMAIN_SCHEMA))
 
 
 def _plan_hosts(units: int, host_split: int, table: pa.Table, unit: Unit) -> Result:
