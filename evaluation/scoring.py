@@ -17,6 +17,7 @@ from evaluation.config import ZeroshotConfig
 from evaluation.datasets import LabelledSet, open_set
 from evaluation.features import Encoder, normalise
 from evaluation.model import ModelEncoder
+from evaluation.overlap.tables import PREDICTIONS_VERSION
 from evaluation.prompts import load_templates
 from evaluation.report.files import canonical, table_bytes
 from pipeline.contracts import storage
@@ -42,7 +43,7 @@ def run_zeroshot(config: ZeroshotConfig) -> str:
     said, entries = [], {}
     for labelled in sets:
         scores, table = zeroshot.evaluate(encoder, labelled, templates, confidence=config.confidence)
-        write_predictions(config.out, labelled.name, table, model)
+        write_predictions(config.out, labelled, table, model)
         entries[labelled.name] = _entry(labelled, _plain(scores))
         said.append(describe_scores(labelled.name, scores))
     prompts: dict[str, Json] = {"templates": list(templates), "sha256": digest_json(list(templates))}
@@ -101,10 +102,15 @@ def plan(config: ZeroshotConfig) -> str:
     return f"model {config.model!r} on {names}; {len(templates)} prompts a class; figures in {config.out!r}"
 
 
-def write_predictions(out: str, name: str, table: pa.Table, model: ModelIdentity) -> str:
-    """predictions/NAME.parquet, with the model's identity in its metadata; returns its URI."""
-    metadata = {"model_sha256": model.sha256, "content_root": model.content_root or ""}
-    place = storage.join(out, "predictions", f"{name}.parquet")
+def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: ModelIdentity) -> str:
+    """predictions/NAME.parquet, with the identities of the model and of the set in its metadata; returns its URI."""
+    metadata = {
+        "format_version": str(PREDICTIONS_VERSION),
+        "set_content_hash": labelled.content_hash,
+        "model_sha256": model.sha256,
+        "content_root": model.content_root or "",
+    }
+    place = storage.join(out, "predictions", f"{labelled.name}.parquet")
     storage.write_atomic(place, table_bytes(table.replace_schema_metadata(metadata)))
     return place
 

@@ -120,7 +120,7 @@ def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> P
     uri = config.sets[number].predictions
     if uri is None:
         return None
-    return read_predictions(uri, labelled.name, labelled.ids, labelled.sha256, storage.sha256_file(uri))
+    return read_predictions(uri, labelled, storage.sha256_file(uri))
 
 
 def _inputs(

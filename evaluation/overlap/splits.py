@@ -7,7 +7,7 @@ given, whether the model was right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from evaluation.datasets import UNLABELLED
+from evaluation.datasets import UNLABELLED, LabelledSet
 from evaluation.overlap.join import EvalCodes
-from evaluation.overlap.tables import METHODS, SPLIT_SCHEMA
+from evaluation.overlap.tables import METHODS, PREDICTIONS_VERSION, SPLIT_SCHEMA
 from pipeline.contracts import parquet
 from pipeline.contracts.errors import InputError
 
@@ -71,33 +71,70 @@ def _smallest(own: pa.Table, values: pa.ChunkedArray, rows: int) -> list[int | N
     return best
 
 
-def read_predictions(
-    uri: str, set_name: str, ids: Sequence[str], sha256: Sequence[bytes], file_hash: str
-) -> Predictions:
-    """Match a `predictions.parquet` of `evaluation zeroshot` with a set by id and picture.
+def read_predictions(uri: str, labelled: LabelledSet, file_hash: str) -> Predictions:
+    """Match a `predictions.parquet` of `evaluation zeroshot` with a set: by id, picture and label, and by the set's content hash.
 
-    Raises InputError when a column is missing, an id is unknown or comes twice, or an id's picture is another one: predictions of
-    another version of the set would silently change every split.
+    Raises InputError when a column is missing or of another type, an id is unknown, comes twice or has no outcome, when a picture or a
+    label is another one, a labelled example has no score, or the file was scored on a set of another content hash (class list,
+    captions, subgroups, separators): predictions of another version of the set would silently change every split.
     """
-    place = f"predictions of set {set_name!r} ({uri})"
+    place = f"predictions of set {labelled.name!r} ({uri})"
     table = parquet.read(uri)
-    for column in ("eval_id", "sha256", "correct"):
+    for column in ("eval_id", "sha256", "label", "correct"):
         if column not in table.column_names:
             raise InputError(f"{place}: no column {column!r}; give the file that `evaluation zeroshot` wrote")
-    row_of = {row_id: row for row, row_id in enumerate(ids)}
-    correct: list[bool | None] = [None] * len(ids)
-    columns = (table[name].to_pylist() for name in ("eval_id", "sha256", "correct"))
-    for row_id, digest, outcome in zip(*columns, strict=True):
+    if not pa.types.is_boolean(table["correct"].type):
+        raise InputError(
+            f"{place}: column 'correct' is {table['correct'].type}, not bool; give the file that `evaluation zeroshot` wrote"
+        )
+    if not table.num_rows:
+        raise InputError(f"{place}: no rows; score the set first or leave `predictions` out")
+    correct = _outcomes(place, table, labelled)
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    _check_identity(place, metadata, labelled)
+    unscored = [row for row, label in enumerate(labelled.labels) if label != UNLABELLED and correct[row] is None]
+    if unscored:
+        raise InputError(
+            f"{place}: {len(unscored):,} of {len(labelled):,} examples have a label and no score, the first is "
+            f"{labelled.ids[unscored[0]]!r}; score the set again"
+        )
+    return Predictions(correct, file_hash, metadata.get("model_sha256") or None, metadata.get("content_root") or None)
+
+
+def _outcomes(place: str, table: pa.Table, labelled: LabelledSet) -> list[bool | None]:
+    """`correct` per example of the set, None where the file has no row."""
+    row_of = {row_id: row for row, row_id in enumerate(labelled.ids)}
+    correct: list[bool | None] = [None] * len(labelled)
+    columns = (table[name].to_pylist() for name in ("eval_id", "sha256", "label", "correct"))
+    for row_id, digest, label, outcome in zip(*columns, strict=True):
         row = row_of.get(row_id)
         if row is None:
             raise InputError(f"{place}: example {row_id!r} is not in the set; score this version of the set again")
-        if digest != sha256[row]:
+        if digest != labelled.sha256[row]:
             raise InputError(f"{place}: example {row_id!r} is another picture than in the set; score the set again")
+        if outcome is None:
+            raise InputError(f"{place}: example {row_id!r} has no outcome; score the set again")
         if correct[row] is not None:
             raise InputError(f"{place}: example {row_id!r} comes twice; score the set again")
+        if label != labelled.labels[row]:
+            raise InputError(
+                f"{place}: example {row_id!r} was scored against label {label!r}, in the set it has "
+                f"{int(labelled.labels[row])}; score the set again"
+            )
         correct[row] = outcome
-    if not table.num_rows:
-        raise InputError(f"{place}: no rows; score the set first or leave `predictions` out")
-    metadata = table.schema.metadata or {}
-    model, root = (metadata.get(key, b"").decode() or None for key in (b"model_sha256", b"content_root"))
-    return Predictions(correct, file_hash, model, root)
+    return correct
+
+
+def _check_identity(place: str, metadata: Mapping[str, str], labelled: LabelledSet) -> None:
+    version, root = metadata.get("format_version"), metadata.get("set_content_hash")
+    if version is None or root is None:
+        raise InputError(f"{place}: does not say which set was scored; give the file that `evaluation zeroshot` wrote")
+    if version != str(PREDICTIONS_VERSION):
+        raise InputError(
+            f"{place}: format version {version}, this program reads {PREDICTIONS_VERSION}; score the set again"
+        )
+    if root != labelled.content_hash:
+        raise InputError(
+            f"{place}: scored on a set of content hash {root[:12]}, here it is {labelled.content_hash[:12]}; give the set the same "
+            "table (classes, caption, subgroup, separators) as in the zero-shot configuration, or score it again"
+        )

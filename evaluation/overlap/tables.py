@@ -8,6 +8,9 @@ INDEX_COLUMNS = ["uid", "url", "caption", "source_sha256", "image_sha256", "phas
 
 METHODS = ("source_sha256", "image_sha256", "pdq", "phash")  # strongest first
 
+PREDICTIONS_VERSION = 1
+"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read."""
+
 CODE_SCHEMA = pa.schema(
     [
         pa.field("eval_row", pa.int64(), nullable=False),

@@ -63,6 +63,9 @@ def sentence(one: SetReport) -> str:
         return f"{said}; no predictions were given, so what that does to the score is not known."
     if effect.all_minus_clean is None or effect.p_value is None:
         return f"{said}; one side of the split has no scored example, so the effect cannot be tested."
+    unscored = one.examples - effect.all.n
+    if unscored:
+        said += f" ({unscored:,} not scored)"
     points = f"{100 * effect.all_minus_clean:+.2f}".replace("-", "−")
     moved = f"they move the accuracy by {points} points (p = {effect.p_value:.3g})"
     if one.verdict == "not testable":

@@ -62,7 +62,7 @@ def test_bad_input(small: planted.Planted, tmp_path: Path, name: str) -> None:
         (corpus / part.name).write_bytes(part.read_bytes())
     place = corpus / "manifest.json"
     place.write_text(json.dumps({**json.loads(place.read_bytes()), **(wrong.manifest or {})}), "utf-8")
-    other = pa.table({"eval_id": ["x"], "sha256": [bytes(32)], "correct": [True]})
+    other = pa.table({"eval_id": ["x"], "sha256": [bytes(32)], "label": [0], "correct": [True]})
     pq.write_table(other, tmp_path / "p.parquet")
     one = {"name": "scenes", "path": str(small.evaluation), "id": "id", "label": "label", **(wrong.one or {})}
     if "predictions" in one:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.datasets import open_set
+from evaluation.overlap.tables import PREDICTIONS_VERSION
 from evaluation.report import verify
 from evaluation.report.files import read_report
 from evaluation.zeroshot import PREDICTION_SCHEMA
@@ -69,15 +70,17 @@ def write_predictions(path: Path, made: planted.Planted) -> dict[str, bool]:
             "row": row,
             "eval_id": name,
             "sha256": labelled.sha256[row],
-            "label": 1,
-            "prediction": 1,
+            "label": int(labelled.labels[row]),
+            "prediction": int(labelled.labels[row]) + (not right[name]),
             "top5": [1],
             "score": 0.5,
             "correct": right[name],
         }
         for row, name in enumerate(labelled.ids)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, PREDICTION_SCHEMA), path)
+    table = pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
+    identity = {"format_version": str(PREDICTIONS_VERSION), "set_content_hash": labelled.content_hash}
+    pq.write_table(table.replace_schema_metadata(identity), path)
     return right
 
 

@@ -1,5 +1,6 @@
 """`zeroshot` and `retrieval` on an exported model: figures against plain torch, files, identity, and the way into the overlap job."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import torch
 
 from evaluation.__main__ import main
 from evaluation.config import ZeroshotConfig
-from evaluation.datasets import open_set
+from evaluation.datasets import LabelledSet, open_set
 from evaluation.overlap.splits import read_predictions
 from pipeline.content.image import decode
 from pipeline.contracts import storage
-from pipeline.contracts.config import to_toml
+from pipeline.contracts.config import load_config, to_toml
 from pipeline.contracts.errors import InputError
 from tests.evaluation.planted import flat, picture
 from trainer import export, models
@@ -116,23 +117,38 @@ def test_zeroshot(config: Path, model: Path, tmp_path: Path, capsys: pytest.Capt
 def test_predictions_enter_the_overlap_job(config: Path, model: Path, tmp_path: Path) -> None:
     assert main(["zeroshot", "--config", str(config)]) is None
     place = str(tmp_path / "out" / "predictions" / "shapes.parquet")
-    settings = ZeroshotConfig.model_validate(
-        {
-            "model": "m",
-            "out": "o",
-            "sets": [{"name": "shapes", "path": str(tmp_path / "set.parquet"), "label": "label"}],
-        }
-    )
-    labelled = open_set(settings.sets[0])
-    found = read_predictions(place, "shapes", labelled.ids, labelled.sha256, "hash")
+    one = load_config(ZeroshotConfig, str(config)).sets[0]
+    labelled = open_set(one)
+    found = read_predictions(place, labelled, "hash")
     assert (found.content_root, found.model) == (ROOT_HASH, export.load_model(str(model))[2].weights_sha256)
-    assert found.correct == pq.read_table(place)["correct"].to_pylist()
-    with pytest.raises(InputError, match="is another picture than in the set"):
-        read_predictions(place, "shapes", labelled.ids, [bytes(32)] * 12, "hash")
-    with pytest.raises(InputError, match="is not in the set"):
-        read_predictions(place, "shapes", [f"x{row}" for row in range(12)], labelled.sha256, "hash")
-    with pytest.raises(InputError, match="no column 'eval_id'"):
-        read_predictions(str(tmp_path / "set.parquet"), "shapes", labelled.ids, labelled.sha256, "hash")
+    table = pq.read_table(place)
+    assert found.correct == table["correct"].to_pylist()
+
+    def refused(said: str, changed: pa.Table = table, against: LabelledSet = labelled) -> None:
+        pq.write_table(changed, tmp_path / "changed.parquet")
+        with pytest.raises(InputError, match=said) as caught:
+            read_predictions(str(tmp_path / "changed.parquet"), against, "hash")
+        assert "\n" not in str(caught.value)
+
+    def column(name: str, values: pa.Array) -> pa.Table:
+        return table.set_column(table.column_names.index(name), name, values)
+
+    refused("is another picture than in the set", against=dataclasses.replace(labelled, sha256=[bytes(32)] * 12))
+    refused("is not in the set", against=dataclasses.replace(labelled, ids=[f"x{row}" for row in range(12)]))
+    refused("no column 'eval_id'", table.drop_columns(["eval_id"]))
+    refused(
+        "scored against label 0, in the set it has 2",
+        against=dataclasses.replace(labelled, labels=labelled.labels[::-1]),
+    )
+    refused("on a set of content hash", against=open_set(one.model_copy(update={"classes": ["red", "blue", "green"]})))
+    refused("2 of 12 examples have a label and no score, the first is '0'", table.slice(2))
+    refused("example '0' comes twice", pa.concat_tables([table, table]))
+    refused("example '0' has no outcome", column("correct", pa.array([None, *[True] * 11])))
+    refused("'correct' is int64, not bool", column("correct", pa.array([0, 1] * 6)))
+    refused("does not say which set was scored", table.replace_schema_metadata({}))
+    refused(
+        "format version 9", table.replace_schema_metadata({**(table.schema.metadata or {}), b"format_version": b"9"})
+    )
 
 
 def test_retrieval(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
