@@ -8,6 +8,7 @@ from pathlib import Path
 
 import boto3
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -124,6 +125,22 @@ def test_a_damaged_shard_is_named(
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=manifest.shards[0].path):
         next(RowReader(str(tmp_path), manifest, 1 << 20).read(np.array([3])))
+
+
+def test_a_damaged_index_is_named_when_captions_are_read(
+    tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]
+) -> None:
+    write_corpus(tmp_path, shapes(30))
+    manifest = manifests.load(str(tmp_path))
+    path = tmp_path / manifest.shards[0].index_path
+    footer = pq.read_metadata(path)
+    first = footer.row_group(0).column(footer.schema.to_arrow_schema().names.index("caption"))
+    start = first.dictionary_page_offset or first.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + first.total_compressed_size] = bytes(first.total_compressed_size)  # the footer stays whole
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f"{manifest.shards[0].index_path}: row group 0 is not readable"):
+        list(captions(str(tmp_path), manifest))
 
 
 # ---- pixels

@@ -57,7 +57,7 @@ class RowReader:
         shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
         number = group - int(self._first_group[shard])
         uri = manifests.shard_uri(self._path, self._manifest.shards[shard])
-        table = _read_group(self._file(shard, uri), uri, number)
+        table = _read_group(self._file(shard, uri), uri, number, ["caption", "image"])
         if table.num_rows != self.group_rows[group]:
             raise InputError(
                 f"{uri}: row group {number} has {table.num_rows} rows, the manifest says {self.group_rows[group]};"
@@ -81,18 +81,22 @@ class RowReader:
         return found
 
 
-def _read_group(source: Any, uri: str, number: int) -> pa.Table:
+def _read_group(source: Any, uri: str, number: int, columns: list[str]) -> pa.Table:
     try:
-        return source.read_row_group(number, columns=["caption", "image"], use_threads=False).combine_chunks()
+        return source.read_row_group(number, columns=columns, use_threads=False).combine_chunks()
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{uri}: row group {number} is not readable ({said}); restore or rebuild the shard") from None
 
 
 def captions(path: str, manifest: Manifest) -> Iterator[str]:
-    """Every caption of the corpus that is not null, from the shards' indexes, which hold no pictures."""
+    """Every caption of the corpus that is not null, from the shards' indexes, which hold no pictures.
+
+    Raises InputError for a damaged index.
+    """
     for shard in manifest.shards:
-        with parquet.open_file(manifests.index_uri(path, shard)) as source:
+        uri = manifests.index_uri(path, shard)
+        with parquet.open_file(uri) as source:
             for number in range(source.num_row_groups):
-                table = source.read_row_group(number, columns=["caption"], use_threads=False)
+                table = _read_group(source, uri, number, ["caption"])
                 yield from (caption for caption in table["caption"].to_pylist() if caption is not None)
