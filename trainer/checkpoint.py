@@ -36,6 +36,7 @@ from trainer.config import TrainConfig
 
 log = logging.getLogger("trainer")
 
+FORMAT_VERSION = 1
 RECORD = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 _TEMPORARY = ".writing-"
@@ -53,7 +54,7 @@ class FileRecord(StrictModel):
 class CheckpointRecord(StrictModel):
     """checkpoint.json: where the run stood, what it had read, and what the checkpoint's files must be."""
 
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
     step: int
     samples_seen: int
     world_size: int
@@ -83,20 +84,44 @@ def complete_tags(run_dir: str) -> list[str]:
 
 
 def read_record(run_dir: str, tag: str) -> CheckpointRecord:
-    """The record of a checkpoint. Raises InputError where it is missing or not ours."""
+    """The record of a checkpoint. Raises InputError where it is missing or not ours, OtherVersion where another version wrote it."""
     place = os.path.join(folder_of(run_dir), tag, RECORD)
+    text = storage.read_text(place)
+    check_version(place, text, FORMAT_VERSION)
     try:
-        return CheckpointRecord.model_validate_json(storage.read_text(place))
+        return CheckpointRecord.model_validate_json(text)
     except ValueError as error:
         raise InputError(
             f"{place}: not a checkpoint record ({str(error).splitlines()[0]}); remove the folder {tag!r}"
         ) from None
 
 
+class OtherVersion(InputError):
+    """A file of another format version. It may well be whole, so that nobody may pass it over as damaged."""
+
+
+def check_version(place: str, text: str, ours: int) -> None:
+    """Raise OtherVersion where the JSON object `text` states another format_version; what is no such object is left to its reader."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return
+    version = found.get("format_version", ours) if isinstance(found, dict) else ours
+    if version != ours:
+        raise OtherVersion(
+            f"{place}: format_version {version!r}, this version of the trainer reads {ours}; use the version that wrote it"
+        )
+
+
 def damage(run_dir: str, tag: str, share: tuple[int, int] = (0, 1)) -> str | None:
-    """What is wrong with a checkpoint, or None. With `share` (i, n) only every n-th file from the i-th on is read."""
+    """What is wrong with a checkpoint, or None. With `share` (i, n) only every n-th file from the i-th on is read.
+
+    Raises OtherVersion for one that another version of the trainer wrote.
+    """
     try:
         record = read_record(run_dir, tag)
+    except OtherVersion:
+        raise
     except InputError as error:
         return str(error)
     for name in sorted(record.files)[share[0] :: share[1]]:
@@ -199,7 +224,7 @@ def find(run_dir: str, identity: Identity) -> tuple[str, CheckpointRecord] | Non
     """The newest checkpoint whose every byte is right; None for a fresh run. Collective.
 
     Damaged ones are named in a warning and passed over. Raises InputError when a checkpoint is whole but belongs to another configuration,
-    corpus, vocabulary or number of processes, and RunError when there are checkpoints and none is whole.
+    corpus, vocabulary, number of processes or format version, and RunError when there are checkpoints and none is whole.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     tags = _gather(complete_tags(run_dir))[0]

@@ -30,6 +30,9 @@ from trainer.config import TrainConfig, settled
 
 log = logging.getLogger("trainer")
 
+FORMAT_VERSION = 1
+"""Of the card."""
+
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives hold among the weights."""
 
@@ -39,7 +42,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class Card(StrictModel):
     """What an exported model is. Paths are relative to the card; sizes in pixels, ids and dimensions."""
 
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
     preset: str
     image_size: int
     context_length: int
@@ -174,8 +177,10 @@ def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
     Raises InputError where a file is missing or is not the one that the card describes.
     """
     card_path = _card_path(path)
+    text = storage.read_text(card_path)
+    checkpoint.check_version(card_path, text, FORMAT_VERSION)
     try:
-        card = Card.model_validate_json(storage.read_bytes(card_path))
+        card = Card.model_validate_json(text)
     except pydantic.ValidationError:
         raise InputError(f"{card_path}: not the card of an exported model; export the run again") from None
     places = {}

@@ -125,6 +125,14 @@ def test_checkpoints_of_another_run_are_refused(
 
 
 @pytest.mark.usefixtures("one_process")
+def test_another_format_version_is_refused_and_not_taken_for_damage(run: Path, identity: checkpoint.Identity) -> None:
+    path = run / "checkpoints" / NEWEST / checkpoint.RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2, "added_later": True}))
+    with pytest.raises(InputError, match="format_version 2, this version of the trainer reads 1"):
+        checkpoint.find(str(run), identity)
+
+
+@pytest.mark.usefixtures("one_process")
 def test_another_number_of_processes_is_refused(run: Path, identity: checkpoint.Identity) -> None:
     path = run / "checkpoints" / NEWEST / checkpoint.RECORD
     path.write_text(json.dumps(json.loads(path.read_text()) | {"world_size": 2}))
