@@ -1,9 +1,10 @@
 """Batches of a run: which rows, read, decoded, cropped and tokenised by worker processes, in an order that none of them influences.
 
 The rows of step t are samples t*B ... t*B + B - 1 of the run (see `order`). The loss does not care how a batch is laid out (only the batch
-norm of ResNets sees which pictures share a process: `models/resnet.py`), so its rows are sorted by row number and cut into one contiguous slice for each process, and that into one for each worker: neighbours in a row group
-stay together, each row group is read by about one worker, and joining the slices of all processes gives the same batch for any number of
-them. A row that cannot be used (null, undecodable) is replaced by one chosen by hash of its number, noted and counted.
+norm of ResNets sees which pictures share a process: `models/resnet.py`), so its rows are sorted by row number and cut into one
+contiguous slice for each process, and that into one for each worker: neighbours in a row group stay together, each row group is read by
+about one worker, and joining the slices of all processes gives the same batch for any number of them. A row that cannot be used (null,
+undecodable) is replaced by one chosen by hash of its number, noted and counted.
 
 Workers start from a fork server and not by fork, because the training process has threads and perhaps a GPU. A worker that meets an error
 of the user's hands it over as a value, so that it arrives as the one sentence it is.
