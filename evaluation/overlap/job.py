@@ -34,6 +34,7 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
+WITHHELD = ("url", "caption")  # what hash-only never takes out of the corpus
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 
@@ -51,7 +52,9 @@ def run(config: OverlapConfig) -> Report:
     semantic = contracts_config.semantic(config)
     with Run(work_folder(config), engine, semantic, contracts_config.digest(config)) as driver:
         codes, codes_root = _hash_sets(driver, sets)
-        pairs, hashless = _join(driver, config.corpus.manifest, corpus, codes, codes_root, thresholds)
+        pairs, hashless = _join(
+            driver, config.corpus.manifest, corpus, codes, codes_root, thresholds, config.report.evidence
+        )
     pairs = _in_order(pairs, codes.names)
     results = [
         numbers.SetResult(
@@ -211,11 +214,15 @@ def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
 
 @dataclass(frozen=True)
 class _JoinWork:
-    """A shard's index → its matches. `corpus_path` is a place and stays out of every digest."""
+    """A shard's index → its matches. `corpus_path` is a place and stays out of every digest.
+
+    `withhold`: URLs and captions of the corpus are not even read, the pairs have null there.
+    """
 
     corpus_path: str
     codes: EvalCodes
     thresholds: list[Thresholds]
+    withhold: bool
 
     def read(self, unit: Unit) -> pa.Table:
         uri = storage.join(storage.parent(manifest.manifest_path(self.corpus_path)), str(unit.params["index"]))
@@ -224,7 +231,12 @@ class _JoinWork:
         absent = [column for column in INDEX_COLUMNS if column not in present]
         if absent:
             raise InputError(f"{uri}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
-        return parquet.read(uri, INDEX_COLUMNS)
+        if not self.withhold:
+            return parquet.read(uri, INDEX_COLUMNS)
+        index = parquet.read(uri, [column for column in INDEX_COLUMNS if column not in WITHHELD])
+        for column in WITHHELD:
+            index = index.append_column(column, pa.nulls(index.num_rows, pa.string()))
+        return index
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
         hashless = index["pdq256"].null_count
@@ -239,10 +251,11 @@ def _join(
     codes: EvalCodes,
     codes_root: str,
     thresholds: list[Thresholds],
+    shown: str,
 ) -> tuple[pa.Table, int]:
-    work = _JoinWork(corpus_path, codes, thresholds)
+    work = _JoinWork(corpus_path, codes, thresholds, withhold=shown == "hash-only")
     levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, thresholds, strict=True)]
-    digest = stage_digest("join", join.FORMAT_VERSION, levels, [codes_root])
+    digest = stage_digest("join", join.FORMAT_VERSION, {"sets": levels, "evidence": shown}, [codes_root])
     stage = Stage("join", digest, work.read, work.work, accounted=False)
     units = [
         Unit(
@@ -293,17 +306,12 @@ def _write(
         )
         for labelled in sets
     ]
-    published = pairs
-    if config.report.evidence == "hash-only":
-        for name in ("url", "caption"):
-            place = published.column_names.index(name)
-            published = published.set_column(place, published.schema.field(name), pa.nulls(pairs.num_rows, pa.string()))
     uids = sorted({uid.hex() for uid in pairs["uid"].to_pylist()})
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
         files.PAGE: page.render(report, shown, hashlib.sha256(figures).hexdigest()).encode(),
-        files.PAIRS: files.table_bytes(published),
+        files.PAIRS: files.table_bytes(pairs),
         files.SUMMARY: summary.as_csv(report),
         files.REMOVAL: "".join(f"{uid}\n" for uid in uids).encode(),
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
