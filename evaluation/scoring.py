@@ -142,6 +142,8 @@ def describe_retrieval(name: str, found: retrieval.Retrieval, pictures: int) -> 
 
 
 def _rate(rate: zeroshot.Rate) -> str:
+    if rate.low is None or rate.high is None:
+        return f"{rate.value:7.2%}  (no interval: classes too small or all alike)"
     return f"{rate.value:7.2%}  ({rate.low:.2%} to {rate.high:.2%})"
 
 

@@ -25,6 +25,7 @@ from pipeline.contracts.errors import InputError
 
 TOP = 5
 _RESAMPLES = 1000
+_FLAT = 1e-12  # narrower than this, the draws differ by rounding only
 _SEED = 0  # of the resampling behind the interval of the mean per class
 
 PREDICTION_SCHEMA = pa.schema(
@@ -45,11 +46,11 @@ PREDICTION_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with its interval; `n` and `hits` are None for a mean that is no proportion."""
+    """A share with its interval (None: none can be given); `n` and `hits` are None for a mean that is no proportion."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int | None = None
     hits: int | None = None
 
@@ -173,12 +174,23 @@ def rate(hits: NDArray[np.bool_], confidence: float) -> Rate:
 def _mean_per_class(
     hit: NDArray[np.bool_], labels: NDArray[np.int32], sizes: NDArray[np.int64], confidence: float
 ) -> Rate:
-    """Mean of the classes' accuracies; the interval resamples examples within each class (seeded percentile bootstrap)."""
+    """Mean of the classes' accuracies; its interval draws whole sets of examples, across classes (seeded percentile bootstrap).
+
+    A class without an example in a draw is left out of that draw's mean. Resampling inside each class would take a class of one example
+    for perfectly known. Where the draws do not vary (every example right, or every class all right or all wrong) nothing can be
+    said by resampling, and there is no interval.
+    """
     present = sizes > 0
     hits = np.bincount(labels, weights=hit, minlength=len(sizes))[present]
     n = sizes[present]
-    # Resampling n examples of which h are hits draws a Binomial(n, h / n) number of hits.
-    drawn = np.random.default_rng(_SEED).binomial(n, hits / n, size=(_RESAMPLES, len(n))) / n
+    rates = hits / n
+    # n examples drawn with replacement put a multinomial number into the classes, and a binomial number of these are hits.
+    draws = np.random.default_rng(_SEED)
+    counts = draws.multinomial(len(labels), n / len(labels), size=_RESAMPLES)
+    drawn = draws.binomial(counts, rates) / np.maximum(counts, 1)
+    means = drawn.sum(axis=1) / (counts > 0).sum(axis=1)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn.mean(axis=1), [tail, 1 - tail])
-    return Rate(float((hits / n).mean()), float(low), float(high))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    if high - low < _FLAT:
+        return Rate(float(rates.mean()), None, None)
+    return Rate(float(rates.mean()), float(low), float(high))

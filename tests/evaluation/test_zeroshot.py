@@ -90,15 +90,49 @@ def test_against_a_slow_twin(greys: LabelledSet) -> None:
         per_class[label][1] += 1
         assert table["top5"][row].as_py() == ranked[:5]
     assert (scores.top1.hits, scores.top5.hits, scores.n, scores.unlabelled) == (right, right5, 59, 1)
-    macro = sum(hits / n for hits, n in per_class.values()) / 5
-    assert scores.mean_per_class.value == pytest.approx(macro)
-    assert scores.mean_per_class.low < macro < scores.mean_per_class.high
-    assert scores.top1.low < scores.top1.value < scores.top1.high
+    mean = sum(hits / n for hits, n in per_class.values()) / 5
+    assert scores.mean_per_class.value == pytest.approx(mean)
+    for one in (scores.mean_per_class, scores.top1):
+        assert one.low is not None
+        assert one.high is not None
+        assert one.low < one.value < one.high
     assert (scores.classes, scores.classes_seen, scores.chance) == (6, 5, 1 / 6)
     assert scores.constant == max(n for _, n in per_class.values()) / 59
     assert sum(group.top1.hits or 0 for group in scores.subgroups) == right
     assert table["correct"].to_pylist().count(True) == right
     assert scores.top1.value > 0.5
+
+
+def macro(labels: list[int], right: list[bool], classes: int) -> zeroshot.Rate:
+    """The mean per class of answers that are right where `right` says so."""
+    answers = [label if hit else (label + 1) % classes for label, hit in zip(labels, right, strict=True)]
+    best = np.array(answers, np.int32)[:, None]
+    names = [str(number) for number in range(classes)]
+    return zeroshot.summarise(np.array(labels, np.int32), best, names, None, 0, 0.95).mean_per_class
+
+
+def test_the_interval_of_the_mean_per_class() -> None:
+    """Classes of one example have an uncertain rate too: as wide as the interval of a plain share, for which they are one."""
+    draws = np.random.default_rng(4)
+    right = (draws.random(200) < 0.3).tolist()
+    single = macro(list(range(200)), right, 200)
+    assert single.value == pytest.approx(np.mean(right))
+    assert single.low is not None
+    assert single.high is not None
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 200)
+    assert half < single.high - single.low < 4 * half
+    assert single.low < single.value < single.high
+    # Covers the truth about as often as it says, over worlds whose rates are known.
+    truth = np.linspace(0.2, 0.9, 10)
+    labels = np.repeat(np.arange(10), 30)
+    covered = 0
+    for _ in range(200):
+        one = macro(labels.tolist(), (draws.random(300) < truth[labels]).tolist(), 10)
+        covered += (one.low or 0) <= truth.mean() <= (one.high or 0)
+    assert 180 <= covered <= 199
+    for hits in ([True] * 60, [False] * 60, [True] * 30 + [False] * 30):
+        flat_rate = macro([0] * 30 + [1] * 30, hits, 2)
+        assert (flat_rate.low, flat_rate.high) == (None, None)
 
 
 def test_shuffled_class_names_drop_to_chance(greys: LabelledSet) -> None:
