@@ -68,6 +68,10 @@ class TokenizerConfig(StrictModel):
             raise ValueError(
                 f"train_size {self.train_size} has no use for kind 'openai'; set tokenizer.kind = 'bpe' or drop it"
             )
+        if self.vocab is not None and self.train_size is not None:
+            raise ValueError(
+                f"vocab {self.vocab!r} and train_size {self.train_size}: a vocabulary is read or trained; drop one of them"
+            )
         return self
 
 

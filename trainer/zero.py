@@ -60,7 +60,9 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
     if compute == "fp16":
         derived["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000}
     if compute == "autocast_bf16":
-        derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        # DeepSpeed's list of "safe" modules does not say what is multiplied in bf16 (torch's autocast does), but whose gradients, and under
+        # stage 3 weights, travel as bf16: unless told otherwise those of every Linear and Conv. Of none: sums over processes are fp32.
+        derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     return derived
 
 

@@ -66,6 +66,7 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
         ("optim.lr=-1", "override 'optim.lr'"),
         ("precision.compute=fp8", "override 'precision.compute'"),
         ("tokenizer.kind=openai", "train_size 2048 has no use for kind 'openai'"),
+        ("tokenizer.vocab=v.json", "vocab 'v.json' and train_size 2048: a vocabulary is read or trained; drop one"),
         ("augmentation.scale=[0.9, 0.1]", "scale \\[0.9, 0.1\\]"),
         ("data.workers=-1", "override 'data.workers'"),
     ],
@@ -161,6 +162,9 @@ def test_deepspeed_is_told_what_its_defaults_get_wrong() -> None:
     )
     assert told["zero_optimization"] == {"stage": 3}
     assert (told["bf16"], told["fp16"]) == ({"enabled": True}, {"enabled": False})
+    autocast = zero.deepspeed_config(load("precision.compute=autocast_bf16"), 2)["torch_autocast"]
+    assert isinstance(autocast, dict)
+    assert autocast["lower_precision_safe_modules"] == [], "DeepSpeed sums gradients of Linear and Conv in bf16"
 
 
 def test_check_touches_nothing_and_loads_no_deepspeed(tmp_path: Path, corpus: Path) -> None:

@@ -1,6 +1,7 @@
 """Real runs: the DeepSpeed launcher, two processes on the CPU, killed and resumed, against runs that nobody disturbed."""
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -41,8 +42,8 @@ def figures(lines: Lines) -> list[tuple[float, ...]]:
     ]
 
 
-def final_weights(run: Path) -> dict[str, str]:
-    record = json.loads((run / "checkpoints" / f"step-{STEPS:08d}" / "checkpoint.json").read_text())
+def final_weights(run: Path, step: int = STEPS) -> dict[str, str]:
+    record = json.loads((run / "checkpoints" / f"step-{step:08d}" / "checkpoint.json").read_text())
     return {name: file["sha256"] for name, file in record["files"].items() if name == "weights.safetensors"}
 
 
@@ -83,6 +84,33 @@ def test_a_killed_run_resumes_to_the_bit(
     assert figures(lines_of(tmp_path)) == figures(lines_of(expected)), f"killed at {kill_at}"
     assert final_weights(tmp_path) == final_weights(expected)
     assert len(lines_of(tmp_path)) == STEPS, "each step has one line"
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"precision.compute": "bf16"}, id="bf16"),
+        pytest.param({"precision.compute": "autocast_bf16"}, id="autocast_bf16"),
+        pytest.param({"precision.compute": "autocast_bf16", "zero.stage": 3}, id="autocast_bf16-stage3"),
+        pytest.param({"model.preset": "tiny-rn"}, id="resnet"),
+        pytest.param({"model.preset": "tiny-rn", "precision.compute": "autocast_bf16"}, id="resnet-autocast_bf16"),
+    ],
+)
+def test_a_stopped_run_resumes_to_the_bit_in_other_precisions_and_towers(
+    change: dict[str, object], launch: Launch, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """Everything a resume brings back is there: bf16 weights and their masters, batch statistics, the moments."""
+    runs = {name: tmp_path / name for name in ("undisturbed", "stopped")}
+    for name, stops in (("undisturbed", [6]), ("stopped", [3, 6])):
+        for stop in stops:
+            finished = launch(2, short_run | change | {"run.dir": runs[name], "run.stop_after": stop})
+            assert finished.code == 0, finished.output
+    lines = {name: lines_of(run) for name, run in runs.items()}
+    assert len(lines["stopped"]) == 6
+    assert figures(lines["stopped"]) == figures(lines["undisturbed"])
+    assert all(math.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines["stopped"])
+    assert final_weights(runs["stopped"], 6) == final_weights(runs["undisturbed"], 6)
 
 
 def test_two_processes_train_as_one(
