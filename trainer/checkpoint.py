@@ -9,8 +9,8 @@
 
 All processes write into a folder with a temporary name; every file and the folder are flushed to the disk; then the folder is renamed, and
 only then `latest` is written and older ones are removed. So a folder with a final name is complete, and a kill at any moment costs only
-the steps since the last one. On resume every byte is compared with checkpoint.json; a checkpoint that fails is named and the one before
-it is taken.
+the steps since the last one. On resume every byte is compared with checkpoint.json; a checkpoint that fails is named, put aside, and the
+one before it is taken. "To the bit" is proved on CPUs; kernels of GPUs need not repeat their own bits.
 
 DeepSpeed's shards are pickles. They are read only after their digests match the record beside them, which protects against damage, not
 against a stranger who can write into the run's folder: resume only from folders that you trust.

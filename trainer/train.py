@@ -77,8 +77,8 @@ def train(config: TrainConfig) -> None:
         tag, record = found
         checkpoint.resume(engine, config.run.dir, tag)
         first_step = record.step
-    last_step = min(plan.total_steps, config.run.stop_after or plan.total_steps)
-    if rank == 0 and first_step < last_step:
+    last_step = max(first_step, min(plan.total_steps, config.run.stop_after or plan.total_steps))
+    if rank == 0:
         _announce(config, plan, identity, first_step, last_step)
 
     # ---- the steps
@@ -125,7 +125,9 @@ def train(config: TrainConfig) -> None:
                 checkpoint.save(engine, config, identity, done)
     if rank == 0:
         log.info(
-            "done after step %d; next: python -m trainer.export %s --out model.safetensors", last_step, config.run.dir
+            "done after step %d; next: python -m trainer.export %s --out model.safetensors",
+            last_step,
+            config.run.dir,
         )
     engine.destroy()
 
@@ -160,7 +162,7 @@ def _provide_vocabulary(config: TrainConfig, manifest: Manifest, path: str) -> N
     """Put the vocabulary at `path`. Once the run has a checkpoint, the file there is the run's and stays."""
     wanted = config.tokenizer
     settled_already = os.path.exists(path) and bool(checkpoint.complete_tags(config.run.dir))
-    if wanted.vocab is None and wanted.train_size is not None:
+    if wanted.train_size is not None:
         if not settled_already:
             size = tokenizer.train_vocabulary(captions(config.data.manifest, manifest), wanted.train_size, path)
             log.info("trained a vocabulary of %d ids on the captions of the corpus", size)
@@ -217,6 +219,10 @@ def _seed(seed: int) -> None:
 def _announce(
     config: TrainConfig, plan: BatchPlan, identity: checkpoint.Identity, first_step: int, last_step: int
 ) -> None:
+    if first_step == last_step:
+        why = "" if first_step == plan.total_steps else f", and run.stop_after is {config.run.stop_after}"
+        log.info("nothing to do: the run is at step %d of %d%s", first_step, plan.total_steps, why)
+        return
     storage.write_atomic(os.path.join(config.run.dir, CONFIG), configs.to_toml(config).encode())
     log.info(
         "%s on %s rows (content_root %s…), config %s…: %d processes x %d pairs = %d, steps %d to %d of %d (%.2f epochs)",

@@ -204,6 +204,19 @@ def test_the_run_goes_on_from_before_the_damage(
     assert moment_bytes(trained) == moment_bytes(run), "a resume does not widen the moments"
 
 
+def test_a_call_that_ends_before_where_the_run_stands_does_nothing_and_says_so(
+    run: Path, alone: Alone, short_run: dict[str, object]
+) -> None:
+    shutil.rmtree(run / "checkpoints" / NEWEST)
+    lines = (run / "metrics.jsonl").read_text().splitlines()[:4]
+    finished = alone(short_run | {"run.dir": run, "run.stop_after": 3})
+    assert finished.code == 0, finished.output
+    assert "nothing to do: the run is at step 4 of 6, and run.stop_after is 3" in finished.output
+    assert "done after step 4;" in finished.output
+    assert (run / "metrics.jsonl").read_text().splitlines() == lines
+    assert checkpoint.complete_tags(str(run)) == [BEFORE, "step-00000002"]
+
+
 def moment_bytes(run: Path) -> float:
     """Bytes a parameter of what the optimizer keeps between steps, as saved, beside the fp32 masters."""
     program = """
