@@ -13,11 +13,13 @@ from pydantic import Field, model_validator
 
 from pipeline.contracts.config import StrictModel, not_semantic
 
+SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # it becomes a file name
+
 
 class LabelledSetConfig(StrictModel):
     """A labelled set: a Parquet file with a column of encoded pictures, or a folder with one folder per class."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = Field(pattern=SET_NAME, max_length=100)
     path: str = not_semantic(...)
     image: str = "image"  # column of encoded picture bytes (Parquet only, like the next four)
     label: str | None = (

@@ -67,6 +67,11 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     """The files against each other: page, tables and figures must tell one story."""
     report = files.read_report(directory)
     place = storage.join(directory, files.REPORT)
+    names = {*files.FIXED, *(files.split_name(one.name) for one in report.sets)}
+    if set(seal.files) != names:
+        wrong = sorted(set(seal.files) ^ names)
+        yield f"{storage.join(directory, files.MANIFEST)}: {', '.join(wrong)}: named here or in report.json, not in both"
+        return
     expected = {
         "corpus_content_root": report.corpus.content_root,
         "config_digest": report.config_digest,

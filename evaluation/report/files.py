@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
+from typing import Annotated
 
 import pyarrow as pa
 import pydantic
+from pydantic import Field
 
+from evaluation.config import SET_NAME
 from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Report
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, StrictModel, digest_json
@@ -30,20 +34,29 @@ REMOVAL = "removal_ids.txt"
 SCHEMA = "report.schema.json"
 
 
+FIXED = (PAGE, REPORT, SCHEMA, SUMMARY, PAIRS, REMOVAL)
+"""What every report has; beside these, a split table per set and nothing else."""
+
+_FILE_NAME = rf"^(?:{'|'.join(re.escape(name) for name in FIXED)}|splits/{SET_NAME[1:-1]}\.parquet)$"
+
+
 class FileEntry(StrictModel):
     """One sealed file."""
 
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int
 
 
 class Seal(StrictModel):
-    """manifest.json. `digest` covers everything else in it."""
+    """manifest.json. `digest` covers everything else in it.
+
+    A report may come from a stranger: a name that no report has is refused before it becomes a path.
+    """
 
     kind: str
     version: int
     inputs: dict[str, Json]
-    files: dict[str, FileEntry]
+    files: dict[Annotated[str, Field(pattern=_FILE_NAME)], FileEntry]
     digest: str
 
 
@@ -117,8 +130,12 @@ def read_seal(folder: str) -> Seal:
         )
     try:
         found = Seal.model_validate_json(storage.read_bytes(place))
-    except pydantic.ValidationError:
-        raise InputError(f"{place}: not the manifest of a report; write the report again in a new folder") from None
+    except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"] if part != "[key]") or "the file"
+        raise InputError(
+            f"{place}: not the manifest of a report ({where!r}: {problem['msg']}); write the report again in a new folder"
+        ) from None
     if found.kind != SCHEMA_NAME or found.version != SCHEMA_VERSION:
         raise InputError(
             f"{place}: kind {found.kind!r} version {found.version!r}, this program reads {SCHEMA_NAME!r} version "

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from evaluation.config import Thresholds
+from pydantic import Field
+
+from evaluation.config import SET_NAME, Thresholds
 from evaluation.overlap.statistics import Verdict
 from pipeline.contracts.config import StrictModel
 
@@ -65,7 +67,7 @@ class Effect(StrictModel):
 class SetReport(StrictModel):
     """One evaluation set."""
 
-    name: str
+    name: str = Field(pattern=SET_NAME, max_length=100)
     content_hash: str
     examples: int
     repeated_pictures: int

@@ -14,7 +14,7 @@ import pytest
 
 from evaluation.datasets import open_set
 from evaluation.overlap.tables import PREDICTIONS_VERSION
-from evaluation.report import verify
+from evaluation.report import files, verify
 from evaluation.report.files import read_report
 from evaluation.zeroshot import PREDICTION_SCHEMA
 from pipeline.contracts.config import to_toml
@@ -230,8 +230,6 @@ def test_a_flipped_bit_is_named(copy: Path, name: str) -> None:
 
 def reseal(folder: Path, name: str, data: bytes) -> None:
     """What a forger would do: change a file and every hash that names it."""
-    from evaluation.report import files
-
     (folder / name).write_bytes(data)
     seal = files.read_seal(str(folder))
     inside = {one: (folder / one).read_bytes() for one in seal.files}
@@ -276,6 +274,32 @@ def test_a_forged_pair_is_found(copy: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "pairs.parquet")
     reseal(copy, "pairs.parquet", (copy / "pairs.parquet").read_bytes())
     assert any("its distances are not those of its hashes" in problem for problem in verify(str(copy)))
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "splits/../../outside.txt", "/etc/hostname", "extra.txt"])
+def test_a_sealed_name_that_no_report_has_is_not_followed(copy: Path, name: str) -> None:
+    (copy.parent / "outside.txt").write_text("secret", "utf-8")
+    seal = files.read_seal(str(copy))
+    inside = {one: (copy / one).read_bytes() for one in seal.files}
+    (copy / "manifest.json").write_bytes(files.seal({**inside, name: b"secret"}, seal.inputs))
+    with pytest.raises(InputError, match="not the manifest of a report") as caught:
+        verify(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_name_is_no_path(copy: Path) -> None:
+    report = json.loads((copy / "report.json").read_bytes())
+    report["sets"][0]["name"] = "../../x"
+    reseal(copy, "report.json", files.canonical(report))
+    assert any("sets.0.name" in problem for problem in verify(str(copy)))
+
+
+def test_a_missing_file_cannot_be_left_out_of_the_manifest(copy: Path) -> None:
+    seal = files.read_seal(str(copy))
+    (copy / "removal_ids.txt").unlink()
+    inside = {one: (copy / one).read_bytes() for one in seal.files if one != "removal_ids.txt"}
+    (copy / "manifest.json").write_bytes(files.seal(inside, seal.inputs))
+    assert any("removal_ids.txt: named here or in report.json, not in both" in problem for problem in verify(str(copy)))
 
 
 def test_a_stray_file_is_named(copy: Path) -> None:
