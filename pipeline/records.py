@@ -1,4 +1,4 @@
-"""The commit record of a unit: what `engine` writes last of all, and what resuming, `status` and `verify` believe."""
+"""The commit record of a unit: what `engine` writes last of all, and what resuming, `status` and `verify` believe. And run.json."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import pydantic
 
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, StrictModel, digest_json
-from pipeline.contracts.errors import RunError
+from pipeline.contracts.errors import InputError, RunError
 from pipeline.contracts.manifest import StageCounts
 from pipeline.contracts.parquet import TableFile
 
@@ -50,6 +50,14 @@ def read_record(uri: str) -> Record:
         return Record.model_validate_json(storage.read_bytes(uri))
     except pydantic.ValidationError:
         raise RunError(f"{uri}: not a commit record of this version; move it away and run again") from None
+
+
+def read_story(uri: str) -> dict[str, Json]:
+    """What run.json says. Raises InputError when it is damaged."""
+    try:
+        return pydantic.TypeAdapter(dict[str, Json]).validate_json(storage.read_bytes(uri))
+    except pydantic.ValidationError:
+        raise InputError(f"{uri}: is damaged, no JSON object; move it away and run the pipeline again") from None
 
 
 def count_rows(records: Sequence[Record]) -> StageCounts:

@@ -12,7 +12,7 @@ import pydantic
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
-from pipeline.records import Record, count_rows, read_record
+from pipeline.records import Record, count_rows, read_record, read_story
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,29 +25,39 @@ class StageStatus:
     records: list[Record]
 
 
+class _Planned(pydantic.BaseModel):
+    """An entry of the stages in run.json."""
+
+    name: str
+    folder: str
+    units: int
+
+
 def story(out: str) -> dict[str, Json]:
-    """run.json of a run's output. Raises InputError when there is none."""
+    """run.json of a run's output. Raises InputError when there is none, or when it is damaged."""
     place = storage.join(out, "run.json")
     if not storage.exists(place):
         raise InputError(f"{out}: no run.json here; give the run.out of a pipeline run")
-    return pydantic.TypeAdapter(dict[str, Json]).validate_json(storage.read_bytes(place))
+    return read_story(place)
 
 
 def stages(out: str) -> list[StageStatus]:
-    """The stages of the last run, in order, each with the records found now."""
+    """The stages of the last run, in order, each with the records found now. Raises InputError when run.json is damaged."""
+    try:
+        planned = pydantic.TypeAdapter(list[_Planned]).validate_python(story(out).get("stages"))
+    except pydantic.ValidationError:
+        place = storage.join(out, "run.json")
+        raise InputError(f"{place}: is damaged, no list of stages; move it away and run the pipeline again") from None
     found = []
-    entries = story(out)["stages"]
-    assert isinstance(entries, list)
-    for entry in entries:
-        assert isinstance(entry, dict)
-        folder = str(entry["folder"])
-        names = [name for name in storage.sizes(storage.join(out, folder)) if name.endswith(".json")]
+    for stage in planned:
+        folder = storage.join(out, stage.folder)
+        # A record's temporary name is what a killed task leaves; it was never committed.
+        names = [
+            name for name in storage.sizes(folder) if name.endswith(".json") and storage.TEMPORARY_MARK not in name
+        ]
         with ThreadPoolExecutor(16) as pool:
-            uris = [storage.join(out, folder, name) for name in sorted(names)]
-            records = list(pool.map(read_record, uris))
-        units = entry["units"]
-        assert isinstance(units, int)
-        found.append(StageStatus(str(entry["name"]), folder, units, records))
+            records = list(pool.map(read_record, [storage.join(folder, name) for name in sorted(names)]))
+        found.append(StageStatus(stage.name, stage.folder, stage.units, records))
     return found
 
 
@@ -71,7 +81,7 @@ def describe(out: str) -> str:
     )
     if left:
         lines.append(f"{left} temporary files of interrupted units remain; no reader looks at them")
-    lines.append(f"state: {told['state']}" + (f" ({told['error']})" if told["error"] else ""))
+    lines.append(f"state: {told.get('state')}" + (f" ({told['error']})" if told.get("error") else ""))
     return "\n".join(lines)
 
 
@@ -80,7 +90,15 @@ def verify(path: str) -> list[str]:
     out = storage.parent(path) if storage.name(path) == "run.json" else path
     if out == path and (path.endswith(".json") or storage.exists(manifest.manifest_path(path))):
         return manifest.verify(path)
-    problems = [problem for stage in stages(out) for problem in _verify_stage(out, stage)]
+    found = stages(out)
+    problems = [problem for stage in found for problem in _verify_stage(out, stage)]
+    if story(out).get("state") == "done":
+        problems += [
+            f"{storage.join(out, stage.folder)}: {len(stage.records):,} records of {stage.units:,} units, but the run is done; "
+            "restore them or run again"
+            for stage in found
+            if len(stage.records) < stage.units
+        ]
     shards = storage.join(out, "shards")
     return problems + (manifest.verify(shards) if storage.exists(manifest.manifest_path(shards)) else [])
 

@@ -110,6 +110,31 @@ def test_verify_adds_up_the_rows_of_every_record(out: Path) -> None:
     assert status.verify(str(out)) == ["filter: unit 00001: rows do not add up; restore its record"]
 
 
+def test_a_half_written_record_is_no_record(out: Path) -> None:
+    """What a task leaves that was killed while it wrote one."""
+    before = status.describe(str(out)).replace("1 temporary", "2 temporary")
+    folder = next(out.glob("filter/*"))
+    (folder / f"{storage.TEMPORARY_MARK}0123456789ab-00000.json").write_bytes(b'{"version"')
+    assert status.describe(str(out)) == before
+    assert status.verify(str(out)) == []
+
+
+def test_a_finished_run_has_a_record_for_every_unit(out: Path) -> None:
+    told = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**told, "state": "done", "error": None}))
+    folder = next(out.glob("filter/*"))
+    assert status.verify(str(out)) == [
+        f"{folder}: 2 records of 3 units, but the run is done; restore them or run again"
+    ]
+
+
+def test_a_story_without_stages_is_damaged(out: Path) -> None:
+    (out / "run.json").write_text('{"state": "done", "stages": [{"name": "exact"}]}')
+    for act in (status.describe, status.verify):
+        with pytest.raises(InputError, match=r"run\.json: is damaged, no list of stages; move it away and run"):
+            act(str(out))
+
+
 def test_verify_of_a_corpus_and_of_the_run_that_holds_it(out: Path) -> None:
     """A change that the manifest tells of is found by either path."""
     manifest.write_corpus(str(out / "shards"), [SHARD_SCHEMA.empty_table()])
