@@ -15,8 +15,9 @@ Two drivers on one output: the record is a conditional put. Who comes second fin
 that owner was a driver on this machine that has died (its last task may outlive it by a moment): then the record stands.
 
 Crashes. A task that takes its worker process with it (a decoder's segmentation fault, the memory limit) is tried a second time. A row-wise
-unit that fails twice is cut in halves, each in a worker of its own, until the row that does it stands alone; that row is rejected as
-`decoder_crashed` and the others are kept.
+unit that fails twice is cut in halves, each in a worker of its own, until the row that does it stands alone; when that row ends its worker
+twice, it is rejected as `decoder_crashed`. The others are kept, and committed in the order of an undisturbed run (`in_order`), so that
+a worker that died for another reason leaves no trace. A task that was lost with its node says nothing about its rows: it is tried again.
 
 Why plain Ray tasks and not Ray Data for the units: the driver must learn which unit took a worker down (Ray Data retries blocks inside
 and then fails the whole dataset), and a unit's record must be written by the task that did the work. It is also cheaper: a pass over
@@ -44,9 +45,9 @@ import ray.exceptions
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
-from pipeline.contracts.errors import HouseError, RunError
+from pipeline.contracts.errors import HouseError, InputError, RunError
 from pipeline.contracts.schema import REJECTED_SCHEMA, Reason, rejected_rows
-from pipeline.records import Record, read_record
+from pipeline.records import Record, read_record, read_story
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -95,7 +96,8 @@ class Stage:
 
     digest: over the stage's semantic keys, the roots of its inputs and its format version (see `stage_digest`).
     accounted: rows in = rows out + rejected is checked. Off for steps whose rows are no pairs (blocks, counts).
-    row_wise: each output row depends on one input row, so that a crashing unit can be cut in two.
+    row_wise: each output row depends on one input row, so that a crashing unit can be cut in two. There are no tables beside the rows, and
+    both tables are committed in the order of `in_order`, whatever the order that `work` gave them.
     partitioned: rows carry an int32 column `partition`, sorted; each partition starts a row group of its own.
     """
 
@@ -133,6 +135,7 @@ class Run:
         self._engine = engine
         self._owner = _owner()
         self._stages: list[Json] = []
+        self._cpus, self._cpus_read = 0, -_POLL_S
         self._story: dict[str, Json] = {
             "state": "running",
             "exit_code": None,
@@ -149,14 +152,19 @@ class Run:
         storage.make_folder(self.out)
         self._refuse_living_driver()
         self._tell()
-        storage.abort_uploads(self.out)
-        connect(self._engine)
+        try:
+            storage.abort_uploads(self.out)
+            connect(self._engine)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)  # Python calls it only for what follows
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        code = 0 if error is None else error.exit_code if isinstance(error, HouseError) else 1
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = 0 if error is None else error.exit_code if isinstance(error, HouseError) else 130 if interrupted else 1
         self._story |= {
             "state": "done" if error is None else "failed",
             "exit_code": code,
@@ -170,12 +178,12 @@ class Run:
         place = storage.join(self.out, "run.json")
         if not storage.exists(place):
             return
-        story = pydantic.TypeAdapter(dict[str, Json]).validate_json(storage.read_bytes(place))
+        story = read_story(place)
         owner = story.get("owner")
         alive = isinstance(owner, dict) and owner.get("host") == socket.gethostname() and not _has_died(owner)
         if story.get("state") == "running" and isinstance(owner, dict) and alive and owner != self._owner:
             raise RunError(
-                f"{place}: process {owner['pid']} is writing to this output; wait for it or stop it, then run again"
+                f"{place}: process {owner.get('pid')} is writing to this output; wait for it or stop it, then run again"
             )
 
     def _tell(self) -> None:
@@ -201,41 +209,52 @@ class Run:
 
     def map(self, function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
         """`function` of each item on the workers, in order; for small facts that need no commit record."""
-        limit = self._engine.workers or max(1, int(_cluster_resources().get("CPU", 1)))
         references: list[Any] = []
+        open_tasks: list[Any] = []
         for item in items:
-            if len(references) >= limit:
-                ray.wait(references, num_returns=len(references) - limit + 1)
+            while len(open_tasks) >= self._limit():
+                _, open_tasks = ray.wait(open_tasks, num_returns=1, timeout=_POLL_S)
             references.append(_apply.remote(functools.partial(function, item)))
-        return [_get(reference) for reference in references]
+            open_tasks.append(references[-1])
+        try:
+            return [_get(reference) for reference in references]
+        except _LOST as error:
+            raise _lost_too_often("a small task", error) from None
+
+    def _limit(self) -> int:
+        """Tasks in flight: engine.workers, else the cluster's CPUs as of this second and a few that wait, which an autoscaler sees."""
+        if self._engine.workers:
+            return self._engine.workers
+        if time.monotonic() - self._cpus_read >= _POLL_S:
+            self._cpus_read, self._cpus = time.monotonic(), int(_cluster_resources().get("CPU", 0))
+        return self._cpus + _WAITING
 
     def _run_units(self, stage: Stage, folder: str, units: Sequence[Unit]) -> Any:
         """Yield records as units finish, with a bounded number of tasks submitted."""
-        limit = self._engine.workers or max(1, int(_cluster_resources().get("CPU", 1)))
         shared = ray.put(stage)
         waiting = list(reversed(units))
         running: dict[Any, Unit] = {}
-        crashes = dict.fromkeys((unit.id for unit in units), 0)
+        losses = {unit.id: _Losses() for unit in units}
         while waiting or running:
-            while waiting and len(running) < limit:
+            while waiting and len(running) < self._limit():
                 unit = waiting.pop()
                 running[_run_unit.remote(shared, folder, unit, self._owner)] = unit
-            finished, _ = ray.wait(list(running), num_returns=1)
-            unit = running.pop(finished[0])
-            try:
-                yield self._settle(stage, folder, unit, *_get(finished[0]))
-            except _LOST as error:
-                crashes[unit.id] += 1
-                log.warning("%s: unit %s lost its worker (%s)", stage.name, unit.id, type(error).__name__)
-                if crashes[unit.id] < 2:
-                    waiting.append(unit)
-                elif stage.row_wise:
-                    yield self._settle(stage, folder, unit, *self._bisect(stage, shared, folder, unit))
-                else:
-                    raise RunError(
-                        f"{stage.name}: unit {unit.id} ended its worker twice ({type(error).__name__}); "
-                        "give the workers more memory, or run again with engine.workers=1"
-                    ) from None
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+            for reference in finished:
+                unit = running.pop(reference)
+                try:
+                    yield self._settle(stage, folder, unit, *_get(reference))
+                except _LOST as error:
+                    log.warning("%s: unit %s lost its worker (%s)", stage.name, unit.id, type(error).__name__)
+                    if not losses[unit.id].convicted(f"{stage.name}: unit {unit.id}", error):
+                        waiting.append(unit)
+                    elif stage.row_wise:
+                        yield self._settle(stage, folder, unit, *self._bisect(stage, shared, folder, unit))
+                    else:
+                        raise RunError(
+                            f"{stage.name}: unit {unit.id} ended its worker twice ({type(error).__name__}); "
+                            "give the workers more memory, or run again with engine.workers=1"
+                        ) from None
 
     def _settle(self, stage: Stage, folder: str, unit: Unit, record: Record, committed: bool) -> Record:
         """Accept the record that a task came back with: its own, or the one that was there first."""
@@ -254,26 +273,67 @@ class Run:
         return record
 
     def _bisect(self, stage: Stage, shared: Any, folder: str, unit: Unit) -> tuple[Record, bool]:
-        """Find the rows of a unit that end their worker, and commit the unit without them."""
-        rows = _get(_count_rows.remote(shared, unit))
-        results, crashed, pieces = [], [], [(0, rows)]
-        while pieces:
-            start, stop = pieces.pop()
-            reference = _run_slice.remote(shared, unit, start, stop)
+        """Find the rows of a unit that end their worker, and commit the unit without them.
+
+        The parts lie in the memory of the nodes that made them. When one is gone before the commit, all of them are made again.
+        """
+        losses, label = _Losses(), f"{stage.name}: unit {unit.id}"
+        while True:
             try:
-                ray.wait([reference])
-                _get(_ready.remote(reference))
-                results.append((start, reference))
-            except _LOST:
-                if stop - start == 1:
+                crashed, parts = self._cut(label, shared, unit)
+                committing = _commit_parts.remote(shared, folder, unit, self._owner, crashed, *parts)
+                committed: tuple[Record, bool] = _get(committing)
+            except _LOST as error:
+                log.warning("%s: lost while it was put together (%s)", label, type(error).__name__)
+                if losses.convicted(label, error):
+                    raise _lost_too_often(label, error) from None
+            else:
+                log.warning("%s: %d rows end their worker; they are rejected", label, len(crashed))
+                return committed
+
+    def _cut(self, label: str, shared: Any, unit: Unit) -> tuple[list[int], list[Any]]:
+        """The rows that ended their worker twice on their own, and what came of the slices between them, in their order."""
+        parts: dict[int, Any] = {}
+        crashed = []
+        pieces = [(0, _get(_count_rows.remote(shared, unit)), _Losses())]
+        while pieces:
+            start, stop, losses = pieces.pop()
+            both: Any = _run_slice.remote(shared, unit, start, stop)
+            result, ended = both
+            try:
+                _get(ended)
+                parts[start] = result
+            except _LOST as error:
+                convicted = losses.convicted(label, error)
+                if stop - start > 1 and isinstance(error, _CRASHED):
+                    middle = (start + stop) // 2
+                    pieces += [(middle, stop, _Losses()), (start, middle, _Losses())]
+                elif convicted:
                     crashed.append(start)
                 else:
-                    middle = (start + stop) // 2
-                    pieces += [(middle, stop), (start, middle)]
-        log.warning("%s: unit %s: %d rows end their worker; they are rejected", stage.name, unit.id, len(crashed))
-        parts = [reference for _, reference in sorted(results, key=lambda part: part[0])]
-        committed: tuple[Record, bool] = _get(_commit_parts.remote(shared, folder, unit, self._owner, crashed, *parts))
-        return committed
+                    pieces.append((start, stop, losses))
+        return crashed, [parts[start] for start in sorted(parts)]
+
+
+@dataclasses.dataclass
+class _Losses:
+    """How often a task was lost: with its worker, which its rows may have ended, or with a node or an object, which they cannot."""
+
+    crashes: int = 0
+    others: int = 0
+
+    def convicted(self, label: str, error: Exception) -> bool:
+        """Count a loss; True when the task has ended its worker twice. Raises RunError when the cluster loses it again and again."""
+        self.crashes += isinstance(error, _CRASHED)
+        self.others += not isinstance(error, _CRASHED)
+        if self.others > _PATIENCE:
+            raise _lost_too_often(label, error) from None
+        return self.crashes >= 2
+
+
+def _lost_too_often(label: str, error: Exception) -> RunError:
+    said = type(error).__name__
+    return RunError(f"{label} was lost again and again ({said}); see to the cluster's nodes and memory, then run again")
 
 
 def _get(reference: Any) -> Any:
@@ -289,25 +349,44 @@ def _cluster_resources() -> dict[str, float]:
     return resources
 
 
-_LOST = (
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-)
-"""What Ray raises when a task's process or node went away, as opposed to an exception in the task."""
+_CRASHED = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
+"""What Ray raises when a task's process ended, perhaps because of what it read."""
+_LOST = (*_CRASHED, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
+"""What Ray raises when a task's process, node or result went away, as opposed to an exception in the task."""
+_PATIENCE = 3  # losses of one task that are not its own doing
+_POLL_S = 1.0  # how old what we know of the cluster's CPUs may be
+_KNOCK_S = 10.0  # how long a cluster may take to accept a connection
+_WAITING = 2  # tasks submitted beyond the CPUs
 
 
 def connect(engine: EngineConfig) -> None:
     """Connect to Ray: the given cluster, the one that this job was submitted to, or a local one of its own."""
     if not ray.is_initialized():
-        local = engine.address is None and "RAY_ADDRESS" not in os.environ
-        ray.init(
-            address="local" if local else engine.address,
-            include_dashboard=False if local else None,
-            logging_level=logging.WARNING,
-            log_to_driver=True,
-        )
+        address = engine.address or os.environ.get("RAY_ADDRESS")
+        try:
+            if address is not None:
+                _knock(address)
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                logging_level=logging.WARNING,
+                log_to_driver=True,
+            )
+        except (OSError, RuntimeError, ValueError) as error:  # Ray has no class for an address where nothing answers
+            if address is None:
+                raise
+            said = " ".join(str(error).split())[:200]
+            place = "engine.address" if engine.address else "RAY_ADDRESS, because engine.address is unset"
+            raise InputError(
+                f"{place}: no Ray cluster answers at {address!r} ({said}); check the address and the network"
+            ) from None
+
+
+def _knock(address: str) -> None:
+    """Open a connection to HOST:PORT and close it: Ray would look for a cluster for minutes. Raises OSError when nobody is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[str, Record]:
@@ -383,14 +462,10 @@ def _count_rows(stage: Stage, unit: Unit) -> int:
     return rows
 
 
-@ray.remote(num_cpus=1, max_retries=0)
-def _run_slice(stage: Stage, unit: Unit, start: int, stop: int) -> Result:
-    return stage.work(stage.read(unit).slice(start, stop - start), unit)
-
-
-@ray.remote(num_cpus=0)
-def _ready(result: Result) -> None:
-    """Fails where the slice failed, without bringing its rows to the driver."""
+@ray.remote(num_cpus=1, max_retries=0, num_returns=2)
+def _run_slice(stage: Stage, unit: Unit, start: int, stop: int) -> tuple[Result, None]:
+    """The slice's result, and nothing beside it: the driver learns from the second whether it ended well, and leaves the rows alone."""
+    return stage.work(stage.read(unit).slice(start, stop - start), unit), None
 
 
 @ray.remote(num_cpus=1, max_retries=0)
@@ -399,10 +474,10 @@ def _commit_parts(
 ) -> tuple[Record, bool]:
     started = time.time()
     table = stage.read(unit)
-    lost = rejected_rows(table.take(crashed), Reason.DECODER_CRASHED, "this row ended its worker process twice")
+    lost = rejected_rows(
+        table.take(pa.array(crashed, pa.int64())), Reason.DECODER_CRASHED, "this row ended its worker process twice"
+    )
     rows = pa.concat_tables([part.rows for part in parts]) if parts else stage.work(table.slice(0, 0), unit).rows
-    if "uid" in rows.column_names:
-        rows = rows.take(pc.sort_indices(rows["uid"]))
     rejected = pa.concat_tables([*(part.rejected for part in parts if part.rejected is not None), lost])
     return commit(stage, folder, unit, owner, table.num_rows, Result(rows, rejected), started)
 
@@ -415,6 +490,9 @@ def commit(
     Raises RunError when rows were neither kept nor rejected: nothing is committed then.
     """
     rejected = result.rejected if result.rejected is not None else REJECTED_SCHEMA.empty_table()
+    if stage.row_wise:
+        rows = in_order(result.rows, "partition", "uid")
+        result, rejected = dataclasses.replace(result, rows=rows), in_order(rejected, "reason", "uid", "source")
     by_reason = _count_reasons(rejected)
     if stage.accounted and rows_in != result.rows.num_rows + rejected.num_rows:
         raise RunError(
@@ -447,6 +525,19 @@ def commit(
     if storage.put_if_absent(uri, (record.model_dump_json(indent=1) + "\n").encode()):
         return record, True
     return read_record(uri), False
+
+
+def in_order(table: pa.Table, *keys: str) -> pa.Table:
+    """Rows by those of the keys that the table has, nulls last; rows with equal keys stay in their order.
+
+    A row-wise stage keeps the order of its input among equals. So the parts of a cut unit, put together and sorted like this, are what the
+    whole unit gives.
+    """
+    present = [(key, "ascending") for key in keys if key in table.column_names]
+    if not present or table.num_rows < 2:
+        return table
+    order = pc.sort_indices(table, sort_keys=present)
+    return table if order.equals(pa.array(range(table.num_rows), order.type)) else table.take(order)
 
 
 def _count_reasons(rejected: pa.Table) -> dict[str, int]:

@@ -46,7 +46,10 @@ def write(table: pa.Table, local_path: str, *, boundaries: Sequence[int] = ()) -
         )
         with writer:
             for start, stop in itertools.pairwise([*starts, table.num_rows]):
-                writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
+                # One chunk, because pages break where chunks do: the bytes must depend on the rows alone.
+                writer.write_table(
+                    table.slice(start, stop - start).combine_chunks(), row_group_size=max(1, stop - start)
+                )
         storage.flush_to_disk(sink)
     return row_groups(pq.read_metadata(local_path))
 

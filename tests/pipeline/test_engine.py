@@ -88,6 +88,23 @@ def crashes_once(mark: Path, table: pa.Table, unit: Unit) -> Result:
     return halves(table, unit)
 
 
+def crashes_where_marks_are_left(marks: Path, table: pa.Table, unit: Unit) -> Result:
+    """Each mark (a number of rows) is used up by one crash on so many rows."""
+    for mark in sorted(marks.glob(f"{table.num_rows}-*")):
+        mark.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return halves(table, unit)
+
+
+def in_partitions(work: Callable[[pa.Table, Unit], Result], table: pa.Table, unit: Unit) -> Result:
+    """As `candidates` does it: kept rows by partition and uid, rejected ones by reason."""
+    done = work(table, unit)
+    order = pa.array(sorted(range(done.rows.num_rows), key=lambda row: (done.rows["number"][row].as_py() % 3, row)))
+    rows = done.rows.take(order)
+    partition = pa.array([number % 3 for number in rows["number"].to_pylist()], pa.int32())
+    return Result(rows.add_column(0, "partition", partition), done.rejected)
+
+
 def refuses(table: pa.Table, unit: Unit) -> Result:
     raise InputError("list.csv: 'x' is no number; write one")
 
@@ -127,9 +144,10 @@ def toy(
     digest: str = DIGEST,
     row_wise: bool = False,
     accounted: bool = True,
+    partitioned: bool = False,
 ) -> Stage:
     read = functools.partial(read_numbers, rows)
-    return Stage("toy", digest, read, work, accounted=accounted, row_wise=row_wise)
+    return Stage("toy", digest, read, work, accounted=accounted, row_wise=row_wise, partitioned=partitioned)
 
 
 def units(number: int) -> list[Unit]:
@@ -319,6 +337,38 @@ def test_a_worker_that_is_lost_once_is_no_verdict(tmp_path: Path) -> None:
     assert record.rejected == {"no_query": 5}
 
 
+@pytest.mark.parametrize("crashes", [["11-a", "11-b"], ["11-a", "11-b", "11-c", "5-a", "1-a"]])
+def test_crashes_without_a_guilty_row_leave_no_trace(tmp_path: Path, crashes: list[str]) -> None:
+    """The whole unit is lost twice, perhaps a half and a single row once: every file has the bytes of an undisturbed run."""
+    seen = marks(tmp_path)
+    work = functools.partial(in_partitions, functools.partial(crashes_where_marks_are_left, seen))
+    stage = toy(work, rows=11, row_wise=True, partitioned=True)
+    [undisturbed] = run(tmp_path / "one", stage, units(1))
+    for mark in crashes:
+        (seen / mark).touch()
+    [cut] = run(tmp_path / "other", stage, units(1))
+    assert list(seen.iterdir()) == []
+    assert [file.sha256 for file in cut.files] == [file.sha256 for file in undisturbed.files]
+    assert (cut.rows_out, cut.rejected) == (6, {"no_query": 5})
+
+
+def test_order_puts_parts_together_as_the_whole() -> None:
+    """Keys that a table lacks are left out, nulls come last, equal rows stay as they are."""
+    uids = [None, *(bytes([value]) * 16 for value in (3, 1, 3, 2))]
+    table = pa.table({"uid": pa.array(uids, pa.binary(16)), "row": range(5)})
+    assert engine.in_order(table, "partition", "uid")["row"].to_pylist() == [2, 4, 1, 3, 0]
+    assert engine.in_order(table.drop_columns(["uid"]), "uid")["row"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_only_a_worker_that_ended_twice_convicts() -> None:
+    losses = engine._Losses()
+    crash, lost = ray.exceptions.WorkerCrashedError(), ray.exceptions.NodeDiedError("gone")  # type: ignore[no-untyped-call]
+    assert [losses.convicted("toy", error) for error in (crash, lost, lost, lost)] == [False] * 4
+    assert losses.convicted("toy", crash)
+    with pytest.raises(RunError, match=r"^toy was lost again and again \(NodeDiedError\); see to the cluster's nodes"):
+        losses.convicted("toy", lost)
+
+
 def test_a_stage_that_cannot_be_cut_fails_with_a_sentence(tmp_path: Path) -> None:
     stage = toy(functools.partial(crashes_on, (3,)))
     with pytest.raises(RunError, match=r"toy: unit u0 ended its worker twice \(WorkerCrashedError\); give the workers"):
@@ -360,6 +410,30 @@ def test_map_keeps_order_and_errors(tmp_path: Path) -> None:
             found.map(refuse_two, [1, 2, 3])
 
 
+def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), driver(tmp_path):
+        raise KeyboardInterrupt
+    assert (story(str(tmp_path))["state"], story(str(tmp_path))["exit_code"]) == ("failed", 130)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nonsense"])
+def test_a_wrong_cluster_address_is_one_sentence(tmp_path: Path, unused_port: int, address: str) -> None:
+    """In a process of its own, because Ray is up in this one."""
+    address = address.format(port=unused_port)
+    program = (
+        "import sys; from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
+        "def main(argv):\n with Run(argv[0], EngineConfig(address=argv[1]), {}, '0' * 64): pass\n"
+        "run_cli(main)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), address]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert (ended.returncode, len(errors)) == (2, 1), ended.stderr
+    assert f"engine.address: no Ray cluster answers at '{address}'" in errors[0]
+    assert "Traceback" not in ended.stderr
+    assert (story(str(tmp_path))["state"], story(str(tmp_path))["exit_code"]) == ("failed", 2)
+
+
 # ---- two drivers
 
 
@@ -393,6 +467,15 @@ def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path, living
     with pytest.raises(RunError, match=rf"run\.json: process {living['pid']} is writing to this output"):
         run(tmp_path, toy(), units(1))
     assert story(str(tmp_path))["owner"] == living, "the refused driver must not touch the other's run.json"
+
+
+@pytest.mark.parametrize("damage", ["", '{"state": "runn', "[1]"])
+def test_a_damaged_story_is_the_users_to_mend(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "run.json").write_text(damage)
+    for act in (lambda: run(tmp_path, toy(), units(1)), lambda: story(str(tmp_path))):
+        with pytest.raises(InputError, match=r"run\.json: is damaged, no JSON object; move it away and run the"):
+            act()
+    assert (tmp_path / "run.json").read_text() == damage
 
 
 def test_a_finished_or_dead_driver_is_no_obstacle(tmp_path: Path, living: dict[str, Json]) -> None:
