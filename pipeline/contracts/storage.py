@@ -18,6 +18,7 @@ import functools
 import hashlib
 import os
 import posixpath
+import re
 import secrets
 import tempfile
 import urllib.parse
@@ -27,7 +28,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.fs
 
-from pipeline.contracts.errors import InputError, RunError
+from pipeline.contracts.errors import HouseError, InputError, RunError
 
 _BLOCK = 8 << 20
 TEMPORARY_MARK = ".tmp-"
@@ -109,20 +110,46 @@ def _client() -> Any:
     return _s3_client(*_environment())
 
 
+_answered: set[tuple[str | None, str | None]] = set()
+"""The stores that have answered this process: one that is silent later is in trouble, not misspelt."""
+_BUSY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException")
+_BUSY_ARROW = re.compile(
+    r"SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT|THROTTLING|HTTP status 5\d\d|Timeout was reached"
+)
+
+
 @contextlib.contextmanager
 def _s3_errors(uri: str) -> Iterator[None]:
-    """Turn what boto3 says about a wrong endpoint, bucket or key into one sentence."""
-    import botocore.exceptions  # only reached by users of S3
+    """Turn what boto3 says into one sentence: InputError for a wrong endpoint, bucket or right, RunError for a store in trouble."""
+    import boto3.exceptions  # only reached by users of S3
+    import botocore.exceptions
 
     try:
         yield
-    except botocore.exceptions.ClientError as error:
+    except boto3.exceptions.S3UploadFailedError as error:  # what upload_file makes of a ClientError
+        raise _s3_error(uri, error.__context__ or error) from None
+    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+        raise _s3_error(uri, error) from None
+    _answered.add(_environment())
+
+
+def _s3_error(uri: str, error: BaseException) -> HouseError:
+    import botocore.exceptions  # only reached by users of S3
+
+    if isinstance(error, botocore.exceptions.ClientError):
         said = error.response.get("Error", {}).get("Code", "an error")
-        raise InputError(f"{uri}: the store answered {said!r}; check the bucket's name and your rights") from None
-    except botocore.exceptions.BotoCoreError as error:
-        raise InputError(
-            f"{uri}: the store cannot be reached ({error}); check AWS_ENDPOINT_URL and credentials"
-        ) from None
+        if said in _BUSY or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+            return _in_trouble(uri, f"it answered {said!r}")
+        return InputError(f"{uri}: the store answered {said!r}; check the bucket's name and your rights")
+    broken = (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
+    reached = not isinstance(error, botocore.exceptions.EndpointConnectionError) or _environment() in _answered
+    if isinstance(error, broken) and reached:
+        return _in_trouble(uri, str(error))
+    return InputError(f"{uri}: the store cannot be reached ({error}); check AWS_ENDPOINT_URL and credentials")
+
+
+def _in_trouble(uri: str, said: str) -> RunError:
+    return RunError(f"{uri}: the store is in trouble ({said}); wait, then run the same command again")
 
 
 @contextlib.contextmanager
@@ -130,6 +157,8 @@ def plain_errors(uri: str, doing: str) -> Iterator[None]:
     """Turn an OSError (pyarrow raises them for S3 too) into one sentence with the place and the next step."""
     try:
         yield
+        if is_s3(uri):
+            _answered.add(_environment())
     except FileNotFoundError:
         raise InputError(f"{uri}: no such file; check the path") from None
     except IsADirectoryError:
@@ -141,6 +170,9 @@ def plain_errors(uri: str, doing: str) -> Iterator[None]:
     except OSError as error:
         said = " ".join(str(error).split())[:300]
         if is_s3(uri):
+            silent = "NETWORK_CONNECTION" in said and _environment() in _answered
+            if silent or _BUSY_ARROW.search(said):
+                raise _in_trouble(uri, said) from None
             raise InputError(
                 f"{uri}: the store cannot {doing} it ({said}); check AWS_ENDPOINT_URL, bucket and credentials"
             ) from None

@@ -1,6 +1,7 @@
 """The same promises on a local disk and on S3, which is moto's server in a process of its own."""
 
 import hashlib
+import http.server
 import subprocess
 import sys
 import threading
@@ -106,6 +107,69 @@ def test_a_wrong_endpoint(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> 
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     for act in (lambda: storage.read_bytes("s3://bucket/key"), lambda: storage.put_if_absent("s3://bucket/key", b"")):
         with pytest.raises(InputError, match="AWS_ENDPOINT_URL"):
+            act()
+
+
+class _Busy(http.server.BaseHTTPRequestHandler):
+    """A store that answers every request with one status and S3's XML."""
+
+    status, code = 503, "SlowDown"
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = f"<Error><Code>{self.code}</Code><Message>no</Message></Error>".encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        self.close_connection = True
+
+    do_GET = do_PUT = do_HEAD = do_POST = _answer  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "sentence"),
+    [
+        (503, "SlowDown", RunError, "the store is in trouble .*SlowDown.*; wait, then run the same command again"),
+        (403, "AccessDenied", InputError, "the store answered 'AccessDenied'; check the bucket's name and your rights"),
+    ],
+)
+def test_a_store_in_trouble_is_not_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str, kind: type[Exception], sentence: str
+) -> None:
+    """Of a small write and of an upload, which boto3 reports by another kind of error; then the store goes away altogether."""
+    handler = type("Answers", (_Busy,), {"status": status, "code": code})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as busy:
+        thread = threading.Thread(target=busy.serve_forever)
+        thread.start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{busy.server_port}")
+        file = tmp_path / "file"
+        file.write_bytes(b"x")
+        try:
+            with pytest.raises(kind, match=sentence):
+                storage.write_atomic("s3://bucket/key", b"x")
+            with pytest.raises(kind, match=sentence):
+                storage.commit_file(str(file), "s3://bucket/key")
+        finally:
+            busy.shutdown()
+            thread.join()
+    assert file.exists()
+
+
+def test_a_store_that_went_away(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
+    """It has answered this process before, so that its address is right."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port}")
+    monkeypatch.setattr(storage, "_answered", {storage._environment()})
+    for act in (lambda: storage.read_bytes("s3://bucket/key"), lambda: storage.write_atomic("s3://bucket/key", b"")):
+        with pytest.raises(RunError, match=r"the store is in trouble .*; wait, then run the same command again"):
             act()
 
 
