@@ -4,6 +4,7 @@ What makes a whole file useless (not parquet, corrupt gzip) raises InputError; a
 See `url_tables` for what each format allows.
 """
 
+import collections
 import contextlib
 import csv
 import gzip
@@ -13,7 +14,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from pipeline.contracts.errors import InputError
 _TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(suffix + ".gz" for suffix in _TEXT_SUFFIXES))
 _MAX_LINE = 1 << 20  # characters; a longer line is one bad row, not a full memory
+_MAX_RECORD_LINES = 1000  # lines of a csv record; a quote that is open for longer is a stray one
 BATCH_ROWS = 8192
 _PEEK_ROWS = 1000  # objects of a jsonl file whose keys are looked at to find its columns
 _NOT_TEXT = re.compile("[\ud800-\udfff]")  # undecodable bytes (surrogateescape) and lone surrogates of JSON escapes
@@ -129,13 +131,21 @@ def open_text(uri: str) -> io.TextIOWrapper:
 
 def lines(stream: io.TextIOWrapper) -> Iterator[str | None]:
     """Lines that are not blank, without their ends; None stands for one that is too long."""
-    while line := stream.readline(_MAX_LINE):
-        if len(line) == _MAX_LINE and not line.endswith("\n"):
-            while (rest := stream.readline(_MAX_LINE)) and not rest.endswith("\n"):
-                pass
+    while (line := _bounded_line(stream)) != "":
+        if line is None:
             yield None
         elif not line.isspace():
             yield line.rstrip("\r\n")
+
+
+def _bounded_line(stream: io.TextIOWrapper) -> str | None:
+    """The next line with its end; empty at the end of the file; None for one that is too long, which is skipped."""
+    line = stream.readline(_MAX_LINE)
+    if len(line) < _MAX_LINE or line.endswith("\n"):
+        return line
+    while (rest := stream.readline(_MAX_LINE)) and not rest.endswith("\n"):
+        pass
+    return None
 
 
 _TOO_LONG = Record(None, None, f"the line is longer than {_MAX_LINE:,} characters")
@@ -145,7 +155,7 @@ def header(stream: io.TextIOWrapper, uri: str, kind: str) -> list[str]:
     """The names in the first line that is not blank."""
     try:
         if kind == ".csv":
-            names = next((row for row in csv.reader(_csv_lines(stream), strict=True) if row), None)
+            names = next((row for row in csv.reader(_Lines(stream), strict=True) if row), None)
         else:
             line = next(lines(stream), None)
             names = None if line is None else [_unquoted(field) for field in line.split("\t")]
@@ -156,21 +166,62 @@ def header(stream: io.TextIOWrapper, uri: str, kind: str) -> list[str]:
     return [name.strip() for name in names]
 
 
-def _csv_lines(stream: io.TextIOWrapper) -> Iterator[str]:
-    while line := stream.readline(_MAX_LINE):
-        yield line
+class _Lines:
+    """Lines for `csv.reader`, which remembers those that it took for the record at hand, so that a bad one gives them back.
+
+    Raises csv.Error where a record takes more lines or characters than a sane one has; that bounds the memory too.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+        self._again: collections.deque[str | None] = collections.deque()
+        self._taken: list[str | None] = []
+        self._characters = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if len(self._taken) == _MAX_RECORD_LINES or self._characters > _MAX_LINE:
+            raise csv.Error(f"a quote is not closed within {_MAX_RECORD_LINES:,} lines")
+        line = self._again.popleft() if self._again else _bounded_line(self._stream)
+        if line == "":
+            raise StopIteration
+        self._taken.append(line)
+        if line is None:
+            raise csv.Error(_TOO_LONG.problem)
+        self._characters += len(line)
+        return line
+
+    def accept(self) -> None:
+        """The lines taken were a record."""
+        self._taken, self._characters = [], 0
+
+    def give_back(self) -> None:
+        """The first of the lines taken was bad; the others are read again."""
+        self._again.extendleft(reversed(self._taken[1:]))
+        self.accept()
 
 
 def csv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[Record]:
-    rows = csv.reader(_csv_lines(stream), strict=True)
+    """The records of a csv file. Where a line does not parse, it alone is a bad row, and the next line starts a record.
+
+    So a quote that is never closed costs one row, although the reader looks for its end through the lines after it, and up to
+    _MAX_RECORD_LINES of them. (A stray quote that a later line happens to close by the grammar is taken for a field with
+    line breaks.)
+    """
+    lines_taken = _Lines(stream)
+    rows = csv.reader(lines_taken, strict=True)
     while True:
         try:
             row = next(rows, None)
         except csv.Error as error:
+            lines_taken.give_back()
             yield Record(None, None, f"csv: {error}")
             continue
         if row is None:
             return
+        lines_taken.accept()
         if row:
             yield _fields(row, names, chosen)
 

@@ -7,7 +7,8 @@ InputError.
 
 How each format is read:
 * parquet: two string columns; only those are read.
-* csv: RFC 4180 with a header line, quoted fields may hold line breaks; a line with the wrong number of fields is a bad row.
+* csv: RFC 4180 with a header line, quoted fields may hold line breaks; a line with the wrong number of fields is a bad row, and so is
+  one with a quote that is not closed; the lines after it are read on their own.
 * tsv: a header line, then one record a line without quoting (IANA text/tab-separated-values); a field wholly wrapped in
   double quotes, as csv writers leave it, is unwrapped.
 * jsonl: one object a line; an absent key is null.
@@ -20,7 +21,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -174,6 +175,14 @@ def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> 
         if number >= start:
             records.append(record)
     return _table(records, file, start)
+
+
+def require_rows(files: Sequence[SourceFile], config: SourcesConfig) -> None:
+    """Raise InputError when no file has a row. Reads one row of the first file that has one."""
+    if all(next(scan(file, config, 1), None) is None for file in files):
+        raise InputError(
+            f"sources.paths: no rows in any of {len(files):,} files; check that the lists were written whole"
+        )
 
 
 def count_rows(file: SourceFile, config: SourcesConfig) -> int:

@@ -166,6 +166,35 @@ def test_bad_lines_are_rows_with_a_problem(tmp_path: Path) -> None:
     assert (kept.num_rows, rejected.num_rows) == (1, 7)
 
 
+@pytest.mark.parametrize("after", [3, 5000])
+@pytest.mark.parametrize("quoted_later", [True, False])
+def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path, after: int, quoted_later: bool) -> None:
+    """Fields with line breaks before and after it are whole, and every other line is a row."""
+    caption = '"two\nlines, ""quoted"""' if quoted_later else "plain"
+    good = [f"http://e.org/{number},{caption}\n" for number in range(after)]
+    lines = ["url,caption\n", good[0], 'http://e.org/stray,"never closed\n', *good]
+    file, config = _one(_bytes(tmp_path / "t.csv", "".join(lines).encode()))
+    rows = read(file, config)
+    problems = [problem for problem in rows["problem"].to_pylist() if problem]
+    assert len(problems) == 1
+    assert problems[0].startswith("csv: ")
+    expected = [f"http://e.org/{number}" for number in [0, *range(after)]]
+    assert [url for url in rows["url"].to_pylist() if url] == expected
+    captions = {text for text in rows["caption_raw"].to_pylist() if text}
+    assert captions == {'two\nlines, "quoted"' if quoted_later else "plain"}
+    assert count_rows(file, config) == after + 2
+
+
+def test_csv_lines_that_are_too_long_and_quotes_on_every_line(tmp_path: Path) -> None:
+    """Each bad line is one bad row; the file is read in time and memory that do not grow with its square."""
+    stray = [f'"http://e.org/{number}""" , x\n' for number in range(3000)]
+    text = "url,caption\n" + 'http://e.org/long,"' + "x" * (3 << 20) + "\n" + "".join(stray) + "http://e.org/1,good\n"
+    rows = read(*_one(_bytes(tmp_path / "t.csv", text.encode())))
+    assert rows.num_rows == 1 + len(stray) + 1
+    assert [url for url in rows["url"].to_pylist() if url] == ["http://e.org/1"]
+    assert "longer than" in rows["problem"][0].as_py()
+
+
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
