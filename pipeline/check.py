@@ -5,6 +5,7 @@ import math
 from pipeline.config import PipelineConfig
 from pipeline.contracts import storage
 from pipeline.contracts.schema import FORMAT_VERSION
+from pipeline.crawl import img2dataset
 from pipeline.match import load_queries
 from pipeline.sources import url_tables
 
@@ -14,6 +15,8 @@ def describe(config: PipelineConfig) -> str:
     files = url_tables.expand(config.sources)
     for file in files:
         url_tables.columns(file, config.sources)
+    url_tables.require_rows(files, config.sources)
+    img2dataset.require()
     queries = load_queries(config.filter.queries)
     total_bytes = sum(storage.size(file.uri) for file in files)
     seekable = [file for file in files if file.name.lower().endswith(".parquet")]

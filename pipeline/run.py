@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.config import PipelineConfig
 from pipeline.contracts import storage
 from pipeline.contracts.config import digest
+from pipeline.crawl import img2dataset
 from pipeline.engine import Run
 from pipeline.match import QueryList, load_queries
 from pipeline.sources import url_tables
@@ -39,6 +40,9 @@ def run(config: PipelineConfig, until: str = STAGES[-1]) -> str:
     """Run the stages up to `until`, skipping what is done. Returns the folder of the last stage, or the manifest's URI."""
     # What a user may have got wrong is looked at before Ray takes its seconds to start.
     files = url_tables.expand(config.sources)
+    url_tables.require_rows(files, config.sources)
+    if STAGES.index(until) >= STAGES.index("crawl"):
+        img2dataset.require()
     queries = load_queries(config.filter.queries)
     with Run(config.run.out, config.engine, config.model_dump(mode="json"), digest(config)) as driver:
         outputs: dict[str, Output] = {}

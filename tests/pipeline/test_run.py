@@ -6,17 +6,21 @@ server's count of requests for each row. All runs of this file share one embedde
 
 import hashlib
 import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 
 from pipeline import __main__ as cli
 from pipeline.contracts import manifest
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.merkle import merkle_root, row_digest
 from pipeline.contracts.schema import INDEX_SCHEMA, SHARD_SCHEMA, uid
 from tests.e2e.pipelines import corpus, write_config, write_inputs
@@ -128,6 +132,37 @@ def test_every_url_was_fetched_once(first: Site) -> None:
     before_crawl = {kind for kind, (stage, _) in REASONS.items() if site.STAGES.index(stage) < 4}
     unasked = before_crawl - {Kind.REPEATED} | {Kind.PRIVATE_ADDRESS, Kind.REFUSED}
     assert not [k for k in hits if first.web.kind(k) in unasked]
+
+
+# ---- what is looked at before the work
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_lists_without_rows_are_the_users_to_mend(first: Site, tmp_path: Path, check: bool) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\n")
+    pq.write_table(
+        pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())}), tmp_path / "b.parquet"
+    )
+    with pytest.raises(InputError, match=r"^sources\.paths: no rows in any of 2 files; check that"):
+        pipeline("run", first.config, tmp_path / "out", f"sources.paths=['{tmp_path}']", check=check)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["run", "--check"], ["run"], ["crawl"]])
+def test_a_missing_crawler_is_said_before_the_work(first: Site, tmp_path: Path, arguments: list[str]) -> None:
+    """In an interpreter that finds no img2dataset."""
+    program = (
+        "import importlib.util, sys; found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'img2dataset' else found(name, *rest)\n"
+        "from pipeline.contracts.cli import run_cli; from pipeline.__main__ import main; run_cli(main)"
+    )
+    command = [sys.executable, "-c", program, *arguments, "--config", str(first.config), f"run.out={tmp_path / 'out'}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.splitlines()[-1] == (
+        "error: crawl.engine: 'img2dataset' is not installed; install it with pip install '.[pipeline]'"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 # ---- what changes nothing
