@@ -35,15 +35,17 @@ def quantise(values: Tensor, block: int, noise: Tensor | None = None) -> tuple[T
     padded = functional.pad(values, (0, short)) if short else values
     rows = padded.view(len(padded) // block, block)
     # The exponents are read and written as bits: a library's pow(2, n) need not be exact on every device.
-    exponents = (rows.abs().amax(dim=1).view(torch.int32) >> 23) - _FRACTION_BIAS
+    largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).abs()
+    exponents = (largest.view(torch.int32) >> 23) - _FRACTION_BIAS
     exponents = exponents.clamp(_LEAST_EXPONENT, _MOST_EXPONENT) - _TOP_EXPONENT
     scales = ((exponents + _EXPONENT_BIAS) << 23).view(torch.float32)
     scaled = (rows / scales[:, None]).view(-1)[:n]
     if noise is not None:
         # Adding below the last kept bit carries into it exactly as often as the dropped bits say.
-        bits = scaled.view(torch.int32)
-        rounded = ((bits + noise) & -(1 << _DROPPED_BITS)).view(torch.float32)
-        scaled = torch.where(scaled.isfinite(), rounded, scaled)
+        # Infinity has no bits to carry from; a not-a-number could be carried out of what it is.
+        unknown = scaled.isnan()
+        scaled.view(torch.int32).add_(noise).bitwise_and_(-(1 << _DROPPED_BITS))
+        scaled.masked_fill_(unknown, torch.nan)
     return scaled.half(), scales
 
 
@@ -51,7 +53,7 @@ def dequantise(half: Tensor, scales: Tensor, block: int) -> Tensor:
     """The fp32 [n] numbers that `quantise` stored."""
     n = len(half)
     if n % block == 0:
-        return (half.float().view(-1, block) * scales[:, None]).view(-1)
+        return half.float().view(-1, block).mul_(scales[:, None]).view(-1)
     return half.float() * scales.repeat_interleave(block)[:n]
 
 
@@ -62,13 +64,18 @@ def rounding_noise(seed: int, step: int, first: int, count: int, device: torch.d
     wrapping int32 arithmetic.
     """
     key = _mix_python(_mix_python(seed & 0xFFFFFFFF) ^ (step & 0xFFFFFFFF))
-    x = torch.arange(first, first + count, dtype=torch.int64, device=device).to(torch.int32)
+    x = torch.arange(count, dtype=torch.int32, device=device)
+    x += _signed(first & 0xFFFFFFFF)
     x ^= _signed(key)
-    x ^= (x >> 16) & 0xFFFF
+    shifted = x >> 16
+    x ^= shifted.bitwise_and_(0xFFFF)
     x *= 0x7FEB352D
-    x ^= (x >> 15) & 0x1FFFF
+    torch.bitwise_right_shift(x, 15, out=shifted)
+    x ^= shifted.bitwise_and_(0x1FFFF)
     x *= _signed(0x846CA68B)
-    return (x >> (32 - _DROPPED_BITS)) & ((1 << _DROPPED_BITS) - 1)
+    x >>= 32 - _DROPPED_BITS
+    x &= (1 << _DROPPED_BITS) - 1
+    return x
 
 
 def _mix_python(x: int) -> int:

@@ -25,7 +25,9 @@ from torch.optim import Optimizer
 from trainer.optim.blocks import block_count, dequantise, quantise, rounding_noise
 
 _CHUNK = 1 << 20
-"""Numbers handled at a time: bounds the fp32 copies of the moments to a few MiB."""
+"""Numbers handled at a time: bounds the fp32 copies of the moments to a few MiB. The result does not depend on it."""
+_CPU_CHUNK = 1 << 18
+"""The same on a CPU, whose caches are small and where starting an operation costs little."""
 _FOREIGN = ("exp_avg", "exp_avg_sq")
 
 
@@ -53,8 +55,8 @@ class HalfAdamW(Optimizer):
     ) -> None:
         if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"out of range: lr {lr}, eps {eps}, weight_decay {weight_decay}, betas {betas}")
-        if block_size < 1 or _CHUNK % block_size:
-            raise ValueError(f"block_size must be a power of two up to {_CHUNK}, not {block_size}")
+        if block_size < 1 or _CPU_CHUNK % block_size:
+            raise ValueError(f"block_size must be a power of two up to {_CPU_CHUNK}, not {block_size}")
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -146,15 +148,16 @@ def _update(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: d
     weights = parameter.detach().reshape(-1)
     gradients = gradient.reshape(-1)
     moments, roots = state["moment"].view(-1), state["root"].view(-1)
-    for start in range(0, len(weights), _CHUNK):
-        at = slice(start, min(start + _CHUNK, len(weights)))
+    chunk = _CPU_CHUNK if weights.device.type == "cpu" else _CHUNK
+    for start in range(0, len(weights), chunk):
+        at = slice(start, min(start + chunk, len(weights)))
         blocks = slice(start // block, block_count(at.stop, block))
         g = gradients[at].float()
         m = dequantise(moments[at], state["moment_scale"][blocks], block).lerp_(g, 1 - beta1)
         r = dequantise(roots[at], state["root_scale"][blocks], block)
         r = r.square_().mul_(beta2).addcmul_(g, g, value=1 - beta2).sqrt_()
-        w = weights[at].float() * (1 - lr * decay)
-        w.addcdiv_(m, r / root_correction + group["eps"], value=-step_size)
+        w = weights[at].float().mul_(1 - lr * decay)  # fp32 weights are changed in place
+        w.addcdiv_(m, r.div(root_correction).add_(group["eps"]), value=-step_size)
         weights[at] = w if bound is None else w.clamp_(max=bound)
         moments[at], state["moment_scale"][blocks] = quantise(m, block)
         noise = rounding_noise(group["seed"], step, start, len(w), w.device)
