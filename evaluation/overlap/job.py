@@ -134,10 +134,13 @@ def _inputs(
 ) -> dict[str, Json]:
     return {
         "corpus_content_root": corpus.content_root,
+        "config": contracts_config.semantic(config),
         "config_digest": contracts_config.digest(config),
         "sets": {one.name: one.content_hash for one in sets},
         "predictions": {
-            one.name: known.sha256 for one, known in zip(sets, predictions, strict=True) if known is not None
+            one.name: {"predictions_sha256": known.sha256, "model": known.model, "content_root": known.content_root}
+            for one, known in zip(sets, predictions, strict=True)
+            if known is not None
         },
         "hashes": dict(HASH_VERSION),
     }

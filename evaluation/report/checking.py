@@ -1,31 +1,42 @@
 """`verify`: every number of a report, computed a second time from its tables with arithmetic of another hand.
 
 The report's own statistics are incomplete beta functions (`overlap.statistics`); here scipy's binomial test and its interval search are
-used instead, the splits are derived from the pairs again, and every distance from the hashes. Before that, every file is compared with
-its sha256, the manifest with its own digest, and the folder with the manifest. The answer is a list of sentences; an empty one
-means that nothing differs.
+used instead, the splits are derived from the pairs again, every distance from the hashes, and the page is rendered again. Before that,
+every file is compared with its sha256, the manifest with its own digest, and the folder with the manifest. The answer is a list of
+sentences; an empty one means that nothing differs.
+
+What the folder does not hold it cannot prove: `NOT_RECOMPUTED`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pydantic
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest
 
+from evaluation.config import OverlapConfig
 from evaluation.overlap.tables import METHODS, PAIR_SCHEMA, SPLIT_SCHEMA
 from evaluation.report import files, summary
+from evaluation.report.numbers import NOT_CHECKED
+from evaluation.report.page_check import check_page
 from evaluation.report.schema import Effect, Report, SetReport, Share
+from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import HouseError, InputError
 
+_NO_PLACE = "-"
 TOLERANCE = 1e-9  # of scipy's interval search; the report's own figures are good to 1e-12
+NOT_RECOMPUTED = (
+    "the hashes of pictures, the outcomes of the model and labels in the tables (they are compared with each other, not with pictures "
+    "and predictions), the corpus's size, and the thumbnails and class names on the page"
+)
 _Row = dict[str, object]
 
 
@@ -72,34 +83,105 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         wrong = sorted(set(seal.files) ^ names)
         yield f"{storage.join(directory, files.MANIFEST)}: {', '.join(wrong)}: named here or in report.json, not in both"
         return
-    expected = {
-        "corpus_content_root": report.corpus.content_root,
-        "config_digest": report.config_digest,
-        "sets": {one.name: one.content_hash for one in report.sets},
+    yield from _check_identity(place, seal, report)
+    fixed = {
+        files.SUMMARY: summary.as_csv(report),
+        files.SCHEMA: files.schema_bytes(),
+        files.REPORT: files.report_bytes(report),
     }
-    for name, value in expected.items():
-        if seal.inputs.get(name) != value:
-            yield f"{place}: {name} is {value!r}, the manifest says {seal.inputs.get(name)!r}; write the report again"
-    if summary.as_csv(report) != storage.read_bytes(storage.join(directory, files.SUMMARY)):
-        yield f"{storage.join(directory, files.SUMMARY)}: differs from report.json; write the report again"
-    digest = hashlib.sha256(storage.read_bytes(place)).hexdigest()
-    if digest not in storage.read_text(storage.join(directory, files.PAGE)):
-        yield f"{storage.join(directory, files.PAGE)}: was made from another report.json; write the report again"
+    for name, data in fixed.items():
+        if data != storage.read_bytes(storage.join(directory, name)):
+            yield f"{storage.join(directory, name)}: differs from what report.json says; write the report again"
     pairs = _table(directory, files.PAIRS, PAIR_SCHEMA)
     removal = storage.read_text(storage.join(directory, files.REMOVAL)).split()
     if removal != sorted({_digest(row["uid"]) for row in pairs}):
         yield f"{storage.join(directory, files.REMOVAL)}: is not the list of uids in pairs.parquet; write the report again"
     splits = {one.name: _table(directory, files.split_name(one.name), SPLIT_SCHEMA) for one in report.sets}
-    for wrong in sorted({str(row["set"]) for row in pairs} - set(splits)):
-        yield f"{storage.join(directory, files.PAIRS)}: names a set {wrong!r} that report.json does not have"
+    for stranger in sorted({str(row["set"]) for row in pairs} - set(splits)):
+        yield f"{storage.join(directory, files.PAIRS)}: names a set {stranger!r} that report.json does not have"
+    methods = {str(row["method"]) for row in pairs} - set(METHODS)
+    if methods:
+        yield f"{storage.join(directory, files.PAIRS)}: {', '.join(sorted(methods))!r} is no method of matching; write the report again"
+        return
     tests = sum(_both_sides(split) for split in splits.values())
     yield from _differ(place, "statistics.tests", report.statistics.tests, max(1, tests))
     over = [one.name for one in report.sets if one.over_limit]
     yield from _differ(place, "over_limit", report.over_limit, over)
+    yield from _check_corpus(place, report, pairs)
+    text = storage.read_bytes(storage.join(directory, files.PAGE))
+    for problem in check_page(text, report, pairs, splits, _config(seal).report.pairs_shown):
+        yield f"{storage.join(directory, files.PAGE)}: {problem}; write the report again"
     for one in report.sets:
         own = [row for row in pairs if row["set"] == one.name]
         yield from _check_pairs(storage.join(directory, files.PAIRS), one, own, splits[one.name])
         yield from _check_set(place, report, one, own, splits[one.name])
+
+
+def _config(seal: files.Seal) -> OverlapConfig:
+    """The settings that the seal states. Places are no part of a report: they get a word that no path has."""
+    body = json.loads(json.dumps(seal.inputs.get("config")))
+    try:
+        body["corpus"]["manifest"] = body["report"]["dir"] = _NO_PLACE
+        for one in body["sets"]:
+            one["path"] = _NO_PLACE
+        return OverlapConfig.model_validate(body)
+    except (KeyError, TypeError, pydantic.ValidationError):
+        raise InputError(
+            f"{files.MANIFEST}: inputs.config is not the configuration of a report; write the report again"
+        ) from None
+
+
+def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[str]:
+    """What the seal says of the inputs, against report.json: digests, settings, predictions."""
+    scored = {one.name: one.effect for one in report.sets if one.effect is not None}
+    expected: dict[str, object] = {
+        "corpus_content_root": report.corpus.content_root,
+        "config_digest": report.config_digest,
+        "sets": {one.name: one.content_hash for one in report.sets},
+        "predictions": {
+            name: {
+                "predictions_sha256": one.predictions_sha256,
+                "model": one.model,
+                "content_root": one.model_content_root,
+            }
+            for name, one in scored.items()
+        },
+        "hashes": dict(HASH_VERSION),
+        "config": seal.inputs.get("config"),
+    }
+    for name in sorted({*expected, *seal.inputs}):
+        if seal.inputs.get(name) != expected.get(name):
+            yield (
+                f"{place}: {name} is {expected.get(name)!r}, the manifest says {seal.inputs.get(name)!r}; write the report again"
+            )
+    yield from _differ(place, "config_digest", report.config_digest, digest_json(seal.inputs.get("config")))
+    config = _config(seal)
+    yield from _differ(place, "evidence", report.evidence, config.report.evidence)
+    yield from _differ(place, "statistics.alpha", report.statistics.alpha, config.statistics.alpha)
+    yield from _differ(place, "statistics.confidence", report.statistics.confidence, config.statistics.confidence)
+    stated = [(one.name, one.limit, one.thresholds) for one in report.sets]
+    asked = [(one.name, one.limit, one.thresholds or config.match) for one in config.sets]
+    yield from _differ(place, "sets: name, limit, thresholds", stated, asked)
+
+
+def _check_corpus(place: str, report: Report, pairs: list[_Row]) -> Iterator[str]:
+    """The corpus is not in the folder: its sizes are only held against the rows that the pairs name."""
+    corpus = report.corpus
+    yield from _differ(place, "not_checked", report.not_checked, NOT_CHECKED)
+    for name, version in corpus.hashes.items():
+        yield from _differ(place, f"corpus.hashes.{name}", version, HASH_VERSION.get(name))
+    rows = {(row["shard"], row["row"]): row["pdq256"] for row in pairs}
+    hashless = sum(pdq is None for pdq in rows.values())
+    known = {"rows": len(rows), "shards": len({shard for shard, _ in rows}), "rows_without_hashes": hashless}
+    for name, least in known.items():
+        if getattr(corpus, name) < least:
+            yield f"{place}: corpus.{name} is {getattr(corpus, name)!r}, the pairs name {least}; write the report again"
+    if corpus.rows_without_hashes > corpus.rows - len(rows) + hashless:
+        yield f"{place}: corpus.rows_without_hashes is {corpus.rows_without_hashes}, more than the rows left; write the report again"
+    if len({(row["set"], row["eval_row"], row["shard"], row["row"]) for row in pairs}) != len(pairs):
+        yield f"{place}: a pair comes twice in {files.PAIRS}; write the report again"
+    if report.evidence == "hash-only" and any(row["url"] is not None or row["caption"] is not None for row in pairs):
+        yield f"{place}: evidence is 'hash-only', and {files.PAIRS} has URLs or captions; write the report again"
 
 
 def _table(directory: str, name: str, schema: pa.Schema) -> list[_Row]:
@@ -141,7 +223,7 @@ def _check_pairs(place: str, one: SetReport, own: list[_Row], split: list[_Row])
             continue
         pdq, phash = _bits(example["pdq256"], pair["pdq256"]), _bits(example["phash64"], pair["phash64"])
         known = pdq is not None and phash is not None and pair["pdq_quality"] is not None
-        if known and (pdq, phash) != (pair["pdq_distance"], pair["phash_distance"]):
+        if ((pdq, phash) if known else (None, None)) != (pair["pdq_distance"], pair["phash_distance"]):
             yield f"{where}: its distances are not those of its hashes"
         textured = known and min(int(str(example["pdq_quality"])), int(str(pair["pdq_quality"]))) >= limits.pdq_quality
         holds = {
@@ -152,15 +234,36 @@ def _check_pairs(place: str, one: SetReport, own: list[_Row], split: list[_Row])
             and (phash is not None and phash <= limits.phash_distance)
             and (pdq is not None and pdq <= limits.phash_pdq_distance),
         }
+        if (pair["source_exact"], pair["stored_exact"]) != (holds["source_sha256"], holds["image_sha256"]):
+            yield f"{where}: source_exact and stored_exact are not what its sha256 say"
         strongest = next((method for method in METHODS if holds[method]), None)
         if strongest != pair["method"]:
             yield f"{where}: is a match by {strongest or 'no method'}, not by {pair['method']}"
         rank = METHODS.index(str(pair["method"]))
         best[pair["eval_row"]] = min(best.get(pair["eval_row"], (rank, "")), (rank, ""))
+    yield from _check_distances(place, one, own, split)
     for row in split:
         method = METHODS[best[row["eval_row"]][0]] if row["eval_row"] in best else None
         if row["in_overlap"] != (method is not None) or row["method"] != method:
             yield f"{place}: set {one.name!r}: example {row['eval_id']!r}: its pairs say {method}, its split {row['method']}"
+
+
+def _check_distances(place: str, one: SetReport, own: list[_Row], split: list[_Row]) -> Iterator[str]:
+    """How many pairs an example has, and the smallest distances over them."""
+    of_row: dict[object, list[_Row]] = {}
+    for pair in own:
+        of_row.setdefault(pair["eval_row"], []).append(pair)
+    for number, row in enumerate(split):
+        pairs = of_row.get(row["eval_row"], [])
+        where = f"{place}: set {one.name!r}: example {row['eval_id']!r}"
+        if row["eval_row"] != number:
+            yield f"{where}: is row {row['eval_row']} of the set, in the split table {number}"
+        if row["pairs"] != len(pairs):
+            yield f"{where}: has {len(pairs)} pairs, its split says {row['pairs']}"
+        for name in ("pdq_distance", "phash_distance"):
+            least = min((int(str(pair[name])) for pair in pairs if pair[name] is not None), default=None)
+            if row[name] != least:
+                yield f"{where}: the least {name} of its pairs is {least}, its split says {row[name]}"
 
 
 def _check_set(place: str, report: Report, one: SetReport, own: list[_Row], split: list[_Row]) -> Iterator[str]:

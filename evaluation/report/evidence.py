@@ -59,10 +59,10 @@ class SetEvidence:
     pairs: list[Pair] = field(default_factory=list)
 
 
-def choose(own: pa.Table, room: int) -> list[dict[str, object]]:
+def choose(own: Sequence[dict[str, object]], room: int) -> list[dict[str, object]]:
     """The rows to show of one set's pairs: the strongest pair of each example, weakest first, at most `room`."""
-    best: dict[int, tuple[tuple[int, int, str, int], dict[str, object]]] = {}
-    for pair in own.to_pylist():
+    best: dict[object, tuple[tuple[int, int, str, int], dict[str, object]]] = {}
+    for pair in own:
         key = _strength(pair)
         if pair["eval_row"] not in best or key < best[pair["eval_row"]][0]:
             best[pair["eval_row"]] = (key, pair)
@@ -82,10 +82,12 @@ def _strength(pair: Mapping[str, object]) -> tuple[int, int, str, int]:
 
 def show(labelled: LabelledSet, own: pa.Table, corpus_path: str, *, mode: str, room: int, longest: int) -> SetEvidence:
     """The cards of one set. `mode` "hash-only" opens no picture and names no URL or caption of the corpus."""
-    chosen = choose(own, room)
+    chosen = choose(own.to_pylist(), room)
     total = len(set(own["eval_row"].to_pylist()))
     if mode == "hash-only":
-        pairs = [Pair(Side(str(pair["eval_id"])), Side(""), facts(pair, labelled, mode)) for pair in chosen]
+        pairs = [
+            Pair(Side(str(pair["eval_id"])), Side(""), facts(pair, _class(labelled, pair), mode)) for pair in chosen
+        ]
         return SetEvidence(labelled.name, total, pairs)
     rows = sorted({int(str(pair["eval_row"])) for pair in chosen})
     ours = {picture.row: picture.data for picture in labelled.pictures(rows)}
@@ -94,18 +96,21 @@ def show(labelled: LabelledSet, own: pa.Table, corpus_path: str, *, mode: str, r
     for pair in chosen:
         left = _side(str(pair["eval_id"]), ours[int(str(pair["eval_row"]))], longest)
         right = _side(_hex(pair["uid"]), theirs.get((str(pair["shard"]), int(str(pair["row"])))), longest)
-        pairs.append(Pair(left, right, facts(pair, labelled, mode)))
+        pairs.append(Pair(left, right, facts(pair, _class(labelled, pair), mode)))
     return SetEvidence(labelled.name, total, pairs)
 
 
-def facts(pair: Mapping[str, object], labelled: LabelledSet, mode: str) -> list[tuple[str, str]]:
+def _class(labelled: LabelledSet, pair: Mapping[str, object]) -> str | None:
+    label = int(labelled.labels[int(str(pair["eval_row"]))])
+    return labelled.classes[label] if label >= 0 else None
+
+
+def facts(pair: Mapping[str, object], class_name: str | None, mode: str) -> list[tuple[str, str]]:
     """What the card says, in order."""
-    row = int(str(pair["eval_row"]))
-    label = int(labelled.labels[row])
     lines = [("match", _NAMES[str(pair["method"])])]
     if pair["pdq_distance"] is not None:
         lines.append(("distance", f"PDQ {pair['pdq_distance']} of 256 bits, pHash {pair['phash_distance']} of 64 bits"))
-    lines.append(("example", f"{pair['eval_id']}" + (f" ({labelled.classes[label]})" if label >= 0 else "")))
+    lines.append(("example", f"{pair['eval_id']}" + ("" if class_name is None else f" ({class_name})")))
     lines.append(("corpus row", f"{_hex(pair['uid'])} ({pair['shard']}, row {pair['row']})"))
     if mode == "hash-only":
         lines += [("example sha256", _hex(pair["eval_sha256"])), ("corpus sha256", _hex(pair["source_sha256"]))]

@@ -107,7 +107,8 @@ def check_free(folder: str, inputs: Mapping[str, Json]) -> None:
     if not storage.exists(place):
         return
     before = read_seal(folder)
-    changed = sorted(name for name in {*before.inputs, *inputs} if before.inputs.get(name) != inputs.get(name))
+    names = {*before.inputs, *inputs} - {"config"}  # it has a digest
+    changed = sorted(name for name in names if before.inputs.get(name) != inputs.get(name))
     if changed:
         raise InputError(
             f"report.dir: {folder!r} already holds a report with another {', '.join(changed)}; give a new report.dir"

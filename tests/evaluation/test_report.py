@@ -253,6 +253,16 @@ def reseal(folder: Path, name: str, data: bytes) -> None:
         (("statistics", "tests"), 2),
         (("over_limit",), []),
         (("corpus", "content_root"), "00" * 32),
+        (("corpus", "rows"), 3),
+        (("corpus", "shards"), 1),
+        (("corpus", "rows_without_hashes"), 10_000),
+        (("corpus", "hashes", "pdq256"), "other"),
+        (("not_checked",), ["Nothing: everything was checked."]),
+        (("sets", 0, "limit"), 0.9),
+        (("sets", 0, "thresholds", "pdq_distance"), 30),
+        (("sets", 0, "effect", "predictions_sha256"), "00" * 32),
+        (("sets", 0, "effect", "model"), "a better model"),
+        (("statistics", "alpha"), 0.01),
     ],
 )
 def test_a_forged_number_is_found(copy: Path, path: tuple[str | int, ...], value: object) -> None:
@@ -262,18 +272,71 @@ def test_a_forged_number_is_found(copy: Path, path: tuple[str | int, ...], value
         place = place[key]
     assert place[path[-1]] != value
     place[path[-1]] = value
-    reseal(copy, "report.json", json.dumps(report).encode())
+    reseal(copy, "report.json", files.canonical(report))
     problems = verify(str(copy))
     assert any(str(path[-1]) in problem and "report.json" in problem for problem in problems), problems
 
 
-def test_a_forged_pair_is_found(copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r"15 of 41 examples \(36.59 %\)", "1 of 41 examples (2.44 %)"),
+        (r"<dt>distance</dt><dd>PDQ [0-9]+", "<dt>distance</dt><dd>PDQ 1"),
+        (r"<dt>URL</dt><dd>[^<]*", "<dt>URL</dt><dd>https://example.org/innocent.jpg"),
+        (r'alt="evaluation picture e[0-9]+"', 'alt="evaluation picture none"'),
+        (r"<dt>example</dt><dd>e[0-9]+ ", "<dt>example</dt><dd>e999 "),
+        (r"<article class=\"pair\">.*?</article>\n", ""),
+        (r"</main>", "<p>All is well.</p></main>"),
+        (r" d=\"M 4", ' d="M 5'),
+    ],
+)
+def test_an_edited_page_is_found(copy: Path, old: str, new: str) -> None:
+    text = (copy / "report.html").read_text("utf-8")
+    edited = re.sub(old, lambda _: new, text, count=1, flags=re.DOTALL)
+    assert edited != text
+    reseal(copy, "report.html", edited.encode())
+    problems = verify(str(copy))
+    assert len(problems) == 1
+    assert re.search(r"report\.html: (line|its figure|shows)", problems[0]), problems
+
+
+@pytest.mark.parametrize("column", ["pairs", "pdq_distance", "phash_distance", "eval_row"])
+def test_a_forged_split_is_found(copy: Path, column: str) -> None:
+    table = pq.read_table(copy / "splits" / "scenes.parquet")
+    rows = table.to_pylist()
+    row = next(row for row in rows if row["pdq_distance"])
+    row[column] += 100
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "splits" / "scenes.parquet")
+    reseal(copy, "splits/scenes.parquet", (copy / "splits" / "scenes.parquet").read_bytes())
+    assert any(row["eval_id"] in problem for problem in verify(str(copy)))
+
+
+def test_forged_settings_are_found(copy: Path) -> None:
+    """A limit that is raised in report.json and in the settings of the seal has another digest."""
+    seal = files.read_seal(str(copy))
+    inputs = json.loads(json.dumps(seal.inputs))
+    inputs["config"]["sets"][1]["limit"] = 0.6
+    inside = {one: (copy / one).read_bytes() for one in seal.files}
+    (copy / "manifest.json").write_bytes(files.seal(inside, inputs))
+    assert any("config_digest" in problem for problem in verify(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("pdq_distance", 200, "its distances are not those of its hashes"),
+        ("source_exact", True, "source_exact and stored_exact are not"),
+        ("method", "guess", "'guess' is no method"),
+        ("set", "other", "names a set 'other'"),
+    ],
+)
+def test_a_forged_pair_is_found(copy: Path, column: str, value: object, said: str) -> None:
     table = pq.read_table(copy / "pairs.parquet")
     rows = table.to_pylist()
-    rows[8]["pdq_distance"] = 1 + rows[8]["pdq_distance"]
+    rows[8][column] = value
     pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "pairs.parquet")
     reseal(copy, "pairs.parquet", (copy / "pairs.parquet").read_bytes())
-    assert any("its distances are not those of its hashes" in problem for problem in verify(str(copy)))
+    assert any(said in problem for problem in verify(str(copy)))
 
 
 @pytest.mark.parametrize("name", ["../outside.txt", "splits/../../outside.txt", "/etc/hostname", "extra.txt"])
