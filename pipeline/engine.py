@@ -24,6 +24,7 @@ and then fails the whole dataset), and a unit's record must be written by the ta
 32 units that do nothing takes a third of a Ray Data pass, commits included (tests/benchmarks/engine_overhead.py).
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -304,6 +305,8 @@ class Run:
                 _get(ended)
                 parts[start] = result
             except _LOST as error:
+                with contextlib.suppress(*_LOST):
+                    _get(result)  # as lost as the other; Ray would complain that nobody looked at it
                 convicted = losses.convicted(label, error)
                 if stop - start > 1 and isinstance(error, _CRASHED):
                     middle = (start + stop) // 2

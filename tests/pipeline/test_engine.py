@@ -99,7 +99,8 @@ def crashes_where_marks_are_left(marks: Path, table: pa.Table, unit: Unit) -> Re
 def in_partitions(work: Callable[[pa.Table, Unit], Result], table: pa.Table, unit: Unit) -> Result:
     """As `candidates` does it: kept rows by partition and uid, rejected ones by reason."""
     done = work(table, unit)
-    order = pa.array(sorted(range(done.rows.num_rows), key=lambda row: (done.rows["number"][row].as_py() % 3, row)))
+    numbers = done.rows["number"].to_pylist()
+    order = pa.array(sorted(range(len(numbers)), key=lambda row: (numbers[row] % 3, row)), pa.int64())
     rows = done.rows.take(order)
     partition = pa.array([number % 3 for number in rows["number"].to_pylist()], pa.int32())
     return Result(rows.add_column(0, "partition", partition), done.rejected)
@@ -337,7 +338,7 @@ def test_a_worker_that_is_lost_once_is_no_verdict(tmp_path: Path) -> None:
     assert record.rejected == {"no_query": 5}
 
 
-@pytest.mark.parametrize("crashes", [["11-a", "11-b"], ["11-a", "11-b", "11-c", "5-a", "1-a"]])
+@pytest.mark.parametrize("crashes", [["11-a", "11-b"], ["11-a", "11-b", "11-c", "5-a", "2-a", "1-a"]])
 def test_crashes_without_a_guilty_row_leave_no_trace(tmp_path: Path, crashes: list[str]) -> None:
     """The whole unit is lost twice, perhaps a half and a single row once: every file has the bytes of an undisturbed run."""
     seen = marks(tmp_path)
@@ -380,6 +381,12 @@ def test_a_mistake_found_while_a_unit_is_cut_reaches_the_user_as_itself(tmp_path
     with pytest.raises(InputError, match=r"^list\.csv: 'x' is no number; write one$") as caught:
         run(tmp_path, toy(crashes_then_refuses, rows=4, row_wise=True), units(1))
     assert type(caught.value) is InputError
+
+
+def test_more_tasks_wait_than_there_are_cpus_so_that_an_autoscaler_sees_them(tmp_path: Path) -> None:
+    """engine.workers is a promise and has none that wait."""
+    assert driver(tmp_path)._limit() == 3 + 2
+    assert driver(tmp_path, workers=1)._limit() == 1
 
 
 # ---- errors
