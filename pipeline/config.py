@@ -1,4 +1,4 @@
-"""PipelineConfig: one frozen table per stage. `pipeline/configs/example.toml` shows every key with its default."""
+"""PipelineConfig: one frozen table per stage. `pipeline/configs/example.toml` shows the keys that people change; `--check` prints all."""
 
 import pydantic
 

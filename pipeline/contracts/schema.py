@@ -123,7 +123,7 @@ def length_prefixed(parts: Iterable[bytes]) -> bytes:
 
 
 def uid(url: str, caption_raw: str) -> bytes:
-    """The identity of a pair: BLAKE2b-128 over the length-prefixed UTF-8 of its raw URL and raw caption (16 bytes)."""
+    """The identity of a pair: BLAKE2b-128 over the length-prefixed UTF-8 of its URL, stripped, and raw caption (16 bytes)."""
     parts = (text.encode("utf-8", "surrogatepass") for text in (url, caption_raw))
     return hashlib.blake2b(length_prefixed(parts), digest_size=16).digest()
 
