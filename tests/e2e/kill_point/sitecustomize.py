@@ -1,11 +1,13 @@
 """Kills a pipeline at one step of the commit protocol. Python imports this file by itself where its folder is on PYTHONPATH.
 
-It belongs to test_kill.py and to nothing else: the product has no such hook. KILL_POINT is "STAGE/UNIT/STEP" with STEP one of
+It belongs to test_kill.py and evaluation/test_overlap_kill.py, to nothing else: the product has no such hook.
+KILL_POINT is "STAGE/UNIT/STEP" with STEP one of
 
     temporary   the unit's output is complete under its temporary name
     renamed     it has its committed name
     record      the record is written
     manifest    (with "publish/-") the manifest's copy is written and manifest.json is not
+    file        (with "publish/NAME") the small file NAME is written
 
 The first process, the driver, puts its number into the environment that Ray's processes inherit. Whichever process reaches the point
 sends SIGKILL to the driver first and then to itself, so that neither gets to do anything more.
@@ -54,6 +56,7 @@ def arm(module: ModuleType) -> None:
         "temporary": ("parquet", "write", rf"{folder}\.tmp-[0-9a-f]+-{unit}\.parquet$"),
         "renamed": ("storage", "commit_file", rf"{folder}{unit}-[0-9a-f]{{12}}\.parquet$"),
         "record": ("storage", "put_if_absent", rf"{folder}{unit}\.json$"),
+        "file": ("storage", "write_atomic", rf"/{re.escape(unit)}$"),
         "manifest": ("storage", "write_atomic", r"/shards/manifest-[0-9a-f]{12}\.json$"),
     }
     place, name, at = points[step]
