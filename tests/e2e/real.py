@@ -105,7 +105,8 @@ def _corpus(kept: list[Emoji], port: int, doing: Steps, checks: Checks) -> None:
     )
     rows = [(emoji.url(one, port), text) for one in kept if one.style != HELD_OUT for text in one.captions]
     _write_table(OUT / "train.csv", rows)
-    _pipeline(doing, "corpus", OUT / "train.csv", {"by": "pair"})
+    # Six captions of one picture are wanted here: only what is all but the same text is a duplicate.
+    _pipeline(doing, "corpus", OUT / "train.csv", {"by": "pair", "threshold": 0.95})
     found = manifest.load(str(OUT / "corpus" / "shards"))
     print(f"      {found.rows:,} pairs")
     total = Counter[str]()
@@ -137,7 +138,7 @@ def _pipeline(doing: Steps, name: str, table: Path, dedup: dict[str, object]) ->
             "run": {"out": str(OUT / name), "seed": SEED},
             "sources": {"paths": [str(table)]},
             "filter": {"queries": str(OUT / "queries.txt")},
-            "crawl": {"units": 6, "threads": 16, "per_host": 16, "image_size": 128, "allow_addresses": ["127.0.0.0/8"]},
+            "crawl": {"units": 6, "threads": 16, "per_host": 16, "image_size": 32, "allow_addresses": ["127.0.0.0/8"]},
             "dedup": dedup,
             "shard": {"rows": 1000},
         },

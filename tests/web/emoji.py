@@ -2,10 +2,11 @@
 
     http://127.0.0.2:PORT/noto/1f600.png      127.0.0.3: blobmoji      127.0.0.4: emojitwo
 
-The captions are what people call them: the English name alone, and the name with its keywords, a row each.
+The captions are made of what people call them, the English name and the keywords, and of nothing else that the table knows.
 """
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,9 +38,18 @@ class Emoji:
 
     @property
     def captions(self) -> list[str]:
-        """The name; and, where there are keywords beyond it, the name with them."""
+        """A row each: the name in three settings, the name with its keywords, and twice three of the keywords, chosen by hash."""
         more = [word for word in self.keywords if word.lower() != self.name.lower()]
-        return [self.name, f"{self.name}: {', '.join(more)}"] if more else [self.name]
+        found = [self.name, f"{self.name} emoji", f"emoji {self.name}"]
+        if more:
+            found.append(f"{self.name}: {', '.join(more)}")
+            for turn in range(2):
+                found.append(", ".join(sorted(more, key=lambda word: _mark(f"{turn} {self.name} {word}"))[:3]))
+        return list(dict.fromkeys(found))
+
+
+def _mark(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def read(path: Path) -> list[Emoji]:
