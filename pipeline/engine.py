@@ -21,7 +21,7 @@ a worker that died for another reason leaves no trace. A task that was lost with
 
 Why plain Ray tasks and not Ray Data for the units: the driver must learn which unit took a worker down (Ray Data retries blocks inside
 and then fails the whole dataset), and a unit's record must be written by the task that did the work. It is also cheaper: a pass over
-32 units that do nothing takes a third of a Ray Data pass, commits included (tests/benchmarks/engine_overhead.py).
+32 units that do nothing takes a fifth of a Ray Data pass, commits included (tests/benchmarks/engine_overhead.py).
 """
 
 import contextlib
