@@ -43,7 +43,8 @@ class ModelEncoder:
         with Progress(len(rows), "pictures", labelled.name) as progress:
             while batch := list(islice(pictures, self._batch)):
                 pixels = np.stack([self._pixels(labelled, picture) for picture in batch])
-                inputs = transforms.normalise(torch.from_numpy(pixels).to(self._device))
+                raw = torch.from_numpy(pixels).to(self._device)
+                inputs = transforms.normalise(raw, self.card.pixel_mean, self.card.pixel_std)
                 found.append(self._model.encode_image(inputs).float().cpu().numpy())
                 progress.update(len(batch))
         embeddings: NDArray[np.float32] = np.concatenate(found)

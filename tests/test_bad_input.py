@@ -37,7 +37,7 @@ TRAINER = """
 [data]
 manifest = "corpus"
 [model]
-preset = "tiny"
+preset = "tiny-vit"
 [tokenizer]
 kind = "bpe"
 train_size = 600

@@ -22,6 +22,12 @@ from pipeline.contracts.errors import InputError
 PositiveInt = Annotated[int, pydantic.Field(gt=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+Channels = tuple[float, float, float]
+Positive = Annotated[float, pydantic.Field(gt=0)]
+
+CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
+"""Channel statistics of openai/CLIP, clip/clip.py, `_transform`; for values in [0, 1]."""
 
 
 class DataConfig(StrictModel):
@@ -44,6 +50,9 @@ class ModelConfig(StrictModel):
 
     preset: str = "ViT-B/32"
     image_size: PositiveInt | None = None
+    pixel_mean: Channels = CLIP_MEAN
+    pixel_std: tuple[Positive, Positive, Positive] = CLIP_STD
+    """What pictures are normalised with, of red, green and blue in [0, 1]. The export's card carries both on."""
     context_length: Annotated[int, pydantic.Field(ge=3)] | None = None
     vocab_size: PositiveInt | None = None
 

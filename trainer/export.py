@@ -26,7 +26,7 @@ from pipeline.contracts.cli import run_cli
 from pipeline.contracts.config import StrictModel, load_config
 from pipeline.contracts.errors import InputError
 from trainer import checkpoint, models, tokenizer
-from trainer.config import TrainConfig, settled
+from trainer.config import CLIP_MEAN, CLIP_STD, Channels, TrainConfig, settled
 
 log = logging.getLogger("trainer")
 
@@ -45,6 +45,8 @@ class Card(StrictModel):
     format_version: int = FORMAT_VERSION
     preset: str
     image_size: int
+    pixel_mean: Channels = CLIP_MEAN
+    pixel_std: Channels = CLIP_STD
     context_length: int
     vocab_size: int
     embed_dim: int
@@ -91,6 +93,8 @@ def export(run_dir: str, out: str, step: int | None = None) -> Card:
     card = Card(
         preset=config.model.preset,
         image_size=settled(config).image_size,
+        pixel_mean=config.model.pixel_mean,
+        pixel_std=config.model.pixel_std,
         context_length=weights["positional_embedding"].shape[0],
         vocab_size=weights["token_embedding.weight"].shape[0],
         embed_dim=weights["text_projection"].shape[1],

@@ -93,7 +93,8 @@ def train(config: TrainConfig) -> None:
             report.waited(time.perf_counter() - started, batch.replaced)
             replaced += len(batch.replaced)
 
-            pixels = normalise(batch.pixels.to(engine.device, non_blocking=True)).to(dtype)
+            pixels = batch.pixels.to(engine.device, non_blocking=True)
+            pixels = normalise(pixels, config.model.pixel_mean, config.model.pixel_std).to(dtype)
             ids = batch.ids.to(engine.device, non_blocking=True)
             image_features, text_features, scale = engine(pixels, ids)
             loss = contrastive_loss(image_features, text_features, scale)

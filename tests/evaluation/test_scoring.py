@@ -35,11 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocab = folder / "m.vocabulary"
     size = vocabulary.train_vocabulary([f"a picture of {name}" for name in NAMES * 5], 600, str(vocab))
     torch.manual_seed(4)
-    built = models.build("tiny", vocab_size=size)
+    built = models.build("tiny-vit", vocab_size=size)
     weights = folder / "m.safetensors"
     safetensors.torch.save_file(export.to_state_dict(built), weights)
     card = export.Card(
-        preset="tiny",
+        preset="tiny-vit",
         image_size=built.preset.image_size,
         context_length=built.preset.context_length,
         vocab_size=size,

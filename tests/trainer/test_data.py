@@ -19,7 +19,7 @@ from pipeline.contracts import manifest as manifests
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError
 from trainer import tokenizer
-from trainer.config import AugmentationConfig
+from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig
 from trainer.data import loader, transforms
 from trainer.data.order import SampleOrder, permute, replacement_row, round_keys
 from trainer.data.reader import RowReader, captions
@@ -201,9 +201,13 @@ def test_flip_mirrors() -> None:
 def test_normalise() -> None:
     pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     expected = np.empty((2, 3, 4, 4), np.float64)
-    for channel in range(3):
-        expected[:, channel] = (pixels[:, channel].numpy() / 255 - transforms.MEAN[channel]) / transforms.STD[channel]
-    assert np.allclose(transforms.normalise(pixels).numpy(), expected, atol=1e-6)
+    for arguments, mean, std in (
+        ((), CLIP_MEAN, CLIP_STD),
+        (((0.7, 0.6, 0.5), (0.3, 0.2, 0.1)), (0.7, 0.6, 0.5), (0.3, 0.2, 0.1)),
+    ):
+        for channel in range(3):
+            expected[:, channel] = (pixels[:, channel].numpy() / 255 - mean[channel]) / std[channel]
+        assert np.allclose(transforms.normalise(pixels, *arguments).numpy(), expected, atol=1e-5)
 
 
 # ---- batches

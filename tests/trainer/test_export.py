@@ -29,7 +29,13 @@ def copy(exported: Path, tmp_path: Path) -> Path:
 
 def test_the_card_says_what_was_trained(exported: Path, corpus: Path, trained: Path) -> None:
     card = Card.model_validate_json((exported / "model.json").read_text())
-    assert (card.preset, card.image_size, card.context_length, card.step, card.samples_seen) == ("tiny", 32, 16, 6, 48)
+    assert (card.preset, card.image_size, card.context_length, card.step, card.samples_seen) == (
+        "tiny-vit",
+        32,
+        16,
+        6,
+        48,
+    )
     assert card.content_root == manifests.load(str(corpus)).content_root
     assert card.config_digest == checkpoint.read_record(str(trained), "step-00000006").config_digest
     weights = safetensors.torch.load_file(exported / "model.safetensors")
@@ -73,7 +79,7 @@ def test_a_model_loads_by_folder_file_or_card(exported: Path, name: str) -> None
     assert model.encode_image(torch.zeros(1, 3, card.image_size, card.image_size)).shape == (1, card.embed_dim)
 
 
-@pytest.mark.parametrize("preset", ["tiny", "tiny-rn"])
+@pytest.mark.parametrize("preset", ["tiny-vit", "tiny"])
 def test_out_and_in_again_is_the_same_to_the_bit(preset: str) -> None:
     torch.manual_seed(1)
     first, second = models.build(preset), models.build(preset)
@@ -86,13 +92,13 @@ def test_out_and_in_again_is_the_same_to_the_bit(preset: str) -> None:
 
 
 def test_weights_of_another_model_are_refused() -> None:
-    model = models.build("tiny")
+    model = models.build("tiny-vit")
     state = to_state_dict(model)
     with pytest.raises(InputError, match=r"1 names are missing and 0 unknown \('ln_final\.bias' is missing\)"):
         load_weights(model, {name: value for name, value in state.items() if name != "ln_final.bias"})
     with pytest.raises(InputError, match="0 names are missing and 1 unknown"):
         load_weights(model, state | {"head.weight": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"'text_projection' has shape \[3, 3\], 'tiny' has \[128, 128\]"):
+    with pytest.raises(InputError, match=r"'text_projection' has shape \[3, 3\], 'tiny-vit' has \[128, 128\]"):
         load_weights(model, state | {"text_projection": torch.zeros(3, 3)})
     with pytest.raises(InputError, match="names: 'timm' is unknown"):
         load_weights(model, state, names="timm")

@@ -282,7 +282,7 @@ def test_resnet_equals_a_naive_twin_with_a_full_attention_pool() -> None:
 
 def test_initialisation_is_the_papers() -> None:
     torch.manual_seed(3)
-    model = build("tiny")
+    model = build("tiny-vit")
     state, width, text_width, text_layers = model.state_dict(), 192, 128, 2
     into_residual = text_width**-0.5 * (2 * text_layers) ** -0.5
     expected = {
@@ -303,12 +303,12 @@ def test_initialisation_is_the_papers() -> None:
         assert float(state[key].std()) == pytest.approx(deviation, rel=0.05), key
     assert float(state["logit_scale"][0]) == pytest.approx(math.log(1 / 0.07))
     assert not state["visual.transformer.resblocks.0.attn.in_proj_bias"].any()
-    residual = build("tiny-rn").state_dict()
+    residual = build("tiny").state_dict()
     assert not any(value.any() for key, value in residual.items() if key.endswith("bn3.weight") and "layer" in key)
     assert float(residual["visual.attnpool.c_proj.weight"].std()) == pytest.approx(768**-0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-rn"])
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny"])
 def test_forward_normalises_in_fp32_and_follows_the_end_mark_only(name: str) -> None:
     model = build(name, vocab_size=100, context_length=9).eval()
     ids = some_ids(4, model.preset)
@@ -332,8 +332,8 @@ def test_forward_normalises_in_fp32_and_follows_the_end_mark_only(name: str) -> 
         ("resnext", {}, "known: RN50"),
         ("ViT-B/16", {"image_size": 225}, "multiple of 16"),
         ("RN50", {"image_size": 16}, "multiple of 32"),
-        ("tiny", {"context_length": 2}, "use 3 or more"),
-        ("tiny", {"vocab_size": 1}, "give the tokenizer's vocab_size"),
+        ("tiny-vit", {"context_length": 2}, "use 3 or more"),
+        ("tiny-vit", {"vocab_size": 1}, "give the tokenizer's vocab_size"),
     ],
 )
 def test_impossible_models_are_refused(preset: str, options: dict[str, int], message: str) -> None:
@@ -360,6 +360,6 @@ def test_batch_norm_sees_the_pictures_of_its_own_process_only() -> None:
             shares = torch.cat([model.encode_image(share) for share in pixels.chunk(2)])
         return float((whole - shares).norm() / whole.norm())
 
-    assert difference("tiny", training=True) < 1e-5
-    assert difference("tiny-rn", training=False) < 1e-5
-    assert difference("tiny-rn", training=True) > 1e-2
+    assert difference("tiny-vit", training=True) < 1e-5
+    assert difference("tiny", training=False) < 1e-5
+    assert difference("tiny", training=True) > 1e-2

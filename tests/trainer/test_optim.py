@@ -72,7 +72,7 @@ def test_the_second_moment_does_not_freeze_at_beta2_of_0999() -> None:
 
 
 def test_moments_take_at_most_4_1_bytes_a_parameter() -> None:
-    model = build("tiny")
+    model = build("tiny-vit")
     optimizer = HalfAdamW(parameter_groups(model, 0.2))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -264,7 +264,7 @@ def test_not_a_number_and_infinity_stay_visible() -> None:
         assert back.isfinite().tolist()[1:3] == [False, False]
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-rn"])
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny"])
 def test_everything_but_gains_and_biases_decays(name: str) -> None:
     model = build(name)
     groups = {group["name"]: group for group in parameter_groups(model, 0.2)}

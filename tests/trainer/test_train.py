@@ -93,8 +93,8 @@ def test_a_killed_run_resumes_to_the_bit(
         pytest.param({"precision.compute": "bf16"}, id="bf16"),
         pytest.param({"precision.compute": "autocast_bf16"}, id="autocast_bf16"),
         pytest.param({"precision.compute": "autocast_bf16", "zero.stage": 3}, id="autocast_bf16-stage3"),
-        pytest.param({"model.preset": "tiny-rn"}, id="resnet"),
-        pytest.param({"model.preset": "tiny-rn", "precision.compute": "autocast_bf16"}, id="resnet-autocast_bf16"),
+        pytest.param({"model.preset": "tiny"}, id="resnet"),
+        pytest.param({"model.preset": "tiny", "precision.compute": "autocast_bf16"}, id="resnet-autocast_bf16"),
     ],
 )
 def test_a_stopped_run_resumes_to_the_bit_in_other_precisions_and_towers(

@@ -15,22 +15,18 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageEnhance
 
-from trainer.config import AugmentationConfig
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channel statistics of openai/CLIP, clip/clip.py, `_transform`; for values in [0, 1]."""
+from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig, Channels
 
 UInt8s = npt.NDArray[np.uint8]
 _ASPECT = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, 3, r, r] to float32 with CLIP's mean and standard deviation, on the tensor's own device."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
-    return (pixels.to(torch.float32) / 255.0 - mean) / std
+def normalise(pixels: torch.Tensor, mean: Channels = CLIP_MEAN, std: Channels = CLIP_STD) -> torch.Tensor:
+    """uint8 [n, 3, r, r] to float32 less `mean` over `std` (of values in [0, 1]), on the tensor's own device."""
+    centre = torch.tensor(mean, device=pixels.device).view(3, 1, 1)
+    spread = torch.tensor(std, device=pixels.device).view(3, 1, 1)
+    return (pixels.to(torch.float32) / 255.0 - centre) / spread
 
 
 def evaluation_pixels(rgb: UInt8s, size: int) -> UInt8s:
