@@ -1,7 +1,7 @@
 """`make real REAL_DATA=DIR`: the whole path on real pictures and real alt texts, in at most ten minutes on two cores.
 
-The emoji of three drawing styles are served over HTTP with their English names and keywords as captions. The pipeline's own dedup,
-by picture, first removes what is near-identical within and across styles. A model then learns from two styles and is asked about the
+The emoji of three drawing styles are served over HTTP with their English names and keywords as captions. The pipeline's own dedup, by
+pair, first removes what is near-identical across styles under the same name. A model then learns from two styles and is asked about the
 third, which it has never seen: which of 98 or so Unicode subgroups does a picture belong to, and which picture does an exact name find?
 Beside that, ten thousand real alt texts with their URLs go through candidates and filter, and every row must be accounted for.
 
