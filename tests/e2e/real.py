@@ -105,7 +105,7 @@ def _corpus(kept: list[Emoji], port: int, doing: Steps, checks: Checks) -> None:
     )
     rows = [(emoji.url(one, port), text) for one in kept if one.style != HELD_OUT for text in one.captions]
     _write_table(OUT / "train.csv", rows)
-    # Six captions of one picture are wanted here: only what is all but the same text is a duplicate.
+    # Seven captions of one picture are wanted here: only what is all but the same text is a duplicate.
     _pipeline(doing, "corpus", OUT / "train.csv", {"by": "pair", "threshold": 0.95})
     found = manifest.load(str(OUT / "corpus" / "shards"))
     print(f"      {found.rows:,} pairs")

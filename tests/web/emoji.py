@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tests.web.server import listen
+from tests.web.server import free_or_any, listen
 
 STYLES = ("noto", "blobmoji", "emojitwo")
+PORT = 8217
+"""Where it is free. A row's identity holds its URL: another port is another order of rows, and scores a point or two apart."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Emoji:
 
     @property
     def captions(self) -> list[str]:
-        """A row each: the name in three settings, the name with its keywords, and twice three of the keywords, chosen by hash."""
+        """A row each: the name in three settings, the name with its keywords, and thrice three of the keywords, by hash."""
         more = [word for word in self.keywords if word.lower() != self.name.lower()]
         found = [self.name, f"{self.name} emoji", f"emoji {self.name}"]
         if more:
             found.append(f"{self.name}: {', '.join(more)}")
-            for turn in range(2):
+            for turn in range(3):
                 found.append(", ".join(sorted(more, key=lambda word: _mark(f"{turn} {self.name} {word}"))[:3]))
         return list(dict.fromkeys(found))
 
@@ -64,7 +66,7 @@ def read(path: Path) -> list[Emoji]:
 
 @contextlib.contextmanager
 def running(emoji: list[Emoji]) -> Iterator[int]:
-    """Serve them from threads of this process; yields the port, which is the same on every style's host."""
+    """Serve them from threads of this process; yields the port (PORT where it is free), the same on every style's host."""
     bodies = {one.path: one.png for one in emoji}
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,7 +84,7 @@ def running(emoji: list[Emoji]) -> Iterator[int]:
             """Say nothing: thousands of requests are no news."""
 
     servers, threads = [], []
-    for listener in listen(len(STYLES)):
+    for listener in listen(len(STYLES), free_or_any(PORT, len(STYLES))):
         served = ThreadingHTTPServer(listener.getsockname(), Handler, bind_and_activate=False)
         served.daemon_threads = True
         served.socket.close()
