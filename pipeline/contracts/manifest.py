@@ -233,16 +233,29 @@ def verify(path: str) -> list[str]:
         )
     if not problems and merkle.root_of_subtrees(parts) != manifest.content_root:
         problems.append(f"{manifest_path(path)}: content_root differs from the rows; restore the manifest from its run")
-    return problems
+    return problems + [
+        f"{manifest_path(path)}: counts.{name}: {count.rows_in:,} rows in are not {count.rows_out:,} out and "
+        f"{sum(count.rejected.values()):,} rejected; restore the manifest from its run"
+        for name, count in manifest.counts.items()
+        if count.rows_in != count.rows_out + sum(count.rejected.values())
+    ]
 
 
 def _verify_files(path: str, shard: Shard) -> list[str]:
     problems = []
-    for uri, sha256 in ((shard_uri(path, shard), shard.sha256), (index_uri(path, shard), shard.index_sha256)):
-        if not storage.exists(uri):
+    for uri, sha256, size in (
+        (shard_uri(path, shard), shard.sha256, shard.bytes),
+        (index_uri(path, shard), shard.index_sha256, shard.index_bytes),
+    ):
+        found = storage.info(uri)
+        if found is None:
             problems.append(f"{uri}: is missing; restore it or run the pipeline again")
         elif storage.sha256_file(uri) != sha256:
             problems.append(f"{uri}: sha256 differs from the manifest; restore it or run the pipeline again")
+        elif found.size != size:  # the hash is right, so it is the manifest that was edited
+            problems.append(
+                f"{uri}: {found.size:,} bytes, the manifest says {size:,}; restore the manifest from its run"
+            )
     return problems
 
 
@@ -253,6 +266,14 @@ def _verify_rows(path: str, shard: Shard, index: pa.Table, last_uid: bytes) -> l
     if index.schema != INDEX_SCHEMA:
         problems.append(
             f"{index_uri(path, shard)}: columns differ from format version {FORMAT_VERSION}; rebuild the corpus"
+        )
+        return problems
+    with parquet.open_file(uri) as source:
+        layout = parquet.row_groups(source.metadata)
+    if layout != shard.row_groups:
+        # Who seeks by the manifest would read other bytes; nothing below can be compared group by group.
+        problems.append(
+            f"{uri}: row_groups (rows, offsets, bytes) differ from the file's footer; restore the manifest from its run"
         )
         return problems
     uids = [last_uid, *index["uid"].to_pylist()]

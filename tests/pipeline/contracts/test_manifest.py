@@ -116,6 +116,46 @@ def test_a_manifest_that_lies(tmp_path: Path, key: str, value: object, sentence:
     assert sentence in problems[0]
 
 
+def test_counts_that_do_not_add_up(tmp_path: Path) -> None:
+    whole = manifest.StageCounts(rows_in=5, rows_out=3, rejected={"too_short": 1, "duplicate": 1})
+    manifest.write_corpus(str(tmp_path), [rows(4)], counts={"filter": whole, "dedup": whole})
+    assert manifest.verify(str(tmp_path)) == []
+    torn = manifest.StageCounts(rows_in=5, rows_out=1, rejected={})
+    manifest.write_corpus(str(tmp_path), [rows(4)], counts={"filter": whole, "dedup": torn})
+    place = tmp_path / "manifest.json"
+    assert manifest.verify(str(tmp_path)) == [
+        f"{place}: counts.dedup: 5 rows in are not 1 out and 0 rejected; restore the manifest from its run"
+    ]
+
+
+@pytest.mark.parametrize("field", ["rows", "offset", "bytes", "one more"])
+def test_row_groups_that_lie(tmp_path: Path, field: str) -> None:
+    manifest.write_corpus(str(tmp_path), [rows(40)], rows_per_shard=20)
+    place = tmp_path / "manifest.json"
+    values = json.loads(place.read_text())
+    groups = values["shards"][1]["row_groups"]
+    if field == "one more":
+        groups.append(groups[0])
+    else:
+        groups[0][parquet.RowGroup._fields.index(field)] += 1
+    place.write_text(json.dumps(values))
+    assert manifest.verify(str(tmp_path)) == [
+        f"{tmp_path / values['shards'][1]['path']}: row_groups (rows, offsets, bytes) differ from the file's footer; "
+        "restore the manifest from its run"
+    ]
+
+
+@pytest.mark.parametrize("field", ["bytes", "index_bytes"])
+def test_a_size_that_lies(tmp_path: Path, field: str) -> None:
+    manifest.write_corpus(str(tmp_path), [rows(3)])
+    place = tmp_path / "manifest.json"
+    values = json.loads(place.read_text())
+    values["shards"][0][field] += 1
+    place.write_text(json.dumps(values))
+    (problem,) = manifest.verify(str(tmp_path))
+    assert f"the manifest says {values['shards'][0][field]:,}; restore the manifest" in problem
+
+
 def test_what_hashes_alone_cannot_tell(tmp_path: Path) -> None:
     """A writer with a bug: files and hashes agree, but a picture is not the one its row names."""
     table = rows(10).sort_by("uid")
