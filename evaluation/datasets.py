@@ -29,6 +29,7 @@ from pipeline.contracts.errors import InputError
 PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 UNLABELLED = -1
 _BATCH = 256
+_MOST_UNNAMED = 10_000  # classes numbered without a list, however few rows: above it a number is an id or a hash
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,13 @@ def _labels(config: LabelledSetConfig, values: Sequence[str | int | None]) -> tu
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in known):
         raise InputError(f"{_place(config)}: column {config.label!r} holds neither class numbers nor class names")
     numbers = [int(value) for value in known]
-    classes = given or [str(number) for number in range(max(numbers) + 1)]
+    largest, most = max(numbers), max(_MOST_UNNAMED, 100 * len(values))
+    if not given and largest >= most:
+        raise InputError(
+            f"{_place(config)}: label {largest} without a class list would make {largest + 1:,} classes of {len(values):,} rows; name the "
+            "column of class numbers, or give the class list"
+        )
+    classes = given or [str(number) for number in range(largest + 1)]
     for row, value in enumerate(values):
         if value is not None and not 0 <= int(value) < len(classes):
             raise InputError(

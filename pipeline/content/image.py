@@ -61,6 +61,7 @@ ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "b
 
 MAX_PIXELS = 64_000_000  # width x height of the source; 64 million take 256 MB while Pillow holds them
 MAX_JPEG_SCANS = 256  # a progressive JPEG of ten thousand empty scans costs minutes of CPU for a few kB
+_INFLATE_STEP = 1 << 20  # bytes of PNG rows counted at a time
 BACKGROUND = (255, 255, 255)  # what shows through transparency, and the border of resize mode "border"
 
 # Orientation of EXIF (tag 0x0112) -> the turn that makes the stored rows upright. CIPA DC-008, 4.6.4.
@@ -248,15 +249,18 @@ def _check_png_rows(image: Image.Image, data: bytes) -> None:
         if columns > 0 and rows > 0:
             expected += rows * (1 + (columns * bits + 7) // 8)
     inflate, got, at = zlib.decompressobj(), 0, 8
-    while got < expected and at + 12 <= len(data):
+    # The stream may go on for gigabytes behind the last row. Pillow leaves that alone, and so does this: bounded steps, no `flush`.
+    # A step with nothing left of the chunk gives what zlib held back when the step before it was full.
+    while got < expected and not inflate.eof and at + 12 <= len(data):
         (length,) = struct.unpack(">I", data[at : at + 4])
-        if data[at + 4 : at + 8] == b"IDAT":
-            rest = data[at + 8 : at + 8 + length]
-            while rest and got < expected:
-                got += len(inflate.decompress(rest, 1 << 20))
-                rest = inflate.unconsumed_tail
+        rest = data[at + 8 : at + 8 + length] if data[at + 4 : at + 8] == b"IDAT" else b""
+        step = -1
+        while step and got < expected:
+            step = len(inflate.decompress(rest, _INFLATE_STEP))
+            rest = inflate.unconsumed_tail
+            got += step
         at += 12 + length
-    if got + len(inflate.flush()) < expected:
+    if got < expected:
         raise ImageRejected(Reason.IMAGE_TRUNCATED, f"png with {got} of {expected} bytes of rows")
 
 

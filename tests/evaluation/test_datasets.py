@@ -85,6 +85,9 @@ def test_class_files(tmp_path: Path) -> None:
             "label 7 is out of range for 5 classes",
         ),
         ({"label": [0, 1, -1, 0, 0, 1]}, {"label": "label"}, "label -1 is out of range"),
+        ({"label": [0, 1, 0, 0, 0, 2**40]}, {"label": "label"}, "label 1099511627776 without a class list would make"),
+        ({"label": [0, 1, 0, 0, 0, 10_000]}, {"label": "label"}, "would make 10,001 classes of 6 rows"),
+        ({"label": [-5] * 6}, {"label": "label"}, "label -5 is out of range"),
         (
             {"label": [0, 1, 0, 1, 0, 1]},
             {"label": "label", "classes": list("abc")},
@@ -107,6 +110,11 @@ def test_bad_sets(tmp_path: Path, columns: dict[str, Any], settings: dict[str, A
         opened(path, **settings)
     assert "bad.parquet" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_sparse_class_numbers_need_no_list(tmp_path: Path) -> None:
+    found = opened(write(tmp_path / "a.parquet", label=[0, 999, 0, 999, 0, 9_999]), label="label")
+    assert (len(found.classes), found.classes[-1], found.labels.max()) == (10_000, "9999", 9_999)
 
 
 def test_absent_classes_can_be_allowed(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -337,6 +339,58 @@ def test_metadata_bombs_are_never_inflated() -> None:
     start = time.perf_counter()
     assert decode(png(1, 1, 8, 2, rows, text)).rgb.tolist() == [[[1, 2, 3]]]
     assert time.perf_counter() - start < 0.5
+
+
+ENDLESS = """
+import resource, sys
+from pathlib import Path
+from pipeline.content.image import decode
+files = [Path(name).read_bytes() for name in sys.argv[1:]]
+decode(files[0])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for data in files[1:]:
+    picture = decode(data)
+    assert picture.rgb.shape == (8, 8, 3) and picture.rgb.max() == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_png_stream_that_goes_on_behind_the_last_row_is_not_inflated(tmp_path: Path) -> None:
+    """Plain and interlaced, in one chunk and in many: the picture comes out, and memory grows by a few MB, not by 200."""
+
+    packer = zlib.compressobj()
+    zeros = bytes(1 << 20)
+    endless = b"".join([*(packer.compress(zeros) for _ in range(200)), packer.flush()])
+
+    def build(interlace: int, body: bytes, pieces: int) -> bytes:
+        size = -(-len(body) // pieces)
+        parts = [chunk(b"IDAT", body[at : at + size]) for at in range(0, len(body), size)]
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, interlace))
+        return b"".join([b"\x89PNG\r\n\x1a\n", header, *parts, chunk(b"IEND", b"")])
+
+    bombs = [build(0, zlib.compress(zeros), 1), build(0, endless, 1), build(1, endless, 1), build(1, endless, 500)]
+    names = [tmp_path / f"{number}.png" for number in range(len(bombs))]
+    for name, data in zip(names, bombs, strict=True):
+        name.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS, *names], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 20_000, "kB"
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 40])
+def test_black_rows_of_several_megabytes_are_counted_to_the_byte(pieces: int) -> None:
+    def build(rows: int) -> bytes:
+        body = zlib.compress(bytes(rows))
+        size = -(-len(body) // pieces)
+        parts = [chunk(b"IDAT", body[at : at + size]) for at in range(0, len(body), size)]
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1200, 1000, 8, 2, 0, 0, 1))
+        return b"".join([b"\x89PNG\r\n\x1a\n", header, *parts, chunk(b"IEND", b"")])
+
+    whole = len(interlaced(np.zeros((1000, 1200, 3), np.uint8)))
+    assert decode(build(whole)).rgb.max() == 0
+    assert refused(build(whole - 1)).reason is Reason.IMAGE_TRUNCATED
 
 
 def test_a_jpeg_of_endless_scans_is_refused() -> None:
