@@ -7,8 +7,9 @@ Atomicity. A local file is written under a temporary name in the same directory,
 itself. `put_if_absent` is the one primitive by which two drivers are told apart: a hard link that fails when the name is
 taken, or a put with `If-None-Match: *` (S3 conditional writes, 2024).
 
-Credentials, region and endpoint of S3 come from where every AWS user keeps them: the environment and ~/.aws (`AWS_ENDPOINT_URL`,
-`AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...). They are places, not configuration of ours.
+Credentials, region and endpoint of S3 come from where every AWS user keeps them: the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`,
+`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, ...), then ~/.aws, then, but for the endpoint, the EC2 machine itself; a region that nobody names is
+us-east-1. Both libraries are given the same endpoint and region. These are places, not configuration of ours.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import posixpath
 import re
 import secrets
 import tempfile
+import time
 import urllib.parse
 from collections.abc import Iterator
 from typing import IO, Any, cast
@@ -66,20 +68,46 @@ def _bucket_key(uri: str) -> tuple[str, str]:
 
 
 @functools.cache
-def _s3_filesystem(endpoint: str | None, region: str | None) -> pyarrow.fs.S3FileSystem:
+def _s3_filesystem(endpoint: str | None, region: str) -> pyarrow.fs.S3FileSystem:
     options: dict[str, Any] = {"connect_timeout": 10.0, "request_timeout": 60.0}
     if endpoint:
         parsed = urllib.parse.urlsplit(endpoint)
         options |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
-    if region:
-        options["region"] = region
-    return pyarrow.fs.S3FileSystem(**options)
+    return pyarrow.fs.S3FileSystem(region=region, **options)
 
 
-def _environment() -> tuple[str | None, str | None]:
+def _environment() -> tuple[str | None, str]:
+    """The store's endpoint (None: AWS itself) and region."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return endpoint, region
+    if endpoint and region:
+        return endpoint, region
+    named = tuple(os.environ.get(key) for key in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE"))
+    configured = _configured(named)
+    return endpoint or configured[0], region or configured[1] or _found_region()
+
+
+@functools.cache
+def _configured(named: tuple[str | None, ...]) -> tuple[str | None, str | None]:
+    """Endpoint and region of the profile in ~/.aws/config. `named`, which botocore reads by itself, only keeps profiles apart here."""
+    import botocore.exceptions  # only reached by users of S3 whose environment does not say both
+    import botocore.session
+
+    session = botocore.session.Session()
+    try:
+        profile = session.get_scoped_config()
+        services = session.full_config.get("services", {}).get(profile.get("services"), {})
+    except botocore.exceptions.BotoCoreError as error:
+        raise InputError(f"~/.aws/config or AWS_PROFILE: {error}; mend the one it names") from None
+    block = services.get("s3")  # botocore reads an indented block as a table, anything else as text
+    endpoint = block.get("endpoint_url") if isinstance(block, dict) else None
+    return endpoint or profile.get("endpoint_url"), profile.get("region")
+
+
+@functools.cache
+def _found_region() -> str:
+    """The region of the EC2 machine we are on, as pyarrow's AWS library asks for it, else us-east-1."""
+    return cast(str, pyarrow.fs.S3FileSystem().region)
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -98,21 +126,32 @@ def _local_filesystem() -> pyarrow.fs.LocalFileSystem:
 
 
 @functools.cache
-def _s3_client(endpoint: str | None, region: str | None) -> Any:
+def _s3_client(endpoint: str | None, region: str) -> Any:
     import boto3  # a quarter of a second, paid by those who use S3
     import botocore.config
 
     retries = botocore.config.Config(connect_timeout=10, read_timeout=60, retries={"total_max_attempts": 3})
-    return boto3.client("s3", endpoint_url=endpoint, region_name=region or "us-east-1", config=retries)
+    # A session of our own: the one that boto3 keeps stays with the profile of whoever made it.
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=retries)
 
 
 def _client() -> Any:
     return _s3_client(*_environment())
 
 
-_answered: set[tuple[str | None, str | None]] = set()
+_answered: set[tuple[str | None, str]] = set()
 """The stores that have answered this process: one that is silent later is in trouble, not misspelt."""
-_BUSY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException")
+_CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
+"""S3 answers 409 to a conditional put that met another write or a delete of the name half way: not taken yet, to be tried again."""
+_BUSY = (
+    "ConditionalRequestConflict",
+    "SlowDown",
+    "InternalError",
+    "ServiceUnavailable",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+)
 _BUSY_ARROW = re.compile(
     r"SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT|THROTTLING|HTTP status 5\d\d|Timeout was reached"
 )
@@ -392,17 +431,19 @@ def _put_if_absent_s3(uri: str, data: bytes) -> bool:
     import botocore.exceptions  # only reached by users of S3
 
     bucket, key = _bucket_key(uri)
+    waits = list(_CONFLICT_WAITS_S)
     with _s3_errors(uri):
-        try:
-            _client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-        except botocore.exceptions.ClientError as error:
-            if error.response.get("Error", {}).get("Code") in (
-                "PreconditionFailed",
-                "ConditionalRequestConflict",
-            ):
-                return False
-            raise
-    return True
+        while True:
+            try:
+                _client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+                return True
+            except botocore.exceptions.ClientError as error:
+                said = error.response.get("Error", {}).get("Code")
+                if said == "PreconditionFailed":
+                    return False
+                if said != "ConditionalRequestConflict" or not waits:
+                    raise
+                time.sleep(waits.pop(0))
 
 
 def local_temporary(uri: str) -> str:

@@ -113,11 +113,12 @@ def test_a_wrong_endpoint(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> 
 class _Busy(http.server.BaseHTTPRequestHandler):
     """A store that answers every request with one status and S3's XML."""
 
+    protocol_version = "HTTP/1.1"  # so that it tells boto3 to go on with a put, which waits a second for that otherwise
     status, code = 503, "SlowDown"
 
     def _answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = f"<Error><Code>{self.code}</Code><Message>no</Message></Error>".encode()
+        body = f"<Error><Code>{self.code}</Code><Message>no</Message></Error>".encode() if self.status != 200 else b""
         self.send_response(self.status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
@@ -162,6 +163,97 @@ def test_a_store_in_trouble_is_not_the_users_mistake(
             busy.shutdown()
             thread.join()
     assert file.exists()
+
+
+class _Conflicts(_Busy):
+    """A store that answers 409 to the first puts of a name, then what it has decided."""
+
+    conflicts, final = 2, 200
+
+    def _answer(self) -> None:
+        kind = type(self)
+        kind.conflicts -= 1
+        kind.status, kind.code = (
+            (409, "ConditionalRequestConflict") if kind.conflicts >= 0 else (kind.final, "PreconditionFailed")
+        )
+        super()._answer()
+
+    do_PUT = _answer  # noqa: N815
+
+
+@pytest.mark.parametrize(("conflicts", "final", "written"), [(2, 200, True), (2, 412, False), (99, 200, None)])
+def test_a_conflict_is_not_yet_an_answer(
+    monkeypatch: pytest.MonkeyPatch, conflicts: int, final: int, written: bool | None
+) -> None:
+    """409 says neither written nor taken: the put is tried again; a conflict without end is a store in trouble."""
+    monkeypatch.setattr(storage, "_CONFLICT_WAITS_S", (0.01, 0.01, 0.01))
+    handler = type("Answers", (_Conflicts,), {"conflicts": conflicts, "final": final})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            if written is None:
+                with pytest.raises(RunError, match=r"the store is in trouble .*ConditionalRequestConflict"):
+                    storage.put_if_absent("s3://bucket/key", b"x")
+            else:
+                assert storage.put_if_absent("s3://bucket/key", b"x") is written
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+CONFIG = """
+[default]
+region = eu-west-3
+endpoint_url = http://127.0.0.1:9001
+[profile other]
+region = ap-south-1
+services = mine
+[services mine]
+s3 =
+  endpoint_url = http://127.0.0.1:9002
+[profile plain]
+output = json
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "endpoint", "region"),
+    [
+        ({}, "http://127.0.0.1:9001", "eu-west-3"),
+        ({"AWS_PROFILE": "other"}, "http://127.0.0.1:9002", "ap-south-1"),
+        ({"AWS_PROFILE": "plain"}, None, "us-east-1"),
+        ({"AWS_PROFILE": "other", "AWS_REGION": "sa-east-1"}, "http://127.0.0.1:9002", "sa-east-1"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9003"}, "http://127.0.0.1:9003", "eu-west-3"),
+    ],
+)
+def test_both_libraries_speak_to_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], endpoint: str | None, region: str
+) -> None:
+    (tmp_path / "config").write_text(CONFIG)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    settings = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in (settings | environment).items():
+        monkeypatch.setenv(name, value)
+    assert storage._environment() == (endpoint, region)
+    files, _ = storage.filesystem("s3://bucket/key")
+    client = storage._client()
+    assert files.region == client.meta.region_name == region
+    assert endpoint in (None, client.meta.endpoint_url)
+
+
+def test_a_profile_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text(CONFIG)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "absent")
+    with pytest.raises(InputError, match=r"AWS_PROFILE: .*absent.*; mend"):
+        storage.exists("s3://bucket/key")
 
 
 def test_a_store_that_went_away(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
