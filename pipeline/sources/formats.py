@@ -91,15 +91,22 @@ def check_types(uri: str, chosen: Columns) -> None:
                 raise InputError(f"{uri}: column {name!r} holds {kept}, not text; name another column")
 
 
-def records(uri: str, chosen: Columns, names: list[str], first: int = 0) -> Iterator[Record]:
-    """Every record of a file; of a parquet file from row `first`, which starts a row group.
+def records(uri: str, chosen: Columns, names: list[str], rows: range | None = None) -> Iterator[Record]:
+    """Every record of a file, or those numbered by `rows`, which need not all be there.
 
-    `names` are the columns of a csv or tsv file that has no header line; empty: it has one.
+    Of a parquet file only the rows asked for become records; a text file is parsed from its beginning. `names` are the columns of a
+    csv or tsv file that has no header line; empty: it has one.
     """
+    if suffix_of(uri) == ".parquet":
+        yield from parquet_records(uri, chosen, rows)
+    elif rows is None:
+        yield from _text_records(uri, chosen, names)
+    else:
+        yield from itertools.islice(_text_records(uri, chosen, names), rows.start, rows.stop)
+
+
+def _text_records(uri: str, chosen: Columns, names: list[str]) -> Iterator[Record]:
     kind = suffix_of(uri)
-    if kind == ".parquet":
-        yield from parquet_records(uri, chosen, first)
-        return
     with open_text(uri) as stream, _gzip_errors(uri):
         if kind == ".csv":
             yield from csv_records(stream, names or header(stream, uri, kind), chosen)
@@ -289,30 +296,31 @@ def parquet_rows(uri: str) -> int:
         return int(parquet.metadata.num_rows)
 
 
-def group_start(uri: str, row: int) -> int:
-    """The first row of the row group that holds `row`."""
-    with open_parquet(uri) as parquet:
-        start = 0
-        for group in range(parquet.metadata.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            if start + rows > row:
-                break
-            start += rows
-        return start
+def parquet_records(uri: str, chosen: Columns, rows: range | None = None) -> Iterator[Record]:
+    """Every record of a parquet file, or those numbered by `rows`.
 
-
-def parquet_records(uri: str, chosen: Columns, first: int) -> Iterator[Record]:
+    Row groups without such rows are not read. Of the others the batches are cut before they become Python objects, which take far longer
+    than decoding the row group from its start: it may hold a hundred units.
+    """
     with open_parquet(uri) as parquet:
-        starts = [0]
-        for group in range(parquet.metadata.num_row_groups):
-            starts.append(starts[-1] + parquet.metadata.row_group(group).num_rows)
-        groups = [group for group, start in enumerate(starts[:-1]) if start >= first]
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+        starts = [0, *itertools.accumulate(sizes)]
+        wanted = rows if rows is not None else range(starts[-1])
+        groups = [
+            group for group, start in enumerate(starts[:-1]) if start < wanted.stop and starts[group + 1] > wanted.start
+        ]
+        place = starts[groups[0]] if groups else 0
         names = [name for name in chosen if name is not None]
         try:
             for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=names):
-                urls, captions = (_texts(batch[name]) for name in names)
-                for url, caption in zip(urls, captions, strict=True):
-                    yield checked(url, caption)
+                inside = range(max(wanted.start - place, 0), min(wanted.stop - place, batch.num_rows))
+                if inside:
+                    urls, captions = (_texts(batch[name].slice(inside.start, len(inside))) for name in names)
+                    for url, caption in zip(urls, captions, strict=True):
+                        yield checked(url, caption)
+                place += batch.num_rows
+                if place >= wanted.stop:
+                    return
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{uri}: corrupt parquet file ({_short(error)}); replace it or take it out") from None
 

@@ -1,9 +1,9 @@
 """URL tables: parquet, csv, tsv, jsonl and txt files (the text ones also gzipped) as candidate rows.
 
-Everything streams: a file is read in batches, a text line is bounded, so that memory does not grow with the file. Nothing
-vanishes: a line that does not parse becomes a row with a `problem`, and `candidates` turns it into a rejection with that
-detail. What makes a whole file useless (unknown suffix, no URL column, not a parquet file) is the user's to mend and raises
-InputError.
+`scan` streams: a file is read in batches, a text line is bounded, so that memory does not grow with the file. `read` holds the rows
+asked for as Arrow columns, never as Python objects all at once. Nothing vanishes: a line that does not parse becomes a row with a
+`problem`, and `candidates` turns it into a rejection with that detail. What makes a whole file useless (unknown suffix, no URL column,
+not a parquet file) is the user's to mend and raises InputError.
 
 How each format is read:
 * parquet: two string columns; only those are read.
@@ -57,7 +57,7 @@ class SourcesConfig(StrictModel):
     column_names: tuple[str, ...] = ()
     """Names of the columns of csv and tsv files that have no header line; unset: the first line names them."""
     rows_per_unit: int = Field(default=10_000, ge=1)
-    """Rows of one unit of work: what is done again after a crash."""
+    """Rows of one unit of `candidates` from a Parquet file: what is done again after a crash. A text file is one unit."""
     max_url_bytes: int = Field(default=4096, ge=16)
     max_caption_bytes: int = Field(default=8192, ge=1)
 
@@ -146,35 +146,19 @@ def scan(file: SourceFile, config: SourcesConfig, batch_rows: int = formats.BATC
 
     Raises InputError where the file cannot be read.
     """
-    records: list[Record] = []
-    start = 0
-    for record in _records(file, config):
-        records.append(record)
-        if len(records) == batch_rows:
-            yield _table(records, file, start)
-            start += len(records)
-            records = []
-    if records:
-        yield _table(records, file, start)
+    return _tables(_records(file, config), file, 0, batch_rows)
 
 
 def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> pa.Table:
     """Rows of a file (all of them, or those numbered by `rows`) as one table of SOURCE_SCHEMA.
 
-    Row groups before the range are skipped in parquet; the text formats are parsed from their beginning, so whoever wants a
-    text file unit by unit uses `scan`.
+    Row groups outside the range are skipped in parquet; the text formats are parsed from their beginning, so whoever wants a
+    text file unit by unit uses `scan`. A batch at a time passes through Python objects, which take several times the memory of the
+    columns that they become.
     """
     start = rows.start if rows is not None else 0
-    first = 0
-    if rows is not None and _is_parquet(file):
-        first = formats.group_start(file.uri, start)
-    records: list[Record] = []
-    for number, record in enumerate(_records(file, config, first), start=first):
-        if rows is not None and number >= rows.stop:
-            break
-        if number >= start:
-            records.append(record)
-    return _table(records, file, start)
+    parts = _tables(_records(file, config, rows), file, start, formats.BATCH_ROWS)
+    return pa.concat_tables([SOURCE_SCHEMA.empty_table(), *parts])
 
 
 def require_rows(files: Sequence[SourceFile], config: SourcesConfig) -> None:
@@ -194,6 +178,13 @@ def _is_parquet(file: SourceFile) -> bool:
     return formats.suffix_of(file.uri) == ".parquet"
 
 
+def _tables(records: Iterator[Record], file: SourceFile, start: int, batch_rows: int) -> Iterator[pa.Table]:
+    """The records, of which the first is row `start` of its file, as tables of `batch_rows` rows (the last one fewer)."""
+    while batch := list(itertools.islice(records, batch_rows)):
+        yield _table(batch, file, start)
+        start += len(batch)
+
+
 def _table(records: list[Record], file: SourceFile, start: int) -> pa.Table:
     return pa.table(
         [
@@ -206,9 +197,9 @@ def _table(records: list[Record], file: SourceFile, start: int) -> pa.Table:
     )
 
 
-def _records(file: SourceFile, config: SourcesConfig, first: int = 0) -> Iterator[Record]:
-    """Every record of the file; of a parquet file from row `first`, which starts a row group."""
-    return formats.records(file.uri, columns(file, config), list(config.column_names), first)
+def _records(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> Iterator[Record]:
+    """Every record of the file, or those numbered by `rows`."""
+    return formats.records(file.uri, columns(file, config), list(config.column_names), rows)
 
 
 def _named(names: list[str], wanted: str | None, known: tuple[str, ...], key: str, file: SourceFile) -> str:
@@ -232,11 +223,17 @@ def _named(names: list[str], wanted: str | None, known: tuple[str, ...], key: st
 
 
 def candidates(table: pa.Table, config: SourcesConfig) -> tuple[pa.Table, pa.Table]:
-    """Rows of SOURCE_SCHEMA as (rows of CANDIDATE_SCHEMA, rows of REJECTED_SCHEMA), in their order.
+    """Rows of SOURCE_SCHEMA as (rows of CANDIDATE_SCHEMA in their order, rows of REJECTED_SCHEMA).
 
     White space around a URL is not part of it. Rejections: bad_row, bad_url (none, over-long, control characters, no host,
-    does not parse), scheme, no_caption (null or only white space), caption_too_long.
+    does not parse), scheme, no_caption (null or only white space), caption_too_long. A batch at a time is looked at in Python objects.
     """
+    slices = [table.slice(start, formats.BATCH_ROWS) for start in range(0, max(1, table.num_rows), formats.BATCH_ROWS)]
+    kept, rejected = zip(*(_candidates(part, config) for part in slices), strict=True)
+    return pa.concat_tables(kept), pa.concat_tables(rejected)
+
+
+def _candidates(table: pa.Table, config: SourcesConfig) -> tuple[pa.Table, pa.Table]:
     urls = [None if url is None else url.strip() for url in table["url"].to_pylist()]
     captions: list[str | None] = table["caption_raw"].to_pylist()
     verdicts = [

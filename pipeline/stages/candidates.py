@@ -14,11 +14,19 @@ from pipeline.shard import shard_count, shard_of
 from pipeline.sources import url_tables
 from pipeline.stages.common import Output, partition_units, read_partition, run_stage, with_partition
 
+ROWS_PER_PARTITION = 1 << 20
+"""Rows of one partition of the uid space, on average. It is a unit of `exact` and, less what is rejected, of `filter`, which hold all of
+its rows at once: with 175 bytes of text a row, 650 and 1,100 bytes a row, so that a worker needs 0.7 and 1.2 GB.
+
+It does not follow `sources.rows_per_unit`: every partition opens every file of `candidates` and starts a row group in each of them, so
+that partitions as small as those files would open as many files as the square of the rows and store row groups of a few rows.
+"""
+
 
 def candidates(driver: Run, config: PipelineConfig, files: Sequence[url_tables.SourceFile]) -> Output:
     """Units are row ranges of Parquet files and whole text files; rows are partitioned by uid for the next stage."""
     facts = driver.map(functools.partial(_file_facts, config=config.sources), files)
-    partitions = shard_count(sum(rows for _, rows in facts), config.sources.rows_per_unit)
+    partitions = shard_count(sum(rows for _, rows in facts), ROWS_PER_PARTITION)
     units, uris = [], {}
     for number, (file, (sha256, rows)) in enumerate(zip(files, facts, strict=True)):
         uris[file.name] = file.uri

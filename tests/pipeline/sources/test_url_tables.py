@@ -6,8 +6,13 @@ import io
 import json
 import os
 import resource
+import sys
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import boto3
 import pyarrow as pa
@@ -17,6 +22,7 @@ import pytest
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, REJECTED_SCHEMA, uid
+from pipeline.sources import formats
 from pipeline.sources.url_tables import SourceFile, SourcesConfig, candidates, columns, count_rows, expand, read, scan
 
 _ROWS: list[tuple[str | None, str | None]] = [
@@ -81,6 +87,54 @@ def test_every_format_gives_the_same_rows_whole_and_in_ranges(tmp_path: Path, na
     pieces = list(scan(file, config, 20))
     assert [piece.num_rows for piece in pieces] == [20, 20, 9]
     assert pa.concat_tables(pieces).combine_chunks().equals(table.combine_chunks())
+
+
+@contextmanager
+def _calls() -> Iterator[Counter[str]]:
+    """How often each Python function is called inside."""
+    calls: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            calls[frame.f_code.co_name] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
+def test_only_a_units_own_rows_of_a_row_group_become_python_objects(tmp_path: Path) -> None:
+    rows = 3 * formats.BATCH_ROWS
+    columns_of = {"url": [f"http://e.org/{n}" for n in range(rows)], "caption": ["a dog"] * rows}
+    pq.write_table(pa.table(columns_of), tmp_path / "t.parquet")
+    assert pq.read_metadata(tmp_path / "t.parquet").num_row_groups == 1
+    file, config = _one(tmp_path / "t.parquet")
+    for start in (0, formats.BATCH_ROWS - 50, rows - 100):
+        with _calls() as calls:
+            table = read(file, config, range(start, start + 100))
+        assert table["url"].to_pylist() == columns_of["url"][start : start + 100]
+        assert calls["checked"] == 100
+        assert calls["_texts"] == (4 if start == formats.BATCH_ROWS - 50 else 2)  # two columns of each batch it lies in
+
+
+def test_a_whole_text_file_is_held_as_columns_and_not_as_objects(tmp_path: Path) -> None:
+    rows = 10 * formats.BATCH_ROWS
+    path = tmp_path / "t.tsv"
+    path.write_text("url\tcaption\n" + "".join(f"http://e.org/{n}\ta dog {n}\n" for n in range(rows)))
+    file, config = _one(path)
+    read(file, config, range(10))  # what is loaded at the first use is not counted
+    tracemalloc.start()
+    try:
+        kept, rejected = candidates(read(file, config), config)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (kept.num_rows, rejected.num_rows) == (rows, 0)
+    # Arrow's memory is not traced. A batch as Python objects takes about 3 MB; the ten of the file take more than 20.
+    assert peak < 8_000_000
 
 
 def test_names_do_not_depend_on_the_place(tmp_path: Path) -> None:

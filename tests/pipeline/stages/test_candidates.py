@@ -1,0 +1,78 @@
+"""candidates and exact: the partitions between them, which are an affair of memory and may not change a row."""
+
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from pipeline.config import PipelineConfig
+from pipeline.contracts import parquet
+from pipeline.engine import EngineConfig, Result, Run, Unit
+from pipeline.sources.url_tables import SourceFile, SourcesConfig, expand
+from pipeline.stages.candidates import _candidates, _exact, _read_source, candidates, exact
+from pipeline.stages.common import partition_units, read_partition
+
+
+def _lists(folder: Path) -> list[SourceFile]:
+    """Three lists that share pairs with each other and repeat some of their own."""
+    folder.mkdir()
+    files = []
+    for number in range(3):
+        pairs = [((number * 97 + place) % 211, place % 3) for place in range(160)]
+        lines = [f"http://e.org/{url}.jpg\ta dog {caption}\n" for url, caption in pairs]
+        (folder / f"{number}.tsv").write_text("url\tcaption\n" + "".join(lines))
+        files.append(SourceFile(str(folder / f"{number}.tsv"), f"{number}.tsv"))
+    return files
+
+
+def _exact_by(partitions: int, files: list[SourceFile], out: Path) -> tuple[pa.Table, pa.Table]:
+    config = SourcesConfig(paths=["t"])
+    uris = {file.name: file.uri for file in files}
+    names = []
+    for number, file in enumerate(files):
+        unit = Unit(f"{number:05d}", (file.name, ""), {"start": 0, "stop": 160})
+        rows = _candidates(config, partitions, _read_source(uris, config, unit), unit).rows
+        names.append(parquet.commit(rows, str(out), unit.id).name)
+    found: list[Result] = [_exact(read_partition(str(out), names, unit), unit) for unit in partition_units(partitions)]
+    return pa.concat_tables([one.rows for one in found]), pa.concat_tables([one.rejected for one in found])
+
+
+@pytest.mark.parametrize("partitions", [2, 7, 100])
+def test_the_number_of_partitions_changes_no_row_and_not_their_order(tmp_path: Path, partitions: int) -> None:
+    files = _lists(tmp_path / "lists")
+    kept, repeated = _exact_by(1, files, tmp_path / "one")
+    assert kept.num_rows == len(
+        {(row["url"], row["caption_raw"]) for row in [*kept.to_pylist(), *repeated.to_pylist()]}
+    )
+    assert kept.num_rows + repeated.num_rows == 480
+    assert repeated.num_rows > 50
+    again, again_repeated = _exact_by(partitions, files, tmp_path / "many")
+    assert again.equals(kept)
+    assert again_repeated.equals(repeated)
+
+
+def test_units_of_a_few_rows_make_no_partitions_of_a_few_rows(tmp_path: Path) -> None:
+    """Each file of `candidates` has one row group, which `exact` reads once, however small the files are."""
+    rows = 12
+    table = {"url": [f"http://e.org/{n}" for n in range(rows)], "caption": ["a dog"] * rows}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    config = PipelineConfig.model_validate(
+        {
+            "run": {"out": str(tmp_path / "out")},
+            "sources": {"paths": [str(tmp_path / "t.parquet")], "rows_per_unit": 3},
+            "filter": {"queries": "q.txt"},
+        }
+    )
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        with Run(config.run.out, EngineConfig(workers=1), {}, "d") as driver:
+            found = candidates(driver, config, expand(config.sources))
+            unique = exact(driver, found)
+    finally:
+        ray.shutdown()
+    assert [record.rows_out for record in found.records] == [3, 3, 3, 3]
+    assert [len(record.output.row_groups) for record in found.records] == [1, 1, 1, 1]
+    assert [record.rows_out for record in unique.records] == [rows]
