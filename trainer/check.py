@@ -1,7 +1,8 @@
 """What `--check` prints: the resolved configuration, its digest, the parameters, the batch arithmetic, memory, DeepSpeed's dictionary.
 
 Nothing is written and no process group is joined; the model is built on torch's meta device, so that the largest preset costs no memory.
-The corpus is looked at if it is there; a recipe is valid before its corpus is.
+Corpus and vocabulary are looked at if they are there, and refused as the run would refuse them; a recipe is valid before they are, so where
+they are missing the plan says so.
 """
 
 import json
@@ -10,10 +11,11 @@ import torch
 
 from pipeline.contracts import config as configs
 from pipeline.contracts import manifest as manifests
-from pipeline.contracts.errors import InputError
-from trainer import models, zero
-from trainer.config import TrainConfig, batch_plan, per_device_size
+from pipeline.contracts import storage
+from trainer import models, tokenizer, zero
+from trainer.config import TrainConfig, batch_plan, per_device_size, settled
 from trainer.optim import parameter_groups
+from trainer.tokenizer.vocabulary import OPENAI_SOURCE, installed_copy
 
 _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _GIB = 1 << 30
@@ -35,18 +37,33 @@ def describe(config: TrainConfig, world_size: int) -> str:
     for group in parameter_groups(model, config.optim.weight_decay):
         count = sum(parameter.numel() for parameter in group["params"])
         lines.append(f"  {group['name']:<12} {count:,} numbers, weight decay {group['weight_decay']}")
-    lines += [*_batch_lines(config, world_size), *_memory_lines(config, total)]
+    lines += [_vocabulary_line(config), *_batch_lines(config, world_size), *_memory_lines(config, total)]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)
+
+
+def _vocabulary_line(config: TrainConfig) -> str:
+    wanted = config.tokenizer
+    if wanted.train_size is not None:
+        return f"vocabulary   {wanted.train_size:,} ids, trained on the captions of the corpus before the first step"
+    place = wanted.vocab or installed_copy()
+    if place is not None and storage.exists(place):
+        opened = tokenizer.load(wanted.kind, vocab=place, context_length=settled(config).context_length)
+        return f"vocabulary   {opened.vocab_size:,} ids from {place}"
+    lacking = "tokenizer.vocab is not set and no open_clip is installed" if place is None else f"{place}: no such file"
+    source = f"take {OPENAI_SOURCE}, or install open_clip_torch, which carries it, and leave tokenizer.vocab out"
+    if wanted.kind == "bpe":
+        source = "give a file that an earlier run trained"
+    return f"vocabulary   MISSING, the run needs it: {lacking}; {source}"
 
 
 def _batch_lines(config: TrainConfig, world_size: int) -> list[str]:
     per_device = per_device_size(config, world_size)
     lines = [f"batch        {config.batch.global_size:,} = {world_size} processes x {per_device:,}, no accumulation"]
-    try:
-        manifest = manifests.load(config.data.manifest)
-    except InputError as error:
-        return [*lines, f"corpus       not looked at: {error}"]
+    place = manifests.manifest_path(config.data.manifest)
+    if not storage.exists(place):
+        return [*lines, f"corpus       MISSING, the run needs it: {place}: no such file; give data.manifest=PLACE"]
+    manifest = manifests.load(place)
     plan = batch_plan(config, world_size, manifest.rows)
     lines.append(f"corpus       {plan.rows:,} rows, content_root {manifest.content_root}")
     lines.append(

@@ -9,6 +9,7 @@ vocabulary that are not the card's. Only safetensors are read: no pickle, no cod
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from pipeline.contracts.cli import run_cli
 from pipeline.contracts.config import StrictModel, load_config
 from pipeline.contracts.errors import InputError
 from trainer import checkpoint, models, tokenizer
-from trainer.config import CLIP_MEAN, CLIP_STD, Channels, TrainConfig, settled
+from trainer.config import CLIP_MEAN, CLIP_STD, Channels, Positive, TrainConfig, settled
 
 log = logging.getLogger("trainer")
 
@@ -46,7 +47,7 @@ class Card(StrictModel):
     preset: str
     image_size: int
     pixel_mean: Channels = CLIP_MEAN
-    pixel_std: Channels = CLIP_STD
+    pixel_std: tuple[Positive, Positive, Positive] = CLIP_STD
     context_length: int
     vocab_size: int
     embed_dim: int
@@ -69,7 +70,8 @@ class Card(StrictModel):
 def export(run_dir: str, out: str, step: int | None = None) -> Card:
     """Write the newest whole checkpoint of a run (or that of `step`) to `out` and its two companions, the card last.
 
-    Raises InputError where there is no such run or checkpoint, or `out` does not end in .safetensors.
+    Raises InputError where there is no such run or checkpoint, its configuration or vocabulary is not the one it was trained with, or `out`
+    does not end in .safetensors.
     """
     if not out.endswith(".safetensors"):
         raise InputError(f"--out: {out!r} does not end in '.safetensors'; give it that ending")
@@ -82,7 +84,12 @@ def export(run_dir: str, out: str, step: int | None = None) -> Card:
         )
     weights_path = os.path.join(checkpoint.folder_of(run_dir), tag, checkpoint.WEIGHTS)
     weights = _openai_shapes(safetensors.torch.load_file(weights_path))
-    vocabulary = storage.read_bytes(os.path.join(run_dir, "vocabulary"))
+    vocabulary_path = os.path.join(run_dir, "vocabulary")
+    vocabulary = storage.read_bytes(vocabulary_path)
+    if hashlib.sha256(vocabulary).hexdigest() != record.vocabulary_sha256:
+        raise InputError(
+            f"{vocabulary_path}: not the vocabulary that {tag!r} was trained with; restore the run's own file"
+        )
     stem = out.removesuffix(".safetensors")
     facts = {"content_root": record.content_root, "config_digest": record.config_digest, "step": record.step}
     # One key: safetensors writes several in an order that changes from run to run.

@@ -93,12 +93,13 @@ def work_folder(config: OverlapConfig) -> str:
 
 
 def plan(config: OverlapConfig) -> str:
-    """What a run would do, for `--check`: opens a local manifest if it is there, and nothing else."""
+    """What a run would do, for `--check`: opens a local manifest and nothing else. Raises InputError where it is missing or is refused."""
     place = manifest.manifest_path(config.corpus.manifest)
     names = ", ".join(one.name for one in config.sets)
-    if storage.is_s3(place) or not storage.exists(place):
+    if storage.is_s3(place):
         return f"sets: {names}; one unit per shard of {place!r} (not opened by --check); report in {config.report.dir}"
     corpus = manifest.load(place)
+    _check_comparable(config, corpus)
     size = sum(shard.index_bytes for shard in corpus.shards)
     return (
         f"sets: {names}; {len(corpus.shards):,} units of one shard each, {corpus.rows:,} rows, {size:,} bytes of indexes to read; "

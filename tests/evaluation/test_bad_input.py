@@ -1,6 +1,7 @@
 """What a user can get wrong with `evaluation overlap`: one sentence with place, value and next step, exit code 2, nothing written."""
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,6 +96,18 @@ def test_two_sets_of_one_name(small: planted.Planted, tmp_path: Path) -> None:
     one = f"{{name='scenes', path='{small.evaluation}'}}"
     with pytest.raises(InputError, match="the name 'scenes' is used twice"):
         main(["overlap", "--config", str(config), f"sets=[{one}, {one}]"])
+
+
+@pytest.mark.parametrize("name", ["no corpus", "other version", "other hashes"])
+def test_check_refuses_a_corpus_that_the_audit_would_refuse(small: planted.Planted, tmp_path: Path, name: str) -> None:
+    wrong = ROWS[name]
+    config, place = tmp_path / "overlap.toml", tmp_path / "manifest.json"
+    config.write_text(to_toml(planted.overlap_config(small, tmp_path / "report")), "utf-8")
+    place.write_text(json.dumps(json.loads((small.corpus / "manifest.json").read_bytes()) | (wrong.manifest or {})))
+    override = wrong.override or f"corpus.manifest={place}"
+    with pytest.raises(InputError, match=re.escape(wrong.said)) as caught:
+        main(["overlap", "--config", str(config), "--check", override])
+    assert caught.value.exit_code == 2
 
 
 def test_check_touches_nothing(small: planted.Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The configuration: batch arithmetic, digests, what `--check` says and refuses, and that every shipped recipe is valid."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pipeline.contracts import config as configs
 from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from trainer import zero
+from trainer.__main__ import main
 from trainer.check import bytes_a_parameter, describe
 from trainer.config import TrainConfig, batch_plan, resolve
 from trainer.models import PRESETS
+from trainer.tokenizer import train_vocabulary
 
 CONFIGS = Path(__file__).resolve().parents[2] / "trainer" / "configs"
 SMOKE = str(CONFIGS / "smoke.toml")
@@ -165,6 +168,43 @@ def test_deepspeed_is_told_what_its_defaults_get_wrong() -> None:
     autocast = zero.deepspeed_config(load("precision.compute=autocast_bf16"), 2)["torch_autocast"]
     assert isinstance(autocast, dict)
     assert autocast["lower_precision_safe_modules"] == [], "DeepSpeed sums gradients of Linear and Conv in bf16"
+
+
+def test_check_says_what_is_not_there_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, vocabulary = tmp_path / "corpus" / "manifest.json", tmp_path / "merges.txt.gz"
+    overrides = [f"data.manifest={manifest}", f"tokenizer.vocab={vocabulary}"]
+    assert main(["--config", str(CONFIGS / "vit_b_32.toml"), "--check", *overrides]) == 0
+    said = capsys.readouterr().out
+    assert f"corpus       MISSING, the run needs it: {manifest}: no such file" in said
+    source = "take clip/bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP, or install open_clip_torch"
+    assert f"vocabulary   MISSING, the run needs it: {vocabulary}: no such file; {source}" in said
+    own = describe(resolve(load("tokenizer={kind='bpe', vocab='none.json'}")), 1)
+    assert "none.json: no such file; give a file that an earlier run trained" in own
+    assert "vocabulary   2,048 ids, trained on the captions of the corpus" in describe(resolve(load()), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"format_version": 2}, "format version 2, this program reads 1"), ({"kind": "x"}, "not a corpus manifest")],
+)
+def test_check_refuses_a_manifest_that_the_run_would_refuse(
+    tmp_path: Path, corpus: Path, change: dict[str, object], said: str
+) -> None:
+    place = tmp_path / "manifest.json"
+    place.write_text(json.dumps(json.loads((corpus / "manifest.json").read_text()) | change))
+    with pytest.raises(InputError, match=said) as caught:
+        main(["--config", SMOKE, "--check", f"data.manifest={place}"])
+    assert caught.value.exit_code == 2
+
+
+def test_check_opens_a_vocabulary_that_is_there(tmp_path: Path) -> None:
+    place = tmp_path / "own.json"
+    size = train_vocabulary(["a red circle on white ground", "a red square"], 520, str(place))
+    override = f"tokenizer={{kind='bpe', vocab='{place}'}}"
+    assert f"vocabulary   {size} ids from {place}" in describe(resolve(load(override)), 1)
+    place.write_text("{}")
+    with pytest.raises(InputError, match=r"own\.json: not a vocabulary"):
+        describe(resolve(load(override)), 1)
 
 
 def test_check_touches_nothing_and_loads_no_deepspeed(tmp_path: Path, corpus: Path) -> None:

@@ -120,6 +120,13 @@ def test_a_card_of_another_version_is_refused(copy: Path) -> None:
         load_model(str(copy))
 
 
+def test_a_card_that_divides_by_zero_is_refused(copy: Path) -> None:
+    card = copy / "model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"pixel_std": [0.2, 0.0, 0.2]}))
+    with pytest.raises(InputError, match=r"model\.json: not the card of an exported model"):
+        load_model(str(copy))
+
+
 def test_a_folder_must_hold_one_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds 0 \.safetensors files"):
         load_model(str(tmp_path))
@@ -138,6 +145,14 @@ def test_what_cannot_be_exported(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.toml: not the configuration"):
         export(str(run), out)
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_vocabulary_that_is_not_the_runs_is_not_exported(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "vocabulary").write_bytes((run / "vocabulary").read_bytes() + b" ")
+    with pytest.raises(InputError, match=r"run/vocabulary: not the vocabulary that 'step-00000006' was trained with"):
+        export(str(run), str(tmp_path / "m.safetensors"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_damaged_checkpoint_is_not_exported(trained: Path, tmp_path: Path) -> None:

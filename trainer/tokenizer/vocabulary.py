@@ -26,6 +26,7 @@ Merges = list[tuple[str, str]]
 
 OPENAI_VOCAB_SIZE = 49_408
 _OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
+OPENAI_SOURCE = f"clip/{_OPENAI_FILE} of github.com/openai/CLIP"
 _FORMAT = "byte-pair merges, version 1"
 _FILE_LIMIT = 64 << 20
 _LEAST_COUNT = 2
@@ -37,15 +38,12 @@ def openai_merges(path: str | None) -> tuple[Merges, str]:
     path: OpenAI's merges file, plain or gzip; None takes the copy that an installed open_clip carries.
     Raises InputError.
     """
+    path = path or installed_copy()
     if path is None:
-        spec = importlib.util.find_spec("open_clip")
-        candidate = Path(spec.origin).parent / _OPENAI_FILE if spec is not None and spec.origin else None
-        if candidate is None or not candidate.is_file():
-            raise InputError(
-                f"tokenizer vocab: None, and no installed open_clip has {_OPENAI_FILE!r}; "
-                f"give the path of that file, from the repository openai/CLIP"
-            )
-        path = str(candidate)
+        raise InputError(
+            f"tokenizer vocab: None, and no installed open_clip has {_OPENAI_FILE!r}; "
+            f"give the path of that file, {OPENAI_SOURCE}"
+        )
     data = storage.read_bytes(path, limit=_FILE_LIMIT)
     try:
         text = (_gunzip(data, path) if data.startswith(b"\x1f\x8b") else data).decode()
@@ -64,6 +62,13 @@ def openai_merges(path: str | None) -> tuple[Merges, str]:
     if len(merges) != wanted:
         raise InputError(f"{path}: {len(merges):,} merges, not {wanted:,}; give OpenAI's {_OPENAI_FILE!r}")
     return merges, path
+
+
+def installed_copy() -> str | None:
+    """The copy of OpenAI's file that an installed open_clip carries; None where there is none."""
+    spec = importlib.util.find_spec("open_clip")
+    candidate = Path(spec.origin).parent / _OPENAI_FILE if spec is not None and spec.origin else None
+    return str(candidate) if candidate is not None and candidate.is_file() else None
 
 
 def _gunzip(data: bytes, path: str) -> bytes:
