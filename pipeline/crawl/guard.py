@@ -6,14 +6,14 @@ globally reachable unicast ones. Being public is decided on the number, after ev
 IPv6 (mapped, compatible, 6to4, Teredo, ISATAP, NAT64), and cloud metadata services that sit on addresses that count as public.
 Tests and intranets name the networks they mean (`allow`).
 
-The guard decides before the connection. An engine that lets a library connect by itself keeps two holes open: a redirect to some other
-address, and a name that resolves differently the second time. README.md says what follows from that for each engine.
+A decision before the connection is not enough: a redirect leads elsewhere, and a name may resolve differently the second time. So an engine
+asks again at every hop, and connects only to addresses that it has judged itself (`img2dataset.py`, "the way out").
 """
 
 import ipaddress
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
@@ -59,14 +59,23 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # RFC 5214: the middle of the interface identifier
 
 
+def resolve(host: str) -> list[Address]:
+    """All addresses of a host name, in the order of the system's resolver; raises OSError (socket.gaierror) where it has none."""
+    found = dict.fromkeys(entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+    # A link-local answer carries its zone ("fe80::1%eth0"); the zone changes nothing here.
+    return [ipaddress.ip_address(str(text).partition("%")[0]) for text in found]
+
+
 class Guard:
     """Refuses URLs before they are fetched. Safe to share between threads; answers for a host are kept for the guard's life.
 
     `allow`: networks in CIDR notation that are fetched although they are not public, e.g. `127.0.0.0/8`. An address inside IPv6 is held
     against them as the IPv4 address it leads to. Raises InputError where one does not parse.
+    `resolve`: who is asked for the addresses of a name.
     """
 
-    def __init__(self, allow: Sequence[str] = ()) -> None:
+    def __init__(self, allow: Sequence[str] = (), resolve: Callable[[str], list[Address]] = resolve) -> None:
+        self.resolve = resolve
         self._allow = parse_networks(allow)
         self._answers: dict[str, tuple[Reason, str] | None] = {}
         self._lock = threading.Lock()
@@ -74,8 +83,8 @@ class Guard:
     def refuse(self, url: str) -> tuple[Reason, str] | None:
         """None where `url` may be fetched; else the reason and a detail.
 
-        Resolves the host (the system's resolver, no timeout of its own) and refuses it where any of its addresses is not public: which
-        one a library would connect to is not ours to know.
+        Resolves the host (the system's resolver has no timeout of its own) and refuses it where any of its addresses is not public: a
+        host that mixes the two is up to something.
         """
         try:
             return self.refuse_target(parse(url))
@@ -90,7 +99,7 @@ class Guard:
             if target.host in self._answers:
                 return self._answers[target.host]
         try:
-            answer = self.refuse_addresses(resolve(target.host))
+            answer = self.refuse_addresses(self.resolve(target.host))
         except OSError as error:
             answer = (Reason.DNS, _resolver_words(error))
         except UnicodeError:
@@ -100,8 +109,8 @@ class Guard:
             return self._answers.setdefault(target.host, answer)
 
     def refuse_addresses(self, addresses: Iterable[Address]) -> tuple[Reason, str] | None:
-        """The first address that is neither public nor allowed, as a refusal that names where it leads."""
-        for address in addresses:
+        """The lowest address that is neither public nor allowed, as a refusal that names where it leads; the order given is no matter."""
+        for address in sorted(addresses, key=lambda address: (address.version, int(address))):
             for judged in leads_to(address):
                 if not is_public(judged) and not any(judged in network for network in self._allow):
                     return Reason.ADDRESS, str(judged)
@@ -119,14 +128,6 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
                 f"crawl.allow_addresses: {text!r} is no network ({error}); write it as 127.0.0.0/8"
             ) from None
     return tuple(networks)
-
-
-def resolve(host: str) -> list[Address]:
-    """All addresses of a host name, sorted; raises OSError (socket.gaierror) where it has none."""
-    found = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    # A link-local answer carries its zone ("fe80::1%eth0"); the zone changes nothing here.
-    addresses = {ipaddress.ip_address(str(text).partition("%")[0]) for text in found}
-    return sorted(addresses, key=lambda address: (address.version, int(address)))
 
 
 def is_public(address: Address) -> bool:

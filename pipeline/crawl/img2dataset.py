@@ -5,27 +5,33 @@ Its `download_image` is called from a bounded thread pool with a queue per host,
 reasons, and the outcomes come back in the order of the URLs. Around it:
 
 * before: the URL is respelled (`urls.py`) and refused unless it is public http(s) (`guard.py`); `file:` and `data:` never reach it;
-* after: the byte cap, our own decoding (limits, truncation, hashes). Its resizer stores EXIF-rotated pictures sideways and 16-bit ones
+* beneath: `urllib`, which it calls, goes through our opener: every hop and every address is judged, no proxy, a cap on the body;
+* after: our own decoding (limits, truncation, hashes). Its resizer stores EXIF-rotated pictures sideways and 16-bit ones
   near white, so it is given the source bytes only where these are plain (`picture.is_plain`), else an upright 8-bit RGB copy of them.
 
-What stays open, because `urllib` connects by itself, is listed in README.md ("What the engine img2dataset leaves open").
+What stays open is listed in README.md ("What the engine img2dataset leaves open").
 
 Importing img2dataset loads pandas, wandb and albumentations (a second, 180 MB), so this module imports it in the worker that fetches
 and nowhere else. Its resizer points the process's stdout and stderr at /dev/null while it works and is not safe to run twice at once
-for that reason: pictures are made in the calling thread only.
+for that reason: pictures are made in the calling thread only. urllib's opener is the process's too: one unit at a time in a process.
 """
 
 import collections
 import concurrent.futures
 import functools
+import http.client
 import importlib.util
 import io
 import os
 import re
+import socket
+import ssl
 import sys
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import IO, Any
 
 import PIL.Image
 
@@ -83,6 +89,7 @@ def fetch_pictures(urls: Sequence[str], config: CrawlConfig, host_limit: Callabl
     downloader, resizer = _library()
     resize = _make_resizer(resizer, config)
     guard = Guard(config.allow_addresses)
+    urllib.request.install_opener(make_opener(guard, config.max_bytes))
     outcomes: dict[int, Outcome] = {}
     queues = _HostQueues(host_limit)
     for index, url in enumerate(urls):
@@ -170,12 +177,12 @@ def _fetch(
     directives = OPT_OUT_DIRECTIVES if config.respect_opt_out else None
     refused = Refused(Reason.CONNECTION, "not tried")
     for _ in range(config.retries + 1):
-        _, stream, message = download_image((0, target.url), config.timeout_s, token, directives)
+        try:
+            _, stream, message = download_image((0, target.url), config.timeout_s, token, directives)
+        except Ended as ended:
+            return ended.refused
         if stream is not None:
-            data = stream.getvalue()
-            if len(data) > config.max_bytes:
-                return Refused(Reason.TOO_MANY_BYTES, f"{len(data)} bytes")
-            return data
+            return stream.getvalue()
         refused = refused_by(message or "")
         if not _may_pass(refused):
             break
@@ -199,6 +206,147 @@ def _may_pass(refused: Refused) -> bool:
     if refused.reason is Reason.HTTP_STATUS:
         return refused.detail.startswith("5")
     return refused.reason in (Reason.TIMEOUT, Reason.CONNECTION)
+
+
+# ---- the way out
+
+
+class Ended(BaseException):
+    """Ends a fetch with a named reason.
+
+    Not an `Exception`: `download_image` turns each of those into free text, in which a server could write whatever reason it liked.
+    """
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.detail)
+        self.refused = refused
+
+
+def make_opener(guard: Guard, max_bytes: int) -> urllib.request.OpenerDirector:
+    """An opener for http and https and nothing else: no `file:`, `ftp:`, `data:`, and no proxy, which would resolve and connect for us."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        _Handler(guard, max_bytes),
+        _Redirects(guard),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _Handler(urllib.request.AbstractHTTPHandler):
+    def __init__(self, guard: Guard, max_bytes: int) -> None:
+        super().__init__()
+        response_class = _capped(max_bytes)
+        # One context for all requests: loading the system's certificates takes 23 ms of CPU.
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        self._plain = functools.partial(_Connection, guard=guard, response_class=response_class, context=None)
+        self._tls = functools.partial(_TlsConnection, guard=guard, response_class=response_class, context=context)
+
+    def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
+        return self.do_request_(request)
+
+    https_request = http_request
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._plain, request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._tls, request)
+
+
+class _Connection(http.client.HTTPConnection):
+    """Connects to addresses that it has just judged, by number: a name that is answered differently next time finds nobody who asks."""
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        guard: Guard,
+        response_class: type[http.client.HTTPResponse],
+        context: ssl.SSLContext | None,
+        **options: Any,
+    ) -> None:
+        super().__init__(host, **options)
+        self.response_class = response_class
+        self._guard = guard
+        self._context = context
+
+    def connect(self) -> None:
+        addresses = self._guard.resolve(self.host)
+        refusal = self._guard.refuse_addresses(addresses)
+        if refusal is not None:
+            raise Ended(Refused(*refusal))
+        failure = OSError("no address")
+        for address in addresses:
+            try:
+                plain = socket.create_connection((str(address), self.port), self.timeout)
+            except OSError as error:
+                failure = error
+                continue
+            # The certificate is held against the name of the URL, not the address.
+            self.sock = self._context.wrap_socket(plain, server_hostname=self.host) if self._context else plain
+            return
+        raise failure
+
+
+class _TlsConnection(_Connection):
+    default_port = http.client.HTTPS_PORT
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only where its target could have stood in the list of URLs."""
+
+    max_redirections = 10
+    max_repeats = 1  # nothing is remembered between hops (cookies), so that a second visit ends like the first
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        try:
+            target = parse(newurl)
+        except UrlRefused as refused:
+            fp.close()
+            where = "to another scheme" if refused.reason is Reason.SCHEME else f"to no URL: {refused.detail}"
+            raise Ended(Refused(Reason.REDIRECT, where)) from None
+        refusal = self._guard.refuse_target(target)
+        if refusal is not None:
+            fp.close()
+            raise Ended(Refused(*refusal))
+        return super().redirect_request(req, fp, code, msg, headers, target.url)
+
+
+def _capped(max_bytes: int) -> type[http.client.HTTPResponse]:
+    """Responses whose `read()` holds at most `max_bytes` and the piece that was too much, whatever the server announces."""
+
+    class Capped(http.client.HTTPResponse):
+        def read(self, amt: int | None = None) -> bytes:
+            if amt is not None:
+                return super().read(amt)
+            if self.length is not None:
+                if self.length > max_bytes:
+                    raise Ended(Refused(Reason.TOO_MANY_BYTES, f"{self.length} bytes"))
+                return super().read()
+            body = bytearray()
+            while piece := super().read(1 << 16):
+                body += piece
+                if len(body) > max_bytes:
+                    raise Ended(Refused(Reason.TOO_MANY_BYTES, f"more than {max_bytes} bytes"))
+            return bytes(body)
+
+    return Capped
 
 
 # ---- the stored picture

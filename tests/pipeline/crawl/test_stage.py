@@ -5,31 +5,42 @@ img2dataset's resizer called directly on the source bytes.
 """
 
 import contextlib
+import datetime
 import hashlib
 import http.server
 import io
+import ipaddress
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.content.hashes import picture_hashes
 from pipeline.content.image import decode
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import MATCHED_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, Reason, uid
 from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.img2dataset import refused_by, require
-from pipeline.crawl.outcome import Stored
+from pipeline.crawl.guard import Guard
+from pipeline.crawl.img2dataset import Ended, make_opener, refused_by, require
+from pipeline.crawl.outcome import Refused, Stored
 from pipeline.crawl.stage import crawl, domain_counts, image_chunks, partition, split_ways
 
 LOOPBACK = ("127.0.0.0/8",)
@@ -102,6 +113,12 @@ BROKEN: Mapping[str, tuple[int, bytes, Mapping[str, str]]] = {
     "/banner.png": (200, encoded(scene(900, 60), "PNG"), {}),
     "/bomb.png": (200, encoded(PIL.Image.new("L", (1500, 1500)), "PNG"), {}),
     "/fat.bin": (200, JPEG + bytes(300_000), {}),
+    "/boast.bin": (200, b"", {"Content-Length": str(10**15)}),
+}
+CHUNKED: Mapping[str, bytes] = {
+    "/chunked.jpg": b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (1000, JPEG[:1000], len(JPEG) - 1000, JPEG[1000:]),
+    "/chunked_short.jpg": b"%x\r\n%s\r\n" % (1000, JPEG[:1000]),
+    "/chunked_fat.bin": b"%x\r\n%s\r\n" % (1 << 34, bytes(400_000)),
 }
 ALLOWED_ANYWAY = {"/other_agent.jpg": {"X-Robots-Tag": "otherbot: noai"}, "/nofollow.jpg": {"X-Robots-Tag": "nofollow"}}
 EXPECTED_REASONS = {
@@ -136,8 +153,9 @@ class Web(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), Handler)
+        self.sent = 0
         self.hits: Counter[str] = Counter()
         self.agents: set[str] = set()
         self.at_once = 0
@@ -145,7 +163,7 @@ class Web(http.server.ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+        return f"http://{self.server_address[0]!s}:{self.server_address[1]}{path}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -176,6 +194,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         elif path == "/garbage.jpg":
             self.wfile.write(b"this is not HTTP\r\n\r\n")
+        elif path == "/to":
+            self._send(302, b"", {"Location": urllib.parse.unquote(self.path.partition("?")[2])})
+        elif path in CHUNKED:
+            self._send(200, CHUNKED[path], {"Transfer-Encoding": "chunked"})
+        elif path == "/endless.bin":
+            self._without_end(200, {})
+        elif path == "/endless_redirect.bin":
+            self._without_end(302, {"Location": "/jpeg.jpg"})
         elif path == "/dwell.jpg":
             self._dwell()
             self._send(200, PICTURES["/small.jpg"][1], {})
@@ -192,9 +218,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with web.lock:
             web.at_once -= 1
 
+    def _without_end(self, status: int, headers: Mapping[str, str]) -> None:
+        """A body of no announced length: 64 MiB, or until the client hangs up."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(1024):
+                self.wfile.write(bytes(1 << 16))
+                with self.server.lock:
+                    self.server.sent += 1 << 16
+
     def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        length = {} if "Transfer-Encoding" in headers else {"Content-Length": str(len(body))}
+        for name, value in {**length, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         # A client that has had enough hangs up; that is its good right.
@@ -205,9 +245,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
+@contextlib.contextmanager
+def serving(server: Web) -> Iterator[Web]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -216,6 +255,19 @@ def web() -> Iterator[Web]:
         server.shutdown()
         thread.join(timeout=10)
         server.server_close()
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with serving(Web()) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def urllib_as_it_was() -> Iterator[None]:
+    """The crawl's opener is meant for a worker process; this one goes on to other tests."""
+    yield
+    urllib.request.install_opener(urllib.request.build_opener())
 
 
 def config(**changes: object) -> CrawlConfig:
@@ -273,11 +325,11 @@ def test_every_planted_picture_arrives_upright_and_right(web: Web) -> None:
         assert stored.size == (round(whole.original_width * scale), round(whole.original_height * scale))
         assert row["source_sha256"] == hashlib.sha256(source).digest()
         assert row["image_sha256"] == hashlib.sha256(row["image"]).digest()
-        hashes = picture_hashes(decode(source, min_short_side=512))
+        known = picture_hashes(decode(source, min_short_side=512))
         assert (row["phash64"], row["pdq256"], row["pdq_quality"]) == (
-            hashes.phash64,
-            hashes.pdq256,
-            hashes.pdq_quality,
+            known.phash64,
+            known.pdq256,
+            known.pdq_quality,
         )
         upright = PIL.Image.fromarray(whole.rgb).resize(stored.size, PIL.Image.Resampling.BOX)
         difference = np.abs(np.asarray(stored.convert("RGB"), np.int16) - np.asarray(upright, np.int16))
@@ -408,6 +460,162 @@ def test_refused_urls_meet_no_server(web: Web, tmp_path: object) -> None:
         *["scheme", "address", "address", "address", "address", "address"],
         *["bad_url", "scheme", "address", "address", "bad_url", "dns"],
     ]
+
+
+# ---- the way out
+
+
+@contextlib.contextmanager
+def listening(host: str) -> Iterator[int]:
+    """A port where nobody may knock."""
+    with socket.create_server((host, 0)) as listener:
+        listener.setblocking(False)
+        yield listener.getsockname()[1]
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def reasons_by_url(table: pa.Table) -> dict[str, tuple[str, str]]:
+    return {row["url"]: (row["reason"], row["detail"]) for row in table.to_pylist()}
+
+
+def test_a_redirect_is_judged_like_a_url_of_the_list() -> None:
+    with serving(Web("127.0.0.2")) as web, listening("127.0.0.9") as port:
+        expected = {
+            f"http://127.0.0.9:{port}/jpeg.jpg": ("address", "127.0.0.9"),
+            f"//127.0.0.9:{port}/jpeg.jpg": ("address", "127.0.0.9"),
+            f"https://127.0.0.9:{port}/jpeg.jpg": ("address", "127.0.0.9"),
+            f"http://2130706441:{port}/jpeg.jpg": ("address", "127.0.0.9"),
+            f"http://[::ffff:127.0.0.9]:{port}/jpeg.jpg": ("address", "127.0.0.9"),
+            f"http://127.0.0.2:{port}@127.0.0.9:{port}/jpeg.jpg": ("redirect", "to no URL: user name or password"),
+            # The second hop is judged as well as the first.
+            web.url(f"/to?http://127.0.0.9:{port}/jpeg.jpg"): ("address", "127.0.0.9"),
+            "http://169.254.169.254/latest/meta-data/": ("address", "169.254.169.254"),
+            "http://no-such-host.invalid/a.jpg": ("dns", "no such name"),
+            f"ftp://127.0.0.2:{port}/jpeg.jpg": ("redirect", "to another scheme"),
+            "file:///etc/hostname": ("redirect", "to another scheme"),
+            "data:image/gif;base64,R0lGODlhAQABAAAAACw=": ("redirect", "to another scheme"),
+        }
+        urls = {web.url("/to?" + urllib.parse.quote(target, safe="")): reason for target, reason in expected.items()}
+        allowed = web.url("/to?" + urllib.parse.quote(web.url("/jpeg.jpg"), safe=""))
+        table = candidates([(url, "x") for url in [*urls, allowed]])
+        rows, rejected = crawl(table, config(allow_addresses=("127.0.0.2/32",)))
+    assert rows["url"].to_pylist() == [allowed]
+    found = reasons_by_url(rejected)
+    assert {url: found[url][0] for url in urls} == {url: reason for url, (reason, _) in urls.items()}
+    # What a resolver says of a name it does not know depends on the network around.
+    assert all(found[url] == reason for url, reason in urls.items() if reason[0] != "dns")
+
+
+def test_hops_are_counted(web: Web) -> None:
+    def chain(hops: int) -> str:
+        """A URL whose query is the rest of the chain, quoted: each hop undoes one layer."""
+        target = "/jpeg.jpg"
+        for _ in range(hops):
+            target = "/to?" + urllib.parse.quote(target, safe="")
+        return web.url(target)
+
+    rows, rejected = crawl(candidates([(chain(10), "ten"), (chain(11), "eleven")]), config())
+    assert rows["caption"].to_pylist() == ["ten"]
+    assert rejected["reason"].to_pylist() == ["redirect"]
+
+
+def test_a_name_that_changes_its_answer_finds_nobody_who_asks() -> None:
+    allowed, refused = (ipaddress.ip_address(text) for text in ("127.0.0.2", "127.0.0.9"))
+    with serving(Web("127.0.0.2")) as web, listening("127.0.0.9") as knock:
+        answers = iter([[allowed], [allowed], [allowed], [refused], [allowed], [allowed, refused]])
+        guard = Guard(("127.0.0.2/32",), resolve=lambda host: next(answers))
+        opener = make_opener(guard, 300_000)
+        port = web.server_address[1]
+
+        assert guard.refuse(f"http://steady.example:{port}/jpeg.jpg") is None
+        with opener.open(f"http://steady.example:{port}/jpeg.jpg", timeout=5) as response:
+            assert response.read() == JPEG  # no third question: what was judged is what was connected to
+        for host in ("rebinds.example", "mixes.example"):
+            assert guard.refuse(f"http://{host}:{knock}/") is None
+            with pytest.raises(Ended) as ended:
+                opener.open(f"http://{host}:{knock}/", timeout=5)
+            assert ended.value.refused == Refused(Reason.ADDRESS, "127.0.0.9")
+    assert next(answers, None) is None
+
+
+def test_the_next_address_is_tried_where_the_first_does_not_answer(web: Web) -> None:
+    guard = Guard(LOOPBACK, resolve=lambda host: [ipaddress.ip_address(f"127.0.0.{last}") for last in (7, 1)])
+    with make_opener(guard, 300_000).open(f"http://two.example:{web.server_address[1]}/jpeg.jpg", timeout=5) as answer:
+        assert answer.read() == JPEG
+
+
+def test_only_http_and_https_leave() -> None:
+    opener = make_opener(Guard(LOOPBACK), 1000)
+    for url in ("file:///etc/hostname", "ftp://127.0.0.1/a", "data:,x"):
+        with pytest.raises(urllib.error.URLError, match="unknown url type"):
+            opener.open(url)
+
+
+def test_bodies_are_cut_off_at_the_cap(web: Web) -> None:
+    paths = {
+        "/fat.bin": ("too_many_bytes", f"{len(JPEG) + 300_000} bytes"),
+        "/boast.bin": ("too_many_bytes", f"{10**15} bytes"),
+        "/endless.bin": ("too_many_bytes", "more than 300000 bytes"),
+        "/endless_redirect.bin": ("too_many_bytes", "more than 300000 bytes"),
+        "/chunked_fat.bin": ("too_many_bytes", "more than 300000 bytes"),
+        "/chunked_short.jpg": ("connection", "ended early"),
+    }
+    table = candidates([(web.url(path), "x") for path in (*paths, "/chunked.jpg")])
+    rows, rejected = crawl(table, config())
+    assert rows["source_sha256"].to_pylist() == [hashlib.sha256(JPEG).digest()]
+    assert reasons_by_url(rejected) == {web.url(path): reason for path, reason in paths.items()}
+    assert web.sent < 2 * (16 << 20)  # of 2 x 64 MiB; what was sent beyond the cap lay in the sockets
+
+
+def test_proxies_of_the_environment_are_not_used(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening("127.0.0.1") as port:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        rows, _ = crawl(candidates([(web.url("/jpeg.jpg"), "x")]), config())
+    assert rows.num_rows == 1
+
+
+def test_certificates_are_held_against_the_name_of_the_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    write_certificate("localhost", certificate, key)
+    server = Web()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    asked: list[str | None] = []
+    context.sni_callback = lambda connection, name, _: asked.append(name)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with serving(server):
+        port = server.server_address[1]
+        good, wrong = f"https://localhost:{port}/jpeg.jpg", f"https://127.0.0.1:{port}/jpeg.jpg"
+        settings = config(allow_addresses=(*LOOPBACK, "::1/128"), retries=0, timeout_s=5)
+        rows, rejected = crawl(candidates([(good, "x"), (wrong, "x")]), settings)
+    assert rows["url"].to_pylist() == [good]
+    assert reasons_by_url(rejected) == {wrong: ("tls", "certificate or handshake")}
+    assert "localhost" in asked
+
+
+def write_certificate(name: str, certificate: Path, key: Path) -> None:
+    """A self-signed certificate of one day."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(subject, subject, private.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
 
 
 def test_the_same_origin_gives_the_same_tables_whatever_the_threads(web: Web) -> None:
