@@ -153,6 +153,40 @@ def test_hostfile_and_docker_sources_exist() -> None:
                 assert all((ROOT / source).exists() for source in line.split()[1:-1]), f"{path.name}: {line}"
 
 
+def test_rays_launcher_finds_what_it_needs_in_the_image() -> None:
+    """Ray's own code reads cluster.yaml; the container it would start has the token where the image's user looks for it."""
+    from ray.autoscaler._private.docker import docker_start_cmds
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    image = (ROOT / "infra/docker/pipeline.Dockerfile").read_text()
+    cluster = prepare_config(yaml.safe_load((ROOT / "infra/ray/cluster.yaml").read_text()))
+    for kind in cluster["available_node_types"].values():
+        kind.setdefault("resources", {})  # which Ray asks of AWS where we say nothing
+    validate_config(cluster)
+    (user,) = re.findall(r"^USER (.*)$", image, re.MULTILINE)
+    (packages,) = re.findall(r"apt-get install -y --no-install-recommends (.*) \\", image)
+    # `rsync -e 'docker exec -i'` runs rsync inside the container; the head starts its workers from there by ssh.
+    assert {"rsync", "openssh-client"} <= set(packages.split())
+    assert f"useradd --create-home --uid 1000 {user} " in image
+    docker = cluster["docker"]
+    # Ray expands ~ in a mount by HOME of the image's environment, /root when that is unset; `docker inspect` of ours has none.
+    started = docker_start_cmds(
+        "ubuntu", docker["image"], cluster["file_mounts"], "ray", [], "corpus", "/root", "docker"
+    )
+    assert f":/home/{user}/.ray/auth_token " in started
+    assert "ENV HOME" not in image
+
+
+def test_every_image_is_one_to_push() -> None:
+    """A bare name would be looked for on Docker Hub."""
+    found = [
+        name
+        for path in (ROOT / "infra").rglob("*.yaml")
+        for name in re.findall(r"^\s*image: (\S+)", path.read_text(), re.MULTILINE)
+    ]
+    assert sorted(found) == [*["REGISTRY/corpus-pipeline:latest"] * 3, "REGISTRY/corpus-trainer:latest"]
+
+
 def test_the_tested_set_fits_the_floors() -> None:
     """Every requirement of pyproject.toml is pinned in the tested set, at or above its floor."""
     import tomllib
