@@ -200,10 +200,10 @@ class Run:
         storage.make_folder(folder)
         done = matching_records(folder, stage.digest, units)
         todo = [unit for unit in units if unit.id not in done]
-        with Progress(len(units), "units", stage.name, summary=stage.accounted) as progress:
+        with Progress(len(units), "units", stage.name, initial=len(done), summary=stage.accounted) as progress:
             for record in done.values():
-                progress.update(1, **_shown(record))
-            for record in self._run_units(stage, folder, todo):
+                progress.update(0, **_shown(record))
+            for record in self._run_units(stage, folder, todo, progress.tick):
                 done[record.unit] = record
                 progress.update(1, **_shown(record))
         return [done[unit.id] for unit in units]
@@ -230,8 +230,8 @@ class Run:
             self._cpus_read, self._cpus = time.monotonic(), int(_cluster_resources().get("CPU", 0))
         return self._cpus + _WAITING
 
-    def _run_units(self, stage: Stage, folder: str, units: Sequence[Unit]) -> Any:
-        """Yield records as units finish, with a bounded number of tasks submitted."""
+    def _run_units(self, stage: Stage, folder: str, units: Sequence[Unit], tick: Callable[[], None]) -> Any:
+        """Yield records as units finish, with a bounded number of tasks submitted; `tick` is called after each wait for them."""
         shared = ray.put(stage)
         waiting = list(reversed(units))
         running: dict[Any, Unit] = {}
@@ -241,6 +241,7 @@ class Run:
                 unit = waiting.pop()
                 running[_run_unit.remote(shared, folder, unit, self._owner)] = unit
             finished, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+            tick()
             for reference in finished:
                 unit = running.pop(reference)
                 try:

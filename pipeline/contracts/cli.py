@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipeline.contracts.errors import HouseError
 
 _PLAIN_INTERVAL_S = 60.0
+_BAR_INTERVAL_S = 1.0
 
 
 def config_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -70,16 +71,17 @@ class Progress:
     """Progress of long work on stderr: a bar with rate and ETA on a terminal, else one plain line a minute and one at the end.
 
     Use as a context manager. `update(n, **counts)` adds n finished units and adds to named counts, which are shown beside the bar.
-    summary=False leaves out the line at the end (small steps that nobody waits for).
+    `tick()` is for the waits between: it says that time passes while no unit ends. `initial` units were done before (resumed), and do not
+    count for the rate and the ETA. summary=False leaves out the line at the end (small steps that nobody waits for).
     """
 
-    def __init__(self, total: int | None, unit: str, label: str, *, summary: bool = True) -> None:
+    def __init__(self, total: int | None, unit: str, label: str, *, initial: int = 0, summary: bool = True) -> None:
         self._total, self._unit, self._label, self._summary = total, unit, label, summary
         self._counts: dict[str, int] = {}
-        self._done = 0
+        self._initial = self._done = initial
         self._started = self._said = time.monotonic()
         self._bar = (
-            tqdm(total=total, unit=unit, desc=label, file=sys.stderr, dynamic_ncols=True)
+            tqdm(total=total, initial=initial, unit=unit, desc=label, file=sys.stderr, dynamic_ncols=True)
             if sys.stderr.isatty()
             else None
         )
@@ -104,14 +106,24 @@ class Progress:
             if counts:
                 self._bar.set_postfix(self._counts, refresh=False)
             self._bar.update(n)
-        elif time.monotonic() - self._said >= _PLAIN_INTERVAL_S:
-            self._said = time.monotonic()
+        self.tick()
+
+    def tick(self) -> None:
+        """Nothing is finished, time passes: the bar's clock moves on, a plain line comes when its minute is over."""
+        now = time.monotonic()
+        if self._bar is not None:
+            if now - self._said >= _BAR_INTERVAL_S:
+                self._said = now
+                self._bar.refresh()
+        elif now - self._said >= _PLAIN_INTERVAL_S:
+            self._said = now
             self._say()
 
     def _say(self) -> None:
         seconds = time.monotonic() - self._started
-        rate = self._done / seconds if seconds > 0 else 0.0
+        rate = (self._done - self._initial) / seconds if seconds > 0 else 0.0
         of = f" of {self._total:,}" if self._total is not None else ""
+        before = f", {self._initial:,} of them before" if self._initial else ""
         left = (
             f", {(self._total - self._done) / rate:,.0f} s left"
             if self._total and rate and self._done < self._total
@@ -119,7 +131,7 @@ class Progress:
         )
         counts = "".join(f", {count:,} {key}" for key, count in sorted(self._counts.items()))
         print(
-            f"{self._label}: {self._done:,}{of} {self._unit} in {seconds:,.1f} s ({rate:,.1f} {self._unit}/s{left}){counts}",
+            f"{self._label}: {self._done:,}{of} {self._unit}{before} in {seconds:,.1f} s ({rate:,.1f} {self._unit}/s{left}){counts}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,5 +1,6 @@
 """Exit codes and error lines, from real processes."""
 
+import re
 import subprocess
 import sys
 
@@ -53,6 +54,43 @@ def test_progress_without_a_terminal_is_one_line() -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("crawl: 3 of 3 units in ")
     assert done.stderr.endswith(", 3,000 rows\n")
+
+
+def test_a_long_unit_says_that_time_passes() -> None:
+    """Between two units `tick` prints the line that is due, and only that one."""
+    done = run("""
+    import time
+    from pipeline.contracts import cli
+    cli._PLAIN_INTERVAL_S = 0.2
+    with Progress(2, "units", "crawl", summary=False) as progress:
+        for _ in range(5):
+            progress.tick()
+        assert progress._said == progress._started
+        time.sleep(0.25)
+        progress.tick()
+        progress.tick()
+""")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"crawl: 0 of 2 units in 0\.\d s \(0\.0 units/s\)\n", done.stderr)
+
+
+def test_resumed_units_are_not_fast_ones() -> None:
+    done = run("""
+    import time
+    from pipeline.contracts import cli
+    cli._PLAIN_INTERVAL_S = 0.2
+    with Progress(1004, "units", "crawl", initial=1000, summary=False) as progress:
+        progress.update(0, rows=5000)
+        time.sleep(0.25)
+        progress.update(2, rows=7)
+""")
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(
+        r"crawl: 1,002 of 1,004 units, 1,000 of them before in 0\.\d s \(([\d.]+) units/s, 0 s left\), 5,007 rows\n",
+        done.stderr,
+    )
+    assert found, done.stderr
+    assert 0 < float(found[1]) <= 2 / 0.25
 
 
 def test_a_reader_that_goes_away_is_no_failure() -> None:
