@@ -52,17 +52,19 @@ class QueryList(NamedTuple):
 def load_queries(path: str) -> QueryList:
     """Read a query list: txt (one a line) or parquet (column `query` or `text`).
 
-    Blank lines, queries of which nothing is left in normal form, and repetitions of an earlier query's normal form (they
-    would share its pairs but double its cap) are left out and counted in the log. Raises InputError for an unreadable or
-    empty list and for more than 500,000 queries.
+    Queries of which nothing is left in normal form, and repetitions of an earlier query's normal form (they would share its
+    pairs but double its cap) are left out and counted in the log. Blank lines are no queries: left out, not counted. Raises
+    InputError for an unreadable or empty list and for more than 500,000 queries.
     """
     written = _read_parquet(path) if path.lower().endswith(".parquet") else storage.read_text(path).split("\n")
     kept: dict[str, str] = {}
-    blank = repeated = 0
+    unlettered = repeated = 0
     for query in written:
         text = normal_form(query)
+        if not query.strip():
+            continue
         if not text:
-            blank += 1
+            unlettered += 1
         elif text in kept:
             repeated += 1
         else:
@@ -71,8 +73,8 @@ def load_queries(path: str) -> QueryList:
         raise InputError(f"{path}: no query in the list; give one query a line")
     if len(kept) > MAX_QUERIES:
         raise InputError(f"{path}: {len(kept):,} queries, more than {MAX_QUERIES:,}; shorten the list")
-    if blank or repeated:
-        logger.info("%s: %d queries; left out %d without letters, %d repeated", path, len(kept), blank, repeated)
+    if unlettered or repeated:
+        logger.info("%s: %d queries; left out %d without letters, %d repeated", path, len(kept), unlettered, repeated)
     queries = list(kept.values())
     digest = hashlib.sha256(length_prefixed(query.encode() for query in queries)).hexdigest()
     return QueryList(queries, digest)

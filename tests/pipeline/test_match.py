@@ -94,15 +94,18 @@ def test_overlapping_and_repeated_queries_all_match() -> None:
         Matcher([], mode="other")  # type: ignore[arg-type]
 
 
-def test_query_lists(tmp_path: Path) -> None:
+def test_query_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     text = tmp_path / "queries.txt"
     text.write_text("red dog\n\n  Cat \r\ncat\n???\nSt. Louis\n", encoding="utf-8")
     found = load_queries(str(text))
     assert found.queries == ["red dog", "Cat", "St. Louis"]
+    assert caplog.messages == [f"{text}: 3 queries; left out 1 without letters, 1 repeated"]
     table = tmp_path / "queries.parquet"
     for column in ("query", "text"):
         pq.write_table(pa.table({column: ["red dog", "Cat", None, "St. Louis"], "score": [1, 2, 3, 4]}), table)
         assert load_queries(str(table)) == found
+    assert len(caplog.messages) == 1
     parts = b"".join(len(query.encode()).to_bytes(8, "little") + query.encode() for query in found.queries)
     assert found.digest == hashlib.sha256(parts).hexdigest()
 
