@@ -14,9 +14,9 @@ from pipeline.shard import shard_count, shard_of
 from pipeline.sources import url_tables
 from pipeline.stages.common import Output, partition_units, read_partition, run_stage, with_partition
 
-ROWS_PER_PARTITION = 1 << 20
+ROWS_PER_PARTITION = 1 << 18
 """Rows of one partition of the uid space, on average. It is a unit of `exact` and, less what is rejected, of `filter`, which hold all of
-its rows at once: with 175 bytes of text a row, 650 and 1,100 bytes a row, so that a worker needs 0.7 and 1.2 GB.
+its rows at once: with 175 bytes of text a row, 650 and 1,100 bytes a row, so that a worker needs 0.2 and 0.3 GB.
 
 It does not follow `sources.rows_per_unit`: every partition opens every file of `candidates` and starts a row group in each of them, so
 that partitions as small as those files would open as many files as the square of the rows and store row groups of a few rows.
