@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -117,6 +118,11 @@ def crashes_then_refuses(table: pa.Table, unit: Unit) -> Result:
     return refuses(table, unit)
 
 
+def takes_its_time(table: pa.Table, unit: Unit) -> Result:
+    time.sleep(2.5)
+    return halves(table, unit)
+
+
 def fails(table: pa.Table, unit: Unit) -> Result:
     raise ZeroDivisionError("a bug")
 
@@ -166,6 +172,22 @@ def run(out: Path, stage: Stage, wanted: list[Unit], workers: int | None = None)
 
 def folder_of(out: Path, stage: Stage) -> Path:
     return Path(stage_folder(str(out), stage))
+
+
+# ---- what is seen while it runs
+
+
+def test_a_long_unit_shows_in_the_log_and_a_resumed_one_is_not_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.contracts.cli._PLAIN_INTERVAL_S", 0.5)
+    stage = toy(takes_its_time)
+    run(tmp_path, stage, units(1))
+    assert capsys.readouterr().err.startswith("toy: 0 of 1 units in ")
+    run(tmp_path, stage, units(1))
+    shown = capsys.readouterr().err
+    assert shown.startswith("toy: 1 of 1 units, 1 of them before in ")
+    assert shown.endswith(" (0.0 units/s), 10 in, 5 out, 5 rejected\n")
 
 
 # ---- accounting
