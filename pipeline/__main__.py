@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 
 from pipeline.contracts.cli import add_config_arguments, run_cli
@@ -53,10 +54,10 @@ def _run(command: str, path: str, overrides: list[str], check: bool) -> None:
     place = run.run(config, until)
     _status(config.run.out)
     if until == run.STAGES[-1]:
-        print(f"next: python -m pipeline verify {place}")
+        print(f"next: {shlex.join(['python', '-m', 'pipeline', 'verify', place])}")
     else:
         following = run.STAGES[run.STAGES.index(until) + 1]
-        print(f"next: python -m pipeline {following} --config {path}")
+        print(f"next: {shlex.join(['python', '-m', 'pipeline', following, '--config', path, *overrides])}")
 
 
 def _status(path: str) -> None:

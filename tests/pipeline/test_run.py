@@ -6,6 +6,8 @@ server's count of requests for each row. All runs of this file share one embedde
 
 import hashlib
 import logging
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -19,10 +21,13 @@ import pytest
 import ray
 
 from pipeline import __main__ as cli
+from pipeline.config import PipelineConfig
 from pipeline.contracts import manifest
+from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.merkle import merkle_root, row_digest
 from pipeline.contracts.schema import INDEX_SCHEMA, SHARD_SCHEMA, uid
+from tests.conftest import ROOT
 from tests.e2e.pipelines import corpus, write_config, write_inputs
 from tests.web import server, site
 from tests.web.site import REASONS, Kind, Web
@@ -165,6 +170,17 @@ def test_a_missing_crawler_is_said_before_the_work(first: Site, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_the_example_names_every_key_that_check_leaves_out() -> None:
+    path = ROOT / "pipeline/configs/example.toml"
+    config = load_config(PipelineConfig, str(path))
+    left_out = {
+        f"{table}.{key}" for table, values in config.model_dump().items() for key in values if values[key] is None
+    }
+    named = re.search(r"ones that are unset: ([\w., ]+)\.\n", path.read_text())
+    assert named
+    assert left_out == set(named[1].split(", "))
+
+
 # ---- what changes nothing
 
 
@@ -185,7 +201,8 @@ def test_one_worker_stage_by_stage_gives_the_same_bytes(
     """`filter` fetches nothing and stops there; `run` goes on from where it stopped."""
     hits = server.hits(first.web)
     pipeline("filter", first.config, tmp_path / "out", "engine.workers=1")
-    assert "next: python -m pipeline precap --config" in capsys.readouterr().out
+    following = shlex.join(["precap", "--config", str(first.config), f"run.out={tmp_path / 'out'}", "engine.workers=1"])
+    assert f"next: python -m pipeline {following}\n" in capsys.readouterr().out
     assert server.hits(first.web) == hits
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["candidates", "exact", "filter", "run.json"]
     before = committed(tmp_path / "out")
