@@ -574,6 +574,7 @@ def test_proxies_of_the_environment_are_not_used(web: Web, monkeypatch: pytest.M
             monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
+        urllib.request.install_opener(urllib.request.build_opener())  # what urllib does by itself reads them
         rows, _ = crawl(candidates([(web.url("/jpeg.jpg"), "x")]), config())
     assert rows.num_rows == 1
 
