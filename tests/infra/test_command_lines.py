@@ -170,7 +170,7 @@ def test_rays_launcher_finds_what_it_needs_in_the_image() -> None:
     assert f"useradd --create-home --uid 1000 {user} " in image
     docker = cluster["docker"]
     # Ray expands ~ in a mount by HOME of the image's environment, /root when that is unset; `docker inspect` of ours has none.
-    started = docker_start_cmds(
+    started = docker_start_cmds(  # type: ignore[no-untyped-call]
         "ubuntu", docker["image"], cluster["file_mounts"], "ray", [], "corpus", "/root", "docker"
     )
     assert f":/home/{user}/.ray/auth_token " in started
