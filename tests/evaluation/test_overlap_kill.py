@@ -1,10 +1,11 @@
 """The overlap job ended by `kill -9`, then run again: the same report, byte for byte, as one worker makes it undisturbed.
 
-Every kill is counted and hits a living driver: after each step of a unit's commit and of publishing (`tests/e2e/kill_point` puts them
-there from outside), and at moments spread over the run by the units it has committed.
+The driver is killed after each step of a unit's commit and of publishing (`tests/e2e/kill_point` puts these there from outside) and at
+ten random moments; a Ray worker is killed in the middle of a unit of each stage. Every kill is counted, and only when it hit.
 """
 
 import dataclasses
+import itertools
 import os
 import random
 import signal
@@ -25,7 +26,8 @@ from tests.conftest import ROOT
 from tests.e2e import pipelines
 from tests.evaluation import planted
 
-MOMENTS = 4
+KILLS = 10
+OTHERS = 420  # pictures that make the corpus ten shards and so the join ten units
 STEPS = ("temporary", "renamed", "record")
 PUBLISHED = (
     "pairs.parquet",
@@ -46,13 +48,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @dataclasses.dataclass
 class Ground:
-    """A planted corpus, what an uninterrupted run with one worker made of it, and the kills so far: units committed at each."""
+    """A planted corpus and what an uninterrupted run with one worker made of it, and in which time."""
 
     config: Path
     folder: Path
     env: dict[str, str]
     launches: list[pipelines.Launch]
-    kills: list[int]
+    seconds: float = 0.0
 
     def start(self, name: str, workers: int = 2, **more: str) -> pipelines.Launch:
         arguments = command(self.config, self.folder / name, workers)
@@ -65,6 +67,9 @@ class Ground:
 
     def finish_and_compare(self, name: str) -> None:
         assert self.start(name).wait() == 0, self.launches[-1].text()
+        self.compare(name)
+
+    def compare(self, name: str) -> None:
         assert contents(self.folder / name) == contents(self.folder / "whole")
         assert verify(str(self.folder / name)) == []
 
@@ -73,68 +78,139 @@ class Ground:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("overlap-kill")
     config = folder / "overlap.toml"
-    config.write_text(to_toml(planted.overlap_config(planted.plant(folder), folder / "unused")), "utf-8")
+    made = planted.plant(folder, others=OTHERS)
+    config.write_text(to_toml(planted.overlap_config(made, folder / "unused")), "utf-8")
     with pipelines.ray_folder() as ray:
-        found = Ground(config, folder, pipelines.environment(ray), [], [])
+        found = Ground(config, folder, pipelines.environment(ray), [])
+        started = time.monotonic()
         assert found.start("whole", workers=1).wait() == 0, found.launches[-1].text()
+        found.seconds = time.monotonic() - started
         yield found
         for launch in found.launches:
             launch.end()
 
 
-def kill_at(found: Ground, name: str, point: str) -> None:
-    """Launch with the kill point armed; the launch must die there, having left what the protocol says."""
+# ---- between the steps
+
+
+def kill_at(found: Ground, name: str, point: str) -> int:
+    """Launch with the kill point armed; the launch must die there, having left what the protocol says. Returns the units committed."""
     hook = str(ROOT / "tests" / "e2e" / "kill_point")
     path = os.pathsep.join([hook, found.env["PYTHONPATH"]])
     launch = found.start(name, workers=1, PYTHONPATH=path, KILL_POINT=point)
     code = launch.wait()
     assert code == -signal.SIGKILL, f"{point}: ended with {code}: {launch.text()}"
-    found.kills.append(len(found.records(name)))
     stage, unit, step = point.split("/")
     report = found.folder / name
     if step == "file":
         assert (report / unit).exists()
         assert (report / "manifest.json").exists() == (unit == "manifest.json")
-        return
+        return len(found.records(name))
     [folder] = (found.folder / f"{name}.work" / stage).iterdir()
     assert list(folder.glob(f".tmp-*-{unit}.parquet")) or step != "temporary", point
     assert list(folder.glob(f"{unit}-????????????.parquet")) or step == "temporary", point
     assert (folder / f"{unit}.json").exists() == (step == "record"), point
-
-
-def kill_when(found: Ground, name: str, units: int, delay: float, *, group: bool) -> None:
-    """Launch, and SIGKILL the living driver (or its group) when `units` are committed and `delay` seconds have passed."""
-    before = found.records(name)
-    launch = found.start(name, workers=1)
-    until = time.monotonic() + 300
-    while len(found.records(name)) < max(units, len(before)):
-        assert launch.process.poll() is None, launch.text()
-        assert time.monotonic() < until, launch.text()
-        time.sleep(0.005)
-    time.sleep(delay)
-    assert launch.process.poll() is None, "the driver had ended before the kill"
-    launch.kill(group=group)
-    assert launch.process.returncode == -signal.SIGKILL
-    found.kills.append(len(found.records(name)))
+    return len(found.records(name))
 
 
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
-def test_killed_everywhere_and_run_again(ground: Ground) -> None:
-    """One output is killed after every step of a commit and of publishing, another at moments spread over the units."""
+def test_killed_after_every_step(ground: Ground) -> None:
+    """One output is killed again and again, each launch a step later; one worker commits in order, so it is known what stands at each."""
     unit = {stage: ground.records("whole", stage)[-2:][0].stem for stage in ("codes", "join")}
     points = [f"{stage}/{name}/{step}" for stage, name in unit.items() for step in STEPS]
-    for point in [*points, *(f"publish/{name}/file" for name in PUBLISHED)]:
-        kill_at(ground, "steps", point)
-    ground.finish_and_compare("steps")
-    draws = random.Random(3)
+    points += [f"publish/{name}/file" for name in PUBLISHED]
+    committed = [kill_at(ground, "steps", point) for point in points]
     total = len(ground.records("whole"))
-    for number in range(MOMENTS):
-        kill_when(ground, "moments", number * total // MOMENTS, draws.uniform(0, 0.05), group=number % 2 == 0)
-    ground.finish_and_compare("moments")
-    print("units committed at each kill:", ground.kills)
-    assert len(ground.kills) == len(points) + len(PUBLISHED) + MOMENTS >= 10
-    assert {0, 1, total - 1, total} <= set(ground.kills)
+    assert committed == [0, 0, 1, total - 2, total - 2, total - 1, total, total, total]
+    ground.finish_and_compare("steps")
+
+
+# ---- at any moment
+
+
+def kill_at_random(found: Ground, kills: int, seed: int) -> list[int]:
+    """Kill living drivers at seeded moments until `kills` of them were hit; returns the units committed at each.
+
+    A moment is a number of committed units, one in each of `kills` equal parts of a whole run, and a fraction of a second. A launch
+    that finds more units than that is killed by the clock, at any time of a run's duration. One that ends before its moment is
+    compared, and the next one starts an output of its own.
+    """
+    dice = random.Random(seed)
+    total = len(found.records("whole"))
+    hit: list[int] = []
+    place = 0
+    while len(hit) < kills:
+        name = f"random-{place}"
+        units = round(total * (len(hit) + dice.random()) / kills)
+        delay = dice.uniform(0, 0.05) if len(found.records(name)) < units else dice.uniform(0, found.seconds)
+        launch = found.start(name, workers=1)
+        while len(found.records(name)) < units and launch.process.poll() is None:
+            time.sleep(0.005)
+        try:
+            launch.process.wait(delay)
+        except subprocess.TimeoutExpired:
+            launch.kill(group=len(hit) % 2 == 0)
+        # The code tells, not the clock: a driver may end in the instant before the kill.
+        if launch.process.returncode == -signal.SIGKILL:
+            hit.append(len(found.records(name)))
+        else:
+            assert launch.wait() == 0, launch.text()
+            found.compare(name)
+            place += 1
+    found.finish_and_compare(name)
+    return hit
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1800)
+def test_killed_at_ten_random_moments(ground: Ground) -> None:
+    hit = kill_at_random(ground, KILLS, seed=3)
+    print("units committed at each kill:", hit)
+    assert len(hit) == KILLS
+
+
+# ---- a worker
+
+
+def kill_a_worker(found: Ground, name: str, stage: str) -> tuple[pipelines.Launch, bool]:
+    """Launch, and SIGKILL the worker that is in the first unit of `stage`; returns the launch and whether it was hit."""
+    launch = found.start(name, workers=1)
+    while launch.process.poll() is None and not found.records(name, stage):
+        for pid, title in pipelines.titles(launch).items():
+            if title.startswith("ray::_run_unit") and killed_in_a_unit(found, launch, pid, name, stage):
+                return launch, True
+    return launch, False
+
+
+def killed_in_a_unit(found: Ground, launch: pipelines.Launch, pid: int, name: str, stage: str) -> bool:
+    """Kill the worker if it is still in that unit. It is stopped while we look, so the unit cannot end between the look and the kill."""
+    os.kill(pid, signal.SIGSTOP)
+    inside = pipelines.titles(launch).get(pid, "").startswith("ray::_run_unit") and not found.records(name, stage)
+    os.kill(pid, signal.SIGKILL if inside else signal.SIGCONT)
+    return inside
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", ["codes", "join"])
+def test_a_worker_killed_in_a_unit_is_replaced(ground: Ground, stage: str) -> None:
+    """A unit that ended before we saw its worker is no hit: then the same again on an output of its own."""
+    for attempt in itertools.count():
+        name = f"worker-{stage}-{attempt}"
+        if stage == "join":
+            # A launch that starts with this stage: its first unit loads the libraries, which takes a while.
+            kill_at(ground, name, f"codes/{ground.records('whole', 'codes')[-1].stem}/record")
+        launch, hit = kill_a_worker(ground, name, stage)
+        assert launch.wait() == 0, launch.text()
+        ground.compare(name)
+        if hit:
+            break
+    unit = ground.records("whole", stage)[0].stem
+    assert f"{stage}: unit {unit} lost its worker (WorkerCrashedError)" in launch.text()
+
+
+# ---- on S3
 
 
 @pytest.mark.prove
