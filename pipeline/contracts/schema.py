@@ -84,7 +84,7 @@ class Reason(enum.StrEnum):
     CONNECTION = "connection"  # refused, reset, or ended early
     TLS = "tls"  # the certificate or the handshake failed
     TIMEOUT = "timeout"
-    REDIRECT = "redirect"  # too many of them, or a loop
+    REDIRECT = "redirect"  # too many of them, a loop, or one to another scheme
     HTTP_STATUS = "http_status"  # an answer that is no success; the detail is its number
     OPT_OUT = "opt_out"  # the server or the page asks not to be used
     TOO_MANY_BYTES = "too_many_bytes"
