@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 
 from tests.trainer.launching import Alone, Launch
+from trainer import checkpoint
 
 # Half a minute on two free cores; many times that where other work shares them.
 pytestmark = pytest.mark.timeout(900)
@@ -76,11 +77,14 @@ def test_a_killed_run_resumes_to_the_bit(
     assert killed.code != 0, f"killed at {kill_at}: {killed.output}"
     left_at = len(lines_of(tmp_path))
     assert kill_at <= left_at < STEPS - 20
+    # A kill between a step's line and the end of its checkpoint leaves the one before it the newest.
+    newest = max(int(tag.removeprefix("step-")) for tag in checkpoint.complete_tags(str(tmp_path)))
+    assert newest in (left_at // SAVE_EVERY * SAVE_EVERY, left_at // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY)
 
     resumed = launch(2, overrides)
 
     assert resumed.code == 0, resumed.output
-    assert f"steps {left_at // SAVE_EVERY * SAVE_EVERY + 1} to" in resumed.output
+    assert f"steps {newest + 1} to" in resumed.output
     assert figures(lines_of(tmp_path)) == figures(lines_of(expected)), f"killed at {kill_at}"
     assert final_weights(tmp_path) == final_weights(expected)
     assert len(lines_of(tmp_path)) == STEPS, "each step has one line"
