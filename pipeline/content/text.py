@@ -25,6 +25,7 @@ Characters that Python's Unicode tables do not know yet count as symbols, which 
 import html
 import re
 import unicodedata
+from collections.abc import Callable
 
 import ftfy
 
@@ -113,61 +114,56 @@ def _without_leading_marks(word: str) -> str:
 
 
 class _Table(dict[int, str]):
-    """A `str.translate` table filled in as characters turn up: a million code points, of which a corpus uses few."""
+    """A `str.translate` table filled in by `rule` as characters turn up: a million code points, of which a corpus uses few."""
+
+    def __init__(self, rule: Callable[[str], str]) -> None:
+        super().__init__()
+        self._rule = rule
 
     def __missing__(self, code: int) -> str:
-        self[code] = value = self.rule(chr(code))
+        self[code] = value = self._rule(chr(code))
         return value
 
-    def rule(self, char: str) -> str:
-        raise NotImplementedError
 
-
-class _CleanTable(_Table):
+def _when_cleaning(char: str) -> str:
     """Controls, surrogates and invisible formatting vanish; white space of every kind becomes a space."""
-
-    def rule(self, char: str) -> str:
-        category = unicodedata.category(char)
-        if char.isspace() or category in ("Zl", "Zp", "Zs"):
-            return " "
-        if category in ("Cc", "Cs") or (category == "Cf" and char not in "\u200c\u200d"):
-            return ""
-        return char
+    category = unicodedata.category(char)
+    if char.isspace() or category in ("Zl", "Zp", "Zs"):
+        return " "
+    if category in ("Cc", "Cs") or (category == "Cf" and char not in "\u200c\u200d"):
+        return ""
+    return char
 
 
-class _BeforeTable(_Table):
+def _before_folding(char: str) -> str:
     """Before NFKC: what it would turn into something misleading (a trade mark into the letters "tm")."""
-
-    def rule(self, char: str) -> str:
-        if char in _LEGAL_MARKS or char in _SPACE_LETTERS:
-            return " "
-        if unicodedata.category(char) == "Cf" or char in _FILLERS or _is_variation_selector(char):
-            return ""
-        # A spacing accent decomposes into a space and a loose combining mark.
-        spaced = unicodedata.normalize("NFKC", char)
-        return " " if len(spaced) > 1 and spaced[0] == " " else char
+    if char in _LEGAL_MARKS or char in _SPACE_LETTERS:
+        return " "
+    if unicodedata.category(char) == "Cf" or char in _FILLERS or _is_variation_selector(char):
+        return ""
+    # A spacing accent decomposes into a space and a loose combining mark.
+    spaced = unicodedata.normalize("NFKC", char)
+    return " " if len(spaced) > 1 and spaced[0] == " " else char
 
 
-class _AfterTable(_Table):
-    """After folding: keep, make a space, or set apart as a word."""
-
-    def rule(self, char: str) -> str:
-        category = unicodedata.category(char)
-        if char in "+#":
-            return char
-        if char in _OWN_WORD_PUNCTUATION:
-            return f" {char} "
-        if category[0] in "PZ" or category in ("Cc", "Cs", "Co") or char in _SPACE_PUNCTUATION or char.isspace():
-            return " "
-        if char in _SPACE_LETTERS:
-            return " "
-        if category[0] == "S" or category == "Cn":
-            return f" {char} "
+def _after_folding(char: str) -> str:
+    """Keep, make a space, or set apart as a word."""
+    category = unicodedata.category(char)
+    if char in "+#":
         return char
+    if char in _OWN_WORD_PUNCTUATION:
+        return f" {char} "
+    if category[0] in "PZ" or category in ("Cc", "Cs", "Co") or char in _SPACE_PUNCTUATION or char.isspace():
+        return " "
+    if char in _SPACE_LETTERS:
+        return " "
+    if category[0] == "S" or category == "Cn":
+        return f" {char} "
+    return char
 
 
 def _is_variation_selector(char: str) -> bool:
     return "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
 
 
-_CLEAN_TABLE, _BEFORE_TABLE, _AFTER_TABLE = _CleanTable(), _BeforeTable(), _AfterTable()
+_CLEAN_TABLE, _BEFORE_TABLE, _AFTER_TABLE = _Table(_when_cleaning), _Table(_before_folding), _Table(_after_folding)

@@ -1,10 +1,12 @@
 """The same promises on a local disk and on S3, which is moto's server in a process of its own."""
 
+import contextlib
 import hashlib
 import http.server
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -110,6 +112,23 @@ def test_a_wrong_endpoint(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> 
             act()
 
 
+@contextlib.contextmanager
+def store(monkeypatch: pytest.MonkeyPatch, handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[None]:
+    """An S3 endpoint whose answers are `handler`'s, as the store of this process."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 class _Busy(http.server.BaseHTTPRequestHandler):
     """A store that answers every request with one status and S3's XML."""
 
@@ -144,24 +163,13 @@ def test_a_store_in_trouble_is_not_the_users_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str, kind: type[Exception], sentence: str
 ) -> None:
     """Of a small write and of an upload, which boto3 reports by another kind of error; then the store goes away altogether."""
-    handler = type("Answers", (_Busy,), {"status": status, "code": code})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as busy:
-        thread = threading.Thread(target=busy.serve_forever)
-        thread.start()
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "x")
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{busy.server_port}")
-        file = tmp_path / "file"
-        file.write_bytes(b"x")
-        try:
-            with pytest.raises(kind, match=sentence):
-                storage.write_atomic("s3://bucket/key", b"x")
-            with pytest.raises(kind, match=sentence):
-                storage.commit_file(str(file), "s3://bucket/key")
-        finally:
-            busy.shutdown()
-            thread.join()
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    with store(monkeypatch, type("Answers", (_Busy,), {"status": status, "code": code})):
+        with pytest.raises(kind, match=sentence):
+            storage.write_atomic("s3://bucket/key", b"x")
+        with pytest.raises(kind, match=sentence):
+            storage.commit_file(str(file), "s3://bucket/key")
     assert file.exists()
 
 
@@ -187,23 +195,12 @@ def test_a_conflict_is_not_yet_an_answer(
 ) -> None:
     """409 says neither written nor taken: the put is tried again; a conflict without end is a store in trouble."""
     monkeypatch.setattr(storage, "_CONFLICT_WAITS_S", (0.01, 0.01, 0.01))
-    handler = type("Answers", (_Conflicts,), {"conflicts": conflicts, "final": final})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "x")
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        try:
-            if written is None:
-                with pytest.raises(RunError, match=r"the store is in trouble .*ConditionalRequestConflict"):
-                    storage.put_if_absent("s3://bucket/key", b"x")
-            else:
-                assert storage.put_if_absent("s3://bucket/key", b"x") is written
-        finally:
-            server.shutdown()
-            thread.join()
+    with store(monkeypatch, type("Answers", (_Conflicts,), {"conflicts": conflicts, "final": final})):
+        if written is None:
+            with pytest.raises(RunError, match=r"the store is in trouble .*ConditionalRequestConflict"):
+                storage.put_if_absent("s3://bucket/key", b"x")
+        else:
+            assert storage.put_if_absent("s3://bucket/key", b"x") is written
 
 
 CONFIG = """
