@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import parquet, storage
@@ -190,6 +190,28 @@ def test_draws_belong_to_the_sample(crop: str) -> None:
     assert not np.array_equal(pixels(5, 9), pixels(5, 10))
     assert not np.array_equal(pixels(5, 9), pixels(6, 9))
     assert pixels(2**63 - 1, 2**40).shape == (3, 32, 32)
+
+
+def test_colour_jitter_is_pillows_three_enhancers_in_the_drawn_order() -> None:
+    rgb = (picture(40, 40) // 2 + 60).astype(
+        np.uint8
+    )  # away from black and white, where Pillow clips after each of the three
+    how = AugmentationConfig(crop="center", color_jitter=0.2)
+    orders = set()
+    for sample in range(30):
+        draws = np.random.Generator(np.random.Philox(key=(sample << 64) | 3))
+        factors = draws.uniform(0.8, 1.2, size=3)
+        order = tuple(draws.permutation(3).tolist())
+        orders.add(order)
+        expected = Image.fromarray(rgb)
+        for place in order:
+            enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[place]
+            expected = enhancer(expected).enhance(factors[place])
+        pixels = transforms.training_pixels(rgb, 40, how, seed=3, sample=sample).transpose(1, 2, 0)
+        off = np.abs(pixels.astype(int) - np.asarray(expected).astype(int))
+        assert off.max() <= 3, (order, factors)  # Pillow rounds three times
+        assert np.abs(rgb.astype(int) - pixels).mean() > 1
+    assert len(orders) == 6
 
 
 def test_flip_mirrors() -> None:
