@@ -17,7 +17,7 @@ def describe(config: PipelineConfig) -> str:
         url_tables.columns(file, config.sources)
     url_tables.require_rows(files, config.sources)
     img2dataset.require()
-    queries = load_queries(config.filter.queries)
+    queries = load_queries(config.filter.queries, config.filter.mode)
     total_bytes = sum(storage.size(file.uri) for file in files)
     seekable = [file for file in files if file.name.lower().endswith(".parquet")]
     rows = sum(url_tables.count_rows(file, config.sources) for file in seekable)

@@ -7,6 +7,7 @@ from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.crawl.config import CrawlConfig
 from pipeline.dedup import DedupConfig
 from pipeline.engine import EngineConfig
+from pipeline.match import Mode
 from pipeline.shard import ShardConfig
 from pipeline.sources.url_tables import SourcesConfig
 
@@ -23,6 +24,10 @@ class FilterConfig(StrictModel):
 
     queries: str = not_semantic(
         description="txt (one query a line) or Parquet; its digest, not its place, enters the stage digest"
+    )
+    mode: Mode = pydantic.Field(
+        default="normalised",
+        description="how a query is looked for (match.py): by normal form, or exactly as MetaCLIP does",
     )
 
 

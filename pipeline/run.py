@@ -43,7 +43,7 @@ def run(config: PipelineConfig, until: str = STAGES[-1]) -> str:
     url_tables.require_rows(files, config.sources)
     if STAGES.index(until) >= STAGES.index("crawl"):
         img2dataset.require()
-    queries = load_queries(config.filter.queries)
+    queries = load_queries(config.filter.queries, config.filter.mode)
     with Run(config.run.out, config.engine, config.model_dump(mode="json"), digest(config)) as driver:
         outputs: dict[str, Output] = {}
         for name, output in zip(STAGES, _outputs(driver, config, files, queries), strict=False):

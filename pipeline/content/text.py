@@ -90,10 +90,16 @@ def shingles(caption: str) -> list[bytes]:
     return [gram.encode() for gram in dict.fromkeys(padded[at : at + 5] for at in range(len(padded) - 4))]
 
 
+def fold_once(text: str) -> tuple[str, str, str, str]:
+    """The steps of one round before words are joined: with rule 1 applied, in NFKC, casefolded, with rules 3, 4 and 6 applied."""
+    before = text.translate(_BEFORE_TABLE)
+    composed = unicodedata.normalize("NFKC", before)
+    folded = unicodedata.normalize("NFKC", composed.casefold())
+    return before, composed, folded, folded.translate(_AFTER_TABLE)
+
+
 def _fold(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text.translate(_BEFORE_TABLE))
-    text = unicodedata.normalize("NFKC", text.casefold())
-    words = _join_words(text.translate(_AFTER_TABLE)).split(" ")
+    words = _join_words(fold_once(text)[-1]).split(" ")
     return " ".join(filter(None, (_without_leading_marks(word) for word in words)))
 
 

@@ -16,11 +16,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.content.text import normal_form
+from pipeline.content.forms import normal_forms
 from pipeline.contracts.config import StrictModel
-from pipeline.dedup.signatures import band_keys, bands_and_rows, minhash_texts, mix64
+from pipeline.dedup.signatures import band_keys, bands_and_rows, minhash_forms, mix64
 from pipeline.keys import Indices, fixed_bytes, one_array, sort_order, words
 
 
@@ -66,11 +67,12 @@ def blocks(table: pa.Table, config: DedupConfig, partitions: int) -> pa.Table:
     A row that has nothing to compare (a caption whose normal form is empty, or no picture in the modes that need one) is in
     no block and is kept.
     """
-    texts = [None if caption is None else normal_form(caption) or None for caption in table["caption"].to_pylist()]
+    forms = normal_forms(table["caption"])
+    texts = pc.if_else(pc.equal(forms, ""), None, forms)
     compared = pa.table(
         {
             "uid": table["uid"],
-            "text": pa.nulls(len(texts), pa.string()) if config.by == "image" else pa.array(texts, pa.string()),
+            "text": pa.nulls(len(texts), pa.string()) if config.by == "image" else texts,
             **{
                 name: pa.nulls(len(texts), BLOCK_SCHEMA.field(name).type) if config.by == "caption" else table[name]
                 for name in ("image_sha256", "pdq256", "pdq_quality")
@@ -102,7 +104,7 @@ def _text_keys(table: pa.Table, config: DedupConfig) -> tuple[Indices, npt.NDArr
     places = np.flatnonzero(usable)
     coded = one_array(table["text"].take(pa.array(places))).dictionary_encode()
     bands, rows = bands_and_rows(config.threshold, config.num_perm)
-    signatures = minhash_texts(coded.dictionary.to_pylist(), config.num_perm, config.seed)
+    signatures = minhash_forms(coded.dictionary, config.num_perm, config.seed)
     keys = mix64(band_keys(signatures, bands, rows) ^ _TEXT_SALT)[coded.indices.to_numpy(zero_copy_only=False)]
     return np.repeat(places, bands), keys.reshape(-1)
 

@@ -9,11 +9,11 @@ The edges of a whole corpus are held at once: 40 bytes each. They are few beside
 edge each.
 """
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.content.kernels import compiled
 from pipeline.contracts.schema import Reason, rejected_rows
 from pipeline.dedup.blocks import DedupConfig
 from pipeline.dedup.edges import PURPOSE
@@ -98,7 +98,7 @@ def _distinct(keys: Words) -> tuple[Words, Indices]:
     return keys[order][starts], places
 
 
-@numba.njit(cache=True)
+@compiled
 def _greedy(late: Indices, early: Indices, edge: Indices, leader: Indices, kept_for: Indices, edge_of: Indices) -> None:
     """Fill `kept_for` (-1: stays) and `edge_of`. Edges are sorted by `late`, then `early`; ranks ascend, so `early` is
     decided first."""

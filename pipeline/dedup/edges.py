@@ -15,13 +15,14 @@ import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.content.kernels import compiled, text_buffers
 from pipeline.dedup.blocks import DedupConfig, has_good_pdq
-from pipeline.dedup.signatures import band_keys, bands_and_rows, minhash_texts, shingles
+from pipeline.dedup.signatures import band_keys, bands_and_rows, minhash_forms, shingle_sets
 from pipeline.keys import Indices, Words, choice_words, fixed_bytes, one_array, sort_order, to_binary, words
 
 PURPOSE = "dedup"
@@ -68,7 +69,7 @@ class _Features(NamedTuple):
     stored: npt.NDArray[np.int64]  # code of image_sha256; -1: none
     pdq: npt.NDArray[np.uint64]  # (n, 4)
     good_pdq: npt.NDArray[np.bool_]
-    texts: list[str]
+    texts: pa.Array
     kind: Indices  # rows with the same number are equal in all that is compared
 
 
@@ -81,7 +82,7 @@ def edges(block_rows: pa.Table, config: DedupConfig, seed: int) -> Edges:
     largest = int((bounds[:, 1] - bounds[:, 0]).max())
     leaders = _leaders(features)
     found = [_identical(features, leaders)]
-    shingle_starts, shingle_codes = _shingle_sets(features.texts)
+    shingle_codes, shingle_starts = shingle_sets(text_buffers(features.texts))
     work = _Work(features, config)
     for left, right in work.pairs(member, bounds, leaders):
         similarity, distance = np.empty(len(left), np.float64), np.empty(len(left), np.int16)
@@ -123,9 +124,12 @@ def _features(rows: pa.Table, config: DedupConfig, seed: int) -> _Features:
     uids = words(rows["uid"])
     rank = np.empty(len(uids), np.int64)
     rank[sort_order(choice_words(uids, seed, PURPOSE))] = np.arange(len(uids))
-    texts = sorted({text for text in rows["text"].to_pylist() if text is not None})
-    code = {text: place for place, text in enumerate(texts)}
-    text = np.array([-1 if value is None else code[value] for value in rows["text"].to_pylist()], np.int64)
+    coded = one_array(rows["text"]).dictionary_encode()
+    by_text = pc.sort_indices(coded.dictionary)
+    place = np.empty(len(by_text), np.int64)
+    place[by_text.to_numpy()] = np.arange(len(by_text))
+    text = np.full(len(rows), -1, np.int64)
+    text[np.asarray(coded.is_valid())] = place[coded.indices.drop_null().to_numpy()]
     pdq = np.ascontiguousarray(fixed_bytes(rows["pdq256"], 32)).view(np.uint64).reshape(-1, 4)
     good = has_good_pdq(rows, config)
     stored_bytes = np.ascontiguousarray(fixed_bytes(rows["image_sha256"], 32)).view("V32").reshape(-1)
@@ -137,7 +141,7 @@ def _features(rows: pa.Table, config: DedupConfig, seed: int) -> _Features:
     if config.by != "caption":
         bare = (stored < 0) & ~good
         kind[bare] = kind.max(initial=0) + 1 + np.arange(int(bare.sum()))
-    return _Features(uids, rank, text, stored, pdq, good, texts, kind)
+    return _Features(uids, rank, text, stored, pdq, good, coded.dictionary.take(by_text), kind)
 
 
 def _leaders(features: _Features) -> Indices:
@@ -148,14 +152,6 @@ def _leaders(features: _Features) -> Indices:
     leader = np.empty(len(order), np.int64)
     leader[order] = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]]
     return leader
-
-
-def _shingle_sets(texts: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """The shingle sets of all texts as one array of codes, ascending within a text, and where each text's begin."""
-    code: dict[bytes, int] = {}
-    sets = [sorted(code.setdefault(gram, len(code)) for gram in shingles(text)) for text in texts]
-    starts = np.concatenate([[0], np.cumsum([len(found) for found in sets], dtype=np.int64)]).astype(np.int64)
-    return starts, np.array([value for found in sets for value in found], np.int32)
 
 
 class _Found(NamedTuple):
@@ -257,8 +253,8 @@ class _Work:
 
     def _bands(self, rows: Indices) -> npt.NDArray[np.uint64]:
         bands, per_band = bands_and_rows(self._config.threshold, self._config.num_perm)
-        texts = [self._features.texts[code] for code in self._features.text[rows]]
-        return band_keys(minhash_texts(texts, self._config.num_perm, self._config.seed), bands, per_band)
+        texts = self._features.texts.take(pa.array(self._features.text[rows]))
+        return band_keys(minhash_forms(texts, self._config.num_perm, self._config.seed), bands, per_band)
 
     def _neighbours(self, rows: Indices) -> Iterator[tuple[Indices, Indices]]:
         """Each row with the next `max_block` in the order of text, picture, uid."""
@@ -283,7 +279,7 @@ def _by_key(rows: Indices, keys: npt.NDArray[np.uint64]) -> list[Indices]:
 # ---- kernels
 
 
-@numba.njit(cache=True)
+@compiled
 def _fill_pairs(rows: Indices, sizes: Indices, left: Indices, right: Indices) -> None:
     """All pairs within consecutive groups of `rows`."""
     start = at = 0
@@ -296,7 +292,7 @@ def _fill_pairs(rows: Indices, sizes: Indices, left: Indices, right: Indices) ->
         start += size
 
 
-@numba.njit(cache=True)
+@compiled
 def _bits(word: np.uint64) -> np.int64:
     """The number of ones in a 64-bit word (Warren, Hacker's Delight, 5-1)."""
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -305,8 +301,8 @@ def _bits(word: np.uint64) -> np.int64:
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@numba.njit(cache=True)
-def _jaccard(one: int, two: int, starts: Indices, codes: npt.NDArray[np.int32], threshold: float) -> float:
+@compiled
+def _jaccard(one: int, two: int, starts: Indices, codes: npt.NDArray[np.uint64], threshold: float) -> float:
     """Jaccard similarity of two shingle sets, or -1 when their sizes alone put it below the threshold."""
     if one == two:
         return 1.0
@@ -327,7 +323,7 @@ def _jaccard(one: int, two: int, starts: Indices, codes: npt.NDArray[np.int32], 
     return float(common / (size + other_size - common))
 
 
-@numba.njit(cache=True)
+@compiled
 def _verify(
     left: Indices,
     right: Indices,
@@ -335,7 +331,7 @@ def _verify(
     pictures: bool,
     text: Indices,
     starts: Indices,
-    codes: npt.NDArray[np.int32],
+    codes: npt.NDArray[np.uint64],
     threshold: float,
     pdq: npt.NDArray[np.uint64],
     good_pdq: npt.NDArray[np.bool_],

@@ -5,27 +5,30 @@ import functools
 import pyarrow as pa
 
 from pipeline.config import PipelineConfig
-from pipeline.contracts.errors import InputError
 from pipeline.engine import Result, Run, Unit
-from pipeline.match import Matcher, QueryList, filter_rows, load_queries
+from pipeline.match import Matcher, QueryList, filter_rows
 from pipeline.stages.common import Output, part_units, read_part, run_stage
 
 
 def filter_by_queries(driver: Run, config: PipelineConfig, unique: Output, queries: QueryList) -> Output:
-    """Units are the files of `exact`; the query list enters the digest by its content."""
-    work = functools.partial(_filter, config.filter.queries, queries.digest)
+    """Units are the files of `exact`; the query list enters the digest by its content.
+
+    The matcher is built here and travels with the stage: Ray puts its tables into each node's shared memory once, and every task there
+    reads the same bytes.
+    """
+    matcher = Matcher(queries.queries, config.filter.mode)
     read = functools.partial(read_part, driver.out, None)
-    return run_stage(driver, "filter", queries.digest, [unique], part_units(unique), read, work, row_wise=True)
+    return run_stage(
+        driver,
+        "filter",
+        [queries.digest, config.filter.mode],
+        [unique],
+        part_units(unique),
+        read,
+        functools.partial(_filter, matcher),
+        row_wise=True,
+    )
 
 
-def _filter(uri: str, list_digest: str, table: pa.Table, unit: Unit) -> Result:
-    return Result(*filter_rows(table, _matcher(uri, list_digest)))
-
-
-@functools.lru_cache(maxsize=1)
-def _matcher(uri: str, list_digest: str) -> Matcher:
-    """Built once in a worker process, not once in a unit."""
-    queries = load_queries(uri)
-    if queries.digest != list_digest:
-        raise InputError(f"{uri}: the query list changed while the pipeline ran; run again")
-    return Matcher(queries.queries)
+def _filter(matcher: Matcher, table: pa.Table, unit: Unit) -> Result:
+    return Result(*filter_rows(table, matcher))

@@ -1,6 +1,7 @@
 """Matching against a naive twin that tries every query at every place, and queries that other matchers lose."""
 
 import hashlib
+import pickle
 import random
 import unicodedata
 from pathlib import Path
@@ -67,6 +68,76 @@ def test_equals_the_naive_twin_on_random_captions() -> None:
     assert sum(map(len, found)) > 5000
 
 
+def _spacing(text: str) -> str:
+    """What MetaCLIP does to a caption before it looks for entries in it, said in str.replace."""
+    text = f" {text} "
+    for mark in [",", ".", ";", ":", "?", "!", "`"]:
+        text = text.replace(mark, f" {mark} ")
+    for blank in ["\t", "\n", "\r"]:
+        text = text.replace(blank, " ")
+    return text
+
+
+def test_mode_metaclip_equals_plain_substring_search() -> None:
+    random_ = random.Random(5)
+    parts = [
+        "dog",
+        "Dog",
+        "St. Louis",
+        "(dog)",
+        "a",
+        ",",
+        ".",
+        "!",
+        "`",
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "狗",
+        "é",
+        ";:",
+        "red",
+        "-",
+    ]
+    entries = sorted({"".join(random_.choices(parts, k=random_.randint(1, 5))) for _ in range(1500)})
+    captions = ["".join(random_.choices(parts, k=random_.randint(0, 14))) for _ in range(1500)]
+    found = Matcher(entries, mode="metaclip").match(pa.array(captions)).to_pylist()
+    spaced = [f" {entry} " for entry in entries]
+    assert found == [[i for i, entry in enumerate(spaced) if entry in _spacing(caption)] for caption in captions]
+    assert sum(map(len, found)) > 5000
+
+
+def test_long_queries_long_captions_and_many_matches() -> None:
+    words = [f"w{number}" for number in range(120)]
+    queries = [" ".join(words[first : first + size]) for first in range(60) for size in (1, 2, 31, 32, 33, 40, 60)]
+    captions = [" ".join(words), " ".join(words[::-1]), " ".join(words[:45]), " ".join(words * 30), "狗" * 5000]
+    queries += ["狗" * size for size in (1, 31, 32, 40, 64)]
+    found = Matcher(queries).match(pa.array(captions)).to_pylist()
+    assert found == [_naive(caption, queries) for caption in captions]
+    assert len(found[0]) == len(found[3]) == len(queries) - 5
+    assert len(found[4]) == 5
+
+
+def test_texts_whose_hashes_collide_are_told_apart() -> None:
+    # Modulo 2**64 a polynomial hash cannot tell the Thue-Morse word of 2048 letters from its complement, whatever its base.
+    word = "".join("ab"[bin(number).count("1") % 2] for number in range(2048))
+    other = word.translate(str.maketrans("ab", "ba"))
+    queries = [word, other, f"{word} x", f"{other} x", "x"]
+    matcher = Matcher(queries)
+    captions = [word, other, f"{word} x", f"{other} x", f"y {other} {word} x"]
+    assert matcher.match(pa.array(captions)).to_pylist() == [[0], [1], [0, 2, 4], [1, 3, 4], [0, 1, 2, 4]]
+
+
+def test_a_matcher_comes_through_pickle_without_copies() -> None:
+    matcher = Matcher(_WORDS)
+    buffers: list[pickle.PickleBuffer] = []
+    small = pickle.dumps(matcher, protocol=5, buffer_callback=buffers.append)
+    assert len(small) < 2000
+    again = pickle.loads(small, buffers=buffers)
+    assert again.match(pa.array(["a red dog"])).equals(matcher.match(pa.array(["a red dog"])))
+
+
 _ALONE = ["St. Louis", "(dog)", "C++", "C#", "AT&T", "U.S.", "dog's", "dog/cat", "A+", "100%", "红色的狗", "東京タワー"]
 _ALONE += ["แมวน้ำ", "ព្រះ", "ÀÉ", "ﬁre", "🐕", "日本 Tokyo", "ｆｕｌｌ　ｗｉｄｔｈ", "İstanbul", "ὈΔΥΣΣΕΎΣ"]
 
@@ -106,6 +177,9 @@ def test_query_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         pq.write_table(pa.table({column: ["red dog", "Cat", None, "St. Louis"], "score": [1, 2, 3, 4]}), table)
         assert load_queries(str(table)) == found
     assert len(caplog.messages) == 1
+    cased = load_queries(str(text), "metaclip")
+    assert cased.queries == ["red dog", "Cat", "cat", "???", "St. Louis"]
+    assert cased.digest != found.digest
     parts = b"".join(len(query.encode()).to_bytes(8, "little") + query.encode() for query in found.queries)
     assert found.digest == hashlib.sha256(parts).hexdigest()
 

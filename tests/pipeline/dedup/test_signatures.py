@@ -1,5 +1,6 @@
 """Signatures against datasketch, value by value."""
 
+import itertools
 import random
 
 import numpy as np
@@ -7,7 +8,9 @@ import pyarrow as pa
 import pytest
 from datasketch import MinHash, MinHashLSH
 
-from pipeline.dedup.signatures import band_keys, bands_and_rows, minhash, minhash_texts, shingles
+from pipeline.content.kernels import text_buffers
+from pipeline.content.text import normal_form
+from pipeline.dedup.signatures import band_keys, bands_and_rows, minhash, minhash_forms, shingle_sets, shingles
 
 _CAPTIONS = [
     "a dog",
@@ -33,7 +36,20 @@ def test_bit_identical_to_datasketch(num_perm: int, seed: int) -> None:
     theirs = MinHash.bulk([shingles(caption) for caption in captions], num_perm=num_perm, seed=seed, scheme="affine32")
     assert (ours == np.stack([sketch.hashvalues for sketch in theirs])).all()
     assert (minhash(pa.chunked_array([captions[:5], captions[5:]]), num_perm, seed) == ours).all()
-    assert (minhash_texts(captions[100:200], num_perm, seed) == ours[100:200]).all()
+    forms = pa.array([normal_form(caption) for caption in captions[100:200]])
+    assert (minhash_forms(forms, num_perm, seed) == ours[100:200]).all()
+
+
+def test_shingle_sets_have_the_sizes_and_intersections_of_the_shingles() -> None:
+    random_ = random.Random(9)
+    captions = _CAPTIONS + ["".join(random_.choices("ab 狗é🐕", k=random_.randint(0, 40))) for _ in range(60)]
+    sets, starts = shingle_sets(text_buffers(pa.array([normal_form(caption) for caption in captions])))
+    ours = [sets[start:end].tolist() for start, end in itertools.pairwise(starts)]
+    theirs = [set(shingles(caption)) for caption in captions]
+    assert all(found == sorted(set(found)) for found in ours)
+    for one, first in zip(ours, theirs, strict=True):
+        for two, second in zip(ours, theirs, strict=True):
+            assert len(set(one) & set(two)) == len(first & second)
 
 
 def test_null_and_no_captions() -> None:
