@@ -60,11 +60,8 @@ class CLIP(nn.Module):
         """
         x = self.token_embedding(ids)
         x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
-        x = self.transformer(x)
-        at_end = x[torch.arange(len(x), device=x.device), ids.argmax(dim=-1)]
-        # LayerNorm works on each position alone: normalising only the one that is read gives the same
-        # numbers.
-        features: Tensor = self.ln_final(at_end) @ self.text_projection
+        x = self.transformer(x, ids.argmax(dim=-1))
+        features: Tensor = self.ln_final(x) @ self.text_projection
         return features
 
     def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,6 +34,7 @@ class VisionTransformer(nn.Module):
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = torch.cat([class_token, patches], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
-        x = self.transformer(self.ln_pre(x))
-        out: Tensor = self.ln_post(x[:, 0]) @ self.proj
+        at_class_token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        x = self.transformer(self.ln_pre(x), at_class_token)
+        out: Tensor = self.ln_post(x) @ self.proj
         return out
