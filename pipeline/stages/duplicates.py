@@ -1,4 +1,4 @@
-"""dedup: blocks → verified edges → who stays for whom → the rows that stay. The comparing is pipeline/dedup's."""
+"""dedup: keys → blocks → verified edges → who stays for whom → the rows that stay. The comparing is pipeline/dedup's."""
 
 import functools
 from collections.abc import Sequence
@@ -14,21 +14,47 @@ from pipeline.engine import Result, Run, Unit
 from pipeline.shard import shard_count
 from pipeline.stages.common import Output, part_units, partition_units, read_all, read_part, read_partition, run_stage
 
-_ROWS_PER_BLOCK_PARTITION = 50_000
+_ROWS_PER_KEY_PARTITION = 250_000
+"""Rows of the corpus whose keys (14 of 24 bytes each) make a partition, on average."""
+_BLOCK_ROWS_PER_PARTITION = 500_000
+"""Rows of blocks, of about 150 bytes, that make a partition, on average."""
 
 
 def remove_duplicates(driver: Run, config: PipelineConfig, fetched: Output) -> Output:
     """From here on rows travel without their picture; `shards` fetches it from the crawl's files by uid."""
     compared = ["uid", "caption", "image_sha256", "pdq256", "pdq_quality"]
-    partitions = shard_count(fetched.rows, _ROWS_PER_BLOCK_PARTITION)
+    key_partitions = shard_count(fetched.rows, _ROWS_PER_KEY_PARTITION)
+    keys = run_stage(
+        driver,
+        "dedup-keys",
+        [semantic(config.dedup), key_partitions],
+        [fetched],
+        part_units(fetched),
+        functools.partial(read_part, driver.out, compared),
+        functools.partial(_keys, config.dedup, key_partitions),
+        accounted=False,
+        partitioned=True,
+    )
+    shared = run_stage(
+        driver,
+        "dedup-shared",
+        config.dedup.max_block,
+        [keys],
+        partition_units(key_partitions),
+        functools.partial(read_partition, driver.out, keys.files),
+        functools.partial(_shared, config.dedup),
+        accounted=False,
+        partitioned=True,
+    )
+    partitions = shard_count(shared.rows, _BLOCK_ROWS_PER_PARTITION)
     blocks = run_stage(
         driver,
         "dedup-blocks",
         [semantic(config.dedup), partitions],
-        [fetched],
+        [fetched, shared],
         part_units(fetched),
         functools.partial(read_part, driver.out, compared),
-        functools.partial(_blocks, config.dedup, partitions),
+        functools.partial(_blocks, driver.out, shared.files, config.dedup, partitions),
         accounted=False,
         partitioned=True,
     )
@@ -63,8 +89,20 @@ def remove_duplicates(driver: Run, config: PipelineConfig, fetched: Output) -> O
     )
 
 
-def _blocks(config: dedup.DedupConfig, partitions: int, table: pa.Table, unit: Unit) -> Result:
-    return Result(dedup.blocks(table, config, partitions))
+def _keys(config: dedup.DedupConfig, partitions: int, table: pa.Table, unit: Unit) -> Result:
+    return Result(dedup.keys(table, config, partitions, int(unit.id)))
+
+
+def _shared(config: dedup.DedupConfig, table: pa.Table, unit: Unit) -> Result:
+    found = dedup.shared(table, config)
+    return Result(found.table, notes={"blocks": found.blocks, "hot": found.hot, "largest": found.largest})
+
+
+def _blocks(
+    out: str, shared: Sequence[str], config: dedup.DedupConfig, partitions: int, table: pa.Table, unit: Unit
+) -> Result:
+    mine = read_partition(out, shared, Unit(unit.id, (), {"partition": int(unit.id)}))
+    return Result(dedup.blocks(table, mine, config, partitions))
 
 
 def _read_blocks(out: str, files: Sequence[str], unit: Unit) -> pa.Table:

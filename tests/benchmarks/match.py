@@ -14,7 +14,7 @@ import ahocorasick
 import pyarrow as pa
 
 from pipeline.match import Matcher
-from tests.benchmarks.captions import captions, queries
+from tests.benchmarks.data.captions import captions, queries
 
 _SPACED = str.maketrans({**{mark: f" {mark} " for mark in ",.:;?!`"}, **dict.fromkeys("\t\n\r", " ")})
 

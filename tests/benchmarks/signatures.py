@@ -17,7 +17,7 @@ from datasketch import MinHash
 from rensa import RMinHash
 
 from pipeline.dedup.signatures import minhash, shingles
-from tests.benchmarks.captions import captions
+from tests.benchmarks.data.captions import captions
 
 PERMUTATIONS = 128
 

@@ -92,13 +92,26 @@ def _ours(rows: list[Row], config: DedupConfig, partitions: int = 3, shards: int
     # Blocks for a lower threshold than the edges': a pair at threshold 0.6 is then missed with a chance of 4e-5, not of 1 in 10,
     # so that our answer can be compared with the exact one.
     loose = config.model_copy(update={"threshold": looser * config.threshold})
-    pieces = [dedup.blocks(_table(rows[n::shards]), loose, partitions) for n in range(shards)]
-    found = pa.concat_tables(pieces)
+    found = _blocks([_table(rows[n::shards]) for n in range(shards)], loose, partitions)
     parts = [
         dedup.edges(found.filter(pa.compute.equal(found["partition"], n)), config, _SEED).table
         for n in range(partitions)
     ]
     return dedup.clusters(pa.concat_tables(parts), config, _SEED)
+
+
+def _blocks(tables: list[pa.Table], config: DedupConfig, partitions: int = 1) -> pa.Table:
+    """The block rows of all tables, whose keys are cut into one partition more than their rows."""
+    keys = pa.concat_tables([dedup.keys(table, config, partitions + 1, part) for part, table in enumerate(tables)])
+    shared = pa.concat_tables(
+        [dedup.shared(keys.filter(pa.compute.equal(keys["partition"], n)), config).table for n in range(partitions + 1)]
+    )
+    return pa.concat_tables(
+        [
+            dedup.blocks(table, shared.filter(pa.compute.equal(shared["partition"], part)), config, partitions)
+            for part, table in enumerate(tables)
+        ]
+    )
 
 
 def _as_dict(dropped: pa.Table) -> dict[bytes, bytes]:
@@ -157,7 +170,7 @@ def test_the_same_candidates_as_datasketchs_index() -> None:
         for other in index.query(sketch)
         if other != row.uid and _duplicates(row, by_uid[other], config)
     }
-    found = dedup.edges(dedup.blocks(_table(rows), config, 1), config, _SEED).table.to_pylist()
+    found = dedup.edges(_blocks([_table(rows)], config), config, _SEED).table.to_pylist()
     text = {row.uid: normal_form(row.caption or "") for row in rows}
     # Of equal texts one stands for all: the same pairs, told by their texts.
     ours = {frozenset((text[edge["uid_a"]], text[edge["uid_b"]])) for edge in found}
@@ -172,8 +185,10 @@ def test_hot_blocks_are_split_without_loss(by: By) -> None:
     whole = DedupConfig(by=by, threshold=0.6)
     split = whole.model_copy(update={"max_block": 3})
     assert _as_dict(_ours(rows, whole)) == _brute(rows, whole)
-    found = dedup.edges(dedup.blocks(_table(rows), split, 1), split, _SEED)
-    assert found.counts.hot > 0
+    found = dedup.edges(_blocks([_table(rows)], split), split, _SEED)
+    hot = dedup.shared(dedup.keys(_table(rows), split, 1), split)
+    assert hot.largest > 3
+    assert (hot.hot if by == "pair" else found.counts.hot) > 0
     truth, ours = _as_dict(_ours(rows, whole)), _as_dict(_ours(rows, split))
     assert _ours(random.Random(1).sample(rows, len(rows)), split, partitions=4).equals(_ours(rows, split))
     if by == "pair":  # nothing is lost where pictures split; a part that is still too large loses little
@@ -181,6 +196,21 @@ def test_hot_blocks_are_split_without_loss(by: By) -> None:
     assert len(ours) >= 0.9 * len(truth)
     by_uid = {row.uid: row for row in rows}
     assert all(_duplicates(by_uid[one], by_uid[two], whole) for one, two in ours.items())
+
+
+def test_a_block_many_times_too_large_is_split_by_wider_slots() -> None:
+    random_ = random.Random(12)
+    config = DedupConfig(by="pair", max_block=2)
+    pictures = [random_.getrandbits(256) for _ in range(500)]
+    near = [_flipped(random_, picture, random_.randint(0, 15)) for picture in pictures[:60]]
+    rows = [_row(number, "logo", f"{number}", picture) for number, picture in enumerate(pictures + near)]
+    keys = dedup.keys(_table(rows), config, 1)
+    found = dedup.shared(keys, config)
+    assert found.largest == 560
+    assert set(found.table["slot_bits"].to_pylist()) == {16}
+    dropped = _as_dict(_ours(rows, config))
+    assert dropped == _brute(rows, config)
+    assert len(dropped) == 60
 
 
 def test_planted_duplicates_are_found_and_look_alikes_kept() -> None:
@@ -237,7 +267,7 @@ def test_no_chains() -> None:
 def test_copies_cost_one_edge_each() -> None:
     rows = [_row(number, "Company logo", "logo", 12345) for number in range(3000)]
     config = DedupConfig(max_block=100)
-    found = dedup.edges(dedup.blocks(_table(rows), config, 1), config, _SEED)
+    found = dedup.edges(_blocks([_table(rows)], config), config, _SEED)
     assert found.table.num_rows == 2999
     assert found.counts.hot == found.counts.compared == 0
     assert found.counts.largest == 3000
@@ -259,7 +289,7 @@ def test_apply_accounts_for_every_row() -> None:
     assert dedup.apply(table, empty)[0].equals(table)
     assert dedup.apply(table.slice(0, 0), dropped)[0].num_rows == 0
     config = DedupConfig()
-    nothing = dedup.edges(dedup.blocks(table.slice(0, 0), config, 4), config, _SEED).table
+    nothing = dedup.edges(_blocks([table.slice(0, 0)], config, 4), config, _SEED).table
     assert dedup.clusters(nothing, config, _SEED).num_rows == 0
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.content.text import normal_form
 from tests.web import scenes
 
-REAL_DATA = Path(os.environ.get("REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+REAL_DATA = Path(os.environ.get("REAL_DATA", Path(__file__).parents[4] / "shared" / "data"))
 QUERIES = 500_000
 
 
