@@ -26,7 +26,7 @@ def main() -> None:
                 cluster.remove_node(working[0], allow_graceful=False)
             print("killed" if working else "all idle", flush=True)
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _works(node: object) -> bool:
