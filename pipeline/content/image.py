@@ -101,11 +101,14 @@ class Picture:
 # ---------------------------------------------------------------- decoding: the main path
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_short_side: int | None = None) -> Picture:
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, min_short_side: int | None = None, min_long_side: int | None = None
+) -> Picture:
     """Decode `data` to one upright RGB picture.
 
     `max_pixels` bounds width x height of the source, checked on the header before anything is allocated. With
-    `min_short_side` a JPEG may be decoded at 1/2, 1/4 or 1/8 (libjpeg's DCT scaling), never to a shorter side below it.
+    `min_short_side` or `min_long_side` a JPEG may be decoded at 1/2, 1/4 or 1/8 (libjpeg's DCT scaling), never to a shorter,
+    or a longer, side below it. At most one of the two is given.
     Raises ImageRejected, and nothing else, whatever the bytes are.
     """
     kind = sniff(data)
@@ -113,7 +116,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_short_side: int | N
         raise ImageRejected(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {bytes(data[:12])!r}")
     try:
         with _PILLOW_WARNINGS_IGNORED:
-            return _decode(kind, data, max_pixels, min_short_side)
+            return _decode(kind, data, max_pixels, min_short_side, min_long_side)
     except ImageRejected:
         raise
     # Pillow's readers answer broken input with some twenty exception types (struct.error, KeyError, SyntaxError, ...):
@@ -122,7 +125,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, min_short_side: int | N
         raise _refusal(kind, data, error) from error
 
 
-def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None) -> Picture:
+def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None, min_long_side: int | None) -> Picture:
     orientation = 1
     if kind == "png":
         width, height = struct.unpack(">II", data[16:24])
@@ -142,6 +145,8 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None)
     else:
         orientation = exif_orientation(image.info.get("exif") or b"") if kind != "png" else orientation
     width, height = image.size
+    if min_long_side is not None:
+        min_short_side = max(1, -(-min_long_side * min(width, height) // max(width, height)))
     if kind == "jpeg" and min_short_side is not None:
         image.draft("RGB", (min_short_side, min_short_side))
     image.load()
@@ -318,21 +323,32 @@ _PILLOW_WARNINGS_IGNORED = _WarningsIgnored()
 # ---------------------------------------------------------------- resizing and encoding
 
 
-def resize(rgb: RGB, *, size: int, mode: ResizeMode, only_if_bigger: bool = False) -> RGB:
+def resize(
+    rgb: RGB,
+    *,
+    size: int,
+    mode: ResizeMode,
+    only_if_bigger: bool = False,
+    original_size: tuple[int, int] | None = None,
+) -> RGB:
     """Resize uint8[h, w, 3] by one of img2dataset's modes, to the same sizes: sides rounded half to even.
 
     no: unchanged. keep_ratio: the short side becomes `size`. keep_ratio_largest: the long side does. center_crop: as
     keep_ratio, then the central square. border: as keep_ratio_largest, then centred on a white square. With
     `only_if_bigger` a picture whose deciding side is not above `size` is returned as it is, neither cropped nor padded.
+    `original_size` is (width, height) of the source where `rgb` was scaled down while it was decoded: the result has the
+    sides that the source gives, which those of `rgb`, rounded once already, may miss by one.
     Shrinking averages areas, enlarging is bicubic.
     Raises ImageRejected(image_too_large) where the result would exceed MAX_PIXELS (a very thin picture, scaled up).
     """
     height, width = rgb.shape[:2]
-    side = max(height, width) if mode in ("keep_ratio_largest", "border") else min(height, width)
-    if mode == "no" or (only_if_bigger and side <= size):
+    full_width, full_height = original_size or (width, height)
+    choose = max if mode in ("keep_ratio_largest", "border") else min
+    side, full_side = choose(height, width), choose(full_height, full_width)
+    if mode == "no" or (only_if_bigger and full_side <= size):
         return rgb
-    if side != size:
-        width, height = max(1, round(width * size / side)), max(1, round(height * size / side))
+    if full_side != size:
+        width, height = max(1, round(full_width * size / full_side)), max(1, round(full_height * size / full_side))
         check_size(width, height, MAX_PIXELS)
         kernel = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
         rgb = np.asarray(Image.fromarray(rgb).resize((width, height), kernel))
@@ -347,12 +363,17 @@ def resize(rgb: RGB, *, size: int, mode: ResizeMode, only_if_bigger: bool = Fals
     return rgb
 
 
-def encode(rgb: RGB, *, format: Literal["jpeg", "webp", "png"] = "jpeg", quality: int = 95) -> bytes:
-    """Encode uint8[h, w, 3]; the same pixels and library version give the same bytes. `quality` is 1-100, not for png."""
+def encode(rgb: RGB, *, format: Literal["jpeg", "webp", "png"] = "jpeg", quality: int | None = None) -> bytes:
+    """Encode uint8[h, w, 3]; the same pixels and library version give the same bytes.
+
+    `quality` is 1 to 100 for jpeg and webp (default 95), and the compression level 0 to 9 for png (6), as in img2dataset.
+    """
     out = io.BytesIO()
     image = Image.fromarray(rgb)
+    if quality is None:
+        quality = 6 if format == "png" else 95
     if format == "png":
-        image.save(out, "PNG", compress_level=6)
+        image.save(out, "PNG", compress_level=quality)
     elif format == "webp":
         image.save(out, "WEBP", quality=quality, method=4)
     else:
