@@ -13,15 +13,14 @@ fast-math: same pixels, same bits, on every machine.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.content.area import compiled
 from pipeline.content.image import RGB, Picture
 
 HASH_SHORT_SIDE = 512
@@ -34,8 +33,6 @@ HASH_VERSION: dict[str, str] = {
 }
 """Name of each hash to its version. Written into every manifest; hashes of different versions are never compared."""
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _Float32s = npt.NDArray[np.float32]
 _Float64s = npt.NDArray[np.float64]
 
@@ -129,11 +126,6 @@ def as_codes(codes: list[bytes]) -> npt.NDArray[np.uint8]:
 # ---------------------------------------------------------------- kernels
 
 
-def _compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """numba.njit with the function's own type kept: numba ships no annotations."""
-    return cast(Callable[_P, _R], numba.njit(cache=True, nogil=True)(function))
-
-
 def _dct_rows(first: int, rows: int, size: int) -> _Float64s:
     """Rows first .. first + rows of the DCT-II matrix without its scale: cos(pi * k * (2n + 1) / (2 * size))."""
     k = np.arange(first, first + rows)[:, None]
@@ -151,7 +143,7 @@ def _dct_low8(pixels: _Float64s) -> _Float64s:
     return np.asarray(np.einsum("ik,kl,jl->ij", _PHASH_DCT, pixels, _PHASH_DCT, optimize=False))
 
 
-@_compiled
+@compiled
 def _box_columns(source: _Float32s, target: _Float32s, window: int) -> None:
     """Box filter down the columns of float32[n, m], all columns side by side; running sums, shorter at both ends."""
     n, m = source.shape
@@ -176,7 +168,7 @@ def _box_columns(source: _Float32s, target: _Float32s, window: int) -> None:
             target[i, j] = total[j] / count
 
 
-@_compiled
+@compiled
 def _jarosz_64(rgb: npt.NDArray[np.uint8]) -> _Float32s:
     """Luma of uint8[h, w, 3], tent-filtered and sampled to float32[64, 64].
 
@@ -239,7 +231,7 @@ def _jarosz_64(rgb: npt.NDArray[np.uint8]) -> _Float32s:
     return samples
 
 
-@_compiled
+@compiled
 def _dct_16(samples: _Float32s, matrix: _Float32s) -> _Float32s:
     """matrix @ samples @ matrix.T in float32, summed in index order."""
     half = np.zeros((16, 64), np.float32)
@@ -256,7 +248,7 @@ def _dct_16(samples: _Float32s, matrix: _Float32s) -> _Float32s:
     return out
 
 
-@_compiled
+@compiled
 def _gradient_quality(samples: _Float32s) -> int:
     """Sum of the steps between neighbours of float32[64, 64], in whole percents of 255, over 90; at most 100."""
     total = 0

@@ -34,6 +34,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageFile
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -43,6 +44,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from pipeline.content.area import shrink
 from pipeline.content.formats import (
     ImageRejected,
     check_size,
@@ -138,7 +140,7 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
     elif kind == "jpeg" and (scans := data.count(b"\xff\xda")) > MAX_JPEG_SCANS:
         raise ImageRejected(Reason.IMAGE_CORRUPT, f"jpeg with {scans} scans (limit {MAX_JPEG_SCANS})")
 
-    image = _reader(kind)(io.BytesIO(data))
+    image: Image.Image = _reader(kind)(io.BytesIO(data))
     check_size(*image.size, max_pixels)
     if kind == "tiff":
         _check_tiff(image, max_pixels)
@@ -147,10 +149,13 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
     width, height = image.size
     if min_long_side is not None:
         min_short_side = max(1, -(-min_long_side * min(width, height) // max(width, height)))
-    if kind == "jpeg" and min_short_side is not None:
+    fast = _fast_jpeg(image, data, min_short_side) if kind == "jpeg" else None
+    if fast is not None:
+        image = Image.fromarray(fast)
+    elif kind == "jpeg" and min_short_side is not None:
         image.draft("RGB", (min_short_side, min_short_side))
     image.load()
-    if kind == "jpeg":
+    if kind == "jpeg" and fast is None:
         _check_jpeg_filler(image, data, min_short_side)
     elif kind == "png":
         _check_png_rows(image, data)
@@ -162,9 +167,31 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
         rgb = rgb.transpose(_TURNS[orientation])
         if orientation >= 5:
             width, height = height, width
-    pixels = np.ascontiguousarray(np.asarray(rgb))
+    pixels = fast if fast is not None and orientation not in _TURNS else np.ascontiguousarray(np.asarray(rgb))
     pixels.setflags(write=False)
     return Picture(pixels, kind, width, height)
+
+
+def _fast_jpeg(image: Image.Image, data: bytes, min_short_side: int | None) -> RGB | None:
+    """The pixels of an RGB or grey JPEG by libjpeg-turbo directly, at the scale that Pillow's `draft` would take; None for what is odd.
+
+    The same library with the same settings as Pillow's, so the same pixels, in two thirds of its time. It is told to stop at
+    the first warning (data that ends early among them); such a file goes the slow way, where the rules above decide over it.
+    """
+    if image.mode not in ("RGB", "L"):
+        return None
+    width, height = image.size
+    scale = 1
+    while min_short_side is not None and scale < 8 and min(width, height) // min_short_side >= 2 * scale:
+        scale *= 2
+    wanted_width, wanted_height = -(-width // scale), -(-height // scale)
+    try:
+        pixels: RGB = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=wanted_height if scale > 1 else 0, min_width=wanted_width if scale > 1 else 0
+        )
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (wanted_height, wanted_width, 3) else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -338,7 +365,7 @@ def resize(
     `only_if_bigger` a picture whose deciding side is not above `size` is returned as it is, neither cropped nor padded.
     `original_size` is (width, height) of the source where `rgb` was scaled down while it was decoded: the result has the
     sides that the source gives, which those of `rgb`, rounded once already, may miss by one.
-    Shrinking averages areas, enlarging is bicubic.
+    Shrinking averages areas exactly (`area.py`), enlarging is bicubic.
     Raises ImageRejected(image_too_large) where the result would exceed MAX_PIXELS (a very thin picture, scaled up).
     """
     height, width = rgb.shape[:2]
@@ -350,8 +377,10 @@ def resize(
     if full_side != size:
         width, height = max(1, round(full_width * size / full_side)), max(1, round(full_height * size / full_side))
         check_size(width, height, MAX_PIXELS)
-        kernel = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
-        rgb = np.asarray(Image.fromarray(rgb).resize((width, height), kernel))
+        if side >= size:
+            rgb = shrink(rgb, width, height)
+        else:
+            rgb = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
     if mode == "center_crop":
         top, left = (height - size) // 2, (width - size) // 2
         rgb = np.ascontiguousarray(rgb[top : top + size, left : left + size])

@@ -20,7 +20,7 @@ from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.outcome import Outcome, Refused, Stored
 
-DCT_MARGIN = 1.5
+DCT_MARGIN = 2.0
 """A picture is never decoded to less than this many times the sides of its stored copy, where the source has them."""
 
 _ORIENTATION = 0x0112  # the EXIF tag; 2 to 8 turn or mirror
