@@ -262,9 +262,10 @@ async def _body(response: aiohttp.ClientResponse, purpose: _Purpose) -> bytes | 
 
 _ERRNO_WORDS = {
     errno.ECONNREFUSED: "refused",
-    errno.ECONNRESET: "reset",
-    errno.EPIPE: "reset",
-    errno.ECONNABORTED: "reset",
+    # A reset looks like an end or like a reset, depending on what was read before it: one name for both.
+    errno.ECONNRESET: "ended early",
+    errno.EPIPE: "ended early",
+    errno.ECONNABORTED: "ended early",
     errno.EHOSTUNREACH: "unreachable",
     errno.ENETUNREACH: "unreachable",
 }

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 # A name begins with a letter: what stands before a colon of a time of day or an ISO date is none.
-_NAME = re.compile(r"\s*([A-Za-z][A-Za-z0-9_.\-]*)(?:/[0-9.]+)?\s*:(.*)", re.DOTALL)
+_NAME = re.compile(r"\s*(\*|[A-Za-z][A-Za-z0-9_.\-]*)(?:/[0-9.]+)?\s*:(.*)", re.DOTALL)
 _LONGEST = 8192
 
 
