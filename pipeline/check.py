@@ -5,7 +5,7 @@ import math
 from pipeline.config import PipelineConfig
 from pipeline.contracts import storage
 from pipeline.contracts.schema import FORMAT_VERSION
-from pipeline.crawl import img2dataset
+from pipeline.crawl import stage as crawling
 from pipeline.match import load_queries
 from pipeline.sources import url_tables
 
@@ -16,7 +16,7 @@ def describe(config: PipelineConfig) -> str:
     for file in files:
         url_tables.columns(file, config.sources)
     url_tables.require_rows(files, config.sources)
-    img2dataset.require()
+    crawling.require(config.crawl)
     queries = load_queries(config.filter.queries, config.filter.mode)
     total_bytes = sum(storage.size(file.uri) for file in files)
     seekable = [file for file in files if file.name.lower().endswith(".parquet")]
@@ -32,7 +32,7 @@ def describe(config: PipelineConfig) -> str:
             f"# candidates  {units + text_units:,} units of at most {config.sources.rows_per_unit:,} rows (a text file is one unit)",
             f"# filter      {len(queries.queries):,} queries, digest {queries.digest[:12]}",
             f"# precap      at most {config.precap.per_query:,} pairs a query go on to the crawl",
-            f"# crawl       {config.crawl.units:,} units of whole hosts, {config.crawl.threads} fetches at once in each",
+            f"# crawl       {config.crawl.units:,} units of whole hosts, {config.crawl.at_once} fetches at once in each",
             f"# dedup       by {config.dedup.by}, captions from Jaccard {config.dedup.threshold}, pictures up to "
             f"{config.dedup.image_distance} PDQ bits",
             f"# balance     at most {config.balance.cap:,} pairs a query",

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.config import PipelineConfig
 from pipeline.contracts import storage
 from pipeline.contracts.config import digest
-from pipeline.crawl import img2dataset
+from pipeline.crawl import stage as crawling
 from pipeline.engine import Run
 from pipeline.match import QueryList, load_queries
 from pipeline.sources import url_tables
@@ -42,7 +42,7 @@ def run(config: PipelineConfig, until: str = STAGES[-1]) -> str:
     files = url_tables.expand(config.sources)
     url_tables.require_rows(files, config.sources)
     if STAGES.index(until) >= STAGES.index("crawl"):
-        img2dataset.require()
+        crawling.require(config.crawl)
     queries = load_queries(config.filter.queries, config.filter.mode)
     with Run(config.run.out, config.engine, config.model_dump(mode="json"), digest(config)) as driver:
         outputs: dict[str, Output] = {}

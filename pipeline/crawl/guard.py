@@ -7,7 +7,7 @@ IPv6 (mapped, compatible, 6to4, Teredo, ISATAP, NAT64), and cloud metadata servi
 Tests and intranets name the networks they mean (`allow`).
 
 A decision before the connection is not enough: a redirect leads elsewhere, and a name may resolve differently the second time. So an engine
-asks again at every hop, and connects only to addresses that it has judged itself (`img2dataset.py`, "the way out").
+asks again at every hop, and connects only to addresses that it has judged itself (`names.py`; `img2dataset.py`, "the way out").
 """
 
 import ipaddress
@@ -101,7 +101,7 @@ class Guard:
         try:
             answer = self.refuse_addresses(self.resolve(target.host))
         except OSError as error:
-            answer = (Reason.DNS, _resolver_words(error))
+            answer = (Reason.DNS, resolver_words(error))
         except UnicodeError:
             answer = (Reason.BAD_URL, "host name")
         with self._lock:
@@ -155,7 +155,7 @@ def leads_to(address: Address) -> list[Address]:
     return [address]
 
 
-def _resolver_words(error: OSError) -> str:
+def resolver_words(error: OSError) -> str:
     """The resolver's error as words that do not depend on its version or language."""
     words = {
         socket.EAI_NONAME: "no such name",

@@ -16,7 +16,6 @@ and nowhere else. Its resizer points the process's stdout and stderr at /dev/nul
 for that reason: pictures are made in the calling thread only. urllib's opener is the process's too: one unit at a time in a process.
 """
 
-import collections
 import concurrent.futures
 import functools
 import http.client
@@ -35,17 +34,16 @@ from typing import IO, Any
 
 import PIL.Image
 
-from pipeline.content.hashes import sha256
 from pipeline.content.image import decode
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.guard import Guard
-from pipeline.crawl.outcome import Outcome, Refused, Stored
-from pipeline.crawl.picture import Examined, examine, is_plain
+from pipeline.crawl.hosts import HostQueues
+from pipeline.crawl.opt_out import OPT_OUT_DIRECTIVES
+from pipeline.crawl.outcome import Outcome, Refused
+from pipeline.crawl.picture import examine, is_plain, stored
 from pipeline.crawl.urls import Target, UrlRefused, parse
-
-OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
 
 _STATUS = re.compile(r"HTTP Error (\d{3})")
 _MESSAGES: tuple[tuple[re.Pattern[str], Reason, str], ...] = tuple(
@@ -91,7 +89,7 @@ def fetch_pictures(urls: Sequence[str], config: CrawlConfig, host_limit: Callabl
     guard = Guard(config.allow_addresses)
     urllib.request.install_opener(make_opener(guard, config.max_bytes))
     outcomes: dict[int, Outcome] = {}
-    queues = _HostQueues(host_limit)
+    queues = HostQueues(host_limit)
     for index, url in enumerate(urls):
         try:
             queues.add(index, parse(url))
@@ -107,42 +105,8 @@ def fetch_pictures(urls: Sequence[str], config: CrawlConfig, host_limit: Callabl
 # ---- fetching
 
 
-class _HostQueues:
-    """URLs that wait, by host; hands out the next one whose host has room, hosts taking turns."""
-
-    def __init__(self, host_limit: Callable[[str], int]) -> None:
-        self._host_limit = host_limit
-        self._room: dict[str, int] = {}
-        self._waiting: dict[str, collections.deque[tuple[int, Target]]] = {}
-        self._ready: collections.deque[str] = collections.deque()  # hosts with something waiting and room for it
-
-    def add(self, index: int, target: Target) -> None:
-        if target.host not in self._waiting:
-            self._waiting[target.host] = collections.deque()
-            self._room[target.host] = self._host_limit(target.host)
-            self._ready.append(target.host)
-        self._waiting[target.host].append((index, target))
-
-    def take(self) -> tuple[int, Target] | None:
-        """The next URL, its host's room taken; None when nothing may be fetched now."""
-        if not self._ready:
-            return None
-        host = self._ready.popleft()
-        self._room[host] -= 1
-        taken = self._waiting[host].popleft()
-        if self._waiting[host] and self._room[host]:
-            self._ready.append(host)
-        return taken
-
-    def give_back(self, host: str) -> None:
-        """A fetch at `host` has ended."""
-        self._room[host] += 1
-        if self._waiting[host] and self._room[host] == 1:
-            self._ready.append(host)
-
-
 def _in_threads(
-    fetch: Callable[[Target], bytes | Refused], queues: _HostQueues, threads: int
+    fetch: Callable[[Target], bytes | Refused], queues: HostQueues, threads: int
 ) -> Iterator[tuple[int, bytes | Refused]]:
     """Run `fetch` over all that `queues` holds; yields in order of completion, in the calling thread."""
     running: dict[concurrent.futures.Future[bytes | Refused], tuple[int, str]] = {}
@@ -364,23 +328,7 @@ def _store(data: bytes, config: CrawlConfig, resize: _Resize) -> Outcome:
         image, width, height, _, _, message = resize(io.BytesIO(source))
     if image is None:
         return Refused(Reason.IMAGE_CORRUPT, f"resizer: {message}"[:200])
-    return _stored(image, width, height, examined, config)
-
-
-def _stored(image: bytes, width: int, height: int, examined: Examined, config: CrawlConfig) -> Stored:
-    return Stored(
-        image=image,
-        format=config.encode_format,
-        width=width,
-        height=height,
-        original_width=examined.picture.original_width,
-        original_height=examined.picture.original_height,
-        source_sha256=examined.source_sha256,
-        image_sha256=sha256(image),
-        phash64=examined.hashes.phash64,
-        pdq256=examined.hashes.pdq256,
-        pdq_quality=examined.hashes.pdq_quality,
-    )
+    return stored(image, width, height, examined, config)
 
 
 def _upright_copy(data: bytes, config: CrawlConfig) -> bytes:

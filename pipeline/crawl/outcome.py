@@ -16,7 +16,8 @@ from pipeline.crawl.config import CrawlConfig
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A picture as the shards hold it. The field names are columns of SHARD_SCHEMA."""
+    """A picture as the shards hold it. The field names are columns of SHARD_SCHEMA; the three hashes of the picture are None without
+    `perceptual_hashes`."""
 
     image: bytes
     format: str
@@ -26,9 +27,9 @@ class Stored:
     original_height: int
     source_sha256: bytes
     image_sha256: bytes
-    phash64: int
-    pdq256: bytes
-    pdq_quality: int
+    phash64: int | None
+    pdq256: bytes | None
+    pdq_quality: int | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,27 @@
 """Bytes as fetched -> what is known of the picture, or why it is refused. Shared by the engines.
 
 Everything that decides over a picture (is it one, is it whole, how large is it, which way is up, what are its hashes) comes from our own
-decoder in `pipeline.content`, so that it does not depend on the engine that fetched it. An engine only fetches and makes the stored copy.
+decoder in `pipeline.content`, so that it does not depend on the engine that fetched it. `store` makes the stored copy too, for the engine
+`fetch`; img2dataset's resizer makes it for the other.
+
+A JPEG is decoded by 1/2, 1/4 or 1/8 (libjpeg's DCT scaling, most of the speed of a crawl) where what is left is still DCT_MARGIN times
+as large as the stored copy, or as the hashes need it. The margin was chosen by measurement: tests/pipeline/crawl/test_picture.py.
 """
 
 import dataclasses
 import io
+import math
 
 import PIL.Image
 
 from pipeline.content.hashes import HASH_SHORT_SIDE, PictureHashes, picture_hashes, sha256
-from pipeline.content.image import ImageRejected, Picture, decode
+from pipeline.content.image import ImageRejected, Picture, decode, encode, resize
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.outcome import Refused
+from pipeline.crawl.outcome import Outcome, Refused, Stored
+
+DCT_MARGIN = 2.0
+"""A picture is never decoded to less than this many times the sides of its stored copy, where the source has them."""
 
 _ORIENTATION = 0x0112  # the EXIF tag; 2 to 8 turn or mirror
 _PNG_BIT_DEPTH = 24  # its offset: signature 8, chunk head 8, width and height 8
@@ -21,17 +29,21 @@ _PNG_BIT_DEPTH = 24  # its offset: signature 8, chunk head 8, width and height 8
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """An acceptable picture: upright RGB (scaled down while decoding where it is large), its hashes, and the hash of its source bytes."""
+    """An acceptable picture: upright RGB (scaled down while decoding where it is large), its hashes where the configuration asks for them,
+    and the hash of its source bytes."""
 
     picture: Picture
-    hashes: PictureHashes
+    hashes: PictureHashes | None
     source_sha256: bytes
 
 
 def examine(data: bytes, config: CrawlConfig) -> Examined | Refused:
     """Decode, hold against the limits of `config`, hash."""
     try:
-        picture = decode(data, max_pixels=config.max_pixels, min_short_side=HASH_SHORT_SIDE)
+        if config.perceptual_hashes:
+            picture = decode(data, max_pixels=config.max_pixels, min_short_side=HASH_SHORT_SIDE)
+        else:
+            picture = _decode_to_store(data, config)
     except ImageRejected as rejected:
         return Refused(rejected.reason, rejected.detail)
     width, height = picture.original_width, picture.original_height
@@ -39,7 +51,66 @@ def examine(data: bytes, config: CrawlConfig) -> Examined | Refused:
         return Refused(Reason.IMAGE_TOO_SMALL, f"{width}x{height}")
     if max(width, height) > config.max_aspect_ratio * min(width, height):
         return Refused(Reason.ASPECT_RATIO, f"{width}x{height}")
-    return Examined(picture, picture_hashes(picture), sha256(data))
+    return Examined(picture, picture_hashes(picture) if config.perceptual_hashes else None, sha256(data))
+
+
+def store(data: bytes, config: CrawlConfig) -> Outcome:
+    """The stored picture made of `data` by our own resizing and encoding, or why there is none."""
+    examined = examine(data, config)
+    if isinstance(examined, Refused):
+        return examined
+    try:
+        picture = examined.picture
+        if not _is_enough(picture, config):
+            picture = _decode_to_store(data, config)
+        rgb = resize(
+            picture.rgb,
+            size=config.image_size,
+            mode=config.resize_mode,
+            only_if_bigger=not config.upscale,
+            original_size=(picture.original_width, picture.original_height),
+        )
+    except ImageRejected as rejected:
+        return Refused(rejected.reason, rejected.detail)
+    height, width = rgb.shape[:2]
+    image = encode(rgb, format=config.encode_format, quality=config.quality)
+    return stored(image, width, height, examined, config)
+
+
+def stored(image: bytes, width: int, height: int, examined: Examined, config: CrawlConfig) -> Stored:
+    """The columns of a picture whose stored copy is `image`, of `width` x `height`."""
+    hashes = examined.hashes
+    return Stored(
+        image=image,
+        format=config.encode_format,
+        width=width,
+        height=height,
+        original_width=examined.picture.original_width,
+        original_height=examined.picture.original_height,
+        source_sha256=examined.source_sha256,
+        image_sha256=sha256(image),
+        phash64=hashes.phash64 if hashes else None,
+        pdq256=hashes.pdq256 if hashes else None,
+        pdq_quality=hashes.pdq_quality if hashes else None,
+    )
+
+
+def _decode_to_store(data: bytes, config: CrawlConfig) -> Picture:
+    if config.resize_mode == "no":
+        return decode(data, max_pixels=config.max_pixels)
+    side = math.ceil(DCT_MARGIN * config.image_size)
+    if config.resize_mode in ("keep_ratio_largest", "border"):
+        return decode(data, max_pixels=config.max_pixels, min_long_side=side)
+    return decode(data, max_pixels=config.max_pixels, min_short_side=side)
+
+
+def _is_enough(picture: Picture, config: CrawlConfig) -> bool:
+    """Whether a picture that was decoded for its hashes has the pixels that the stored copy is made of."""
+    height, width = picture.rgb.shape[:2]
+    if width == picture.original_width:
+        return True
+    side = max(width, height) if config.resize_mode in ("keep_ratio_largest", "border") else min(width, height)
+    return config.resize_mode != "no" and side >= DCT_MARGIN * config.image_size
 
 
 def is_plain(data: bytes) -> bool:

@@ -8,12 +8,14 @@ tables.
 
 import collections
 import hashlib
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import REJECTED_SCHEMA, SHARD_SCHEMA, Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.outcome import Engine, Outcome, Refused, Stored
@@ -133,13 +135,29 @@ def crawl(table: pa.Table, config: CrawlConfig, ways: Mapping[str, int] | None =
     return _rows(table, stored), _rejected(table, refused)
 
 
+def require(config: CrawlConfig) -> None:
+    """Raise InputError where the engine cannot run here; cheap, for a `--check`."""
+    if config.engine == "img2dataset":
+        from pipeline.crawl import img2dataset
+
+        img2dataset.require()
+        return
+    missing = [name for name in ("aiohttp", "protego") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"crawl.engine: 'fetch' needs {' and '.join(missing)}; install what is missing with pip install '.[pipeline]'"
+        )
+
+
 def _engine(config: CrawlConfig) -> Engine:
     # Imported here so that reading this module never loads an engine's libraries.
     if config.engine == "img2dataset":
         from pipeline.crawl.img2dataset import fetch_pictures
 
         return fetch_pictures
-    raise AssertionError(config.engine)
+    from pipeline.crawl.engine import fetch_pictures as fetch_by_ourselves
+
+    return fetch_by_ourselves
 
 
 def _rows(table: pa.Table, stored: Sequence[tuple[int, Stored]]) -> pa.Table:

@@ -155,13 +155,14 @@ def test_lists_without_rows_are_the_users_to_mend(first: Site, tmp_path: Path, c
 
 @pytest.mark.parametrize("arguments", [["run", "--check"], ["run"], ["crawl"]])
 def test_a_missing_crawler_is_said_before_the_work(first: Site, tmp_path: Path, arguments: list[str]) -> None:
-    """In an interpreter that finds no img2dataset."""
+    """In an interpreter that finds no img2dataset, for the engine of that name."""
     program = (
         "import importlib.util, sys; found = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name == 'img2dataset' else found(name, *rest)\n"
         "from pipeline.contracts.cli import run_cli; from pipeline.__main__ import main; run_cli(main)"
     )
     command = [sys.executable, "-c", program, *arguments, "--config", str(first.config), f"run.out={tmp_path / 'out'}"]
+    command += ["crawl.engine=img2dataset", "crawl.unguarded=true"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.splitlines()[-1] == (

@@ -1,18 +1,26 @@
 """The address guard against a table of tricks, and the one reading of a URL behind it.
 
 Truth: the notations are those of the WHATWG URL Standard's and inet_aton's documentation, written down by hand with where they lead; the C
-library's own inet_aton is asked too. Nothing here connects anywhere: every host of the table is a number, or resolves from the hosts file.
+library's own inet_aton is asked too. Every host of the table is a number, or resolves from the hosts file. That nobody is connected to is
+seen by the interpreter's own audit of `socket.connect` and by a socket that listens on all addresses of the machine.
 """
 
 import ipaddress
+import re
 import socket
+import sys
+import urllib.parse
 
 import pytest
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.engine import fetch_pictures
 from pipeline.crawl.guard import Guard, is_public, leads_to
+from pipeline.crawl.outcome import Refused
 from pipeline.crawl.urls import UrlRefused, parse, registered_domain
+from tests.pipeline.crawl.hostile import Hostile, whole
 
 ADDRESS_TRICKS = [
     "http://127.0.0.1/a.jpg",
@@ -163,6 +171,49 @@ def test_what_is_no_plain_web_url_is_refused(url: str, reason: Reason) -> None:
     refusal = Guard(["0.0.0.0/0", "::/0"]).refuse(url)  # whatever is allowed
     assert refusal is not None
     assert refusal[0] is reason
+
+
+def at_port(url: str, port: int) -> str:
+    """The trick aimed at a port; those that name one, or have no plain authority, stay as they are."""
+    found = re.match(r"(\s*[a-zA-Z\n]+://)([^/?#:\[\]]+|\[[^\]]*\])(/.*)?$", url, re.DOTALL)
+    return url if found is None else f"{found[1]}{found[2]}:{port}{found[3] or '/'}"
+
+
+def test_no_trick_is_connected_to_neither_directly_nor_by_a_redirect() -> None:
+    """All of both tables, in a list of URLs and behind redirects of an allowed host, through the engine that connects."""
+    connected: list[str] = []
+    watching = [True]
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if watching and event == "socket.connect" and isinstance(arguments[1], tuple):
+            connected.append(str(arguments[1][0]))
+
+    with socket.create_server(("", 0)) as listener, socket.create_server(("::", 0), family=socket.AF_INET6) as other:
+        tricks = [
+            at_port(url, listen.getsockname()[1])
+            for listen in (listener, other)
+            for url in (*ADDRESS_TRICKS, *(url for url, _ in OTHER_TRICKS))
+        ]
+        locations = [trick for trick in tricks if trick.strip() and "\n" not in trick and len(trick) < 4000]
+        answers = {
+            f"/{number}": whole(302, b"", "Location: " + urllib.parse.quote(trick, safe="!#$%&'()*+,/:;=?@[]~\\<>"))
+            for number, trick in enumerate(locations)
+        }
+        with Hostile(answers=answers).running() as web:
+            urls = [*dict.fromkeys(tricks), *(web.url(path) for path in answers)]
+            settings = CrawlConfig(allow_addresses=(f"{web.hosts[0]}/32",), timeout_s=5, per_host=16)
+            sys.addaudithook(audit)  # there is no way to take it out again
+            try:
+                outcomes = fetch_pictures(urls, settings, lambda host: 16)
+            finally:
+                watching.clear()
+        for listen in (listener, other):
+            listen.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                listen.accept()
+    assert len(urls) > 200
+    assert all(isinstance(outcome, Refused) for outcome in outcomes)
+    assert set(connected) == {web.hosts[0]}
 
 
 @pytest.mark.parametrize("url", PUBLIC)

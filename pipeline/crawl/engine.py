@@ -1,0 +1,116 @@
+"""The engine `fetch`: one unit's URLs through a `Fetcher`, and its bodies through our own decoder, both at the same time.
+
+An event loop in the calling thread fetches, `concurrency` URLs at once, hosts taking turns (`hosts.py`); one thread beside it decodes,
+resizes, encodes and hashes, which Pillow and numba do without holding the interpreter. A fetched body keeps its place among the
+`concurrency` until the decoder's short queue has room for it, so memory holds at most that many bodies however slow the decoder is.
+
+A host that times out or finds no connection `host_failures` times in a row is given up: what still waits for the same port of it is
+refused with the name of the last failure. So ten thousand URLs of a dead host do not hold a unit.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+from collections.abc import Callable, Sequence
+
+from pipeline.contracts.schema import Reason
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.fetch import Fetcher
+from pipeline.crawl.guard import Guard
+from pipeline.crawl.hosts import HostQueues, Waiting
+from pipeline.crawl.outcome import Outcome, Refused
+from pipeline.crawl.picture import store
+from pipeline.crawl.urls import Target, UrlRefused, parse
+
+_QUEUED_BODIES = 16  # that wait for the decoder or are in it
+
+
+def fetch_pictures(
+    urls: Sequence[str], config: CrawlConfig, host_limit: Callable[[str], int], guard: Guard | None = None
+) -> list[Outcome]:
+    """Fetch every URL once; one outcome per URL, in their order (see `outcome.Engine`). To be called where no event loop runs."""
+    unit = _Unit(config, host_limit)
+    for index, url in enumerate(urls):
+        try:
+            unit.queues.add(index, parse(url))
+        except UrlRefused as refused:
+            unit.outcomes[index] = Refused(refused.reason, refused.detail)
+    asyncio.run(unit.run(guard))
+    return [unit.outcomes[index] for index in range(len(urls))]
+
+
+class _Unit:
+    def __init__(self, config: CrawlConfig, host_limit: Callable[[str], int]) -> None:
+        self.queues = HostQueues(host_limit)
+        self.outcomes: dict[int, Outcome] = {}
+        self._config = config
+        self._host_limit = host_limit
+        self._failures: dict[tuple[str, int], int] = {}  # in a row, by host and port
+        self._paced: set[str] = set()
+
+    async def run(self, guard: Guard | None) -> None:
+        self._changed = asyncio.Event()
+        self._slots = asyncio.Semaphore(self._config.concurrency)
+        self._decoding = asyncio.Semaphore(_QUEUED_BODIES)
+        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
+            async with Fetcher(self._config, guard) as fetcher, asyncio.TaskGroup() as tasks:
+                while self.queues:
+                    await self._slots.acquire()
+                    taken = await self._next()
+                    if taken is None:
+                        self._slots.release()
+                    else:
+                        tasks.create_task(self._one(*taken, fetcher, decoder))
+
+    async def _next(self) -> Waiting | None:
+        """The next URL to fetch, as soon as its host may be asked; None when none waits any more."""
+        now = asyncio.get_running_loop().time
+        while self.queues:
+            if (taken := self.queues.take(now())) is not None:
+                self._pace(taken[1].host)
+                return taken
+            resting = self.queues.next_time()
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if resting is None else max(0.0, resting - now())):
+                    await self._changed.wait()
+        return None
+
+    def _pace(self, host: str) -> None:
+        """Set the pace of `per_host_rate` when a host is first asked; a unit that shares it with others has its part of the rate."""
+        if self._config.per_host_rate is not None and host not in self._paced:
+            self._paced.add(host)
+            self.queues.space(host, 1 / (self._config.per_host_rate * self._share(host)))
+
+    def _share(self, host: str) -> float:
+        return self._host_limit(host) / self._config.per_host
+
+    async def _one(
+        self, index: int, target: Target, fetcher: Fetcher, decoder: concurrent.futures.ThreadPoolExecutor
+    ) -> None:
+        fetched = await fetcher.fetch(target)
+        self.queues.pause(target.host, fetcher.paused_until(target.host))
+        if delay := fetcher.crawl_delay_s(target.host):
+            self.queues.space(target.host, delay / self._share(target.host))
+        self._note(target, fetched)
+        self.queues.give_back(target.host)
+        self._changed.set()
+        if isinstance(fetched, Refused):
+            self._slots.release()
+            self.outcomes[index] = fetched
+            return
+        async with self._decoding:
+            self._slots.release()
+            loop = asyncio.get_running_loop()
+            self.outcomes[index] = await loop.run_in_executor(decoder, store, fetched, self._config)
+
+    def _note(self, target: Target, fetched: bytes | Refused) -> None:
+        """Count failures in a row, and give a host up after enough of them."""
+        key = (target.host, target.port)
+        if isinstance(fetched, bytes) or fetched.reason not in (Reason.TIMEOUT, Reason.CONNECTION):
+            self._failures[key] = 0
+            return
+        self._failures[key] = self._failures.get(key, 0) + 1
+        if self._failures[key] >= self._config.host_failures:
+            for index, _ in self.queues.drop(*key):
+                self.outcomes[index] = fetched

@@ -1,0 +1,290 @@
+"""One URL fetched under the guard: the bytes of a picture, or a named refusal, never later than the deadline.
+
+`Fetcher` is built on aiohttp's client with everything taken from it that a hostile server could use: redirects are followed here, each
+hop read again by `urls.parse` and judged (address, robots.txt, X-Robots-Tag); names are looked up by `names.py`; a compressed body is
+inflated here under the cap; there are no cookies and no proxies. What a server may cost is bounded:
+
+* time: `deadline_s` for the URL as a whole, `timeout_s` for connecting and for each read;
+* bytes: `max_bytes` of the body, as sent and as inflated, whatever length was announced; a header of 8 kB, at most 128 of them;
+* requests: ten redirects, `retries` further attempts, and those only where asking again may help: after a broken connection, a 5xx, or a
+  429 or 503 that says when to come back (the whole host is then left alone until that time).
+
+A Fetcher belongs to one event loop and one unit. Limits per host are the caller's affair (`hosts.py`, `engine.py`); what the servers
+themselves ask for in that respect is told by `paused_until` and `crawl_delay_s`.
+"""
+
+import asyncio
+import dataclasses
+import errno
+import ssl
+import urllib.parse
+import zlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import yarl
+
+from pipeline.contracts.schema import Reason
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.guard import Guard
+from pipeline.crawl.names import AddressRefused, Names, connector
+from pipeline.crawl.opt_out import directive_against_us
+from pipeline.crawl.outcome import Refused
+from pipeline.crawl.robots import MAX_BYTES, MAX_REDIRECTS, Robots
+from pipeline.crawl.urls import Target, UrlRefused, parse
+
+MOST_REDIRECTS = 10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_FIRST_WAIT_S = 0.25  # before the second attempt; doubled before each further one
+_HEADERS = {
+    "Accept": "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.9,*/*;q=0.5",
+    "Accept-Encoding": "identity",
+}
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # of zlib, by the name in Content-Encoding
+
+
+@dataclasses.dataclass(frozen=True)
+class _Purpose:
+    """What a request is for: a picture, or the robots.txt that has to be read before."""
+
+    max_bytes: int
+    redirects: int
+    is_robots: bool
+
+
+class Fetcher:
+    """Fetches URLs as `config` says; use it as `async with Fetcher(config) as fetcher: await fetcher.fetch(url)`.
+
+    `guard` is by default that of `config.allow_addresses`. Any number of `fetch` may run at once in the loop that entered it.
+    """
+
+    def __init__(self, config: CrawlConfig, guard: Guard | None = None) -> None:
+        self._config = config
+        self._guard = guard or Guard(config.allow_addresses)
+        self._names = Names(self._guard, config.timeout_s)
+        self._robots = Robots(config.agent, self._get_robots)
+        self._paused: dict[str, float] = {}
+        self._delays: dict[str, float] = {}
+        self._picture = _Purpose(config.max_bytes, MOST_REDIRECTS, is_robots=False)
+        self._rules = _Purpose(MAX_BYTES, MAX_REDIRECTS, is_robots=True)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        # One context for all connections: loading the system's certificates takes 23 ms of CPU.
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        self._session = aiohttp.ClientSession(
+            connector=connector(self._names, context),
+            headers={**_HEADERS, "User-Agent": self._config.agent_header},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self._config.timeout_s, sock_read=self._config.timeout_s
+            ),
+            read_bufsize=1 << 16,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._robots.close()
+        await self._names.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def fetch(self, url: str | Target) -> bytes | Refused:
+        """The body of an answer of 2xx, else why there is none; within `deadline_s`. Raises nothing for what a server does."""
+        try:
+            target = url if isinstance(url, Target) else parse(url)
+        except UrlRefused as refused:
+            return Refused(refused.reason, refused.detail)
+        return await self._in_time(target, self._picture, self._config.deadline_s)
+
+    def paused_until(self, host: str) -> float:
+        """The time of the event loop before which a host asked not to be asked again (Retry-After, up to `max_retry_after_s`)."""
+        return self._paused.get(host, 0.0)
+
+    def crawl_delay_s(self, host: str) -> float:
+        """Seconds between two requests that the host's robots.txt asks for, up to `max_crawl_delay_s`."""
+        return self._delays.get(host, 0.0)
+
+    # ---- attempts
+
+    async def _get_robots(self, target: Target) -> bytes | Refused:
+        # Half the time, so that an origin that never ends its robots.txt is named for that and not for the picture's deadline.
+        return await self._in_time(target, self._rules, self._config.deadline_s / 2)
+
+    async def _in_time(self, target: Target, purpose: _Purpose, seconds: float) -> bytes | Refused:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._attempts(target, purpose)
+        except TimeoutError:
+            return Refused(Reason.TIMEOUT, "deadline")
+
+    async def _attempts(self, target: Target, purpose: _Purpose) -> bytes | Refused:
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._config.deadline_s
+        answer: bytes | Refused = Refused(Reason.CONNECTION, "not tried")
+        for attempt in range(self._config.retries + 1):
+            answer = await self._follow(target, purpose)
+            if isinstance(answer, bytes):
+                break
+            pause = self.paused_until(target.host) - now()
+            asked_to_wait = answer.reason is Reason.HTTP_STATUS and answer.detail in ("429", "503") and pause > 0
+            wait = max(pause, _FIRST_WAIT_S * 2**attempt)
+            if not (asked_to_wait or _may_pass(answer)) or attempt == self._config.retries or now() + wait > deadline:
+                break
+            await asyncio.sleep(wait)
+        return answer
+
+    async def _follow(self, target: Target, purpose: _Purpose) -> bytes | Refused:
+        """One attempt: the target, and where it redirects to."""
+        seen: set[str] = set()
+        while target.url not in seen and len(seen) <= purpose.redirects:
+            seen.add(target.url)
+            refused = await self._refuse(target, purpose)
+            if refused is not None:
+                return refused
+            answer = await self._ask(target, purpose)
+            if not isinstance(answer, str):
+                return answer
+            try:
+                target = parse(_joined(target.url, answer))
+            except UrlRefused as error:
+                where = "to another scheme" if error.reason is Reason.SCHEME else f"to no URL: {error.detail}"
+                return Refused(Reason.REDIRECT, where)
+        return Refused(Reason.REDIRECT, "loop, or too many")
+
+    async def _refuse(self, target: Target, purpose: _Purpose) -> Refused | None:
+        """The guard's word over a hop, then that of the origin's robots.txt."""
+        if target.address is not None:
+            refusal = self._guard.refuse_addresses([target.address])
+            if refusal is not None:
+                return Refused(*refusal)
+        elif isinstance(answer := await self._names.addresses(target.host), Refused):
+            return answer
+        if purpose.is_robots or not self._config.respect_robots:
+            return None
+        rules = await self._robots.rules(target)
+        if rules.delay_s:
+            self._delays[target.host] = min(rules.delay_s, self._config.max_crawl_delay_s)
+        return rules.refusal(target.url, self._config.agent)
+
+    # ---- one exchange
+
+    async def _ask(self, target: Target, purpose: _Purpose) -> bytes | str | Refused:
+        """One request: the body, where a redirect leads (as written), or a refusal."""
+        assert self._session is not None, "enter the Fetcher first"
+        try:
+            async with self._session.get(yarl.URL(target.url, encoded=True), allow_redirects=False) as response:
+                return await self._read(response, target, purpose)
+        except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
+            return refused_by(error)
+
+    async def _read(self, response: aiohttp.ClientResponse, target: Target, purpose: _Purpose) -> bytes | str | Refused:
+        status, headers = response.status, response.headers
+        if status in (429, 503) and "Retry-After" in headers:
+            self._pause(target.host, headers["Retry-After"])
+        if not (200 <= status < 300 or status in _REDIRECTS):
+            return Refused(Reason.HTTP_STATUS, str(status))
+        if self._config.respect_opt_out and not purpose.is_robots:
+            directive = directive_against_us(headers.getall("X-Robots-Tag", ()), self._config.agent)
+            if directive is not None:
+                return Refused(Reason.OPT_OUT, f"X-Robots-Tag: {directive}")
+        if status in _REDIRECTS:
+            return headers["Location"] if "Location" in headers else Refused(Reason.HTTP_STATUS, str(status))
+        return await _body(response, purpose)
+
+    def _pause(self, host: str, retry_after: str) -> None:
+        seconds = min(_seconds(retry_after, lambda: datetime.now(UTC)), self._config.max_retry_after_s)
+        until = asyncio.get_running_loop().time() + seconds
+        self._paused[host] = max(until, self._paused.get(host, 0.0))
+
+
+def _may_pass(refused: Refused) -> bool:
+    """Whether asking again at once may help. After a timeout it seldom does and costs most."""
+    if refused.reason is Reason.HTTP_STATUS:
+        return refused.detail.startswith("5")
+    return refused.reason is Reason.CONNECTION
+
+
+def _joined(base: str, location: str) -> str:
+    """A Location, which may be relative, against the URL that answered with it. Bytes that are no UTF-8 are percent-encoded."""
+    try:
+        location.encode()
+    except UnicodeEncodeError:  # aiohttp gives them as surrogates
+        location = urllib.parse.quote(location, safe="!#$%&'()*+,/:;=?@[]~", errors="surrogateescape")
+    try:
+        return urllib.parse.urljoin(base, location.strip())
+    except ValueError:
+        raise UrlRefused(Reason.BAD_URL, "not understood") from None
+
+
+def _seconds(retry_after: str, now: Callable[[], datetime]) -> float:
+    """Retry-After (RFC 9110, section 10.2.3): seconds or a date; 0 where it is neither or has passed."""
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now()).total_seconds())
+
+
+async def _body(response: aiohttp.ClientResponse, purpose: _Purpose) -> bytes | Refused:
+    """The body, inflated where it says so, held to the cap in both shapes; a robots.txt is cut off there, a picture refused."""
+    announced = response.content_length
+    if announced is not None and announced > purpose.max_bytes and not purpose.is_robots:
+        return Refused(Reason.TOO_MANY_BYTES, f"{announced} bytes")
+    bits = _WINDOW_BITS.get(response.headers.get("Content-Encoding", "").strip().lower())
+    inflate = zlib.decompressobj(bits) if bits else None
+    body, sent = bytearray(), 0
+    async for piece in response.content.iter_any():
+        if inflate is not None and not sent and bits == 31 and not piece.startswith(b"\x1f"):
+            inflate = None  # said to be gzip and is not, as pictures often are
+        sent += len(piece)
+        body += inflate.decompress(piece, purpose.max_bytes + 1 - len(body)) if inflate is not None else piece
+        if len(body) > purpose.max_bytes or sent > purpose.max_bytes:
+            if purpose.is_robots:
+                break
+            return Refused(Reason.TOO_MANY_BYTES, f"more than {purpose.max_bytes} bytes")
+    if inflate is not None and not inflate.eof and not purpose.is_robots:
+        return Refused(Reason.CONNECTION, "ended early")
+    return bytes(body[: purpose.max_bytes])
+
+
+_ERRNO_WORDS = {
+    errno.ECONNREFUSED: "refused",
+    # A reset looks like an end or like a reset, depending on what was read before it: one name for both.
+    errno.ECONNRESET: "ended early",
+    errno.EPIPE: "ended early",
+    errno.ECONNABORTED: "ended early",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+}
+
+
+def refused_by(error: Exception) -> Refused:
+    """Name what aiohttp raises; the detail never holds an address, a time or a server's own words."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, AddressRefused):
+        return cause.refused
+    if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ssl.SSLError):
+        return Refused(Reason.TLS, "certificate or handshake")
+    number = cause.errno if isinstance(cause, OSError) else None
+    if isinstance(error, TimeoutError) or number == errno.ETIMEDOUT:
+        return Refused(Reason.TIMEOUT, "timed out")
+    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
+        return Refused(Reason.CONNECTION, "ended early")
+    if isinstance(error, aiohttp.InvalidURL):
+        return Refused(Reason.BAD_URL, "not understood")
+    if isinstance(cause, OSError):
+        return Refused(Reason.CONNECTION, _ERRNO_WORDS.get(number or 0, "failed"))
+    return Refused(Reason.CONNECTION, "not HTTP")

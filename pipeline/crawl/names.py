@@ -1,0 +1,142 @@
+"""Host names to judged addresses, for the event loop: a cache, a time limit for each look-up, and the last gate before a connection.
+
+Between the guard's decision and the connection lie a resolver and a library, and a name may be answered differently each time. So
+there is one look-up whose answer is judged whole and kept, aiohttp is handed that answer and no other (`Resolver`), and whatever address
+a socket is made for is judged once more (`gate`): that also covers hosts written as numbers, for which aiohttp asks no resolver.
+"""
+
+import asyncio
+import concurrent.futures
+import ipaddress
+import socket
+from collections import OrderedDict
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from pipeline.contracts.schema import Reason
+from pipeline.crawl.guard import Guard, resolver_words
+from pipeline.crawl.outcome import Refused
+from pipeline.crawl.urls import Address
+
+_THREADS = 32  # look-ups at once: the system's resolver holds a thread for each
+_KEPT = 100_000  # names
+_KEPT_S = {True: 600.0, False: 60.0}  # an answer, and the lack of one; the system's resolver tells no time to live
+_ATTEMPTS = 2  # a resolver that answers nothing is asked again, one that knows no such name is not
+
+
+class AddressRefused(OSError):
+    """A connection that the guard does not allow. An OSError, so that aiohttp hands it on as the cause of its own error."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.detail)
+        self.refused = refused
+
+
+class Names:
+    """Look-ups through `guard.resolve`, each at most `limit_s` seconds long, in threads; for one event loop."""
+
+    def __init__(self, guard: Guard, limit_s: float) -> None:
+        self._guard = guard
+        self._limit_s = limit_s
+        self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="names")
+        self._answers: OrderedDict[str, tuple[float, list[Address] | Refused]] = OrderedDict()
+        self._running: dict[str, asyncio.Task[list[Address] | Refused]] = {}
+
+    async def addresses(self, host: str) -> list[Address] | Refused:
+        """The addresses of a host name, all of them public or allowed; else the refusal. Askers at the same time share one look-up."""
+        loop = asyncio.get_running_loop()
+        known = self._answers.get(host)
+        if known is not None and known[0] > loop.time():
+            return known[1]
+        task = self._running.get(host)
+        if task is None:
+            task = self._running[host] = loop.create_task(self._look_up(host))
+            task.add_done_callback(lambda _: self._running.pop(host))
+        return await asyncio.shield(task)  # one asker's deadline must not take the answer from the others
+
+    async def _look_up(self, host: str) -> list[Address] | Refused:
+        loop = asyncio.get_running_loop()
+        answer: list[Address] | Refused = Refused(Reason.DNS, "no answer")
+        for _ in range(_ATTEMPTS):
+            try:
+                found = await asyncio.wait_for(
+                    loop.run_in_executor(self._threads, self._guard.resolve, host), self._limit_s
+                )
+            except TimeoutError:
+                answer = Refused(Reason.DNS, "timed out")
+                break
+            except UnicodeError:
+                answer = Refused(Reason.BAD_URL, "host name")
+                break
+            except OSError as error:
+                answer = Refused(Reason.DNS, resolver_words(error))
+                if error.errno != socket.EAI_AGAIN:
+                    break
+            else:
+                refusal = self._guard.refuse_addresses(found)
+                answer = found if refusal is None else Refused(*refusal)
+                if not found:
+                    answer = Refused(Reason.DNS, "no address")
+                break
+        self._answers[host] = (loop.time() + _KEPT_S[isinstance(answer, list)], answer)
+        self._answers.move_to_end(host)
+        if len(self._answers) > _KEPT:
+            self._answers.popitem(last=False)
+        return answer
+
+    def gate(self, info: tuple[Any, ...]) -> socket.socket:
+        """A socket for an entry of getaddrinfo, or AddressRefused; aiohttp's `socket_factory`, which then connects to that address."""
+        family, kind, protocol, _, place = info
+        refusal = self._guard.refuse_addresses([ipaddress.ip_address(str(place[0]).partition("%")[0])])
+        if refusal is not None:
+            raise AddressRefused(Refused(*refusal))
+        return socket.socket(family, kind, protocol)
+
+    async def close(self) -> None:
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Resolver(AbstractResolver):
+    """What aiohttp asks: the answers of `Names`."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        answer = await self._names.addresses(host)
+        if isinstance(answer, Refused):
+            raise AddressRefused(answer)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address),
+                port=port,
+                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
+                proto=socket.IPPROTO_TCP,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for address in answer
+        ]
+
+    async def close(self) -> None:
+        """Nothing of its own to close."""
+
+
+def connector(names: Names, context: Any) -> aiohttp.TCPConnector:
+    """Connections through judged addresses only, kept open between requests; how many at once is the caller's to limit."""
+    return aiohttp.TCPConnector(
+        limit=0,
+        resolver=Resolver(names),
+        use_dns_cache=False,  # the cache is ours: aiohttp's would keep answers that were not judged
+        socket_factory=names.gate,
+        ssl=context,
+        keepalive_timeout=15.0,
+    )

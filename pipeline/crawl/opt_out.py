@@ -1,0 +1,44 @@
+"""X-Robots-Tag: does a server's answer ask not to be used for what this crawl is for?
+
+The header is defined by what search engines publish (Google Search Central, "Robots meta tag, data-nosnippet, and X-Robots-Tag"), and
+`noai`, `noimageai` and `noml` are conventions of hosts of pictures. It has no grammar of its own, so three things are easily misread:
+
+* Several header lines may arrive folded into one, joined by commas (RFC 9110, section 5.3): an agent's name may stand anywhere in it.
+* `name: directive` addresses one agent, and holds to the end of the value or to the next agent's name; but a few directives carry a
+  value behind a colon themselves, and `unavailable_after` one with commas and colons in it.
+* `none` is `noindex, nofollow`.
+
+Where a value can be read in two ways it is read as search engines read it. A fold of `otherbot: nofollow` and `noai` looks exactly like
+one line for otherbot, and passes.
+"""
+
+import re
+from collections.abc import Iterable
+
+OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
+_WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+# A name begins with a letter: what stands before a colon of a time of day or an ISO date is none.
+_NAME = re.compile(r"\s*(\*|[A-Za-z][A-Za-z0-9_.\-]*)(?:/[0-9.]+)?\s*:(.*)", re.DOTALL)
+_LONGEST = 8192
+
+
+def directive_against_us(values: Iterable[str], agent: str) -> str | None:
+    """The first directive of an answer's X-Robots-Tag lines that opts out of this use for everybody or for `agent`; None without one.
+
+    `agent` is a product token (`ExampleBot`), compared without case. Of a value the first 8,192 characters are read.
+    """
+    ours = {agent.lower(), "*"}
+    for value in values:
+        concerns_us = True  # a new line is for everybody until it names somebody
+        for piece in re.split(r"[,;]", value[:_LONGEST].lower()):
+            rest = piece
+            while (named := _NAME.match(rest)) is not None:
+                name, rest = named.groups()
+                if name in _WITH_VALUE:
+                    rest = ""
+                else:
+                    concerns_us = name in ours
+            found = next((word for word in rest.split() if word in OPT_OUT_DIRECTIVES), None)
+            if found is not None and concerns_us:
+                return found
+    return None
