@@ -9,7 +9,10 @@ from pipeline.contracts.cli import add_config_arguments, run_cli
 from pipeline.contracts.config import digest, load_config, to_toml
 from pipeline.contracts.errors import AuditFinding
 
-STAGES = ("candidates", "exact", "filter", "precap", "crawl", "dedup", "balance", "shards")
+STAGES = (
+    "candidates", "exact", "filter", "exact-url", "exact-caption", "precap",
+    "crawl", "policy", "exact-source", "dedup", "balance", "shards",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -45,18 +48,20 @@ def _run(command: str, path: str, overrides: list[str], check: bool) -> None:
     from pipeline.config import PipelineConfig
 
     config = load_config(PipelineConfig, path, overrides)
+    until = run.STAGES[-1] if command == "run" else command
+    run.require_stage(config, until)
     if check:
         print(to_toml(config))
         print(f"# config digest {digest(config)}")
         print(plan.describe(config))
         return
-    until = run.STAGES[-1] if command == "run" else command
     place = run.run(config, until)
     _status(config.run.out)
     if until == run.STAGES[-1]:
         print(f"next: {shlex.join(['python', '-m', 'pipeline', 'verify', place])}")
     else:
-        following = run.STAGES[run.STAGES.index(until) + 1]
+        stages = run.stages_of(config)
+        following = stages[stages.index(until) + 1]
         print(f"next: {shlex.join(['python', '-m', 'pipeline', following, '--config', path, *overrides])}")
 
 
