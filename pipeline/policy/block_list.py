@@ -6,7 +6,6 @@ Lists are text (one hexadecimal hash a line; what follows a space, a tab or a co
 """
 
 import functools
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contracts import parquet, storage
+from pipeline import lists
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.keys import fixed_bytes
@@ -64,25 +63,5 @@ def _whole(options: Mapping[str, Json], name: str, default: int, most: int) -> i
 
 @functools.lru_cache(maxsize=8)
 def hash_list(uri: str, column: str) -> pa.Array:
-    """The distinct hashes (binary(32)) of a list. Raises InputError for what is no hash of 64 hexadecimal digits, with its line."""
-    if uri.lower().endswith(".parquet"):
-        table = parquet.read(uri)
-        if column not in table.column_names:
-            raise InputError(f"{uri}: no column {column!r}; rename the column of the hashes")
-        values = table[column].to_pylist()
-    else:
-        values = [re.split(r"[\s,]", line.strip(), maxsplit=1)[0] for line in storage.read_text(uri).splitlines()]
-    found = sorted({_hash(uri, number, value) for number, value in enumerate(values, 1) if value})
-    if not found:
-        raise InputError(f"{uri}: no hash in the list; give one a line, or remove the policy")
-    return pa.array(found, pa.binary(32))
-
-
-def _hash(uri: str, number: int, value: str | bytes) -> bytes:
-    try:
-        raw = value if isinstance(value, bytes) else bytes.fromhex(value)
-    except ValueError:
-        raw = b""
-    if len(raw) != 32:
-        raise InputError(f"{uri}: line {number}: {value!r} is no hash of 64 hexadecimal digits; mend or remove it")
-    return raw
+    """The distinct hashes (binary(32)) of a list, read once in a process."""
+    return lists.hashes(uri, column, 32)

@@ -16,7 +16,6 @@ from pipeline.contracts.schema import FORMAT_VERSION
 from pipeline.engine import Result, Run, Unit
 from pipeline.keys import one_array
 from pipeline.match import QueryList
-from pipeline.records import count_rows
 from pipeline.shard import DEFAULT_ROWS, shard_count, shard_table
 from pipeline.stages.common import Output, partition_units, run_stage
 
@@ -109,24 +108,33 @@ def publish(driver: Run, config: PipelineConfig, queries: QueryList, outputs: Ma
     """The manifest, written last: from here on the corpus is there. Returns its URI."""
     last = outputs["shards"]
     folder = storage.join(driver.out, "shards")
-    below = last.folder.removeprefix("shards/")
-    starts = itertools.accumulate((record.rows_out for record in last.records), initial=0)
-    indexes = [storage.join(driver.out, name) for name in last.beside(INDEX_SUFFIX)]
-    parts = driver.map(_subtrees, list(zip(indexes, starts, strict=False)))
     found = manifest.Manifest(
         format_version=FORMAT_VERSION,
         rows=last.rows,
-        content_root=merkle.root_of_subtrees(itertools.chain.from_iterable(parts)),
-        shards=[
-            manifest.shard_entry(record.output, record.beside[INDEX_SUFFIX], below=below) for record in last.records
-        ],
+        content_root=content_root(driver, last, folder),
+        shards=entries(last, last.folder.removeprefix("shards/")),
         hashes=dict(HASH_VERSION),
         config=semantic(config),
         config_digest=digest(config),
         query_list_digest=queries.digest,
-        counts={name: count_rows(output.records) for name, output in outputs.items()},
+        counts={name: output.counts for name, output in outputs.items()},
     )
     return manifest.publish(folder, found)
+
+
+def entries(shards: Output, below: str) -> list[manifest.Shard]:
+    """The manifest's lines for committed shards; `below` is their folder relative to the manifest."""
+    return [manifest.shard_entry(record.output, record.beside[INDEX_SUFFIX], below=below) for record in shards.records]
+
+
+def content_root(driver: Run, shards: Output, folder: str) -> str:
+    """The root over all rows, from the shards' parts, which stay beside the manifest in `folder` for proofs of single rows."""
+    starts = itertools.accumulate((record.rows_out for record in shards.records), initial=0)
+    indexes = [storage.join(driver.out, name) for name in shards.beside(INDEX_SUFFIX)]
+    parts = driver.map(_subtrees, list(zip(indexes, starts, strict=False)))
+    root = merkle.root_of_subtrees(itertools.chain.from_iterable(parts))
+    manifest.write_subtrees(folder, root, list(itertools.chain.from_iterable(parts)))
+    return root
 
 
 def _subtrees(index: tuple[str, int]) -> list[merkle.Subtree]:

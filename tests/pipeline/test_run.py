@@ -174,7 +174,11 @@ def test_the_example_names_every_key_that_check_leaves_out() -> None:
     path = ROOT / "pipeline/configs/example.toml"
     config = load_config(PipelineConfig, str(path))
     left_out = {
-        f"{table}.{key}" for table, values in config.model_dump().items() for key in values if values[key] is None
+        f"{table}.{key}"
+        for table, values in config.model_dump().items()
+        if isinstance(values, dict)
+        for key in values
+        if values[key] is None
     }
     named = re.search(r"ones that are unset: ([\w., ]+)\.\n", path.read_text())
     assert named

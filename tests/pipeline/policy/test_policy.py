@@ -90,7 +90,7 @@ def test_a_pdq_list_refuses_within_its_distance(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("not a hash\n", r"list\.txt: line 1: 'not' is no hash of 64 hexadecimal digits"), ("\n", "no hash in the list")],
+    [("not a hash\n", r"list\.txt: line 1: 'not' is no hash of 64 hexadecimal digits"), ("\n", "nothing in the list")],
 )
 def test_a_bad_block_list_is_told_before_anything_starts(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "list.txt").write_text(text)
