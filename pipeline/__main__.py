@@ -1,4 +1,4 @@
-"""python -m pipeline run|STAGE|status|verify|show|contact-sheet|retry|exclude"""
+"""python -m pipeline run|STAGE|status|verify|show|contact-sheet|retry|exclude|plan"""
 
 import argparse
 import logging
@@ -60,6 +60,13 @@ def _add_tools(commands: Any) -> None:
     retry = add("retry", "fetch the rows of a committed crawl again that failed for some reasons, as a new generation")
     retry.add_argument("--reason", required=True, metavar="NAMES", help="reasons of rejection, for example dns,timeout")
     retry.add_argument("--check", action="store_true", help="say how many rows, touch nothing")
+    plan = add(
+        "plan", "hours, core-hours, bytes, requests and money of a corpus of a given size, from measured rates", None
+    )
+    plan.add_argument(
+        "--from", dest="run", metavar="RUN", help="take the rates of this run instead of the shipped ones"
+    )
+    add_config_arguments(plan)
     exclude = add("exclude", "a new version of a corpus without the rows that lists name", None)
     exclude.add_argument("--ids", metavar="FILE", help="the same as ids=FILE: uids, one a line")
     add_config_arguments(exclude, required=False)
@@ -145,12 +152,24 @@ def _exclude(path: str | None, overrides: list[str], ids: str | None, check: boo
     print(f"next: {shlex.join(['python', '-m', 'pipeline', 'verify', place])}")
 
 
+def _plan(path: str, overrides: list[str], measured: str | None, check: bool) -> None:
+    from pipeline.tools import plan
+
+    config = load_config(plan.PlanConfig, path, overrides)
+    if check:
+        print(to_toml(config))
+        print(f"# config digest {digest(config)}")
+        return
+    print(plan.describe(config, plan.measured() if measured is None else plan.from_run(measured)))
+
+
 _TOOLS: dict[str, Callable[[argparse.Namespace], None]] = {
     "status": lambda given: _status(given.path, given.watch),
     "verify": lambda given: _verify(given.path),
     "show": lambda given: _show(given.path, given.uid),
     "contact-sheet": lambda given: _contact_sheet(given.path, given.rows, given.out),
     "retry": lambda given: _retry(given.path, given.reason, given.check),
+    "plan": lambda given: _plan(given.config, given.overrides, given.run, given.check),
     "exclude": lambda given: _exclude(given.config, given.overrides, given.ids, given.check),
 }
 
