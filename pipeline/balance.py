@@ -18,6 +18,7 @@ query is a part of what the first kept, as long as the pair is still counted for
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,19 +45,30 @@ LEDGER_SCHEMA = pa.schema(
     [
         pa.field("query_id", pa.int32(), nullable=False),
         pa.field("query", pa.string(), nullable=False),
+        pa.field("source", pa.string()),
         pa.field("matched", pa.int64(), nullable=False),
         pa.field("assigned", pa.int64(), nullable=False),
+        pa.field("accepted", pa.int64(), nullable=False),
         pa.field("kept", pa.int64(), nullable=False),
     ]
 )
-"""Per query: pairs that matched it, pairs counted for it, pairs kept. Every query of the list has a row."""
+"""Per query: where the list has it from (null: it does not say), pairs before balancing that matched it, and pairs after it that are
+counted for it (`kept`). Every query of the list has a row.
+
+hard_cap: `assigned` are the pairs of which it is the rarest query, `accepted` and `kept` are min(assigned, cap). metaclip: `assigned` are
+the
+pairs that it may draw, `accepted` those that it drew, min(assigned, cap) on average, `kept` those of which it is the rarest that drew them.
+"""
 
 
 class BalanceConfig(StrictModel):
     """How many pairs a query may have."""
 
+    mode: Literal["hard_cap", "metaclip"] = "hard_cap"
+    """hard_cap: each pair counts for its rarest query, which keeps `cap` at most; metaclip: every query draws its pairs
+    (pipeline/draw.py)."""
     cap: int = Field(default=20_000, ge=1)
-    """Pairs kept per query at most."""
+    """hard_cap: pairs kept per query at most; metaclip: the t of p = t / max(count, t), pairs that a query draws on average at most."""
 
 
 def counts(table: pa.Table, queries: int) -> npt.NDArray[np.int64]:
@@ -149,15 +161,21 @@ def _over(uids: npt.NDArray[np.uint64], assigned: pa.Array, limits: pa.Table, se
     return over
 
 
-def ledger(queries: Sequence[str], matched: Indices, assigned: Indices, cap: int) -> pa.Table:
-    """The table that shows what balancing did (LEDGER_SCHEMA), from the summed `counts` and `totals`."""
+def ledger(
+    queries: Sequence[str],
+    sources: Sequence[str | None],
+    matched: Indices,
+    assigned: Indices,
+    accepted: Indices,
+    kept: Indices,
+) -> pa.Table:
+    """The table that shows what balancing did (LEDGER_SCHEMA), from counts summed over the corpus, a value per query each."""
     return pa.table(
         [
             pa.array(np.arange(len(queries), dtype=np.int32)),
             pa.array(list(queries), pa.string()),
-            pa.array(matched, pa.int64()),
-            pa.array(assigned, pa.int64()),
-            pa.array(np.minimum(assigned, cap), pa.int64()),
+            pa.array(list(sources), pa.string()),
+            *(pa.array(counts, pa.int64()) for counts in (matched, assigned, accepted, kept)),
         ],
         schema=LEDGER_SCHEMA,
     )

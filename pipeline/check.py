@@ -7,6 +7,7 @@ from pipeline.contracts import storage
 from pipeline.contracts.schema import FORMAT_VERSION
 from pipeline.crawl import stage as crawling
 from pipeline.match import load_queries
+from pipeline.policy.hook import load as load_hook
 from pipeline.sources import url_tables
 
 
@@ -25,6 +26,11 @@ def describe(config: PipelineConfig) -> str:
         math.ceil(url_tables.count_rows(file, config.sources) / config.sources.rows_per_unit) for file in seekable
     )
     text_units = len(files) - len(seekable)
+    for policy in config.policy:
+        load_hook(policy)
+    once = "".join(f"one row a {key}, " for key in config.dedup.exact)
+    shard = config.shard
+    size = f"{shard.rows:,} rows" if shard.rows is not None else f"{shard.bytes:,} bytes of pictures"
     return "\n".join(
         [
             f"# sources     {len(files):,} files, {total_bytes:,} bytes; {rows:,} rows in Parquet"
@@ -33,10 +39,12 @@ def describe(config: PipelineConfig) -> str:
             f"# filter      {len(queries.queries):,} queries, digest {queries.digest[:12]}",
             f"# precap      at most {config.precap.per_query:,} pairs a query go on to the crawl",
             f"# crawl       {config.crawl.units:,} units of whole hosts, {config.crawl.at_once} fetches at once in each",
-            f"# dedup       by {config.dedup.by}, captions from Jaccard {config.dedup.threshold}, pictures up to "
+            *(f"# policy      {policy.name}: {policy.hook}" for policy in config.policy),
+            f"# dedup       {once}by {config.dedup.by}, captions from Jaccard {config.dedup.threshold}, pictures up to "
             f"{config.dedup.image_distance} PDQ bits",
-            f"# balance     at most {config.balance.cap:,} pairs a query",
-            f"# shards      about {config.shard.rows:,} rows each, format version {FORMAT_VERSION}, in "
+            f"# balance     {config.balance.mode}: at most {config.balance.cap:,} pairs a query"
+            + (" on average" if config.balance.mode == "metaclip" else ""),
+            f"# shards      about {size} each, format version {FORMAT_VERSION}, in "
             f"{storage.join(config.run.out, 'shards')}",
         ]
     )

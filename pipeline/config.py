@@ -8,6 +8,7 @@ from pipeline.crawl.config import CrawlConfig
 from pipeline.dedup import DedupConfig
 from pipeline.engine import EngineConfig
 from pipeline.match import Mode
+from pipeline.policy.hook import PolicyConfig
 from pipeline.shard import ShardConfig
 from pipeline.sources.url_tables import SourcesConfig
 
@@ -47,10 +48,21 @@ class PipelineConfig(StrictModel):
     filter: FilterConfig
     precap: PrecapConfig = PrecapConfig()
     crawl: CrawlConfig = CrawlConfig()
+    policy: tuple[PolicyConfig, ...] = ()
     dedup: DedupConfig = DedupConfig()
     balance: BalanceConfig = BalanceConfig()
     shard: ShardConfig = ShardConfig()
     engine: EngineConfig = not_semantic(EngineConfig())
+
+    @pydantic.field_validator("policy")
+    @classmethod
+    def _policies_are_told_apart(cls, value: tuple[PolicyConfig, ...]) -> tuple[PolicyConfig, ...]:
+        names = [policy.name for policy in value]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"two tables have the same name, of {names!r}; rejected rows must tell them apart: rename one"
+            )
+        return value
 
     @pydantic.model_validator(mode="after")
     def _precap_leaves_enough(self) -> "PipelineConfig":

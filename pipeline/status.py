@@ -5,6 +5,7 @@ stage digest with a record per finished unit. `status` only counts what records 
 """
 
 import dataclasses
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pydantic
@@ -61,11 +62,15 @@ def stages(out: str) -> list[StageStatus]:
     return found
 
 
-def describe(out: str) -> str:
-    """A table for people: a line per stage whose rows are pairs, with what was rejected and why, then the state of the run."""
-    told = story(out)
-    lines = [f"{'stage':<12}{'units':>12}{'rows in':>14}{'rows out':>14}  rejected"]
-    for stage in stages(out):
+def describe(out: str, now: float | None = None) -> str:
+    """A table for people: a line per stage whose rows are pairs, with what was rejected and why, then the state of the run.
+
+    While the run goes on (`now`, seconds since the epoch; unset: the clock), a stage that is not complete has its pace and the time left.
+    """
+    told, found = story(out), stages(out)
+    running = told.get("state") == "running"
+    lines = [f"{'stage':<14}{'units':>12}{'rows in':>14}{'rows out':>14}  rejected"]
+    for stage in found:
         if not all(record.accounted for record in stage.records):
             continue
         counts = count_rows(stage.records)
@@ -73,11 +78,12 @@ def describe(out: str) -> str:
             f"{rows:,} {reason}" for reason, rows in sorted(counts.rejected.items(), key=lambda item: -item[1])
         )
         units = f"{len(stage.records):,}/{stage.units:,}"
-        lines.append(f"{stage.name:<12}{units:>12}{counts.rows_in:>14,}{counts.rows_out:>14,}  {reasons or '-'}")
+        lines.append(f"{stage.name:<14}{units:>12}{counts.rows_in:>14,}{counts.rows_out:>14,}  {reasons or '-'}")
+    for stage in found:
+        if running and (pace := _pace(stage, told.get("started"), time.time() if now is None else now)):
+            lines.append(pace)
     left = sum(
-        storage.TEMPORARY_MARK in name
-        for stage in stages(out)
-        for name in storage.sizes(storage.join(out, stage.folder))
+        storage.TEMPORARY_MARK in name for stage in found for name in storage.sizes(storage.join(out, stage.folder))
     )
     if left:
         lines.append(f"{left} temporary files of interrupted units remain; no reader looks at them")
@@ -85,11 +91,47 @@ def describe(out: str) -> str:
     return "\n".join(lines)
 
 
+def _pace(stage: StageStatus, run_started: Json, now: float) -> str | None:
+    """Rows and units a second of a stage that goes on, since its first unit of this run began, and what is left at that pace."""
+    since = run_started if isinstance(run_started, (int, float)) else 0.0
+    mine = [record for record in stage.records if record.started >= since]
+    waiting = stage.units - len(stage.records)
+    if not waiting:
+        return None
+    if not mine:
+        return f"{stage.name}: {waiting:,} units left, none of this run has ended yet"
+    seconds = max(now - min(record.started for record in mine), 1e-3)
+    rows, units = sum(record.rows_in for record in mine) / seconds, len(mine) / seconds
+    return f"{stage.name}: {rows:,.1f} rows/s, {units:,.2f} units/s, {waiting:,} units left, about {waiting / units:,.0f} s"
+
+
+def follow(out: str, every_s: float = 5.0) -> None:
+    """Print `describe` again whenever it has changed, until the run is no longer running."""
+    shown = None
+    while True:
+        text = describe(out)
+        if text != shown:
+            print(("\n" if shown else "") + text, flush=True)
+            shown = text
+        if story(out).get("state") != "running":
+            return
+        time.sleep(every_s)
+
+
 def verify(path: str) -> list[str]:
     """One sentence per difference: of a corpus (manifest or its folder), or of a run's whole output."""
     out = storage.parent(path) if storage.name(path) == "run.json" else path
-    if out == path and (path.endswith(".json") or storage.exists(manifest.manifest_path(path))):
-        return manifest.verify(path)
+    is_corpus = path.endswith(".json") or storage.exists(manifest.manifest_path(path))
+    if out == path and is_corpus:
+        # `exclude` leaves a corpus and the records of its making in one folder: both are looked at.
+        folder = storage.parent(manifest.manifest_path(path))
+        return manifest.verify(path) + (_verify_run(folder) if storage.exists(storage.join(folder, "run.json")) else [])
+    problems = _verify_run(out)
+    shards = storage.join(out, "shards")
+    return problems + (manifest.verify(shards) if storage.exists(manifest.manifest_path(shards)) else [])
+
+
+def _verify_run(out: str) -> list[str]:
     found = stages(out)
     problems = [problem for stage in found for problem in _verify_stage(out, stage)]
     if story(out).get("state") == "done":
@@ -99,8 +141,7 @@ def verify(path: str) -> list[str]:
             for stage in found
             if len(stage.records) < stage.units
         ]
-    shards = storage.join(out, "shards")
-    return problems + (manifest.verify(shards) if storage.exists(manifest.manifest_path(shards)) else [])
+    return problems
 
 
 def _verify_stage(out: str, stage: StageStatus) -> list[str]:

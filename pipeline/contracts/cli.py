@@ -28,9 +28,9 @@ def config_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the three arguments of every command that computes; for sub-parsers."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="the TOML configuration (a path or s3://…)")
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the three arguments of every command that computes; for sub-parsers. required=False: few keys, which need no file."""
+    parser.add_argument("--config", required=required, metavar="FILE", help="the TOML configuration (a path or s3://…)")
     parser.add_argument(
         "--check",
         action="store_true",

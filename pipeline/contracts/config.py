@@ -41,14 +41,14 @@ def not_semantic(default: Any = ..., **field: Any) -> Any:
     return pydantic.Field(default, json_schema_extra={"semantic": False}, **field)
 
 
-def load_config(model: type[Model], path: str, overrides: Sequence[str] = ()) -> Model:
-    """Read the TOML file at `path` (local or s3://), apply `table.key=value` overrides, validate.
+def load_config(model: type[Model], path: str | None, overrides: Sequence[str] = ()) -> Model:
+    """Read the TOML file at `path` (local or s3://; None: everything comes from overrides), apply `table.key=value` overrides, validate.
 
     Raises InputError with one line per problem; each names the key, the value and what would be right, and says whether the file or an
     override is to blame.
     """
     try:
-        table = tomllib.loads(storage.read_text(path))
+        table = {} if path is None else tomllib.loads(storage.read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}; mend the line it names") from None
     written = copy.deepcopy(table)
@@ -160,7 +160,7 @@ def _restore_plain_strings(
 
 def _sentences(
     model: type[StrictModel],
-    path: str,
+    path: str | None,
     written: Json,
     overridden: Mapping[tuple[str, ...], str],
     error: pydantic.ValidationError,
@@ -170,12 +170,14 @@ def _sentences(
         by_override = any(location[: len(keys)] == keys for keys in overridden) or (
             not _holds(written, location) and any(keys[: len(location)] == location for keys in overridden)
         )
-        place = f"override {'.'.join(location)!r}" if by_override else f"{path}: {'.'.join(location) or 'config'}"
+        place = f"{path or 'command line'}: {'.'.join(location) or 'config'}"
+        if by_override:
+            place = f"override {'.'.join(location)!r}"
         kind, value = problem["type"], problem.get("input")
         if kind == "extra_forbidden":
             yield f"{place}: unknown key{_nearest(model, location)}"
         elif kind == "missing":
-            yield f"{place}: missing; add it to the file or give {'.'.join(location)}=VALUE"
+            yield f"{place}: missing; {'add it to the file or ' if path else ''}give {'.'.join(location)}=VALUE"
         elif kind == "value_error":
             yield f"{place}: {str(problem['msg']).removeprefix('Value error, ')}"
         else:

@@ -4,6 +4,7 @@
 `write_corpus` does both for small corpora that fit in memory (tests, conversions, exclusions).
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -154,6 +155,51 @@ def shard_leaves(uri: str) -> Iterator[bytes]:
             yield from leaves(source.read_row_group(number, columns=["uid", "caption", "image_sha256"]))
 
 
+SUBTREE_SCHEMA = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("digest", pa.binary(32))])
+
+
+def subtrees_uri(folder: str, root: str) -> str:
+    """Where the parts of a corpus's Merkle tree are kept, if they are: a help for proofs, named by the root that they must give."""
+    return storage.join(folder, f"subtrees-{root[:12]}.parquet")
+
+
+def write_subtrees(folder: str, root: str, parts: Iterable[merkle.Subtree]) -> None:
+    """Keep the parts of the tree (those that the shards gave, in order), so that a proof reads one shard and not all of them."""
+    uri = subtrees_uri(folder, root)
+    if storage.exists(uri):
+        return
+    columns = list(zip(*parts, strict=True)) or [(), (), ()]
+    storage.make_folder(folder)
+    temporary = storage.local_temporary(uri)
+    try:
+        with storage.plain_errors(folder, "write"):
+            parquet.write(pa.table([list(column) for column in columns], schema=SUBTREE_SCHEMA), temporary)
+        storage.commit_file(temporary, uri)
+    finally:
+        storage.remove_own(temporary)
+
+
+def read_subtrees(path: str) -> list[merkle.Subtree]:
+    """The parts of the tree of the corpus at `path`: from the file beside its manifest when it gives the root, else from all indexes."""
+    found = load(path)
+    uri = subtrees_uri(storage.parent(manifest_path(path)), found.content_root)
+    if storage.exists(uri):
+        parts = _parts_in(uri)
+        with contextlib.suppress(ValueError):
+            if merkle.root_of_subtrees(parts) == found.content_root:
+                return parts
+    parts, start = [], 0
+    for shard in found.shards:
+        parts += merkle.subtrees(shard_leaves(index_uri(path, shard)), start)
+        start += shard.rows
+    return parts
+
+
+def _parts_in(uri: str) -> list[merkle.Subtree]:
+    columns = (parquet.read(uri)[name].to_pylist() for name in SUBTREE_SCHEMA.names)
+    return [merkle.Subtree(*row) for row in zip(*columns, strict=True)]
+
+
 def publish(folder: str, manifest: Manifest) -> str:
     """Write `manifest` as `folder`/manifest.json, atomically, last of all; returns its URI.
 
@@ -236,6 +282,9 @@ def verify(path: str) -> list[str]:
         )
     if not problems and merkle.root_of_subtrees(parts) != manifest.content_root:
         problems.append(f"{manifest_path(path)}: content_root differs from the rows; restore the manifest from its run")
+    kept = subtrees_uri(storage.parent(manifest_path(path)), manifest.content_root)
+    if not problems and storage.exists(kept) and _parts_in(kept) != parts:
+        problems.append(f"{kept}: differs from the rows; delete it, proofs then read the indexes")
     return problems + [
         f"{manifest_path(path)}: counts.{name}: {count.rows_in:,} rows in are not {count.rows_out:,} out and "
         f"{sum(count.rejected.values()):,} rejected; restore the manifest from its run"

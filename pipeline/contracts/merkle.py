@@ -90,6 +90,40 @@ def merkle_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     return [*merkle_proof(right, index - split), bytes.fromhex(merkle_root(left))]
 
 
+def proof_from_subtrees(
+    parts: Iterable[Subtree], leaves: Sequence[bytes], start: int, index: int, rows: int
+) -> list[bytes]:
+    """The audit path of leaf `index` of `rows`, for who holds the leaves from `start` on (a shard) and `parts` of the whole tree.
+
+    `parts` must cover all other leaves; what they say of the leaves held is not believed. Raises ValueError when leaves are missing.
+    """
+    stop = start + len(leaves)
+    known = {
+        (part.start, part.size): part.digest for part in parts if part.start + part.size <= start or part.start >= stop
+    }
+
+    def node(low: int, size: int) -> bytes:
+        if (low, size) in known:
+            return known[low, size]
+        if start <= low and low + size <= stop:
+            return bytes.fromhex(merkle_root(leaves[low - start : low - start + size]))
+        if size == 1:
+            raise ValueError(f"no part covers leaf {low}")
+        left = 1 << (size - 1).bit_length() - 1
+        return _node(node(low, left), node(low + left, size - left))
+
+    path, low, size = [], 0, rows
+    while size > 1:
+        left = 1 << (size - 1).bit_length() - 1
+        if index < low + left:
+            path.append(node(low + left, size - left))
+            size = left
+        else:
+            path.append(node(low, left))
+            low, size = low + left, size - left
+    return path[::-1]
+
+
 def check_proof(leaf: bytes, index: int, rows: int, proof: Sequence[bytes], root: str) -> bool:
     """Whether `proof` shows that `leaf` is row number `index` of the corpus of `rows` rows with that root."""
     if not 0 <= index < rows:

@@ -72,11 +72,14 @@ class Reason(enum.StrEnum):
     SCHEME = "scheme"  # not http or https
     NO_CAPTION = "no_caption"  # the source has no caption for this URL
     CAPTION_TOO_LONG = "caption_too_long"
-    # exact, filter, precap, balance
+    # exact, exact-url, exact-source, filter, precap, balance
     DUPLICATE_PAIR = "duplicate_pair"  # the same URL and raw caption were seen before
+    DUPLICATE_URL = "duplicate_url"  # the same URL with another caption (dedup.exact)
+    DUPLICATE_SOURCE = "duplicate_source"  # the same bytes were fetched for another row (dedup.exact)
     EMPTY_CAPTION = "empty_caption"  # nothing is left after cleaning
     NO_QUERY = "no_query"  # matches no query of the list
     OVER_CAP = "over_cap"  # its query already has its N pairs
+    NOT_DRAWN = "not_drawn"  # balance.mode = "metaclip": none of its queries drew it
     # crawl: before the connection
     ADDRESS = "address"  # the host is, or resolves to, an address that is not public
     DNS = "dns"  # the host does not resolve
@@ -97,10 +100,19 @@ class Reason(enum.StrEnum):
     IMAGE_TOO_SMALL = "image_too_small"
     ASPECT_RATIO = "aspect_ratio"
     DECODER_CRASHED = "decoder_crashed"  # this row ended its worker process
+    # policy
+    POLICY = "policy"  # a configured hook refused it; the detail is its name and its verdict
     # dedup
     NEAR_DUPLICATE = "near_duplicate"  # near-equal caption and near-equal picture
-    DUPLICATE_CAPTION = "duplicate_caption"  # near-equal caption (dedup.by = "caption")
+    DUPLICATE_CAPTION = (
+        "duplicate_caption"  # near-equal caption (dedup.by = "caption"), or the same normal form (dedup.exact)
+    )
     DUPLICATE_IMAGE = "duplicate_image"  # near-equal picture (dedup.by = "image")
+    # exclude: the list that named the row
+    EXCLUDED_UID = "excluded_uid"
+    EXCLUDED_URL = "excluded_url"
+    EXCLUDED_DOMAIN = "excluded_domain"
+    EXCLUDED_SHA256 = "excluded_sha256"
 
 
 REJECTED_SCHEMA = pa.schema(

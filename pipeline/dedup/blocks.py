@@ -29,6 +29,7 @@ from pydantic import Field
 
 from pipeline.content.forms import normal_forms
 from pipeline.contracts.config import StrictModel
+from pipeline.dedup.exact_keys import ExactKey
 from pipeline.dedup.signatures import band_keys, bands_and_rows, minhash_forms, mix64
 from pipeline.keys import Indices, fixed_bytes, one_array, sort_order, words
 
@@ -36,6 +37,8 @@ from pipeline.keys import Indices, fixed_bytes, one_array, sort_order, words
 class DedupConfig(StrictModel):
     """What counts as the same pair again."""
 
+    exact: tuple[ExactKey, ...] = ()
+    """What may occur once, beside the identical pair, which always goes: url and caption (before the crawl), source (after it)."""
     by: Literal["pair", "caption", "image"] = "pair"
     """pair: near-equal caption and near-equal picture; caption, image: one of them is enough."""
     threshold: float = Field(default=0.8, gt=0.0, le=1.0)

@@ -1,7 +1,10 @@
-"""precap and balance: at most N pairs a query, over a corpus that no one process holds. The arithmetic is pipeline/balance.py's."""
+"""precap and balance (balance.mode = "hard_cap"): at most N pairs a query, over a corpus that no one process holds.
+
+The arithmetic is pipeline/balance.py's. The ledger of both modes is written here.
+"""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +13,10 @@ import pyarrow.compute as pc
 
 from pipeline import balance
 from pipeline.contracts import parquet, storage
+from pipeline.contracts.config import Json, digest_json
 from pipeline.engine import Result, Run, Unit
 from pipeline.keys import one_array
-from pipeline.match import QueryList
+from pipeline.match import QUERY_COLUMNS, QueryList
 from pipeline.shard import shard_count
 from pipeline.stages.common import Output, part_units, partition_units, read_all, read_part, read_partition, run_stage
 
@@ -21,10 +25,13 @@ COUNT_SCHEMA = pa.schema([("query_id", pa.int32()), ("rows", pa.int64())])
 _QUERIES_PER_PARTITION = 10_000
 
 
-def at_most(driver: Run, name: str, cap: int, seed: int, parts: Output, queries: QueryList) -> Output:
+def at_most(
+    driver: Run, name: str, cap: int, seed: int, parts: Output, queries: QueryList, sources: Sequence[str | None] = ()
+) -> Output:
     """At most `cap` pairs a query. Four small steps give every query its limit; the last applies them to each file on its own.
 
-    Memory: a count per query, and the `cap` smallest keys of the queries of one partition.
+    `sources` (a value per query) go into the ledger of `balance`. Memory: a count per query, and the `cap` smallest keys of the queries of
+    one partition.
     """
     number = len(queries.queries)
     units = part_units(parts)
@@ -32,7 +39,7 @@ def at_most(driver: Run, name: str, cap: int, seed: int, parts: Output, queries:
     counted = run_stage(
         driver, f"{name}-counts", number, [parts], units, matches, functools.partial(_counts, number), accounted=False
     )
-    matched = _sum(driver, f"{name}-matched", counted, counted.files)
+    matched = summed(driver, f"{name}-matched", counted, counted.files)
     partitions = shard_count(number, _QUERIES_PER_PARTITION)
     heads = run_stage(
         driver,
@@ -45,7 +52,7 @@ def at_most(driver: Run, name: str, cap: int, seed: int, parts: Output, queries:
         accounted=False,
         partitioned=True,
     )
-    assigned = _sum(driver, f"{name}-assigned", heads, heads.beside(ASSIGNED_SUFFIX))
+    assigned = summed(driver, f"{name}-assigned", heads, heads.beside(ASSIGNED_SUFFIX))
     limits = run_stage(
         driver,
         f"{name}-limits",
@@ -66,24 +73,55 @@ def at_most(driver: Run, name: str, cap: int, seed: int, parts: Output, queries:
         functools.partial(_keep, driver.out, matched.files[0], limits.files, number, seed),
     )
     if name == "balance":
-        work = functools.partial(_ledger, driver.out, matched.files[0], assigned.files[0], queries.queries, cap)
-        nothing = functools.partial(_nothing, COUNT_SCHEMA)
-        run_stage(
-            driver, "ledger", [cap, queries.digest], [matched, assigned], [Unit("all")], nothing, work, accounted=False
-        )
+        work = functools.partial(_ledger, driver.out, matched.files[0], assigned.files[0], queries, sources, cap)
+        write_ledger(driver, ["hard_cap", cap], [matched, assigned], queries, sources, work)
     return kept
 
 
-def _sum(driver: Run, name: str, counted: Output, files: list[str]) -> Output:
+def write_ledger(
+    driver: Run,
+    config: Json,
+    inputs: Sequence[Output],
+    queries: QueryList,
+    sources: Sequence[str | None],
+    work: Callable[[pa.Table, Unit], Result],
+) -> None:
+    """The stage `ledger`, of both modes: one unit that reads nothing but the counts which `work` knows of."""
+    told = [config, queries.digest, digest_json(list(sources))]
+    run_stage(driver, "ledger", told, inputs, [Unit("all")], nothing, work, accounted=False, version=2)
+
+
+def query_sources(uri: str, queries: QueryList) -> list[str | None]:
+    """Where each query comes from: the column `source` of a Parquet list; null for lists that have none."""
+    if not uri.lower().endswith(".parquet"):
+        return [None] * len(queries.queries)
+    with parquet.open_file(uri) as source:
+        names = source.schema_arrow.names
+    text = next((name for name in QUERY_COLUMNS if name in names), None)
+    if text is None or "source" not in names:
+        return [None] * len(queries.queries)
+    table = parquet.read(uri, [text, "source"])
+    origins = table["source"].to_pylist()
+    told = [", ".join(map(str, value)) if isinstance(value, list) else value and str(value) for value in origins]
+    # The first of several spellings is the one that load_queries keeps.
+    found = dict(
+        reversed([((query or "").strip(), origin) for query, origin in zip(table[text].to_pylist(), told, strict=True)])
+    )
+    return [found.get(query) for query in queries.queries]
+
+
+def summed(driver: Run, name: str, counted: Output, files: list[str]) -> Output:
+    """A step that adds up the counts (COUNT_SCHEMA) in `files`, which `counted` committed."""
     read = functools.partial(read_all, driver.out, files)
     return run_stage(driver, name, None, [counted], [Unit("all")], read, _total, accounted=False)
 
 
-def _nothing(schema: pa.Schema, unit: Unit) -> pa.Table:
-    return schema.empty_table()
+def nothing(unit: Unit) -> pa.Table:
+    """The rows of a unit whose work reads committed counts by itself."""
+    return COUNT_SCHEMA.empty_table()
 
 
-def _count_table(counts: npt.NDArray[np.int64]) -> pa.Table:
+def count_table(counts: npt.NDArray[np.int64]) -> pa.Table:
     """Counts per query without the zeros."""
     present = np.flatnonzero(counts)
     return pa.table([pa.array(present.astype(np.int32)), pa.array(counts[present])], schema=COUNT_SCHEMA)
@@ -98,43 +136,53 @@ def _dense(table: pa.Table, number: int) -> npt.NDArray[np.int64]:
 
 
 def _counts(number: int, table: pa.Table, unit: Unit) -> Result:
-    return Result(_count_table(balance.counts(table, number)))
+    return Result(count_table(balance.counts(table, number)))
 
 
 def _total(table: pa.Table, unit: Unit) -> Result:
     number = 1 + (pc.max(table["query_id"]).as_py() if table.num_rows else -1)
-    return Result(_count_table(_dense(table, number)))
+    return Result(count_table(_dense(table, number)))
 
 
-def _read_counts(out: str, name: str, number: int) -> npt.NDArray[np.int64]:
+def read_counts(out: str, name: str, number: int) -> npt.NDArray[np.int64]:
+    """Counts per query, int64 of shape (number,), from a committed table of COUNT_SCHEMA."""
     return _dense(parquet.read(storage.join(out, name)), number)
 
 
 def _heads(
     out: str, matched: str, number: int, cap: int, seed: int, partitions: int, table: pa.Table, unit: Unit
 ) -> Result:
-    assigned = balance.assign(table, _read_counts(out, matched, number))
+    assigned = balance.assign(table, read_counts(out, matched, number))
     heads = balance.heads(table["uid"], assigned, cap, seed)
     partition = (one_array(heads["query_id"]).to_numpy(zero_copy_only=False) % partitions).astype(np.int32)
     order = pa.array(np.argsort(partition, kind="stable"))
     rows = heads.take(order).add_column(0, "partition", pa.array(partition).take(order))
-    return Result(rows, beside={ASSIGNED_SUFFIX: _count_table(balance.totals(assigned, number))})
+    return Result(rows, beside={ASSIGNED_SUFFIX: count_table(balance.totals(assigned, number))})
 
 
 def _limits(out: str, assigned: str, number: int, cap: int, table: pa.Table, unit: Unit) -> Result:
-    return Result(balance.selection(table, cap, _read_counts(out, assigned, number)))
+    return Result(balance.selection(table, cap, read_counts(out, assigned, number)))
 
 
 def _keep(
     out: str, matched: str, limit_files: Sequence[str], number: int, seed: int, table: pa.Table, unit: Unit
 ) -> Result:
-    assigned = balance.assign(table, _read_counts(out, matched, number))
+    assigned = balance.assign(table, read_counts(out, matched, number))
     kept, rejected = balance.apply(table, assigned, read_all(out, limit_files, unit), seed)
     return Result(kept, rejected)
 
 
 def _ledger(
-    out: str, matched: str, assigned: str, queries: Sequence[str], cap: int, table: pa.Table, unit: Unit
+    out: str,
+    matched: str,
+    assigned: str,
+    queries: QueryList,
+    sources: Sequence[str | None],
+    cap: int,
+    table: pa.Table,
+    unit: Unit,
 ) -> Result:
-    number = len(queries)
-    return Result(balance.ledger(queries, _read_counts(out, matched, number), _read_counts(out, assigned, number), cap))
+    number = len(queries.queries)
+    counted = read_counts(out, assigned, number)
+    kept = np.minimum(counted, cap)
+    return Result(balance.ledger(queries.queries, sources, read_counts(out, matched, number), counted, kept, kept))

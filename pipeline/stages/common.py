@@ -1,5 +1,6 @@
 """What the stages share: what a stage leaves behind, and the four ways in which a unit gets its rows."""
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,33 +10,63 @@ import pyarrow as pa
 
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
+from pipeline.contracts.manifest import StageCounts
 from pipeline.engine import Result, Run, Stage, Unit, stage_digest
 from pipeline.keys import sort_order, words
-from pipeline.records import Record, output_root
+from pipeline.records import Record, count_rows, output_root
+
+
+class Generation(NamedTuple):
+    """What a later generation of a crawl committed, and the rejected rows that it took up again, by the reason they had."""
+
+    output: "Output"
+    taken_up: dict[str, int]
 
 
 class Output(NamedTuple):
-    """What a stage committed: its folder relative to the run's output, a record per unit, and into how many partitions its rows are cut."""
+    """What a stage committed: its folder relative to the run's output, a record per unit, and into how many partitions its rows are cut.
+
+    A crawl may have later generations, whose files follow its own.
+    """
 
     folder: str
     records: list[Record]
     partitions: int = 1
+    later: tuple[Generation, ...] = ()
+
+    @property
+    def _parts(self) -> list["Output"]:
+        return [self, *(generation.output for generation in self.later)]
 
     @property
     def root(self) -> str:
-        return output_root(self.records)
+        return output_root([record for part in self._parts for record in part.records])
 
     @property
     def files(self) -> list[str]:
         """The output files in unit order, relative to the run's output."""
-        return [storage.join(self.folder, record.output.name) for record in self.records]
+        return [storage.join(part.folder, record.output.name) for part in self._parts for record in part.records]
 
     def beside(self, suffix: str) -> list[str]:
         return [storage.join(self.folder, record.beside[suffix].name) for record in self.records]
 
     @property
     def rows(self) -> int:
-        return sum(record.rows_out for record in self.records)
+        return sum(record.rows_out for part in self._parts for record in part.records)
+
+    @property
+    def counts(self) -> StageCounts:
+        """The accounting over all generations: every row is counted once, by its last verdict."""
+        first = count_rows(self.records)
+        rejected = collections.Counter(first.rejected)
+        for generation in self.later:
+            rejected.subtract(generation.taken_up)
+            rejected.update(count_rows(generation.output.records).rejected)
+        return StageCounts(
+            rows_in=first.rows_in,
+            rows_out=self.rows,
+            rejected={reason: rows for reason, rows in sorted(rejected.items()) if rows},
+        )
 
 
 def run_stage(

@@ -1,16 +1,21 @@
 """crawl: rows to the unit that owns their host, then every unit fetched. The fetching is pipeline/crawl's."""
 
+import collections
 import functools
+from collections.abc import Sequence
 
 import pyarrow as pa
 
+from pipeline import generations
 from pipeline.config import PipelineConfig
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
-from pipeline.contracts.config import semantic
+from pipeline.contracts.config import Json, semantic
+from pipeline.contracts.schema import REJECTED_SCHEMA
 from pipeline.crawl import stage as hosts
 from pipeline.engine import Result, Run, Unit
 from pipeline.stages.common import (
+    Generation,
     Output,
     part_units,
     partition_units,
@@ -49,7 +54,7 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
         functools.partial(_split_by_host, driver.out, ways.files[0], config.crawl.units),
         partitioned=True,
     )
-    return run_stage(
+    first = run_stage(
         driver,
         "crawl",
         [semantic(config.crawl), dict(HASH_VERSION)],
@@ -59,6 +64,44 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
         functools.partial(_crawl, driver.out, ways.files[0], config),
         row_wise=True,
     )
+    return _generations(driver, config, split, ways, first)
+
+
+def _generations(driver: Run, config: PipelineConfig, split: Output, ways: Output, first: Output) -> Output:
+    """The crawl with the generations that `retry` has asked for. Units are those of the crawl, so that they own the same hosts."""
+    fetched = first
+    asked: list[Output] = []
+    for number, request in enumerate(generations.requests(driver.out, first.folder), 1):
+        later = [_rejected_files(generation.output) for generation in fetched.later]
+        rows = run_stage(
+            driver,
+            f"retry-{number}-rows",
+            [number, *request.reasons],
+            [split, fetched, *asked],
+            partition_units(config.crawl.units),
+            functools.partial(read_partition, driver.out, split.files),
+            functools.partial(
+                _rows_to_fetch,
+                driver.out,
+                _rejected_files(first),
+                [(output.files, rejected) for output, rejected in zip(asked, later, strict=True)],
+                request.reasons,
+            ),
+            accounted=False,
+        )
+        again = run_stage(
+            driver,
+            f"retry-{number}",
+            [number, semantic(config.crawl), dict(HASH_VERSION)],
+            [rows],
+            part_units(rows),
+            functools.partial(read_part, driver.out, None),
+            functools.partial(_crawl, driver.out, ways.files[0], config),
+            row_wise=True,
+        )
+        asked.append(rows)
+        fetched = fetched._replace(later=(*fetched.later, Generation(again, _taken_up(rows))))
+    return fetched
 
 
 def _domains(table: pa.Table, unit: Unit) -> Result:
@@ -82,6 +125,47 @@ def _read_ways(out: str, name: str) -> dict[str, int]:
 def _split_by_host(out: str, ways: str, units: int, table: pa.Table, unit: Unit) -> Result:
     partition = hosts.partition(table["url"], units, _read_ways(out, ways)).to_numpy()
     return Result(with_partition(table, partition))
+
+
+def _rejected_files(output: Output) -> list[str | None]:
+    """The rejected files in unit order; None where a unit rejected nothing."""
+    return [
+        None if record.rejected_file is None else storage.join(output.folder, record.rejected_file.name)
+        for record in output.records
+    ]
+
+
+def _taken_up(rows: Output) -> dict[str, int]:
+    counts: collections.Counter[str] = collections.Counter()
+    for record in rows.records:
+        taken_up = record.notes["taken_up"]
+        assert isinstance(taken_up, dict)
+        counts.update({reason: number for reason, number in taken_up.items() if isinstance(number, int)})
+    return dict(counts)
+
+
+def _rows_to_fetch(
+    out: str,
+    rejected: Sequence[str | None],
+    later: Sequence[tuple[Sequence[str], Sequence[str | None]]],
+    reasons: Sequence[str],
+    table: pa.Table,
+    unit: Unit,
+) -> Result:
+    place = unit.params["partition"]
+    assert isinstance(place, int)
+    generations_of_unit = [
+        (parquet.read(storage.join(out, files[place]), ["uid"]), _read_rejected(out, again[place]))
+        for files, again in later
+    ]
+    standing = generations.stands(_read_rejected(out, rejected[place]), generations_of_unit)
+    rows, counts = generations.rows_to_fetch(table, standing, reasons)
+    taken_up: dict[str, Json] = {**counts}
+    return Result(rows, notes={"taken_up": taken_up})
+
+
+def _read_rejected(out: str, name: str | None) -> pa.Table:
+    return REJECTED_SCHEMA.empty_table() if name is None else parquet.read(storage.join(out, name), ["uid", "reason"])
 
 
 def _crawl(out: str, ways: str, config: PipelineConfig, table: pa.Table, unit: Unit) -> Result:

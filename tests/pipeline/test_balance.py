@@ -61,7 +61,8 @@ def _pieces(rows: pa.Table, shards: int, partitions: int, cap: int) -> tuple[dic
         assert set(rejected["reason"].to_pylist()) <= {"over_cap"}
         kept |= dict(zip(stays["uid"].to_pylist(), stays["query_id"].to_pylist(), strict=True))
         gone += rejected.num_rows
-    ledger = balance.ledger([f"query {n}" for n in range(_QUERIES)], matched, totals, cap)
+    stay = np.minimum(totals, cap)
+    ledger = balance.ledger([f"query {n}" for n in range(_QUERIES)], [None] * _QUERIES, matched, totals, stay, stay)
     return kept, ledger, gone
 
 

@@ -4,9 +4,10 @@ import random
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipeline.contracts.schema import SHARD_SCHEMA, uid
-from pipeline.shard import shard_count, shard_of, shard_table
+from pipeline.shard import ShardConfig, shard_count, shard_of, shard_table
 
 
 def _rows(count: int) -> pa.Table:
@@ -38,3 +39,10 @@ def test_a_shard_is_the_same_for_any_order_of_rows() -> None:
     assert shard_table(rows.take(order)).equals(table)
     assert shard_table(pa.concat_tables([rows.slice(300), rows.slice(0, 300)])).equals(table)
     assert shard_table(rows.slice(0, 0)).num_rows == 0
+
+
+def test_a_shard_has_one_size() -> None:
+    assert ShardConfig().rows == 10_000
+    assert (ShardConfig(bytes=5).rows, ShardConfig(bytes=5).bytes) == (None, 5)
+    with pytest.raises(ValueError, match="rows=10 and bytes=20 are both given"):
+        ShardConfig(rows=10, bytes=20)

@@ -74,7 +74,18 @@ def test_a_stage_without_records_is_shown_as_not_begun(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(told))
     shown = status.describe(str(tmp_path)).splitlines()
     assert shown[1].split() == ["crawl", "0/1,200", "0", "0", "-"]
-    assert shown[2] == "state: running"
+    assert shown[2:] == ["crawl: 1,200 units left, none of this run has ended yet", "state: running"]
+
+
+def test_a_run_that_goes_on_has_its_pace_and_the_time_left(out: Path) -> None:
+    """Two of three units of six rows have ended; the pace counts from the start of the first of them."""
+    told = json.loads((out / "run.json").read_text()) | {"state": "running", "error": None, "started": 0.0}
+    (out / "run.json").write_text(json.dumps(told))
+    begun = min(record.started for record in status.stages(str(out))[2].records)
+    lines = status.describe(str(out), begun + 4.0).splitlines()
+    assert lines[3] == "filter: 3.0 rows/s, 0.50 units/s, 1 units left, about 2 s"
+    (out / "run.json").write_text(json.dumps(told | {"started": begun + 1e6}))
+    assert status.describe(str(out)).splitlines()[3] == "filter: 1 units left, none of this run has ended yet"
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])

@@ -58,3 +58,26 @@ def test_null_and_empty_give_different_leaves() -> None:
     uid, sha256 = bytes(16), bytes(32)
     variants = [(None, None), ("", None), (None, sha256), ("", sha256), ("\x01", None)]
     assert len({merkle.row_digest(uid, caption, image) for caption, image in variants}) == len(variants)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 21, 64, 70])
+def test_a_proof_from_the_parts_of_other_shards_is_the_proof_over_all_leaves(rows: int) -> None:
+    """For a shard of five leaves anywhere, with the others cut into shards of five as well."""
+    leaves = LEAVES[:rows]
+    shards = range(0, rows, 5)
+    parts = [part for start in shards for part in merkle.subtrees(leaves[start : start + 5], start)]
+    for start in shards:
+        mine = leaves[start : start + 5]
+        for index in range(start, start + len(mine)):
+            found = merkle.proof_from_subtrees(parts, mine, start, index, rows)
+            assert found == merkle.merkle_proof(leaves, index)
+            assert merkle.check_proof(leaves[index], index, rows, found, merkle.merkle_root(leaves))
+
+
+def test_a_proof_needs_all_other_leaves_and_believes_none_of_the_parts_about_its_own() -> None:
+    parts = merkle.subtrees(LEAVES[:8])
+    with pytest.raises(ValueError, match="no part covers leaf"):
+        merkle.proof_from_subtrees(parts, LEAVES[8:13], 8, 9, 64)
+    lies = [merkle.Subtree(part.start, part.size, b"x" * 32) for part in merkle.subtrees(LEAVES[8:16], 8)]
+    found = merkle.proof_from_subtrees([*parts, *lies], LEAVES[8:16], 8, 9, 16)
+    assert found == merkle.merkle_proof(LEAVES[:16], 9)
