@@ -1,4 +1,4 @@
-"""python -m pipeline candidates|exact|filter|precap|crawl|dedup|balance|shards|run|status|verify"""
+"""python -m pipeline queries|candidates|exact|filter|precap|crawl|dedup|balance|shards|run|status|verify"""
 
 import argparse
 import logging
@@ -23,6 +23,8 @@ def main(argv: list[str]) -> None:
     computing |= {name: f"the stages up to and including {name}" for name in STAGES}
     for name, text in computing.items():
         add_config_arguments(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
+    text = "the query list, from Wikipedia dumps, page views and WordNet"
+    add_config_arguments(commands.add_parser("queries", help=text, description=text, allow_abbrev=False))
     for name, text in {
         "status": "what a run has done: units, rows by outcome, per stage",
         "verify": "re-hash a corpus (its manifest or folder) or a whole run against what was recorded",
@@ -34,6 +36,8 @@ def main(argv: list[str]) -> None:
         _status(arguments.path)
     elif arguments.command == "verify":
         _verify(arguments.path)
+    elif arguments.command == "queries":
+        _queries(arguments.config, arguments.overrides, arguments.check)
     else:
         _run(arguments.command, arguments.config, arguments.overrides, arguments.check)
 
@@ -58,6 +62,21 @@ def _run(command: str, path: str, overrides: list[str], check: bool) -> None:
     else:
         following = run.STAGES[run.STAGES.index(until) + 1]
         print(f"next: {shlex.join(['python', '-m', 'pipeline', following, '--config', path, *overrides])}")
+
+
+def _queries(path: str, overrides: list[str], check: bool) -> None:
+    from pipeline.queries import job, plan
+    from pipeline.queries.config import QueriesConfig
+
+    config = load_config(QueriesConfig, path, overrides)
+    if check:
+        print(to_toml(config))
+        print(f"# config digest {digest(config)}")
+        print(plan.describe(config))
+        return
+    place = job.run(config)
+    print(plan.told(config.run.out))
+    print(f"next: filter.queries = {place!r} in the configuration of python -m pipeline run")
 
 
 def _status(path: str) -> None:
