@@ -11,6 +11,7 @@ import pydantic
 
 from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.engine import EngineConfig
+from pipeline.queries.views import FAMILIES
 
 SOURCES = ("words", "bigrams", "titles", "wordnet")
 """The order of the list, and which source a query is filed under when several have it: the first. As in the paper, WordNet adds last
@@ -82,7 +83,9 @@ class TitlesConfig(StrictModel):
         description="Wikimedia's hourly or daily page-view files, plain, gz or bz2: files, patterns, folders",
     )
     project: str = pydantic.Field(
-        default="en.wikipedia", pattern=r"^[a-z][a-z0-9-]*\.[a-z]+$", description="LANGUAGE.FAMILY, as in daily files"
+        default="en.wikipedia",
+        pattern=rf"^[a-z][a-z0-9-]*\.({'|'.join(FAMILIES)})$",
+        description="LANGUAGE.FAMILY, as in daily files",
     )
     min_views: int = pydantic.Field(default=70, ge=1, description="views, summed over all files, that a title needs")
     namespaces: tuple[str, ...] = pydantic.Field(

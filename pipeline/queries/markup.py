@@ -5,7 +5,7 @@ parser, wikitextparser, was half as fast again over the 111 articles of two genu
 frequent words, but it is under the GPL, which a program of this licence does not import. Either needs seconds to minutes for 100 kB of
 hostile markup (a tag, table or link opened 10,000 times, templates nested 3,000 deep). So what is flat is taken out before, by scans that
 look at each character a bounded number of times (which also makes the whole faster than either parser alone), and text nested deeper
-than MediaWiki itself expands is refused.
+than the parser follows is refused.
 
 What becomes of what. Comments, references, formulas, code, galleries and other elements whose content is no prose vanish with their
 content, and so do templates, categories, pictures and tables: cells are figures and names rather than sentences. Other tags go and
@@ -26,8 +26,8 @@ MARKUP_VERSION = f"1, mwparserfromhell {metadata.version('mwparserfromhell')}"
 BREAK = "\x1f"
 """Stands where something was that no two words are neighbours across. XML allows no such character, so that no dump holds it."""
 
-_MAX_DEPTH = 40
-"""Of templates and links inside one another: MediaWiki's own limit for templates ($wgMaxTemplateDepth), and the parser's."""
+_MAX_DEPTH = 30
+"""Of templates and links inside one another. The parser follows 33 templates, MediaWiki 40 ($wgMaxTemplateDepth); articles have a few."""
 
 _DROPPED = frozenset(
     {
@@ -178,17 +178,10 @@ def _collect(code: Any, namespaces: frozenset[str], parts: list[str]) -> None:
             _collect(node.title, namespaces, parts)
             parts.append("\n")
         elif isinstance(node, HTMLEntity):
-            parts.append(_character(node))
+            parts.append(str(node.normalize()))
         elif isinstance(node, ExternalLink):
             parts.append(BREAK)
             if node.title is not None:
                 _collect(node.title, namespaces, parts)
         elif isinstance(node, Tag) and node.contents is not None:  # of tags the parser makes from signs: lists, rules
             _collect(node.contents, namespaces, parts)
-
-
-def _character(node: HTMLEntity) -> str:
-    try:
-        return str(node.normalize())
-    except (ValueError, OverflowError):  # a number that is no character
-        return BREAK

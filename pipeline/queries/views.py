@@ -20,10 +20,11 @@ from pipeline.contracts.errors import InputError
 from pipeline.queries.pieces import Piece, kind_of, pieces
 
 _MAX_LINE = 64 << 10
-_FAMILIES = {
+FAMILIES = {
     "wikipedia": "", "wikibooks": "b", "wiktionary": "d", "wikinews": "n", "wikiquote": "q", "wikisource": "s", "wikiversity": "v",
     "wikivoyage": "voy",
 }  # fmt: skip
+"""Families of projects, and the letter that stands for each in hourly files."""
 _ACCESS = (b"desktop", b"mobile-web", b"mobile-app")
 _HOURS = re.compile(rb"(?:[A-Z]\d+)+")
 _ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
@@ -137,11 +138,7 @@ def _number(digits: bytes) -> int:
 
 def _codes(project: str) -> frozenset[bytes]:
     language, _, family = project.partition(".")
-    if family not in _FAMILIES:
-        raise InputError(
-            f"titles.project: {project!r} is of no known family; use LANGUAGE.{', LANGUAGE.'.join(_FAMILIES)}"
-        )
-    letter = _FAMILIES[family]
+    letter = FAMILIES[family]
     hourly = [".".join(filter(None, (language, access, letter))) for access in ("", "m", "zero")]
     return frozenset(code.encode() for code in (project, *hourly))
 
