@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
+import boto3
 import pytest
 
 from pipeline.contracts.errors import InputError
@@ -118,6 +119,19 @@ def test_a_truncated_dump_is_one_sentence(tmp_path: Path) -> None:
             for step in (5000, ALL):
                 with pytest.raises(InputError, match=says):
                     read(path, step=step)
+
+
+def test_a_dump_in_an_object_store(s3_endpoint: str) -> None:
+    bucket = boto3.session.Session().resource("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="dumps")
+    bucket.put_object(Key="enwiki.xml.bz2", Body=streams(dump(*MANY), 9))
+    size = bucket.Object("enwiki.xml.bz2").content_length
+    ranges = [(start, start + 3000) for start in range(0, size, 3000)]
+    found = [
+        one
+        for start, stop in ranges
+        for one in read_pages("s3://dumps/enwiki.xml.bz2", start, stop, NAMESPACES, 1 << 20)
+    ]
+    assert [one.title for one in found] == [f"Title {number}" for number in range(200)]
 
 
 def test_the_genuine_dump() -> None:
