@@ -78,7 +78,7 @@ def run(config: QueriesConfig) -> str:
             "unsegmented": sum(note["unsegmented"] for note in notes),
             "pages": cast(Json, add_up(note["pages"] for note in notes)),
             "pages_left_out": cast(Json, sorted(itertools.chain.from_iterable(note["left_out"] for note in notes))),
-            "pageview_lines": cast(Json, seen),
+            "pageviews": cast(Json, seen),
             "markup": MARKUP_VERSION,
         }
         return _write(config.run.out, storage.join(config.run.out, found.files[0]), record)
@@ -193,7 +193,7 @@ def _frequent(words_from: int, pairs_from: int, table: pa.Table, unit: Unit) -> 
 def _titles(
     driver: Run, config: QueriesConfig, inputs: Inputs, sha256: Mapping[File, str], counted: Output | None
 ) -> tuple[Output | None, dict[str, int]]:
-    """The titles over the threshold, and what the lines of the page-view files were."""
+    """The titles over the threshold; what the lines of the page-view files were, and the views that redirects led elsewhere."""
     if config.titles is None:
         return None, {}
     partitions = shard_count(sum(file.bytes for file in inputs.pageviews), _BYTES_PER_PARTITION)
@@ -224,15 +224,20 @@ def _titles(
         seen = run_stage(
             driver,
             "queries-articles",
-            partitions,
+            {
+                "namespaces": cast(Json, sorted(rules.namespaces)),
+                "skip": cast(Json, sorted(rules.skip)),
+                "partitions": partitions,
+            },
             [seen, counted],
             partition_units(partitions),
             functools.partial(read_partition, driver.out, seen.files),
-            functools.partial(_articles, driver.out, counted.beside(REDIRECTS_SUFFIX), partitions),
+            functools.partial(_articles, driver.out, counted.beside(REDIRECTS_SUFFIX), rules, partitions),
             accounted=False,
             partitioned=True,
             partitions=partitions,
         )
+        lines |= add_up(cast(dict[str, int], record.notes) for record in seen.records)
     wanted = run_stage(
         driver,
         "queries-titles",
@@ -264,15 +269,22 @@ def _views(files: Sequence[File], rules: views.Rules, partitions: int, table: pa
     return Result(counts.partitioned(partitions), notes=cast(dict[str, Json], lines._asdict()))
 
 
-def _articles(out: str, redirects: Sequence[str], partitions: int, table: pa.Table, unit: Unit) -> Result:
-    """Views with the title of the article in place of a redirect's. One step: MediaWiki mends redirects that lead to redirects."""
+def _articles(
+    out: str, redirects: Sequence[str], rules: views.Rules, partitions: int, table: pa.Table, unit: Unit
+) -> Result:
+    """Views with the title of the article in place of a redirect's. One step: MediaWiki mends redirects that lead to redirects.
+
+    A redirect that leads out of the articles, such as "Mainpage" to the main page, is none: noted by the views that go with it.
+    """
     found = summed(table)
     parts = [read_partition(out, [name], unit) for name in redirects]
     led = pa.concat_tables(parts).sort_by([("title", "ascending"), ("target", "ascending")]).combine_chunks()
     at = pc.index_in(found["key"], led["title"].combine_chunks())
     keys = pc.coalesce(led["target"].take(at), found["key"])
     moved = summed(found.set_column(0, "key", keys))
-    return Result(in_partitions(moved, "key", partitions))
+    is_article = pa.array((not views.is_skipped(title, rules) for title in moved["key"].to_pylist()), pa.bool_())
+    lost = pc.sum(moved.filter(pc.invert(is_article))["count"]).as_py() or 0
+    return Result(in_partitions(moved.filter(is_article), "key", partitions), notes={"views_led_elsewhere": lost})
 
 
 def _frequent_titles(min_views: int, table: pa.Table, unit: Unit) -> Result:

@@ -55,7 +55,7 @@ class _Told(pydantic.BaseModel):
     sources: dict[str, dict[str, int]]
     bigrams: dict[str, Json]
     pages: dict[str, int]
-    pageview_lines: dict[str, int]
+    pageviews: dict[str, int]
 
 
 def told(out: str) -> str:
@@ -71,7 +71,7 @@ def told(out: str) -> str:
         )
     lines += [
         f"{label}{_counts(counts)}"
-        for label, counts in (("pages", record.pages), ("lines", record.pageview_lines))
+        for label, counts in (("pages", record.pages), ("page-view lines", record.pageviews))
         if counts
     ]
     lines.append(f"{record.queries:,} queries, digest {record.digest[:12]}")

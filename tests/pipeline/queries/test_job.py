@@ -67,7 +67,8 @@ ARTICLES = {
 COUNTS = Counter({"red": 5, "dog": 4, "the": 4, "city": 2, "a": 2, "runs": 1, "sleeps": 1, "eats": 1, "planet": 1})
 PAIRS = Counter({"the red": 3, "red dog": 3, "dog runs": 1, "dog sleeps": 1, "the dog": 1, "dog eats": 1, "red planet": 1,
                  "a city": 1, "a red": 1, "red city": 1})  # fmt: skip
-VIEWS = "en Dog 50 0\nen Hound 30 0\nen Star_Trek:_Picard 79 0\nen Talk:Dog 500 0\nen St._Louis 40 0\nde Hund 900 0\nen Dog\n"
+VIEWS = "en St._Louis 40 0\nen Mainpage 600 0\nde Hund 900 0\n"
+VIEWS += "en Dog 50 0\nen Hound 30 0\nen Star_Trek:_Picard 79 0\nen Talk:Dog 500 0\nen Dog\n"
 NOUN = "02084071 05 n 02 dog 0 domestic_dog 0 001 @ 02083346 n 0000 | a member of the genus Canis  \n"
 CITY = "08524735 15 n 01 big_city 0 001 @ 02083346 n 0000 | a large town  \n"
 
@@ -76,7 +77,11 @@ CITY = "08524735 15 n 01 big_city 0 001 @ 02083346 n 0000 | a large town  \n"
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     pages = [page(title, f"{{{{Short|x}}}} '''{text}'''[[Category:X]]") for title, text in ARTICLES.items()]
-    pages += [page("Hound", "#REDIRECT [[Dog]]", redirect="Dog"), page("Talk:Dog", "the the the", ns=1)]
+    pages += [
+        page("Hound", "#REDIRECT [[Dog]]", redirect="Dog"),
+        page("Mainpage", "x", redirect="Main Page"),
+        page("Talk:Dog", "the the the", ns=1),
+    ]
     (folder / "dump.xml").write_bytes(dump(*pages))
     (folder / "dump.xml.bz2").write_bytes(bz2.compress(dump(*pages)))
     (folder / "views").write_text(VIEWS)
@@ -125,8 +130,14 @@ def test_everything_that_is_known_of_a_small_wikipedia(small: Path, tmp_path: Pa
     ]
     assert record["words_counted"] == sum(COUNTS.values()) == 21
     assert record["bigrams"] == {"counted": sum(n >= 2 for n in PAIRS.values()), "top_k": 1, "min_pmi": 1.655352}
-    assert record["pages"] == {"article": 3, "other_namespace": 1, "redirect": 1}
-    assert record["pageview_lines"] == {"broken": 1, "counted": 4, "other_project": 1, "skipped": 1}
+    assert record["pages"] == {"article": 3, "other_namespace": 1, "redirect": 2}
+    assert record["pageviews"] == {
+        "broken": 1,
+        "counted": 5,
+        "other_project": 1,
+        "skipped": 1,
+        "views_led_elsewhere": 600,
+    }
     assert record["sources"]["titles"] == {"found": 2, "kept": 1, "too_long": 0, "unlettered": 0, "repeated": 1, "over_cap": 0,
                                            "over_limit": 0}  # fmt: skip
     assert load_queries(str(tmp_path / "queries.parquet")) == load_queries(str(tmp_path / "queries.txt"))
