@@ -1,4 +1,4 @@
-"""python -m pipeline run|STAGE|status|verify|show|contact-sheet|retry|exclude|plan"""
+"""python -m pipeline run|STAGE|queries|status|verify|show|contact-sheet|retry|exclude|plan"""
 
 import argparse
 import logging
@@ -67,6 +67,7 @@ def _add_tools(commands: Any) -> None:
         "--from", dest="run", metavar="RUN", help="take the rates of this run instead of the shipped ones"
     )
     add_config_arguments(plan)
+    add_config_arguments(add("queries", "the query list, from Wikipedia dumps, page views and WordNet", None))
     exclude = add("exclude", "a new version of a corpus without the rows that lists name", None)
     exclude.add_argument("--ids", metavar="FILE", help="the same as ids=FILE: uids, one a line")
     add_config_arguments(exclude, required=False)
@@ -94,6 +95,21 @@ def _run(command: str, path: str, overrides: list[str], check: bool) -> None:
         stages = run.stages_of(config)
         following = stages[stages.index(until) + 1]
         print(f"next: {shlex.join(['python', '-m', 'pipeline', following, '--config', path, *overrides])}")
+
+
+def _queries(path: str, overrides: list[str], check: bool) -> None:
+    from pipeline.queries import job, plan
+    from pipeline.queries.config import QueriesConfig
+
+    config = load_config(QueriesConfig, path, overrides)
+    if check:
+        print(to_toml(config))
+        print(f"# config digest {digest(config)}")
+        print(plan.describe(config))
+        return
+    place = job.run(config)
+    print(plan.told(config.run.out))
+    print(f"next: filter.queries = {place!r} in the configuration of python -m pipeline run")
 
 
 def _status(path: str, watch: bool = False) -> None:
@@ -169,6 +185,7 @@ _TOOLS: dict[str, Callable[[argparse.Namespace], None]] = {
     "show": lambda given: _show(given.path, given.uid),
     "contact-sheet": lambda given: _contact_sheet(given.path, given.rows, given.out),
     "retry": lambda given: _retry(given.path, given.reason, given.check),
+    "queries": lambda given: _queries(given.config, given.overrides, given.check),
     "plan": lambda given: _plan(given.config, given.overrides, given.run, given.check),
     "exclude": lambda given: _exclude(given.config, given.overrides, given.ids, given.check),
 }

@@ -1,0 +1,83 @@
+"""The files that a query list is made of: found and looked at before any work, and cut into units."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+from pipeline.contracts import storage
+from pipeline.contracts.config import Json
+from pipeline.contracts.errors import InputError
+from pipeline.engine import Unit
+from pipeline.queries import views, wordnet
+from pipeline.queries.config import QueriesConfig
+from pipeline.queries.dump import read_site
+
+
+class File(NamedTuple):
+    uri: str
+    name: str
+    bytes: int
+
+
+class Inputs(NamedTuple):
+    """The files of a configuration, looked at but not read through."""
+
+    dumps: list[File]
+    pageviews: list[File]
+    wordnet: list[File]
+    namespaces: tuple[str, ...]  # of the dumps, sorted
+
+
+def look(config: QueriesConfig) -> Inputs:
+    """What there is to read. Raises InputError for what a run would stop at early: a missing file, no such format."""
+    dumps = _expand(config.wikipedia.dumps, "wikipedia.dumps") if config.wikipedia else []
+    pageviews = _expand(config.titles.pageviews, "titles.pageviews") if config.titles else []
+    names = {name for file in dumps for name in read_site(file.uri).namespaces}
+    for file in pageviews:
+        views.check_format(file.uri)
+    folder = wordnet.check_folder(config.wordnet.folder) if config.wordnet else []
+    return Inputs(dumps, pageviews, _files(folder), tuple(sorted(names)))
+
+
+def _expand(paths: Sequence[str], key: str) -> list[File]:
+    """The files of paths, patterns and folders, each once, sorted by name."""
+    uris: set[str] = set()
+    for path in paths:
+        place = path if storage.is_s3(path) else os.path.abspath(path)
+        if any(sign in place for sign in "*?["):
+            found = storage.glob(place)
+        else:
+            found = storage.list_files(place) if storage.is_folder(place) else [place] * storage.exists(place)
+        if not found:
+            raise InputError(f"{key}: no file, folder or pattern {path!r}; check the path")
+        uris.update(found)
+    return _files(sorted(uris))
+
+
+def _files(uris: Sequence[str]) -> list[File]:
+    return sorted(
+        (File(uri, storage.name(uri), storage.size(uri)) for uri in uris), key=lambda file: (file.name, file.uri)
+    )
+
+
+# ---- for the stages
+
+
+def sha256_of(file: File) -> str:
+    return storage.sha256_file(file.uri)
+
+
+def ranges(files: Sequence[File], sha256: Mapping[File, str], unit_bytes: int, whole: frozenset[str]) -> list[Unit]:
+    """A unit per `unit_bytes` of each file; one for a file whose URI is in `whole`."""
+    units = []
+    for number, file in enumerate(files):
+        step = file.bytes if file.uri in whole else unit_bytes
+        for place, start in enumerate(range(0, file.bytes, step)):
+            params: dict[str, Json] = {"file": number, "start": start, "stop": min(file.bytes, start + step)}
+            units.append(Unit(f"{number:05d}-{place:06d}", (file.name, sha256[file]), params))
+    return units
+
+
+def place_of(files: Sequence[File], unit: Unit) -> tuple[str, int, int]:
+    number, start, stop = (cast(int, unit.params[name]) for name in ("file", "start", "stop"))
+    return files[number].uri, start, stop
