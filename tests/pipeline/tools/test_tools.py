@@ -178,9 +178,15 @@ def test_shards_have_the_size_that_was_asked_for(runs: Runs) -> None:
     assert len(found.shards) > 1
 
 
-def test_one_worker_and_other_units_give_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
+def test_one_worker_gives_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
     pipeline("run", runs.config, tmp_path / "out", *runs.options, "engine.workers=1")
     assert corpus(str(tmp_path / "out")) == corpus(str(runs.strict))
+
+
+def test_other_files_and_units_keep_the_same_rows(runs: Runs, tmp_path: Path) -> None:
+    """Other ranges of the sources and other units of the crawl: every choice is made by uid, so every row is the same, bytes and all."""
+    pipeline("run", runs.config, tmp_path / "out", *runs.options, "sources.rows_per_unit=37", "crawl.units=3")
+    assert rows_of(tmp_path / "out/shards").equals(rows_of(runs.strict / "shards"))
 
 
 def test_a_stage_that_is_left_out_is_told(runs: Runs, tmp_path: Path) -> None:
@@ -294,6 +300,7 @@ def test_exclude_writes_a_version_without_the_named_rows(
     assert "3 ids, 2 urls, 1 domains, 2 sha256 from" in capsys.readouterr().out
     assert not (tmp_path / "new").exists()
     cli.main(arguments)
+    assert f"ids: 1 of the list are not in the corpus, the first is {'ff' * 16}\n" in capsys.readouterr().out
     truth: dict[bytes, str] = {}
     for row in rows:
         if row["uid"] in {one["uid"] for one in ids}:
