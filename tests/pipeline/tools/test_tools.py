@@ -198,6 +198,20 @@ def test_a_stage_that_is_left_out_is_told(runs: Runs, tmp_path: Path) -> None:
         pipeline("exact-url", runs.config, tmp_path / "out", "--check")
 
 
+@pytest.mark.parametrize("stage", ["policy", "exact-url", "balance-odds", "ledger"])
+def test_verify_reads_the_optional_stages_too(
+    runs: Runs, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs.strict, tmp_path / "out")
+    damaged = sorted((tmp_path / "out").glob(f"{stage}/*/*.parquet"))[0]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(AuditFinding, match="1 differences"):
+        cli.main(["verify", str(tmp_path / "out")])
+    assert f"{damaged}: sha256 differs from the record" in capsys.readouterr().out
+
+
 # ---- show
 
 
