@@ -58,8 +58,9 @@ def _add_tools(commands: Any) -> None:
     sheet.add_argument("--rows", type=int, default=200, help="pictures shown (default 200)")
     sheet.add_argument("--out", default="contact-sheet.html", metavar="FILE", help="default contact-sheet.html")
     retry = add("retry", "fetch the rows of a committed crawl again that failed for some reasons, as a new generation")
-    retry.add_argument("--reason", required=True, metavar="NAMES", help="reasons of rejection, for example dns,timeout")
+    retry.add_argument("--reason", metavar="NAMES", help="reasons of rejection, for example dns,timeout")
     retry.add_argument("--check", action="store_true", help="say how many rows, touch nothing")
+    retry.add_argument("overrides", nargs="*", metavar="reason=NAMES", help="the same as --reason")
     plan = add(
         "plan", "hours, core-hours, bytes, requests and money of a corpus of a given size, from measured rates", None
     )
@@ -144,9 +145,11 @@ def _contact_sheet(path: str, rows: int, place: str) -> None:
     print(f"{place}: {contact_sheet.write(path, rows, place):,} pairs")
 
 
-def _retry(path: str, reason: str, check: bool) -> None:
+def _retry(path: str, reason: str | None, overrides: list[str], check: bool) -> None:
     from pipeline.tools import retry
 
+    given = [f"reason={reason}"] if reason is not None else []
+    reason = load_config(retry.RetryConfig, None, [*overrides, *given]).reason
     if check:
         print(retry.describe(path, reason))
         return
@@ -165,6 +168,8 @@ def _exclude(path: str | None, overrides: list[str], ids: str | None, check: boo
         return
     place = exclude.exclude(config)
     _status(config.out)
+    if missing := exclude.not_found(config):
+        print(f"ids: {len(missing):,} of the list are not in the corpus, the first is {missing[0].hex()}")
     print(f"next: {shlex.join(['python', '-m', 'pipeline', 'verify', place])}")
 
 
@@ -184,7 +189,7 @@ _TOOLS: dict[str, Callable[[argparse.Namespace], None]] = {
     "verify": lambda given: _verify(given.path),
     "show": lambda given: _show(given.path, given.uid),
     "contact-sheet": lambda given: _contact_sheet(given.path, given.rows, given.out),
-    "retry": lambda given: _retry(given.path, given.reason, given.check),
+    "retry": lambda given: _retry(given.path, given.reason, given.overrides, given.check),
     "queries": lambda given: _queries(given.config, given.overrides, given.check),
     "plan": lambda given: _plan(given.config, given.overrides, given.run, given.check),
     "exclude": lambda given: _exclude(given.config, given.overrides, given.ids, given.check),

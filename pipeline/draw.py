@@ -1,5 +1,5 @@
 """balance.mode = "metaclip": every matched query draws its pairs with probability t / max(count, t), as in MetaCLIP (Xu et al.,
-"Demystifying CLIP Data", algorithm 1 and section 3.4), with stateless draws.
+"Demystifying CLIP Data", Algorithm 1), with stateless draws.
 
 A pair stays when any of its queries draws it: u(uid, query) < p(query). The paper draws from a stream of random numbers, so that its
 sample depends on the order of the pool. Here u is the BLAKE2b of the uid, keyed by the corpus seed and personalised by the query's text:

@@ -104,6 +104,11 @@ def flip_a_shard() -> None:
     path.write_bytes(bytes(data))
 
 
+def changed_shard_and_a_list() -> None:
+    flip_a_shard()
+    write("ids.txt", "00" * 16)()
+
+
 def numbered_labels() -> None:
     table("birds.parquet", image=[b"x", b"y"], label=[0, 7])()
     with_classes("wren", "tit")
@@ -194,6 +199,44 @@ CASES = {
     ),
     "other format version": Case(
         "pipeline verify corpus", "format version 2, this program reads 1", spoil=edit_manifest(format_version=2)
+    ),
+    "unknown balance mode": Case(
+        f"{RUN} balance.mode=soft", "override 'balance.mode': input should be 'hard_cap' or 'metaclip'"
+    ),
+    "two sizes of a shard": Case(f"{RUN} shard.rows=10 shard.bytes=1000", "rows=10 and bytes=1000 are both given"),
+    "unknown exact key": Case(f"{RUN} dedup.exact=['picture']", "input should be 'url', 'caption' or 'source'"),
+    "policy hook that is not there": Case(
+        f"{RUN} policy=[{{name='x',hook='nowhere:f'}}]", "policy 'x': hook 'nowhere:f': cannot be imported"
+    ),
+    "policy list that is not there": Case(
+        f"{RUN} policy=[{{name='x',hook='pipeline.policy.block_list:source_hashes',options={{hashes='none.txt'}}}}]",
+        "policy 'x': hook 'pipeline.policy.block_list:source_hashes': none.txt: no such file",
+    ),
+    "two policies of one name": Case(
+        f"{RUN} policy=[{{name='x',hook='a:b'}},{{name='x',hook='c:d'}}]", "two tables have the same name"
+    ),
+    "stage that is left out": Case(
+        f"{RUN.replace('run', 'policy', 1)}", "policy: this configuration has no such stage"
+    ),
+    "show of no uid": Case("pipeline show corpus 12", "'12' is no uid; give its 32 hexadecimal digits"),
+    "show of no run": Case(f"pipeline show corpus {'00' * 16}", "corpus: no run.json here"),
+    "retry of no run": Case("pipeline retry corpus --reason dns", "corpus: no run.json here"),
+    "exclude without a list": Case("pipeline exclude corpus=corpus out=new", "exclude: no list is given"),
+    "exclude from nothing": Case(
+        "pipeline exclude --ids queries.txt corpus=none out=new", "none/manifest.json: no such file"
+    ),
+    "exclude from a changed shard": Case(
+        "pipeline exclude --ids ids.txt corpus=corpus out=new",
+        "sha256 differs from the manifest",
+        spoil=changed_shard_and_a_list,
+        process=True,
+    ),
+    "contact sheet of nothing": Case("pipeline contact-sheet nowhere", "nowhere/manifest.json: no such file"),
+    "plan without prices": Case(
+        "pipeline plan --config plan.toml", "plan.toml: prices: missing", spoil=write("plan.toml", "cluster.cores = 3")
+    ),
+    "rates of no run": Case(
+        f"pipeline plan --config {ROOT}/pipeline/configs/plan.toml --from corpus", "corpus: no run.json here"
     ),
     "not a manifest": Case(
         "pipeline verify corpus/manifest.json", "not a corpus manifest", spoil=write("corpus/manifest.json", "{}")

@@ -17,12 +17,12 @@ resumes. The new manifest names the old one's content root as its parent and kee
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import lists
+from pipeline import lists, status
 from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
 from pipeline.contracts.errors import InputError
@@ -204,6 +204,22 @@ def exclude(config: ExcludeConfig) -> str:
             counts={**old.counts, "exclude": count_rows(left.records)},
         )
         return manifest.publish(config.out, new)
+
+
+def not_found(config: ExcludeConfig) -> list[bytes]:
+    """The uids of the list `ids` that the old corpus does not have, in order: for the answer to those who asked."""
+    if config.ids is None:
+        return []
+    wanted = lists.hashes(config.ids, "uid", 16)
+    [stage] = [stage for stage in status.stages(config.out) if stage.name == "exclude"]
+    gone = [
+        storage.join(config.out, stage.folder, record.rejected_file.name)
+        for record in stage.records
+        if record.rejected_file
+    ]
+    removed = [parquet.read(uri, ["uid"])["uid"] for uri in gone]
+    found = pa.chunked_array([chunk for column in removed for chunk in column.chunks], pa.binary(16)).combine_chunks()
+    return cast(list[bytes], wanted.filter(pc.invert(pc.is_in(wanted, value_set=found))).to_pylist())
 
 
 def _read(corpus: str, found: Manifest, unit: Unit) -> pa.Table:

@@ -14,11 +14,19 @@ import pydantic
 from pipeline import generations, status
 from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet, storage
+from pipeline.contracts.config import StrictModel
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import REJECTED_SCHEMA, Reason
 from pipeline.generations import Request
 from pipeline.records import Record
 from pipeline.status import StageStatus
+
+
+class RetryConfig(StrictModel):
+    """What is fetched again."""
+
+    reason: str
+    """Reasons of rejection, with commas between them."""
 
 
 def plan(out: str, reason: str) -> tuple[Request, int, dict[str, int]]:
@@ -31,7 +39,7 @@ def plan(out: str, reason: str) -> tuple[Request, int, dict[str, int]]:
     unknown = [each for each in reasons if each not in known]
     if unknown or not reasons:
         raise InputError(
-            f"--reason {reason!r}: {', '.join(map(repr, unknown)) or 'nothing'} is no reason; see pipeline status {out}"
+            f"reason {reason!r}: {', '.join(map(repr, unknown)) or 'nothing'} is no reason; see pipeline status {out}"
         )
     stages = {stage.name: stage for stage in status.stages(out)}
     crawl = stages.get("crawl")

@@ -64,7 +64,8 @@ def _stage_lines(out: str, stage: StageStatus, uid: bytes, queries: "_Queries") 
     gone = find(_uris(out, stage, [record.rejected_file.name for record in stage.records if record.rejected_file]), uid)
     label = f"{stage.name:<14}"
     for uri, row in kept:
-        yield f"{label}kept      {_facts(stage.name, row, queries)}  [{storage.name(uri)}]"
+        facts = _facts(stage.name, row, queries)
+        yield f"{label}kept      {facts + '  ' if facts else ''}[{storage.name(uri)}]"
     for uri, row in gone:
         detail = f": {row['detail']}" if row.get("detail") else ""
         yield f"{label}rejected  {row['reason']}{detail}  (from {row['source']})  [{storage.name(uri)}]"

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import random
 from fractions import Fraction
 
@@ -96,6 +97,16 @@ def test_each_query_draws_its_share() -> None:
         p = CAP / n
         assert abs(k - n * p) <= 5 * (n * p * (1 - p)) ** 0.5
     assert crowded >= 20
+
+
+def test_as_many_pairs_stay_as_independent_draws_leave() -> None:
+    """A pair stays with probability 1 - Π(1 - p): the sum over pairs, within five standard deviations."""
+    table = rows(20_000)
+    matched = balance.counts(table, len(QUERIES)).tolist()
+    p = [min(1.0, CAP / max(count, 1)) for count in matched]
+    stays = [1 - math.prod(1 - p[query] for query in ids) if ids else 1.0 for ids in table["query_ids"].to_pylist()]
+    deviation = sum(one * (1 - one) for one in stays) ** 0.5
+    assert abs(pieces(table, 3, CAP)[0].num_rows - sum(stays)) <= 5 * deviation
 
 
 def test_a_draw_for_one_query_says_nothing_about_another() -> None:

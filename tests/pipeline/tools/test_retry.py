@@ -133,7 +133,7 @@ def test_rows_that_failed_are_fetched_again_and_counted_once(
     }
     site.awake = True
     site.hits.clear()
-    cli.main(["retry", str(out), "--reason", "http_status", "--check"])
+    cli.main(["retry", str(out), "reason=http_status", "--check"])
     assert (
         f"{numbers['later'] + numbers['never']} rows ({numbers['later'] + numbers['never']} http_status)"
         in capsys.readouterr().out
@@ -176,8 +176,10 @@ def test_rows_that_failed_are_fetched_again_and_counted_once(
     )
     with pytest.raises(InputError, match=r"no row stands rejected as timeout; those that do: 8 \w+, 8 \w+"):
         cli.main(["retry", str(out), "--reason", "timeout"])
-    with pytest.raises(InputError, match=r"--reason 'weather': 'weather' is no reason"):
+    with pytest.raises(InputError, match=r"^reason 'weather': 'weather' is no reason"):
         cli.main(["retry", str(out), "--reason", "weather"])
+    with pytest.raises(InputError, match=r"^command line: reason: missing; give reason=VALUE"):
+        cli.main(["retry", str(out)])
     shown = pq.read_table(manifest.shard_uri(str(out / "shards"), third.shards[0]))
     row = next(row for row in shown.to_pylist() if "/later/" in row["url"])
     capsys.readouterr()

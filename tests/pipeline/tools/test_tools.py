@@ -178,9 +178,15 @@ def test_shards_have_the_size_that_was_asked_for(runs: Runs) -> None:
     assert len(found.shards) > 1
 
 
-def test_one_worker_and_other_units_give_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
+def test_one_worker_gives_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
     pipeline("run", runs.config, tmp_path / "out", *runs.options, "engine.workers=1")
     assert corpus(str(tmp_path / "out")) == corpus(str(runs.strict))
+
+
+def test_other_files_and_units_keep_the_same_rows(runs: Runs, tmp_path: Path) -> None:
+    """Other ranges of the sources and other units of the crawl: every choice is made by uid, so every row is the same, bytes and all."""
+    pipeline("run", runs.config, tmp_path / "out", *runs.options, "sources.rows_per_unit=37", "crawl.units=3")
+    assert rows_of(tmp_path / "out/shards").equals(rows_of(runs.strict / "shards"))
 
 
 def test_a_stage_that_is_left_out_is_told(runs: Runs, tmp_path: Path) -> None:
@@ -190,6 +196,20 @@ def test_a_stage_that_is_left_out_is_told(runs: Runs, tmp_path: Path) -> None:
         InputError, match=r"^exact-url: this configuration has no such stage; add dedup\.exact = \['url'\]"
     ):
         pipeline("exact-url", runs.config, tmp_path / "out", "--check")
+
+
+@pytest.mark.parametrize("stage", ["policy", "exact-url", "balance-odds", "ledger"])
+def test_verify_reads_the_optional_stages_too(
+    runs: Runs, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs.strict, tmp_path / "out")
+    damaged = sorted((tmp_path / "out").glob(f"{stage}/*/*.parquet"))[0]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(AuditFinding, match="1 differences"):
+        cli.main(["verify", str(tmp_path / "out")])
+    assert f"{damaged}: sha256 differs from the record" in capsys.readouterr().out
 
 
 # ---- show
@@ -294,6 +314,7 @@ def test_exclude_writes_a_version_without_the_named_rows(
     assert "3 ids, 2 urls, 1 domains, 2 sha256 from" in capsys.readouterr().out
     assert not (tmp_path / "new").exists()
     cli.main(arguments)
+    assert f"ids: 1 of the list are not in the corpus, the first is {'ff' * 16}\n" in capsys.readouterr().out
     truth: dict[bytes, str] = {}
     for row in rows:
         if row["uid"] in {one["uid"] for one in ids}:
