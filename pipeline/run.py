@@ -1,6 +1,6 @@
 """The stages in order: read this first.
 
-    candidates   URL tables → (url, raw caption) rows with an identity; what is no http(s) URL or has no caption is rejected
+    candidates   URL tables, web archives → (url, raw caption) rows with an identity; what is no http(s) URL or has no caption is rejected
     exact        the same (url, raw caption) once
     filter       caption cleaned, matched against the query list; every query it contains is recorded
     precap       at most precap.per_query pairs a query go on: nothing is fetched that the cap would throw away
@@ -22,8 +22,8 @@ from pipeline.contracts.config import digest
 from pipeline.crawl import img2dataset
 from pipeline.engine import Run
 from pipeline.match import QueryList, load_queries
-from pipeline.sources import url_tables
-from pipeline.sources.url_tables import SourceFile
+from pipeline.sources import rows
+from pipeline.sources.files import SourceFile, expand
 from pipeline.stages.candidates import candidates, exact
 from pipeline.stages.cap import at_most
 from pipeline.stages.common import Output
@@ -39,8 +39,8 @@ STAGES = ("candidates", "exact", "filter", "precap", "crawl", "dedup", "balance"
 def run(config: PipelineConfig, until: str = STAGES[-1]) -> str:
     """Run the stages up to `until`, skipping what is done. Returns the folder of the last stage, or the manifest's URI."""
     # What a user may have got wrong is looked at before Ray takes its seconds to start.
-    files = url_tables.expand(config.sources)
-    url_tables.require_rows(files, config.sources)
+    files = expand(config.sources)
+    rows.require_rows(files, config.sources)
     if STAGES.index(until) >= STAGES.index("crawl"):
         img2dataset.require()
     queries = load_queries(config.filter.queries)

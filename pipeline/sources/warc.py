@@ -1,0 +1,127 @@
+"""Web archives as source rows: one row for each image reference on each HTML page of a WARC or ARC file.
+
+A page is a `response` with status 200, or a `resource`, whose type is HTML. Where the same file also holds the picture that a reference
+means (an answer of 200 with an image's type, or an image `resource`), the row's `archived` names that record, and nobody needs to be asked
+for it. URLs are compared after percent-encoding what browsers would encode. `source` is `name#offset:text`: where the page's record starts
+in the file, and which text became the caption (see `page`).
+
+What is found and does not become a row with a URL is a row with a problem: a page whose encoding cannot be undone, a damaged place, the
+images behind the limit of one page; an opt-out rejects each row of its page.
+"""
+
+from collections.abc import Iterator
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+
+from pipeline.contracts.schema import Reason
+from pipeline.sources import opt_out, page
+from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, table_of
+from pipeline.sources.records import MAX_HEADER, Damage, Http, Record, parse_http, records
+
+HTML = ("text/html", "application/xhtml+xml")
+_ENCODED = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is; a browser encodes spaces, quotes and everything beyond ASCII
+
+
+def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
+    """The rows of an archive as a table of SOURCE_SCHEMA, in the order of the file. All of them are held at once."""
+    pictures: dict[str, int] = {}
+    table = table_of(_rows(file, config, pictures))
+    if not pictures:
+        return table
+    archived = [
+        None if url is None or (offset := pictures.get(picture_key(url))) is None else f"record:{offset}"
+        for url in table["url"].to_pylist()
+    ]
+    return table.set_column(SOURCE_SCHEMA.get_field_index("archived"), "archived", pa.array(archived, pa.string()))
+
+
+def picture_key(url: str) -> str:
+    """The form in which the URL of a picture's record and that of a reference are compared."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
+    return quote(parts._replace(netloc=parts.netloc.lower(), fragment="").geturl(), safe=_ENCODED)
+
+
+def _rows(file: SourceFile, config: SourcesConfig, pictures: dict[str, int]) -> Iterator[Row]:
+    for record in records(file.uri):
+        if isinstance(record, Damage):
+            yield Row(None, None, None, f"{file.name}#{record.offset}", problem=f"damaged archive: {record.said}")
+        elif record.url.lower().startswith(("http://", "https://")) and record.kind in ("response", "resource"):
+            yield from _record_rows(record, file, config, pictures)
+
+
+def _record_rows(record: Record, file: SourceFile, config: SourcesConfig, pictures: dict[str, int]) -> Iterator[Row]:
+    if record.kind == "resource":
+        if record.content_type.startswith("image/"):
+            pictures.setdefault(picture_key(record.url), record.offset)
+        elif record.content_type in HTML:
+            html = record.read(config.max_page_bytes)
+            yield from _page_rows(record, Http(200, [], html), None, file, config)
+        return
+    head = record.read(MAX_HEADER)
+    answer = parse_http(_head_only(head), 0)
+    if answer is None or answer.status != 200:
+        return
+    content_type, charset = _content_type(answer)
+    if content_type.startswith("image/"):
+        pictures.setdefault(picture_key(record.url), record.offset)
+    elif content_type in HTML:
+        answer = parse_http(head + record.read(config.max_page_bytes), config.max_page_bytes)
+        if answer is None:
+            problem = "the page's content or transfer coding cannot be undone"
+            yield Row(None, None, record.url, f"{file.name}#{record.offset}", problem=problem)
+        else:
+            yield from _page_rows(record, answer, charset, file, config)
+
+
+def _head_only(block: bytes) -> bytes:
+    """The status line and headers of an answer, with an empty body whose codings no longer matter."""
+    ends = [end for sign in (b"\r\n\r\n", b"\n\n") if (end := block.find(sign)) >= 0]
+    head = block[: min(ends)] if ends else block
+    lines = [
+        line for line in head.split(b"\n") if not line.lower().startswith((b"content-encoding", b"transfer-encoding"))
+    ]
+    return b"\r\n".join(line.rstrip(b"\r") for line in lines) + b"\r\n\r\n"
+
+
+def _content_type(answer: Http) -> tuple[str, str | None]:
+    """The media type and the charset, in lower case, of the last Content-Type header."""
+    values = answer.values("content-type")
+    kind, *parameters = (values[-1] if values else "").lower().split(";")
+    named = (part.partition("=") for part in parameters)
+    charset = next((value.strip(" \"'") for name, _, value in named if name.strip() == "charset"), None)
+    return kind.strip(), charset
+
+
+def _page_rows(
+    record: Record, answer: Http, charset: str | None, file: SourceFile, config: SourcesConfig
+) -> Iterator[Row]:
+    agents = frozenset(agent.lower() for agent in config.opt_out_agents)
+    found = page.read(answer.body, record.url, charset, config.max_images_per_page, agents)
+    reason = problem = None
+    if config.respect_opt_out:
+        in_header = opt_out.in_headers(answer.values("x-robots-tag"), agents)
+        if in_header is not None or found.opt_out is not None:
+            reason = Reason.OPT_OUT.value
+            problem = f"X-Robots-Tag: {in_header}" if in_header is not None else f"meta robots: {found.opt_out}"
+    place = f"{file.name}#{record.offset}"
+    for reference in found.references:
+        yield Row(
+            without_data(reference.url),
+            reference.caption,
+            record.url,
+            f"{place}:{reference.text_from}",
+            reason=reason,
+            problem=problem,
+        )
+    if found.left:
+        told = f"{found.left:,} more images on the page than {config.max_images_per_page:,}"
+        yield Row(None, None, record.url, place, reason=reason, problem=problem or told)
+
+
+def without_data(url: str | None) -> str | None:
+    """A URL as it is kept: of a `data:` URI, which is the picture itself, only what is in front of the data."""
+    return url.partition(",")[0][:100] if url is not None and url[:5].lower() == "data:" else url
