@@ -7,8 +7,9 @@ from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.crawl.config import CrawlConfig
 from pipeline.dedup import DedupConfig
 from pipeline.engine import EngineConfig
+from pipeline.quality import QualityConfig
 from pipeline.shard import ShardConfig
-from pipeline.sources.url_tables import SourcesConfig
+from pipeline.sources.files import SourcesConfig
 
 
 class RunConfig(StrictModel):
@@ -39,6 +40,7 @@ class PipelineConfig(StrictModel):
 
     run: RunConfig
     sources: SourcesConfig
+    quality: QualityConfig = QualityConfig()
     filter: FilterConfig
     precap: PrecapConfig = PrecapConfig()
     crawl: CrawlConfig = CrawlConfig()

@@ -17,15 +17,14 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.content.text import clean, normal_form
+from pipeline.content.text import normal_form
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.schema import MATCHED_SCHEMA, Reason, length_prefixed, rejected_rows
+from pipeline.contracts.schema import length_prefixed
 
 MAX_QUERIES = 500_000
 QUERY_COLUMNS = ("query", "text")
@@ -151,20 +150,3 @@ class Matcher:
                     break
                 found.update(self._indices.get(text[start : spans[place + length - 1][1]], ()))
         return sorted(found)
-
-
-def filter_rows(table: pa.Table, matcher: Matcher) -> tuple[pa.Table, pa.Table]:
-    """Candidates as (rows of MATCHED_SCHEMA, rows of REJECTED_SCHEMA), in their order.
-
-    Adds the cleaned `caption` and its `query_ids`. Rejections: empty_caption (cleaning leaves nothing), no_query.
-    """
-    captions = pa.array([clean(text) for text in table["caption_raw"].to_pylist()], pa.string())
-    table = table.append_column("caption", captions)
-    empty = pc.equal(captions, "")
-    rejected = rejected_rows(table.filter(empty), Reason.EMPTY_CAPTION)
-    table = table.filter(pc.invert(empty))
-    table = table.append_column("query_ids", matcher.match(table["caption"]))
-    matched = pa.array(np.asarray(pc.list_value_length(table["query_ids"])) > 0)
-    unmatched = rejected_rows(table.filter(pc.invert(matched)), Reason.NO_QUERY)
-    rows = table.filter(matched).select(MATCHED_SCHEMA.names).cast(MATCHED_SCHEMA)
-    return rows, pa.concat_tables([rejected, unmatched])
