@@ -10,7 +10,7 @@ end: https://archive.org/web/researcher/ArcFileFormat.php
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -61,12 +61,18 @@ class Http(NamedTuple):
         return [value for key, value in self.headers if key.lower() == name]
 
 
-def records(uri: str, start: int = 0) -> Iterator[Record | Damage]:
-    """The responses, resources and metadata of an archive from offset `start` on, and its damaged places."""
+def records(uri: str, start: int = 0) -> Generator[Record | Damage, None, None]:
+    """The responses, resources and metadata of an archive from offset `start` on, and its damaged places. Whoever stops early closes it."""
     if uri.lower().removesuffix(".gz").endswith(".arc"):
         yield from _arc_records(uri, start)
     else:
         yield from _warc_records(uri, start)
+
+
+def is_start(uri: str, offset: int) -> bool:
+    """Whether a record, or the member that holds one, can start there."""
+    sign = next((sign for suffix, sign in _MEMBER.items() if uri.lower().endswith(suffix)), None)
+    return sign is None or storage.read_range(uri, offset, len(sign)) == sign
 
 
 def parse_http(block: bytes, max_body: int) -> Http | None:

@@ -13,12 +13,12 @@ import pyarrow as pa
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, REJECTED_SCHEMA, Reason, rejected_rows, uid
-from pipeline.sources import formats, url_tables, warc, wat
+from pipeline.sources import formats, shards, url_tables, warc, wat
 from pipeline.sources.files import SourceFile, SourcesConfig
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_BYTES_PER_ROW = {"warc": 1000, "wat": 250}
-"""Compressed bytes of an archive for one image reference, about: what its rows are estimated by, since counting them is reading it."""
+_BYTES_PER_ROW = {"warc": 1000, "wat": 250, "tar": 10_000}
+"""Bytes of an archive for one row, about: what its rows are estimated by, since counting them is reading it."""
 
 
 def check(file: SourceFile, config: SourcesConfig) -> None:
@@ -47,6 +47,8 @@ def count_rows(file: SourceFile, config: SourcesConfig) -> int:
     """Rows of a file: from the footer of a parquet file, by reading through a text file, estimated from the size of an archive."""
     if file.kind == "table":
         return url_tables.count_rows(file, config)
+    if file.kind == "img2dataset":
+        return formats.parquet_rows(file.uri)
     return max(1, storage.size(file.uri) // _BYTES_PER_ROW[file.kind])
 
 
@@ -54,7 +56,8 @@ def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> 
     """The rows of a file (of a file that `is_cut` those numbered by `rows`) as a table of SOURCE_SCHEMA."""
     if file.kind == "table":
         return url_tables.read(file, config, rows)
-    return (warc.read if file.kind == "warc" else wat.read)(file, config)
+    reader = {"warc": warc.read, "wat": wat.read, "tar": shards.read, "img2dataset": shards.read}[file.kind]
+    return reader(file, config)
 
 
 # ---- candidates

@@ -10,17 +10,16 @@ images behind the limit of one page; an opt-out rejects each row of its page.
 """
 
 from collections.abc import Iterator
-from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 
 from pipeline.contracts.schema import Reason
 from pipeline.sources import opt_out, page
 from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, table_of
-from pipeline.sources.records import MAX_HEADER, Damage, Http, Record, parse_http, records
+from pipeline.sources.records import MAX_HEADER, Damage, Http, Record, is_start, parse_http, records
+from pipeline.sources.urls import picture_key, without_data
 
 HTML = ("text/html", "application/xhtml+xml")
-_ENCODED = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is; a browser encodes spaces, quotes and everything beyond ASCII
 
 
 def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
@@ -29,20 +28,11 @@ def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
     table = table_of(_rows(file, config, pictures))
     if not pictures:
         return table
-    archived = [
-        None if url is None or (offset := pictures.get(picture_key(url))) is None else f"record:{offset}"
-        for url in table["url"].to_pylist()
-    ]
+    found = [None if url is None else pictures.get(picture_key(url)) for url in table["url"].to_pylist()]
+    # In an archive that is compressed as a whole an offset leads nowhere: there the pictures are fetched.
+    starts = {offset for offset in set(found) if offset is not None and is_start(file.uri, offset)}
+    archived = [f"record:{offset}" if offset in starts else None for offset in found]
     return table.set_column(SOURCE_SCHEMA.get_field_index("archived"), "archived", pa.array(archived, pa.string()))
-
-
-def picture_key(url: str) -> str:
-    """The form in which the URL of a picture's record and that of a reference are compared."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url
-    return quote(parts._replace(netloc=parts.netloc.lower(), fragment="").geturl(), safe=_ENCODED)
 
 
 def _rows(file: SourceFile, config: SourcesConfig, pictures: dict[str, int]) -> Iterator[Row]:
@@ -120,8 +110,3 @@ def _page_rows(
     if found.left:
         told = f"{found.left:,} more images on the page than {config.max_images_per_page:,}"
         yield Row(None, None, record.url, place, reason=reason, problem=problem or told)
-
-
-def without_data(url: str | None) -> str | None:
-    """A URL as it is kept: of a `data:` URI, which is the picture itself, only what is in front of the data."""
-    return url.partition(",")[0][:100] if url is not None and url[:5].lower() == "data:" else url

@@ -20,7 +20,7 @@ from pipeline.contracts.schema import Reason
 from pipeline.sources import opt_out, page
 from pipeline.sources.files import Row, SourceFile, SourcesConfig, table_of
 from pipeline.sources.records import Damage, Record, records
-from pipeline.sources.warc import without_data
+from pipeline.sources.urls import without_data
 
 MAX_RECORD = 32 << 20
 """Bytes of one record's JSON; a longer one is one bad row."""
