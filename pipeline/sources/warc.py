@@ -57,7 +57,9 @@ def _record_rows(record: Record, file: SourceFile, config: SourcesConfig, pictur
         return
     content_type, charset = _content_type(answer)
     if content_type.startswith("image/"):
-        pictures.setdefault(picture_key(record.url), record.offset)
+        # One whose server asked not to use it is not taken from here: the crawl will hear what the server says today.
+        if not config.respect_opt_out or opt_out.in_headers(answer.values("x-robots-tag"), _agents(config)) is None:
+            pictures.setdefault(picture_key(record.url), record.offset)
     elif content_type in HTML:
         answer = parse_http(head + record.read(config.max_page_bytes), config.max_page_bytes)
         if answer is None:
@@ -86,10 +88,14 @@ def _content_type(answer: Http) -> tuple[str, str | None]:
     return kind.strip(), charset
 
 
+def _agents(config: SourcesConfig) -> frozenset[str]:
+    return frozenset(agent.lower() for agent in config.opt_out_agents)
+
+
 def _page_rows(
     record: Record, answer: Http, charset: str | None, file: SourceFile, config: SourcesConfig
 ) -> Iterator[Row]:
-    agents = frozenset(agent.lower() for agent in config.opt_out_agents)
+    agents = _agents(config)
     found = page.read(answer.body, record.url, charset, config.max_images_per_page, agents)
     reason = problem = None
     if config.respect_opt_out:

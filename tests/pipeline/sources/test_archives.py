@@ -116,16 +116,18 @@ def test_pages_and_their_offsets(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", _KINDS)
 def test_pictures_in_the_archive_are_named_and_those_that_are_not_there_are_not(tmp_path: Path, name: str) -> None:
     page = "<img src='/a b.jpg' alt=one><img src=/absent.jpg alt=two><img src=/é.png alt=three><img src=/gone.gif alt=four>"
+    page += "<img src=/asks.jpg alt=five>"
     blocks = [
         ("http://E.org/a%20b.jpg", _http(b"\xff\xd8picture", "Content-Type: image/jpeg")),
         ("http://e.org/", _http(page.encode())),
         ("http://e.org/%C3%A9.png", _http(b"\x89PNG", "Content-Type: image/png")),
         ("http://e.org/gone.gif", _http(b"GIF8", "Content-Type: image/gif", status="404 Not Found")),
+        ("http://e.org/asks.jpg", _http(b"\xff\xd8", "Content-Type: image/jpeg", "X-Robots-Tag: noai")),
     ]
     parts = _archive(name, blocks)
     found = _read(tmp_path / name, _packed(name, parts))
     first, third = (len(_packed(name, parts[:place])) for place in (1, 3))
-    assert [row["archived"] for row in found] == [f"record:{first}", None, f"record:{third}", None]
+    assert [row["archived"] for row in found] == [f"record:{first}", None, f"record:{third}", None, None]
 
 
 def test_resources_have_no_http_headers(tmp_path: Path) -> None:
