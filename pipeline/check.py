@@ -8,24 +8,22 @@ from pipeline.contracts.schema import FORMAT_VERSION
 from pipeline.crawl import stage as crawling
 from pipeline.match import load_queries
 from pipeline.policy.hook import load as load_hook
-from pipeline.sources import url_tables
+from pipeline.sources import rows
+from pipeline.sources.files import expand
 
 
 def describe(config: PipelineConfig) -> str:
     """The plan in lines for people. Raises InputError for what a run would stop at: missing sources, columns, or queries."""
-    files = url_tables.expand(config.sources)
+    files = expand(config.sources)
     for file in files:
-        url_tables.columns(file, config.sources)
-    url_tables.require_rows(files, config.sources)
+        rows.check(file, config.sources)
+    rows.require_rows(files, config.sources)
     crawling.require(config.crawl)
     queries = load_queries(config.filter.queries, config.filter.mode)
     total_bytes = sum(storage.size(file.uri) for file in files)
-    seekable = [file for file in files if file.name.lower().endswith(".parquet")]
-    rows = sum(url_tables.count_rows(file, config.sources) for file in seekable)
-    units = sum(
-        math.ceil(url_tables.count_rows(file, config.sources) / config.sources.rows_per_unit) for file in seekable
-    )
-    text_units = len(files) - len(seekable)
+    counts = [rows.count_rows(file, config.sources) for file in files if rows.is_cut(file)]
+    units = sum(math.ceil(count / config.sources.rows_per_unit) for count in counts)
+    whole = len(files) - len(counts)
     for policy in config.policy:
         load_hook(policy)
     once = "".join(f"one row a {key}, " for key in config.dedup.exact)
@@ -33,9 +31,9 @@ def describe(config: PipelineConfig) -> str:
     size = f"{shard.rows:,} rows" if shard.rows is not None else f"{shard.bytes:,} bytes of pictures"
     return "\n".join(
         [
-            f"# sources     {len(files):,} files, {total_bytes:,} bytes; {rows:,} rows in Parquet"
-            + (f" and {text_units:,} text files whose rows are counted when they are read" if text_units else ""),
-            f"# candidates  {units + text_units:,} units of at most {config.sources.rows_per_unit:,} rows (a text file is one unit)",
+            f"# sources     {len(files):,} files, {total_bytes:,} bytes; {sum(counts):,} rows in Parquet"
+            + (f" and {whole:,} other files whose rows are counted when they are read" if whole else ""),
+            f"# candidates  {units + whole:,} units of at most {config.sources.rows_per_unit:,} rows (other files are one each)",
             f"# filter      {len(queries.queries):,} queries, digest {queries.digest[:12]}",
             f"# precap      at most {config.precap.per_query:,} pairs a query go on to the crawl",
             f"# crawl       {config.crawl.units:,} units of whole hosts, {config.crawl.at_once} fetches at once in each",

@@ -9,8 +9,9 @@ from pipeline.dedup import DedupConfig
 from pipeline.engine import EngineConfig
 from pipeline.match import Mode
 from pipeline.policy.hook import PolicyConfig
+from pipeline.quality import QualityConfig
 from pipeline.shard import ShardConfig
-from pipeline.sources.url_tables import SourcesConfig
+from pipeline.sources.files import SourcesConfig
 
 
 class RunConfig(StrictModel):
@@ -45,6 +46,7 @@ class PipelineConfig(StrictModel):
 
     run: RunConfig
     sources: SourcesConfig
+    quality: QualityConfig = QualityConfig()
     filter: FilterConfig
     precap: PrecapConfig = PrecapConfig()
     crawl: CrawlConfig = CrawlConfig()

@@ -34,10 +34,10 @@ import pyarrow.parquet as pq
 
 from pipeline.content.forms import normal_forms
 from pipeline.content.kernels import Bytes, Text, code_point, compiled, text_buffers
-from pipeline.content.text import clean, normal_form
+from pipeline.content.text import normal_form
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.schema import MATCHED_SCHEMA, Reason, length_prefixed, rejected_rows
+from pipeline.contracts.schema import length_prefixed
 
 MAX_QUERIES = 500_000
 QUERY_COLUMNS = ("query", "text")
@@ -138,23 +138,6 @@ class Matcher:
         while (row := _find(*text, *self._tables, _IS_SPACELESS, cut, row, found, starts)[0]) < rows:
             found = np.concatenate([found, np.empty_like(found)])
         return pa.ListArray.from_arrays(pa.array(starts), pa.array(found[: starts[-1]]))
-
-
-def filter_rows(table: pa.Table, matcher: Matcher) -> tuple[pa.Table, pa.Table]:
-    """Candidates as (rows of MATCHED_SCHEMA, rows of REJECTED_SCHEMA), in their order.
-
-    Adds the cleaned `caption` and its `query_ids`. Rejections: empty_caption (cleaning leaves nothing), no_query.
-    """
-    captions = pa.array([clean(text) for text in table["caption_raw"].to_pylist()], pa.string())
-    table = table.append_column("caption", captions)
-    empty = pc.equal(captions, "")
-    rejected = rejected_rows(table.filter(empty), Reason.EMPTY_CAPTION)
-    table = table.filter(pc.invert(empty))
-    table = table.append_column("query_ids", matcher.match(table["caption"]))
-    matched = pa.array(np.asarray(pc.list_value_length(table["query_ids"])) > 0)
-    unmatched = rejected_rows(table.filter(pc.invert(matched)), Reason.NO_QUERY)
-    rows = table.filter(matched).select(MATCHED_SCHEMA.names).cast(MATCHED_SCHEMA)
-    return rows, pa.concat_tables([rejected, unmatched])
 
 
 def _prepared(captions: pa.Array | pa.ChunkedArray, mode: Mode) -> Text:

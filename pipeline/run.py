@@ -1,6 +1,6 @@
 """The stages in order: read this first.
 
-    candidates   URL tables → (url, raw caption) rows with an identity; what is no http(s) URL or has no caption is rejected
+    candidates   URL tables, web archives → (url, raw caption) rows with an identity; what is no http(s) URL or has no caption is rejected
     exact        the same (url, raw caption) once
     filter       caption cleaned, matched against the query list; every query it contains is recorded
     exact-url, exact-caption   the same URL, the same caption once, when dedup.exact says so
@@ -27,8 +27,8 @@ from pipeline.crawl import stage as crawling
 from pipeline.engine import Run
 from pipeline.match import QueryList, load_queries
 from pipeline.policy.hook import load as load_hook
-from pipeline.sources import url_tables
-from pipeline.sources.url_tables import SourceFile
+from pipeline.sources import rows
+from pipeline.sources.files import SourceFile, expand
 from pipeline.stages.candidates import candidates, exact
 from pipeline.stages.cap import at_most, query_sources
 from pipeline.stages.common import Output
@@ -71,8 +71,8 @@ def run(config: PipelineConfig, until: str = STAGES[-1]) -> str:
     """
     # What a user may have got wrong is looked at before Ray takes its seconds to start.
     require_stage(config, until)
-    files = url_tables.expand(config.sources)
-    url_tables.require_rows(files, config.sources)
+    files = expand(config.sources)
+    rows.require_rows(files, config.sources)
     if STAGES.index(until) >= STAGES.index("crawl"):
         crawling.require(config.crawl)
     queries = load_queries(config.filter.queries, config.filter.mode)

@@ -40,6 +40,9 @@ DOORS = {
     "pyarrow.fs": {"pipeline/contracts/storage.py"},
     "img2dataset": {"pipeline/crawl/img2dataset.py"},
     "datasketch": {"pipeline/dedup/signatures.py"},
+    "fastwarc": {"pipeline/sources/records.py"},
+    "resiliparse": {"pipeline/sources/page.py"},
+    "pycld2": {"pipeline/content/language.py"},
 }
 """Libraries that only these files import."""
 

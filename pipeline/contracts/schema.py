@@ -20,9 +20,12 @@ CANDIDATE_SCHEMA = pa.schema(
         pa.field("page_url", pa.string()),
         pa.field("source", pa.string(), nullable=False),
         pa.field("language", pa.string()),
+        pa.field("archived", pa.string()),
     ]
 )
-"""A pair that was found but not fetched. `source` is `name#row`, the same wherever the source file is stored."""
+"""A pair that was found but not fetched. `source` is `name#place`, the same wherever the source file is stored: a row's number, or a
+record's offset and which text of the page became the caption. `archived` says where in that file the picture's bytes are; null: fetch
+them."""
 
 MATCHED_SCHEMA = pa.schema(
     [
@@ -77,6 +80,11 @@ class Reason(enum.StrEnum):
     DUPLICATE_URL = "duplicate_url"  # the same URL with another caption (dedup.exact)
     DUPLICATE_SOURCE = "duplicate_source"  # the same bytes were fetched for another row (dedup.exact)
     EMPTY_CAPTION = "empty_caption"  # nothing is left after cleaning
+    CAPTION_LENGTH = "caption_length"  # too few or too many characters or words; the detail says which
+    LANGUAGE = "language"  # not in a language that is asked for; the detail is the language
+    NOT_NATURAL_LANGUAGE = (
+        "not_natural_language"  # a file name, a date, an address, a number, …; the detail is the rule
+    )
     NO_QUERY = "no_query"  # matches no query of the list
     OVER_CAP = "over_cap"  # its query already has its N pairs
     NOT_DRAWN = "not_drawn"  # balance.mode = "metaclip": none of its queries drew it

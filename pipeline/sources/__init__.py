@@ -1,1 +1,1 @@
-"""Where candidate pairs come from. `url_tables`: tables of URLs and captions in the usual formats."""
+"""Where candidate pairs come from. `files`: which files, `rows`: what is in them; one module for each kind of file beside."""

@@ -1,18 +1,15 @@
 """The formats of URL tables: how a file becomes records, one at a time, in bounded memory.
 
-What makes a whole file useless (not parquet, corrupt gzip) raises InputError; a line that does not parse is a record with a `problem`.
-See `url_tables` for what each format allows.
+What makes a whole file useless (not parquet, corrupt gzip, no JSON array) raises InputError; a line that does not parse is a record with a
+`problem`. See `url_tables` for what each format allows.
 """
 
 import collections
-import contextlib
 import csv
-import gzip
 import io
 import itertools
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
@@ -21,13 +18,22 @@ import pyarrow.parquet as pq
 
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
+from pipeline.sources.streams import (
+    COMPRESSIONS,
+    MAX_PIECE,
+    array_elements,
+    bounded_line,
+    corrupt_is_input_error,
+    lines,
+    open_text,
+    without_compression,
+)
 
-_TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
-SUFFIXES = (".parquet", *_TEXT_SUFFIXES, *(suffix + ".gz" for suffix in _TEXT_SUFFIXES))
-_MAX_LINE = 1 << 20  # characters; a longer line is one bad row, not a full memory
+_TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
+SUFFIXES = (".parquet", *(suffix + packed for packed in ("", *COMPRESSIONS) for suffix in _TEXT_SUFFIXES))
 _MAX_RECORD_LINES = 1000  # lines of a csv record; a quote that is open for longer is a stray one
 BATCH_ROWS = 8192
-_PEEK_ROWS = 1000  # objects of a jsonl file whose keys are looked at to find its columns
+_PEEK_ROWS = 1000  # objects of a json or jsonl file whose keys are looked at to find its columns
 _NOT_TEXT = re.compile("[\ud800-\udfff]")  # undecodable bytes (surrogateescape) and lone surrogates of JSON escapes
 
 
@@ -45,9 +51,11 @@ class Record(NamedTuple):
 
 
 def suffix_of(uri: str) -> str | None:
-    """The suffix of a known format without `.gz`, or None."""
-    found = next((suffix for suffix in SUFFIXES if uri.lower().endswith(suffix)), None)
-    return found.removesuffix(".gz") if found else None
+    """The suffix of a known format without its compression's, or None."""
+    if uri.lower().endswith(".parquet"):
+        return ".parquet"
+    plain = without_compression(uri)
+    return next((suffix for suffix in _TEXT_SUFFIXES if plain.endswith(suffix)), None)
 
 
 def checked(url: object, caption: object) -> Record:
@@ -66,13 +74,15 @@ def column_names(uri: str) -> list[str]:
     if kind == ".parquet":
         with open_parquet(uri) as parquet:
             return list(parquet.schema_arrow.names)
-    with open_text(uri) as stream, _gzip_errors(uri):
-        if kind != ".jsonl":
+    with open_text(uri) as stream, corrupt_is_input_error(uri):
+        if kind not in (".json", ".jsonl"):
             return header(stream, uri, kind or "")
-        peeked = (json_object(line) for line in itertools.islice(lines(stream), _PEEK_ROWS))
+        texts = array_elements(stream, uri) if kind == ".json" else lines(stream)
+        peeked = (json_object(text) for text in itertools.islice(texts, _PEEK_ROWS))
         names = list(dict.fromkeys(key for found in peeked if isinstance(found, dict) for key in found))
     if not names:
-        raise InputError(f"{uri}: none of the first lines is a JSON object; check the format")
+        what = "elements" if kind == ".json" else "lines"
+        raise InputError(f"{uri}: none of the first {what} is a JSON object; check the format")
     return names
 
 
@@ -107,55 +117,22 @@ def records(uri: str, chosen: Columns, names: list[str], rows: range | None = No
 
 def _text_records(uri: str, chosen: Columns, names: list[str]) -> Iterator[Record]:
     kind = suffix_of(uri)
-    with open_text(uri) as stream, _gzip_errors(uri):
+    with open_text(uri) as stream, corrupt_is_input_error(uri):
         if kind == ".csv":
             yield from csv_records(stream, names or header(stream, uri, kind), chosen)
         elif kind == ".tsv":
             yield from tsv_records(stream, names or header(stream, uri, kind), chosen)
-        elif kind == ".jsonl":
-            yield from (json_record(line, chosen) for line in lines(stream))
+        elif kind in (".json", ".jsonl"):
+            texts = array_elements(stream, uri) if kind == ".json" else lines(stream)
+            yield from (json_record(text, chosen) for text in texts)
         else:
             yield from (_TOO_LONG if line is None else checked(line.strip(), None) for line in lines(stream))
-
-
-@contextlib.contextmanager
-def _gzip_errors(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{uri}: corrupt gzip file ({error}); replace it or take it out") from None
 
 
 # ---- text formats
 
 
-def open_text(uri: str) -> io.TextIOWrapper:
-    raw = storage.open_input(uri)
-    binary = gzip.GzipFile(fileobj=raw, mode="rb") if uri.lower().endswith(".gz") else raw
-    # newline="\n": line ends inside csv fields stay as they are; a record ends at "\n" or "\r\n".
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
-
-
-def lines(stream: io.TextIOWrapper) -> Iterator[str | None]:
-    """Lines that are not blank, without their ends; None stands for one that is too long."""
-    while (line := _bounded_line(stream)) != "":
-        if line is None:
-            yield None
-        elif not line.isspace():
-            yield line.rstrip("\r\n")
-
-
-def _bounded_line(stream: io.TextIOWrapper) -> str | None:
-    """The next line with its end; empty at the end of the file; None for one that is too long, which is skipped."""
-    line = stream.readline(_MAX_LINE)
-    if len(line) < _MAX_LINE or line.endswith("\n"):
-        return line
-    while (rest := stream.readline(_MAX_LINE)) and not rest.endswith("\n"):
-        pass
-    return None
-
-
-_TOO_LONG = Record(None, None, f"the line is longer than {_MAX_LINE:,} characters")
+_TOO_LONG = Record(None, None, f"the line or element is longer than {MAX_PIECE:,} characters")
 
 
 def header(stream: io.TextIOWrapper, uri: str, kind: str) -> list[str]:
@@ -189,9 +166,9 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        if len(self._taken) == _MAX_RECORD_LINES or self._characters > _MAX_LINE:
+        if len(self._taken) == _MAX_RECORD_LINES or self._characters > MAX_PIECE:
             raise csv.Error(f"a quote is not closed within {_MAX_RECORD_LINES:,} lines")
-        line = self._again.popleft() if self._again else _bounded_line(self._stream)
+        line = self._again.popleft() if self._again else bounded_line(self._stream)
         if line == "":
             raise StopIteration
         self._taken.append(line)
@@ -253,7 +230,7 @@ def _unquoted(field: str) -> str:
 
 
 def json_object(line: str | None) -> object:
-    """The value of a line, or a sentence (str) about why there is none."""
+    """The value of a line or of an array's element, or a sentence (str) about why there is none."""
     if line is None:
         return _TOO_LONG.problem
     try:

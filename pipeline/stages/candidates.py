@@ -1,4 +1,4 @@
-"""candidates and exact: URL tables → pairs with an identity, each once."""
+"""candidates and exact: URL tables and web archives → pairs with an identity, each once."""
 
 import functools
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from pipeline.contracts import storage
 from pipeline.contracts.config import Json, semantic
 from pipeline.engine import Result, Run, Unit
 from pipeline.shard import shard_count, shard_of
-from pipeline.sources import url_tables
+from pipeline.sources import rows as source_rows
+from pipeline.sources.files import SourceFile, SourcesConfig
 from pipeline.stages.common import Output, partition_units, read_partition, run_stage, with_partition
 
 ROWS_PER_PARTITION = 1 << 18
@@ -23,14 +24,13 @@ that partitions as small as those files would open as many files as the square o
 """
 
 
-def candidates(driver: Run, config: PipelineConfig, files: Sequence[url_tables.SourceFile]) -> Output:
-    """Units are row ranges of Parquet files and whole text files; rows are partitioned by uid for the next stage."""
+def candidates(driver: Run, config: PipelineConfig, files: Sequence[SourceFile]) -> Output:
+    """Units are row ranges of Parquet files and whole other files; rows are partitioned by uid for the next stage."""
     facts = driver.map(functools.partial(_file_facts, config=config.sources), files)
     partitions = shard_count(sum(rows for _, rows in facts), ROWS_PER_PARTITION)
-    units, uris = [], {}
+    units = []
     for number, (file, (sha256, rows)) in enumerate(zip(files, facts, strict=True)):
-        uris[file.name] = file.uri
-        step = config.sources.rows_per_unit if file.name.lower().endswith(".parquet") else max(1, rows)
+        step = config.sources.rows_per_unit if source_rows.is_cut(file) else max(1, rows)
         for place, start in enumerate(range(0, rows, step)):
             params: dict[str, Json] = {"start": start, "stop": min(rows, start + step)}
             units.append(Unit(f"{number:05d}-{place:06d}", (file.name, sha256), params))
@@ -40,7 +40,7 @@ def candidates(driver: Run, config: PipelineConfig, files: Sequence[url_tables.S
         {"sources": semantic(config.sources), "partitions": partitions},
         [],
         units,
-        functools.partial(_read_source, uris, config.sources),
+        functools.partial(_read_source, {file.name: file for file in files}, config.sources),
         functools.partial(_candidates, config.sources, partitions),
         row_wise=True,
         partitioned=True,
@@ -49,21 +49,20 @@ def candidates(driver: Run, config: PipelineConfig, files: Sequence[url_tables.S
     )
 
 
-def _file_facts(file: url_tables.SourceFile, config: url_tables.SourcesConfig) -> tuple[str, int]:
-    url_tables.columns(file, config)
-    return storage.sha256_file(file.uri), url_tables.count_rows(file, config)
+def _file_facts(file: SourceFile, config: SourcesConfig) -> tuple[str, int]:
+    source_rows.check(file, config)
+    return storage.sha256_file(file.uri), source_rows.count_rows(file, config)
 
 
-def _read_source(uris: dict[str, str], config: url_tables.SourcesConfig, unit: Unit) -> pa.Table:
+def _read_source(files: dict[str, SourceFile], config: SourcesConfig, unit: Unit) -> pa.Table:
     start, stop = unit.params["start"], unit.params["stop"]
     assert isinstance(start, int)
     assert isinstance(stop, int)
-    file = url_tables.SourceFile(uris[unit.inputs[0]], unit.inputs[0])
-    return url_tables.read(file, config, range(start, stop))
+    return source_rows.read(files[unit.inputs[0]], config, range(start, stop))
 
 
-def _candidates(config: url_tables.SourcesConfig, partitions: int, table: pa.Table, unit: Unit) -> Result:
-    rows, rejected = url_tables.candidates(table, config)
+def _candidates(config: SourcesConfig, partitions: int, table: pa.Table, unit: Unit) -> Result:
+    rows, rejected = source_rows.candidates(table, config)
     return Result(with_partition(rows, shard_of(rows["uid"], partitions)), rejected)
 
 

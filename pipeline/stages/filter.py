@@ -1,12 +1,14 @@
-"""filter: captions cleaned and matched against the query list."""
+"""filter: captions cleaned, judged by the quality rules, and matched against the query list."""
 
 import functools
 
 import pyarrow as pa
 
 from pipeline.config import PipelineConfig
+from pipeline.contracts.config import Json, semantic
 from pipeline.engine import Result, Run, Unit
-from pipeline.match import Matcher, QueryList, filter_rows
+from pipeline.match import Matcher, QueryList
+from pipeline.quality import QualityConfig, filter_rows
 from pipeline.stages.common import Output, part_units, read_part, run_stage
 
 
@@ -18,17 +20,10 @@ def filter_by_queries(driver: Run, config: PipelineConfig, unique: Output, queri
     """
     matcher = Matcher(queries.queries, config.filter.mode)
     read = functools.partial(read_part, driver.out, None)
-    return run_stage(
-        driver,
-        "filter",
-        [queries.digest, config.filter.mode],
-        [unique],
-        part_units(unique),
-        read,
-        functools.partial(_filter, matcher),
-        row_wise=True,
-    )
+    work = functools.partial(_filter, matcher, config.quality)
+    keys: Json = [queries.digest, config.filter.mode, semantic(config.quality)]
+    return run_stage(driver, "filter", keys, [unique], part_units(unique), read, work, row_wise=True)
 
 
-def _filter(matcher: Matcher, table: pa.Table, unit: Unit) -> Result:
-    return Result(*filter_rows(table, matcher))
+def _filter(matcher: Matcher, quality: QualityConfig, table: pa.Table, unit: Unit) -> Result:
+    return Result(*filter_rows(table, matcher, quality))

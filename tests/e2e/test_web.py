@@ -22,8 +22,10 @@ from pipeline.content import hashes, image
 from pipeline.contracts.schema import Reason, uid
 from pipeline.crawl.guard import Guard
 from pipeline.dedup.signatures import shingles
-from pipeline.match import Matcher, filter_rows, load_queries
-from pipeline.sources import url_tables
+from pipeline.match import Matcher, load_queries
+from pipeline.quality import filter_rows
+from pipeline.sources import rows as source_rows
+from pipeline.sources.files import SourcesConfig, expand
 from tests.web import answers, scenes, server, tables
 from tests.web.site import REASONS, STAGES, Kind, Row, Web, total_rejected
 
@@ -94,12 +96,12 @@ def test_near_captions_are_near_and_second_captions_are_far() -> None:
 def test_tables_hold_every_row_and_the_first_stages_count_as_planted(tmp_path: Path) -> None:
     tables.write_tables(WEB, tmp_path / "tables", broken_lines=3)
     tables.write_queries(tmp_path / "queries.txt")
-    config = url_tables.SourcesConfig(paths=[str(tmp_path / "tables")])
-    read = pa.concat_tables([url_tables.read(file, config) for file in url_tables.expand(config)])
+    config = SourcesConfig(paths=[str(tmp_path / "tables")])
+    read = pa.concat_tables([source_rows.read(file, config) for file in expand(config)])
     expected = WEB.expected(broken_lines=3)
     assert read.num_rows == WEB.pairs + 3
 
-    found, bad = url_tables.candidates(read, config)
+    found, bad = source_rows.candidates(read, config)
     assert _counts(bad) == expected["candidates"].rejected
     unique, repeated = dedup.exact(found)
     assert _counts(repeated) == expected["exact"].rejected

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.content.text import clean, normal_form
+from pipeline.content.text import normal_form
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.schema import CANDIDATE_SCHEMA, MATCHED_SCHEMA, REJECTED_SCHEMA, uid
-from pipeline.match import Matcher, filter_rows, load_queries
+from pipeline.match import Matcher, load_queries
 
 _SCRIPTS = (
     "CJK UNIFIED",
@@ -203,26 +202,3 @@ def test_bad_query_lists_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
     long.write_text("a\nb\nc\n")
     with pytest.raises(InputError, match="3 queries, more than"):
         load_queries(str(long))
-
-
-def test_filter_accounts_for_every_row() -> None:
-    captions = ["A red &amp; white dog", "a cat", "\u200b\x07", "dog"]
-    urls = [f"http://example.org/{number}" for number in range(4)]
-    table = pa.table(
-        [
-            pa.array([uid(url, caption) for url, caption in zip(urls, captions, strict=True)], pa.binary(16)),
-            urls, captions, pa.nulls(4, pa.string()), [f"t#{n}" for n in range(4)], pa.nulls(4, pa.string()),
-        ],
-        schema=CANDIDATE_SCHEMA,
-    )  # fmt: skip
-    rows, rejected = filter_rows(table, Matcher(["dog", "red & white"]))
-    assert rows.schema == MATCHED_SCHEMA
-    assert rejected.schema == REJECTED_SCHEMA
-    assert rows["caption"].to_pylist() == [clean(captions[0]), "dog"] == ["A red & white dog", "dog"]
-    assert rows["query_ids"].to_pylist() == [[0, 1], [0]]
-    assert dict(zip(rejected["source"].to_pylist(), rejected["reason"].to_pylist(), strict=True)) == {
-        "t#1": "no_query",
-        "t#2": "empty_caption",
-    }
-    kept, left = filter_rows(table.slice(0, 0), Matcher(["dog"]))
-    assert kept.num_rows == left.num_rows == 0

@@ -22,8 +22,10 @@ import pytest
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, REJECTED_SCHEMA, uid
-from pipeline.sources import formats
-from pipeline.sources.url_tables import SourceFile, SourcesConfig, candidates, columns, count_rows, expand, read, scan
+from pipeline.sources import formats, streams
+from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, expand, table_of
+from pipeline.sources.rows import candidates
+from pipeline.sources.url_tables import columns, count_rows, read, scan
 
 _ROWS: list[tuple[str | None, str | None]] = [
     (f"http://example.org/{number}.jpg", caption)
@@ -33,12 +35,22 @@ _ROWS: list[tuple[str | None, str | None]] = [
 ]
 
 
+def _packed(name: str, data: bytes) -> bytes:
+    """In two members or frames, one after the other, as `cat` joins compressed files."""
+    halves = (data[: len(data) // 2], data[len(data) // 2 :])
+    if name.endswith(".gz"):
+        return b"".join(gzip.compress(half) for half in halves)
+    if name.endswith(".zst"):
+        return b"".join(pa.Codec("zstd").compress(half, asbytes=True) for half in halves)
+    return data
+
+
 def _write(
     folder: Path, name: str, rows: list[tuple[str | None, str | None]], names: tuple[str, str] = ("URL", "TEXT")
 ) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = name.removesuffix(".gz").rsplit(".", 1)[1]
+    kind = name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[1]
     if kind == "parquet":
         table = pa.table({"id": range(len(rows)), names[1]: [c for _, c in rows], names[0]: [u for u, _ in rows]})
         pq.write_table(table, path, row_group_size=10)
@@ -48,12 +60,14 @@ def _write(
         csv.writer(text).writerows([("id", *names), *((number, *row) for number, row in enumerate(rows))])
     elif kind == "tsv":
         text.writelines("\t".join(map(str, row)) + "\n" for row in [names, *rows])
+    elif kind == "json":
+        json.dump([{names[0]: url, names[1]: caption} for url, caption in rows], text, indent=2)
     elif kind == "jsonl":
         text.writelines(json.dumps({names[0]: url, names[1]: caption}) + "\n" for url, caption in rows)
     else:
         text.writelines(f"{url}\n" for url, _ in rows)
     data = text.getvalue().encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(_packed(name, data))
     return path
 
 
@@ -68,8 +82,12 @@ def _one(path: Path, **values: object) -> tuple[SourceFile, SourcesConfig]:
 
 
 @pytest.mark.parametrize(
-    "name", ["t.parquet", "t.csv", "t.csv.gz", "t.tsv", "t.tsv.gz", "t.jsonl", "t.JSONL.gz", "t.txt", "t.txt.gz"]
-)
+    "name",
+    [
+        "t.parquet", "t.csv", "t.csv.gz", "t.csv.zst", "t.tsv", "t.tsv.gz", "t.tsv.zst", "t.json", "t.json.gz", "t.json.zst",
+        "t.jsonl", "t.JSONL.gz", "t.jsonl.zst", "t.txt", "t.txt.gz", "t.txt.zst",
+    ],
+)  # fmt: skip
 def test_every_format_gives_the_same_rows_whole_and_in_ranges(tmp_path: Path, name: str) -> None:
     plain = ".tsv" in name  # a tab-separated table cannot hold tabs and line breaks
     rows = [(url, " ".join((caption or "").split()) if plain else caption) for url, caption in _ROWS]
@@ -148,9 +166,10 @@ def test_names_do_not_depend_on_the_place(tmp_path: Path) -> None:
         _config(tmp_path / "here" / "a" / "*", tmp_path / "here/a/x.parquet", f"{tmp_path}/here/**/*.parquet")
     )
     assert [file.name for file in files] == ["x.parquet", "y.txt.gz"]
-    assert expand(_config(os.path.relpath(tmp_path / "here" / "b.csv")))[0] == (
+    assert expand(_config(os.path.relpath(tmp_path / "here" / "b.csv")))[0] == SourceFile(
         str(tmp_path / "here" / "b.csv"),
         "b.csv",
+        "table",
     )
 
 
@@ -220,6 +239,56 @@ def test_bad_lines_are_rows_with_a_problem(tmp_path: Path) -> None:
     assert (kept.num_rows, rejected.num_rows) == (1, 7)
 
 
+def test_elements_of_an_array_are_those_of_the_json_module(tmp_path: Path) -> None:
+    """Strings with brackets, quotes and escapes; nested values; chunks of every length against the edges of the reader's own."""
+    odd = ['a "b" [c] {d}, e', "\\", '\\"', "}{", "]", "", "tab\t", "狗,🐕", "x" * 70_000]
+    rows = [
+        {"url": f"http://e.org/{n}", "text": odd[n % len(odd)], "more": [{"a": [n, odd[n % 7]]}, None]}
+        for n in range(300)
+    ]
+    for number, text in enumerate((json.dumps(rows), json.dumps(rows, ensure_ascii=False, indent=1))):
+        path = _bytes(tmp_path / f"{number}.json", (" " * number + text + "\n\n").encode())
+        with streams.open_text(str(path)) as stream:
+            found = list(streams.array_elements(stream, str(path)))
+        assert [json.loads(element or "") for element in found] == json.loads(text)
+
+
+def test_bad_elements_of_an_array_are_rows_with_a_problem(tmp_path: Path) -> None:
+    good = b'{"url": "http://e.org/1", "text": "a dog"}'
+    long = b'{"url": "http://e.org/2", "text": "' + b"y,]}" * (1 << 19) + b'"}'
+    elements = [
+        good,
+        b"7",
+        b"{broken}",
+        b"",
+        b'{"url": 7, "text": "a"}',
+        long,
+        b'{"url": "\xff"}',
+        b"[" * 9 + b"]" * 9,
+        good,
+    ]
+    rows = read(*_one(_bytes(tmp_path / "t.json", b"[" + b" ,\n".join(elements) + b"]")))
+    problems = rows["problem"].to_pylist()
+    assert [problem is None for problem in problems] == [True, *[False] * 7, True]
+    assert "longer than" in problems[5]
+    assert problems[6] == "url is not UTF-8"
+
+
+def test_a_long_array_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.json.zst"
+    element = b'{"url": "http://example.org/%d.jpg", "text": "' + b"a dog " * 80 + b'"},\n'
+    with pa.CompressedOutputStream(str(path), "zstd") as sink:
+        sink.write(b"[")
+        for start in range(0, 60_000, 1000):
+            sink.write(b"".join(element % number for number in range(start, start + 1000)))
+        sink.write(b'{"url": "http://example.org/", "text": "the last"}]')
+    file, config = _one(path)
+    next(scan(file, config, 10))  # what is loaded at the first use is not counted
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(table.num_rows for table in scan(file, config)) == 60_001
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # kB; the file holds 33 MB
+
+
 @pytest.mark.parametrize("after", [3, 5000])
 @pytest.mark.parametrize("quoted_later", [True, False])
 def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path, after: int, quoted_later: bool) -> None:
@@ -261,7 +330,20 @@ def test_csv_lines_that_are_too_long_and_quotes_on_every_line(tmp_path: Path) ->
         ("t.csv", b"url,URL,text\n1,2,3\n", "could both be meant"),
         ("t.tsv.gz", b"not gzip", "corrupt gzip"),
         ("t.tsv.gz", gzip.compress(b"url\ttext\n" + b"a\tb\n" * 90_000)[:200], "corrupt gzip"),
+        ("t.tsv.zst", b"not zstd", "corrupt zstd"),
+        (
+            "t.tsv.zst",
+            pa.Codec("zstd").compress(b"url\ttext\n" + b"a\tb\n" * 90_000, asbytes=True)[:-9],
+            "corrupt zstd",
+        ),
         ("t.jsonl", b"nothing\nhere\n", "none of the first lines is a JSON object"),
+        ("t.json", b"nothing\nhere\n", "not a JSON array"),
+        ("t.json", b'{"url": {"0": "http://e.org"}}', "not a JSON array"),
+        ("t.json", b" \n", "not a JSON array"),
+        ("t.json", b"[]", "none of the first elements"),
+        ("t.json", b"[1, 2, 3]", "none of the first elements"),
+        ("t.json", b'[{"url": "http://e.org/", "text": "a"}, {"url"', "not closed"),
+        ("t.json", b'[{"url": "http://e.org/", "text": "a"}] [', "something follows"),
     ],
 )
 def test_a_useless_file_is_named_in_one_sentence(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
@@ -328,14 +410,8 @@ _VERDICTS: list[tuple[str | None, str | None, str | None]] = [
 
 
 def test_candidates_accounts_for_every_row() -> None:
-    table = pa.table(
-        {
-            "url": pa.array([row[0] for row in _VERDICTS], pa.string()),
-            "caption_raw": pa.array([row[1] for row in _VERDICTS], pa.string()),
-            "source": [f"t#{number}" for number in range(len(_VERDICTS))],
-            "problem": pa.nulls(len(_VERDICTS), pa.string()),
-        }
-    )
+    table = table_of(Row(url, caption, None, f"t#{number}") for number, (url, caption, _) in enumerate(_VERDICTS))
+    assert table.schema == SOURCE_SCHEMA
     rows, rejected = candidates(table, _config("t.csv"))
     assert rows.schema == CANDIDATE_SCHEMA
     assert rejected.schema == REJECTED_SCHEMA

@@ -11,7 +11,7 @@ import ray
 from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet
 from pipeline.engine import EngineConfig, Result, Run, Unit
-from pipeline.sources.url_tables import SourceFile, SourcesConfig, expand
+from pipeline.sources.files import SourceFile, SourcesConfig, expand
 from pipeline.stages.candidates import _candidates, _exact, _read_source, candidates, exact
 from pipeline.stages.common import partition_units, read_partition
 
@@ -30,11 +30,11 @@ def _lists(folder: Path) -> list[SourceFile]:
 
 def _exact_by(partitions: int, files: list[SourceFile], out: Path) -> tuple[pa.Table, pa.Table]:
     config = SourcesConfig(paths=["t"])
-    uris = {file.name: file.uri for file in files}
+    by_name = {file.name: file for file in files}
     names = []
     for number, file in enumerate(files):
         unit = Unit(f"{number:05d}", (file.name, ""), {"start": 0, "stop": 160})
-        rows = _candidates(config, partitions, _read_source(uris, config, unit), unit).rows
+        rows = _candidates(config, partitions, _read_source(by_name, config, unit), unit).rows
         names.append(parquet.commit(rows, str(out), unit.id).name)
     found: list[Result] = [_exact(read_partition(str(out), names, unit), unit) for unit in partition_units(partitions)]
     return pa.concat_tables([one.rows for one in found]), pa.concat_tables([one.rejected for one in found])

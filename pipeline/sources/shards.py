@@ -1,0 +1,128 @@
+"""Corpora that img2dataset or webdataset wrote, as source rows whose pictures are there already.
+
+A shard of img2dataset is a table `NAME.parquet` with a row for each URL it tried (`url`, `caption`, `key`, `status`), and the pictures of
+those that
+succeeded: in a column of that table (`jpg`, `png` or `webp`; its parquet format), in `NAME.tar` (webdataset), or as files `NAME/KEY.jpg`
+(files). A
+row whose download failed there has no `archived`: it will be fetched.
+
+A tar without such a table is read by the convention of webdataset: the members of a sample share their name up to the first dot, `.txt`
+is its
+caption and `.json` an object with its `url` and perhaps its `caption`. `source` is `name#row`, in a tar with the sample's number.
+Read off img2dataset 1.47 (writer.py, ParquetSampleWriter, WebDatasetSampleWriter and FilesSampleWriter).
+"""
+
+import tarfile
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pipeline.contracts import storage
+from pipeline.contracts.errors import InputError
+from pipeline.sources import formats
+from pipeline.sources.files import Row, SourceFile, SourcesConfig, table_of
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
+_MAX_TEXT = 1 << 20  # bytes of a sample's .txt or .json
+_COLUMNS = ("url", "caption", "key", "status")
+
+
+def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
+    """The rows of a shard as a table of SOURCE_SCHEMA, in its order."""
+    return table_of(_tar_rows(file) if file.kind == "tar" else _shard_rows(file))
+
+
+# ---- shards of img2dataset
+
+
+def _shard_rows(file: SourceFile) -> Iterator[Row]:
+    stem = file.uri.removesuffix(".parquet")
+    with formats.open_parquet(file.uri) as parquet:
+        names = parquet.schema_arrow.names
+        missing = [name for name in ("url", "key", "status") if name not in names]
+        if missing:
+            raise InputError(
+                f"{file.uri}: no column {missing[0]!r}, although {storage.name(stem)}_stats.json says that img2dataset wrote it"
+            )
+        column = next((name for name in PICTURES if name in names), None)
+        members = _members(f"{stem}.tar") if column is None and storage.exists(f"{stem}.tar") else {}
+        beside = {} if column is not None or members else _files(stem)
+        row = 0
+        chosen = [name for name in _COLUMNS if name in names]
+        try:
+            for batch in parquet.iter_batches(formats.BATCH_ROWS, columns=chosen):
+                for values in batch.to_pylist():
+                    found = formats.checked(values["url"], values.get("caption"))
+                    archived = None
+                    if values["status"] == "success":
+                        key = str(values["key"])
+                        archived = f"cell:{column}/{row}" if column is not None else members.get(key) or beside.get(key)
+                    yield Row(found.url, found.caption, None, f"{file.name}#{row}", archived, None, found.problem)
+                    row += 1
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"{file.uri}: corrupt parquet file ({said}); replace it or take it out") from None
+
+
+def _files(stem: str) -> dict[str, str]:
+    """Where the pictures of a shard in files are, by key."""
+    if not storage.is_folder(stem):
+        return {}
+    names = (storage.name(uri) for uri in storage.list_files(stem))
+    split = ((name, *name.rpartition(".")[::2]) for name in sorted(names))
+    return {key: f"file:{storage.name(stem)}/{name}" for name, key, suffix in split if suffix.lower() in PICTURES}
+
+
+def _members(uri: str) -> dict[str, str]:
+    """Where the pictures of a tar are, by key."""
+    found: dict[str, str] = {}
+    for key, suffix, member, _ in _walk(uri):
+        if suffix in PICTURES:
+            found.setdefault(key, f"bytes:{member.offset_data}+{member.size}@{storage.name(uri)}")
+    return found
+
+
+# ---- tars
+
+
+def _walk(uri: str) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
+    """The plain files of a tar: key, suffix in lower case, member. Raises InputError where it is no tar or was cut off."""
+    try:
+        with tarfile.open(fileobj=storage.open_input(uri), mode="r:") as tar:
+            # One at a time and not by `getmembers`: a tar of millions would be held as objects.
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every member that it has passed
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                if member.isfile():
+                    yield f"{folder}/{stem}" if folder else stem, suffix.lower(), member, tar
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"{uri}: not a whole tar file ({str(error)[:200]}); replace it or take it out") from None
+
+
+def _tar_rows(file: SourceFile) -> Iterator[Row]:
+    number = 0
+    key: str | None = None
+    sample: dict[str, str] = {}
+    for found, suffix, member, tar in _walk(file.uri):
+        if found != key:
+            if sample:
+                yield _sample(file, number, sample)
+                number += 1
+            key, sample = found, {}
+        if suffix in PICTURES:
+            sample.setdefault("archived", f"bytes:{member.offset_data}+{member.size}")
+        elif suffix in ("txt", "json"):
+            content = tar.extractfile(member)
+            assert content is not None, "a plain file has content"
+            sample[suffix] = content.read(_MAX_TEXT).decode("utf-8", "surrogateescape")
+    if sample:
+        yield _sample(file, number, sample)
+
+
+def _sample(file: SourceFile, number: int, sample: dict[str, str]) -> Row:
+    told = formats.json_object(sample["json"]) if "json" in sample else {}
+    if not isinstance(told, dict):
+        return Row(None, None, None, f"{file.name}#{number}", sample.get("archived"), None, str(told))
+    found = formats.checked(told.get("url"), sample.get("txt", told.get("caption")))
+    return Row(found.url, found.caption, None, f"{file.name}#{number}", sample.get("archived"), None, found.problem)

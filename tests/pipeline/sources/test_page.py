@@ -1,0 +1,195 @@
+"""Image references of web pages: planted answers for each rule, and pages made to hurt."""
+
+import html.parser
+from collections.abc import Sequence
+
+import pytest
+
+from pipeline.sources import page
+from pipeline.sources.opt_out import in_headers, in_meta
+from pipeline.sources.page import Reference, decode, join, read
+
+_URL = "http://e.org/dir/page.html"
+
+
+def _read(text: str, most: int = 1000, agents: Sequence[str] = ()) -> page.Page:
+    return read(text.encode(), _URL, "utf-8", most, agents)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<img src=a.jpg alt='a dog'>", ("http://e.org/dir/a.jpg", "a dog", "alt")),
+        ("<IMG SRC='/a.jpg' ALT='x &amp; y&#33;'>", ("http://e.org/a.jpg", "x & y!", "alt")),
+        ("<img src=//cdn.org/a.jpg title=t>", ("http://cdn.org/a.jpg", "t", "title")),
+        ("<img src=a.jpg alt='' title='a title'>", ("http://e.org/dir/a.jpg", "a title", "title")),
+        ("<img src=a.jpg alt=' \n' title=''>", ("http://e.org/dir/a.jpg", None, "none")),
+        ("<img alt='no source'>", (None, "no source", "alt")),
+        (
+            "<figure><a><img src=a.jpg title=t></a><figcaption>A <b>bold</b>\n caption</figcaption></figure>",
+            ("http://e.org/dir/a.jpg", "A bold caption", "figcaption"),
+        ),
+        ("<figure><img src=a.jpg alt=alt><figcaption>c</figcaption></figure>", ("http://e.org/dir/a.jpg", "alt", "alt")),
+        ("<img src=s.jpg srcset='a.jpg 1x, b.jpg 2x' alt=d>", ("http://e.org/dir/b.jpg", "d", "alt")),
+        ("<img srcset='a.jpg 320w, b,c.jpg 1280w,d.jpg 640w' alt=d>", ("http://e.org/dir/b,c.jpg", "d", "alt")),
+        ("<img srcset='a.jpg, b.jpg 0.5x' alt=d>", ("http://e.org/dir/a.jpg", "d", "alt")),
+        ("<img srcset='a.jpg nonsense, b.jpg 1.5x' alt=d>", ("http://e.org/dir/b.jpg", "d", "alt")),
+        ("<img srcset=' , ' src=a.jpg alt=d>", ("http://e.org/dir/a.jpg", "d", "alt")),
+        ("<img src=blank.gif data-src=a.jpg alt=d>", ("http://e.org/dir/a.jpg", "d", "alt")),
+        ("<img src=data:image/gif;base64,R0 data-original=a.jpg alt=d>", ("http://e.org/dir/a.jpg", "d", "alt")),
+        ("<img src=blank.gif data-lazy-src=a.jpg alt=d>", ("http://e.org/dir/a.jpg", "d", "alt")),
+        ("<img src=blank.gif data-srcset='a.jpg 1w, b.jpg 2w' alt=d>", ("http://e.org/dir/b.jpg", "d", "alt")),
+        ("<img srcset='data:image/gif;base64,R0 1w' src=a.jpg alt=d>", ("http://e.org/dir/a.jpg", "d", "alt")),
+        (
+            "<picture><source srcset='a.webp 1x, b.webp 2x'><img src=a.jpg alt=d></picture>",
+            ("http://e.org/dir/a.jpg", "d", "alt"),
+        ),
+        (
+            "<picture><source srcset='a.webp 1x, b.webp 2x'><img src='data:image/gif;base64,R0' alt=d></picture>",
+            ("http://e.org/dir/b.webp", "d", "alt"),
+        ),
+        ("<picture><source data-srcset='b.webp 2x'><img alt=d></picture>", ("http://e.org/dir/b.webp", "d", "alt")),
+        ("<base href='/x/'><base href='/y/'><img src=a.jpg alt=d>", ("http://e.org/x/a.jpg", "d", "alt")),
+        ("<base href='https://cdn.org'><img src=a.jpg alt=d>", ("https://cdn.org/a.jpg", "d", "alt")),
+        ("<base target=_top><base href='/x/'><img src=a.jpg alt=d>", ("http://e.org/x/a.jpg", "d", "alt")),
+        ("<img src=' \ta\n.jpg#part ' alt=d>", ("http://e.org/dir/a.jpg", "d", "alt")),
+        (r"<img src='\img\a.jpg?q=\x' alt=d>", (r"http://e.org/img/a.jpg?q=\x", "d", "alt")),
+        ("<img src='../../../a.jpg' alt=d>", ("http://e.org/a.jpg", "d", "alt")),
+        ("<img src='?id=7' alt=d>", ("http://e.org/dir/page.html?id=7", "d", "alt")),
+        ("<img src='http://[::1' alt=d>", ("http://[::1", "d", "alt")),
+        ("<img src='data:image/png;base64,AA==' alt=d>", ("data:image/png;base64,AA==", "d", "alt")),
+        ("<noscript><img src=a.jpg alt=fallback></noscript>", ("http://e.org/dir/a.jpg", "fallback", "alt")),
+        ("<head><noscript><img src=a.jpg alt=d></noscript></head>", ("http://e.org/dir/a.jpg", "d", "alt")),
+    ],
+)  # fmt: skip
+def test_one_reference(text: str, expected: tuple[str | None, str | None, str]) -> None:
+    assert _read(text).references == [Reference(*expected)]
+
+
+def test_what_is_no_reference() -> None:
+    text = "<template><img src=t.png alt=x></template><svg><image href=s.png></svg><!-- <img src=c.png> --><input type=image src=i>"
+    assert _read(text + "<script>'<img src=j.png>'</script><iframe><img src=f.png></iframe>").references == []
+    assert _read("").references == []
+
+
+def test_references_are_in_document_order_and_bounded() -> None:
+    text = "".join(f"<p><img src={number}.jpg alt={number}></p>" for number in range(50))
+    found = _read(text, most=20)
+    assert [reference.caption for reference in found.references] == [str(number) for number in range(20)]
+    assert found.left == 30
+
+
+@pytest.mark.parametrize(
+    ("charset", "encoding", "head"),
+    [
+        ("utf-8", "utf-8", ""),
+        ("ISO-8859-1", "latin-1", ""),
+        (None, "cp1251", "<meta charset=windows-1251>"),
+        (None, "shift_jis", '<meta http-equiv="Content-Type" content="text/html; charset=Shift_JIS">'),
+        ("nonsense", "gb18030", "<meta charset='gb2312'>"),
+        ("latin-1", "utf-8-sig", "<meta charset=koi8-r>"),
+        ("utf-8", "utf-16", ""),
+        (None, "utf-8", "<meta charset=utf-16>"),
+        (None, "utf-8", ""),
+        (None, "euc_jp", ""),
+    ],
+)
+def test_charset(charset: str | None, encoding: str, head: str) -> None:
+    texts = {
+        "latin-1": "Straße in Göteborg",
+        "cp1251": "Двое детей в саду",
+        "shift_jis": "庭で遊ぶ二人の子供",
+        "gb18030": "两个孩子在花园里玩球",
+    }
+    words = texts.get(encoding, "木のテーブルの上の新鮮な果物、夕暮れの川沿いの古い城")
+    text = f"<html>{head}<body><p>{words}</p><p>{words}</p><img src=a.jpg alt='{words}'>"
+    (found,) = read(text.encode(encoding), _URL, charset, 10).references
+    assert found.caption == words
+
+
+def test_bytes_that_the_charset_lacks_are_replaced_and_nothing_raises() -> None:
+    assert "\ufffd" in decode(b"caf\xe9 <p>", "utf-8")
+    for name in ("x-user-defined", "iso-8859-8-i", "utf-7", "\x00", "hz-gb-2312", "replacement"):
+        assert "<p>" in decode(b"<p>\xff\xfe\xe9", name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<div>" * 300_000 + "<img src=a.jpg alt=d>",
+        "<b>" * 20_000 + "<img src=a.jpg alt=d>" * 50,
+        "<table>" * 5_000 + "<img src=a.jpg alt=d>" * 50,
+        "<figure>" * 5_000 + "<img src=a.jpg alt=d>" * 50,
+        "<img src=a.jpg alt=d srcset='" + "a," * 500_000 + "'>",
+        "<picture>" + "<source srcset='a 1x'>" * 50_000 + "<img src=data:, alt=d>" * 50,
+        "<figure><figcaption><img src=a.jpg>" * 1000 + "word " * 200_000,
+        "<p>text <a href=x>link</a>" * 100_000 + "<img src=a.jpg alt=d>" * 1000,
+        "<img src=a.jpg alt=d>" * 150_000,
+        "<figure><figcaption>" + "word " * 500_000 + "</figcaption>" + "<img src=a.jpg>" * 50,
+        "<img alt='" + "d" * 3_000_000 + "' src=a.jpg>",
+        "<img src='" + "../" * 1_000_000 + "a.jpg' alt=d>",
+        "<meta charset" + " " * 1_000_000 + "<img src=a.jpg alt=d>",
+    ],
+)  # fmt: skip
+def test_pages_made_to_hurt_are_read(text: str) -> None:
+    """The test's own time limit is what an unbounded walk would meet."""
+    found = _read(text)
+    assert all(len(reference.caption or "") <= 20_000 for reference in found.references)
+
+
+def test_a_real_page_has_the_references_that_another_parser_finds() -> None:
+    """The standard library's parser knows no tree, but it sees every start tag."""
+
+    class _Images(html.parser.HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: list[tuple[str | None, str | None]] = []
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag == "img":
+                self.found.append((dict(attrs).get("src"), dict(attrs).get("alt")))
+
+    text = "".join(
+        f"<div class=c{n}><a href=x><img alt='picture {n} &lt;' src='{n}.jpg'></a>text &copy;<br>" for n in range(500)
+    )
+    twin = _Images()
+    twin.feed(text)
+    assert [(r.url, r.caption) for r in _read(text).references] == [
+        (join(_URL, src or ""), alt) for src, alt in twin.found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "agents", "expected"),
+    [
+        (["noai"], [], "noai"),
+        (["NoImageAI, nofollow"], [], "noimageai"),
+        (["nofollow", "noindex"], [], "noindex"),
+        (["none"], [], "none"),
+        (["all"], [], None),
+        (["unavailable_after: Thu, 26 Nov 2026 10:00:00 GMT, noml"], [], "noml"),
+        (["max-image-preview:large, noai"], [], "noai"),
+        (["max-image-preview: none"], [], None),
+        (["otherbot: noai"], ["ourbot"], None),
+        (["otherbot: nofollow, noai"], ["ourbot"], None),
+        (["OurBot: noai"], ["ourbot"], "noai"),
+        (["otherbot: noindex, ourbot: nofollow, noml"], ["ourbot"], "noml"),
+        (["otherbot: noindex", "noimageindex"], [], "noimageindex"),
+        (["noai-but-longer, x noai"], [], None),
+        ([""], [], None),
+    ],
+)
+def test_opt_out_of_headers(values: list[str], agents: list[str], expected: str | None) -> None:
+    assert in_headers(values, agents) == expected
+
+
+def test_opt_out_of_meta_elements() -> None:
+    assert in_meta("ROBOTS", "index, NoAI", []) == "noai"
+    assert in_meta("robots", "index, follow, max-image-preview:large", []) is None
+    assert in_meta("ccbot", "none", []) is None
+    assert in_meta("CCBot", "none", ["ccbot"]) == "none"
+    assert in_meta("description", "noai", []) is None
+    page_with = "<meta name=robots content=index><meta name=Robots content='noimageai'><img src=a.jpg alt=d>"
+    assert _read(page_with).opt_out == "noimageai"
+    assert _read("<meta name=ourbot content=noml><img src=a.jpg alt=d>", agents=["ourbot"]).opt_out == "noml"
+    assert _read("<meta name=ourbot content=noml><img src=a.jpg alt=d>").opt_out is None
