@@ -19,7 +19,7 @@ def queues(counts: dict[str, int], limit: int = 1) -> HostQueues:
 
 
 def hosts_taken(made: HostQueues, now: float, most: int = 1000) -> list[str]:
-    taken = []
+    taken: list[str] = []
     while len(taken) < most and (found := made.take(now)) is not None:
         taken.append(found[1].host)
     return taken
