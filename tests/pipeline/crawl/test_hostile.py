@@ -110,7 +110,7 @@ def test_no_bytes_of_a_server_break_a_fetch() -> None:
 
 @pytest.mark.prove
 def test_ten_thousand_urls_of_a_hostile_web(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = config(concurrency=200, timeout_s=2.0, deadline_s=4.0, per_host=50)
+    settings = config(concurrency=128, timeout_s=2.0, deadline_s=4.0, per_host=50)
     with Hostile(hosts=16, answers=ANSWERS).running() as web:
         urls = mixed(web, 10_000, seed=2)
         taken = sorted(asyncio.run(seconds_of_each(urls, settings)))
