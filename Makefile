@@ -6,7 +6,7 @@
 #   make bench   measurements, each beside its peer in the same run
 #   make real REAL_DATA=DIR    the same path on real pictures
 #
-# PYTHON       the interpreter to start from (3.11 or later; img2dataset needs one below 3.13)
+# PYTHON       the interpreter to start from (3.11 or later; crawl.engine = "img2dataset" needs one below 3.13)
 # TORCH_INDEX  a package index for torch alone: give the one for CPU builds (pytorch.org, "Get started") on a machine without a GPU
 
 PYTHON ?= python3

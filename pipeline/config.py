@@ -67,6 +67,15 @@ class PipelineConfig(StrictModel):
         return value
 
     @pydantic.model_validator(mode="after")
+    def _pictures_can_be_compared(self) -> "PipelineConfig":
+        if not self.crawl.perceptual_hashes and self.dedup.by != "caption":
+            raise ValueError(
+                f"crawl.perceptual_hashes is off but dedup.by is {self.dedup.by!r}, which compares them; "
+                "set dedup.by=caption or leave the hashes on"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _precap_leaves_enough(self) -> "PipelineConfig":
         if self.precap.per_query < self.balance.cap:
             raise ValueError(

@@ -150,6 +150,9 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
     if min_long_side is not None:
         min_short_side = max(1, -(-min_long_side * min(width, height) // max(width, height)))
     fast = _fast_jpeg(image, data, min_short_side) if kind == "jpeg" else None
+    if fast is not None and orientation not in _TURNS:
+        fast.setflags(write=False)
+        return Picture(fast, kind, width, height)
     if fast is not None:
         image = Image.fromarray(fast)
     elif kind == "jpeg" and min_short_side is not None:
@@ -167,7 +170,7 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
         rgb = rgb.transpose(_TURNS[orientation])
         if orientation >= 5:
             width, height = height, width
-    pixels = fast if fast is not None and orientation not in _TURNS else np.ascontiguousarray(np.asarray(rgb))
+    pixels = np.ascontiguousarray(np.asarray(rgb))
     pixels.setflags(write=False)
     return Picture(pixels, kind, width, height)
 

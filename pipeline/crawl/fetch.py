@@ -27,6 +27,7 @@ from typing import Self
 
 import aiohttp
 import yarl
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
@@ -123,13 +124,13 @@ class Fetcher:
     async def _in_time(self, target: Target, purpose: _Purpose, seconds: float) -> bytes | Refused:
         try:
             async with asyncio.timeout(seconds):
-                return await self._attempts(target, purpose)
+                return await self._attempts(target, purpose, seconds)
         except TimeoutError:
             return Refused(Reason.TIMEOUT, "deadline")
 
-    async def _attempts(self, target: Target, purpose: _Purpose) -> bytes | Refused:
+    async def _attempts(self, target: Target, purpose: _Purpose, seconds: float) -> bytes | Refused:
         now = asyncio.get_running_loop().time
-        deadline = now() + self._config.deadline_s
+        deadline = now() + seconds
         answer: bytes | Refused = Refused(Reason.CONNECTION, "not tried")
         for attempt in range(self._config.retries + 1):
             answer = await self._follow(target, purpose)
@@ -184,7 +185,7 @@ class Fetcher:
         try:
             async with self._session.get(yarl.URL(target.url, encoded=True), allow_redirects=False) as response:
                 return await self._read(response, target, purpose)
-        except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, zlib.error) as error:
             return refused_by(error)
 
     async def _read(self, response: aiohttp.ClientResponse, target: Target, purpose: _Purpose) -> bytes | str | Refused:

@@ -126,7 +126,7 @@ def _write_configs(web: Web) -> None:
             "precap": {"per_query": 2 * web.cap},
             "crawl": {
                 "units": 4,
-                "threads": 24,
+                "concurrency": 24,
                 "per_host": 8,
                 "timeout_s": 8.0,
                 "retries": 0,

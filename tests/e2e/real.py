@@ -142,7 +142,7 @@ def _pipeline(doing: Steps, name: str, table: Path, dedup: dict[str, object]) ->
             "filter": {"queries": str(OUT / "queries.txt")},
             "crawl": {
                 "units": 6,
-                "threads": 16,
+                "concurrency": 16,
                 "per_host": 16,
                 "image_size": 32,
                 "encode_format": "png",  # the trainer decodes a small PNG in two thirds of the time of a JPEG

@@ -28,7 +28,7 @@ def _jpeg() -> bytes:
 
 JPEG = _jpeg()
 BOMB = gzip.compress(bytes(50_000_000), 6)  # 50 kB that become 50 MB
-STEP_S = 0.02  # between two bytes of what drips
+STEP_S = 0.1  # between two bytes of what drips
 
 Write = Callable[[bytes], Awaitable[None]]
 

@@ -13,7 +13,7 @@ from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.engine import fetch_pictures
 from pipeline.crawl.fetch import Fetcher
 from pipeline.crawl.outcome import Outcome, Refused
-from tests.pipeline.crawl.hostile import ANSWERS, EXPECTED, Hostile
+from tests.pipeline.crawl.hostile import ANSWERS, EXPECTED, Hostile, whole
 
 
 def config(**changes: object) -> CrawlConfig:
@@ -83,9 +83,34 @@ def test_no_url_of_a_mix_outlives_its_deadline() -> None:
     assert max(taken) < settings.deadline_s + 5
 
 
+def test_no_bytes_of_a_server_break_a_fetch() -> None:
+    """Whole answers with bytes replaced, cut out and put in at random, to robots.txt as to pictures: always a body or a refusal."""
+    dice = random.Random(3)
+    whole_answers = [
+        *ANSWERS.values(),
+        whole(200, b"User-agent: *\nDisallow: /[*$\nCrawl-delay: 1e999\nSitemap: http://[\n"),
+    ]
+
+    def broken() -> bytes:
+        data = bytearray(dice.choice(whole_answers)[:4000])
+        for _ in range(dice.randrange(1, 8)):
+            at = dice.randrange(min(len(data), 300)) if data else 0
+            piece = dice.choice([b"\r\n", b"\0", b":", b"\xff", b"[", b"%", b" ", dice.randbytes(3), b"9" * 30])
+            data[at : at + dice.choice([0, 1, 5])] = piece
+        return bytes(data)
+
+    settings = config(timeout_s=0.3, deadline_s=0.8, retries=0, concurrency=64, max_crawl_delay_s=0)
+    with Hostile(hosts=30, answers={f"/{number}": broken() for number in range(300)}).running() as web:
+        web.robots = {host: broken() for host in web.hosts[:20]}
+        urls = [web.url(f"/{number}", host=number % 30) for number in range(300)]
+        outcomes = fetch_pictures(urls, settings, lambda host: 8)
+    assert len(outcomes) == 300
+    assert len({outcome.reason for outcome in outcomes if isinstance(outcome, Refused)}) >= 4
+
+
 @pytest.mark.prove
 def test_ten_thousand_urls_of_a_hostile_web(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = config(concurrency=200, timeout_s=2.0, deadline_s=4.0, per_host=50)
+    settings = config(concurrency=128, timeout_s=2.0, deadline_s=4.0, per_host=50)
     with Hostile(hosts=16, answers=ANSWERS).running() as web:
         urls = mixed(web, 10_000, seed=2)
         taken = sorted(asyncio.run(seconds_of_each(urls, settings)))

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import hashlib
 import http.server
+import importlib.util
 import io
 import ipaddress
 import socket
@@ -42,6 +43,7 @@ from pipeline.crawl.guard import Guard
 from pipeline.crawl.img2dataset import Ended, make_opener, refused_by, require
 from pipeline.crawl.outcome import Refused, Stored
 from pipeline.crawl.stage import crawl, domain_counts, image_chunks, partition, split_ways
+from pipeline.crawl.stage import require as require_engine
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -681,6 +683,19 @@ def test_importing_the_stage_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_engine_fetch_runs_wherever_its_libraries_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where img2dataset is not, as on Python 3.13."""
+    found = importlib.util.find_spec
+    missing = {"img2dataset"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name in missing else found(name, *rest))
+    require_engine(config())
+    with pytest.raises(InputError, match="'img2dataset' is not installed"):
+        require_engine(config("img2dataset"))
+    missing.add("protego")
+    with pytest.raises(InputError, match="'fetch' needs protego; install"):
+        require_engine(config())
 
 
 def test_python_3_13_is_told_what_to_do() -> None:

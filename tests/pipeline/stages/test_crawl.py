@@ -3,13 +3,25 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
+from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet
 from pipeline.engine import Unit
 from pipeline.stages.common import read_all
 from pipeline.stages.crawl import _domains, _plan_hosts
 
 UNIT = Unit("all")
+
+
+def test_pictures_without_hashes_cannot_be_compared() -> None:
+    tables = {"run": {"out": "x"}, "sources": {"paths": ["x"]}, "filter": {"queries": "x"}}
+    off = {"perceptual_hashes": False}
+    with pytest.raises(ValueError, match=r"set dedup\.by=caption"):
+        PipelineConfig.model_validate({**tables, "crawl": off})
+    assert not PipelineConfig.model_validate(
+        {**tables, "crawl": off, "dedup": {"by": "caption"}}
+    ).crawl.perceptual_hashes
 
 
 def test_a_part_without_rows_is_a_part(tmp_path: Path) -> None:
