@@ -39,6 +39,10 @@ DOORS = {
     "botocore": {"pipeline/contracts/storage.py"},
     "pyarrow.fs": {"pipeline/contracts/storage.py"},
     "img2dataset": {"pipeline/crawl/img2dataset.py"},
+    "aiohttp": {"pipeline/crawl/fetch.py", "pipeline/crawl/names.py"},
+    "protego": {"pipeline/crawl/robots.py"},
+    "simplejpeg": {"pipeline/content/image.py"},
+    "mwparserfromhell": {"pipeline/queries/markup.py"},
     "datasketch": {"pipeline/dedup/signatures.py"},
     "fastwarc": {"pipeline/sources/records.py"},
     "resiliparse": {"pipeline/sources/page.py"},
@@ -219,7 +223,9 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 260
+    """Less the tree, which has a line for every file."""
+    before, _, rest = (ROOT / "README.md").read_text().partition("```\npipeline/ ")
+    assert len(before.splitlines()) + len(rest.partition("```")[2].splitlines()) <= 130
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "infra", "pipeline/contracts"])

@@ -5,6 +5,7 @@ ours must be valid. `ray job submit` and `deepspeed --num_gpus` are run for real
 nodes (`--no_ssh`, `--node_rank`, `--hostfile`) are not run anywhere.
 """
 
+import bz2
 import json
 import re
 import shlex
@@ -93,6 +94,13 @@ def bucket(s3_server: str) -> str:
     pq.write_table(pa.table({"url": ["http://host/1"], "caption": ["a dog"]}), sink)
     client.put_object(Bucket="bucket", Key="lists/a.parquet", Body=sink.getvalue().to_pybytes())
     client.put_object(Bucket="bucket", Key="queries.txt", Body=b"dog\n")
+    dump = b'<mediawiki xml:lang="en"><siteinfo><namespaces><namespace key="0"/></namespaces></siteinfo></mediawiki>'
+    client.put_object(
+        Bucket="bucket", Key="dumps/enwiki-20260101-pages-articles-multistream.xml.bz2", Body=bz2.compress(dump)
+    )
+    client.put_object(Bucket="bucket", Key="dumps/pageviews-20260101-000000", Body=b"en Dog 90 0\n")
+    for part in ("noun", "verb", "adj", "adv"):
+        client.put_object(Bucket="bucket", Key=f"wordnet/data.{part}", Body=b"")
     return "bucket"
 
 
