@@ -19,7 +19,10 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import REJECTED_SCHEMA, SHARD_SCHEMA, Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.outcome import Engine, Outcome, Refused, Stored
+from pipeline.crawl.picture import store
 from pipeline.crawl.urls import UrlRefused, parse, registered_domain
+from pipeline.sources.archived import Unreadable, read_bytes
+from pipeline.sources.files import source_name
 
 _FETCHED_COLUMNS = (
     "format",
@@ -105,11 +108,17 @@ def _hash(text: str) -> int:
 # ---- one unit
 
 
-def crawl(table: pa.Table, config: CrawlConfig, ways: Mapping[str, int] | None = None) -> tuple[pa.Table, pa.Table]:
+def crawl(
+    table: pa.Table,
+    config: CrawlConfig,
+    ways: Mapping[str, int] | None = None,
+    archives: Mapping[str, str] | None = None,
+) -> tuple[pa.Table, pa.Table]:
     """Fetch one unit's candidates: (rows of SHARD_SCHEMA, rows of REJECTED_SCHEMA), both in order of uid; every row is in one of them.
 
     `table` is of MATCHED_SCHEMA. `ways` as in `partition`: the limit per host is divided by the number of units that share the domain.
-    `query_id` stays null until balancing. Raises InputError where the engine cannot run here.
+    `archives` says where the sources are whose names `source` begins with: pictures that lie in them are not fetched. `query_id` stays
+    null until balancing. Raises InputError where the engine cannot run here or such a source is gone.
     """
     ways = ways or {}
 
@@ -121,8 +130,10 @@ def crawl(table: pa.Table, config: CrawlConfig, ways: Mapping[str, int] | None =
     urls: list[str | None] = table["url"].to_pylist()
     distinct = sorted({url for url in urls if url is not None})
     outcomes: dict[str | None, Outcome] = {None: Refused(Reason.BAD_URL, "empty")}
-    if distinct:
-        outcomes.update(zip(distinct, _engine(config)(distinct, config, host_limit), strict=True))
+    outcomes.update(_from_archives(table, config, archives or {}))
+    wanted = [url for url in distinct if url not in outcomes]
+    if wanted:
+        outcomes.update(zip(wanted, _engine(config)(wanted, config, host_limit), strict=True))
 
     stored: list[tuple[int, Stored]] = []
     refused: list[tuple[int, Refused]] = []
@@ -133,6 +144,23 @@ def crawl(table: pa.Table, config: CrawlConfig, ways: Mapping[str, int] | None =
         else:
             refused.append((row, outcome))
     return _rows(table, stored), _rejected(table, refused)
+
+
+def _from_archives(table: pa.Table, config: CrawlConfig, archives: Mapping[str, str]) -> dict[str, Outcome]:
+    """What becomes of the URLs whose pictures lie in a source; of several places of one URL that of the smallest uid counts."""
+    held = table.filter(pc.is_valid(table["archived"]))
+    places: dict[str, tuple[str, str]] = {}
+    for row in held.select(["url", "source", "archived"]).to_pylist():
+        places.setdefault(row["url"], (source_name(row["source"]), row["archived"]))
+    outcomes: dict[str, Outcome] = {}
+    for url, (name, place) in sorted(places.items(), key=lambda item: item[1]):  # one source after the other
+        if name not in archives:
+            raise InputError(
+                f"sources.paths: {name!r}, which holds the picture of {url!r}, is not there any more; put it back"
+            )
+        data = read_bytes(archives[name], place, config.max_bytes, url)
+        outcomes[url] = Refused(data.reason, data.detail) if isinstance(data, Unreadable) else store(data, config)
+    return outcomes
 
 
 def require(config: CrawlConfig) -> None:

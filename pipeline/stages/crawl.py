@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from pipeline.contracts.config import Json, semantic
 from pipeline.contracts.schema import REJECTED_SCHEMA
 from pipeline.crawl import stage as hosts
 from pipeline.engine import Result, Run, Unit
+from pipeline.sources.files import expand
 from pipeline.stages.common import (
     Generation,
     Output,
@@ -54,6 +55,7 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
         functools.partial(_split_by_host, driver.out, ways.files[0], config.crawl.units),
         partitioned=True,
     )
+    archives = {file.name: file.uri for file in expand(config.sources) if file.kind != "table"}
     first = run_stage(
         driver,
         "crawl",
@@ -61,13 +63,15 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
         [split],
         partition_units(config.crawl.units),
         functools.partial(read_partition, driver.out, split.files),
-        functools.partial(_crawl, driver.out, ways.files[0], config),
+        functools.partial(_crawl, driver.out, ways.files[0], config, archives),
         row_wise=True,
     )
-    return _generations(driver, config, split, ways, first)
+    return _generations(driver, config, archives, split, ways, first)
 
 
-def _generations(driver: Run, config: PipelineConfig, split: Output, ways: Output, first: Output) -> Output:
+def _generations(
+    driver: Run, config: PipelineConfig, archives: Mapping[str, str], split: Output, ways: Output, first: Output
+) -> Output:
     """The crawl with the generations that `retry` has asked for. Units are those of the crawl, so that they own the same hosts."""
     fetched = first
     asked: list[Output] = []
@@ -96,7 +100,7 @@ def _generations(driver: Run, config: PipelineConfig, split: Output, ways: Outpu
             [rows],
             part_units(rows),
             functools.partial(read_part, driver.out, None),
-            functools.partial(_crawl, driver.out, ways.files[0], config),
+            functools.partial(_crawl, driver.out, ways.files[0], config, archives),
             row_wise=True,
         )
         asked.append(rows)
@@ -168,5 +172,7 @@ def _read_rejected(out: str, name: str | None) -> pa.Table:
     return REJECTED_SCHEMA.empty_table() if name is None else parquet.read(storage.join(out, name), ["uid", "reason"])
 
 
-def _crawl(out: str, ways: str, config: PipelineConfig, table: pa.Table, unit: Unit) -> Result:
-    return Result(*hosts.crawl(table, config.crawl, _read_ways(out, ways)))
+def _crawl(
+    out: str, ways: str, config: PipelineConfig, archives: Mapping[str, str], table: pa.Table, unit: Unit
+) -> Result:
+    return Result(*hosts.crawl(table, config.crawl, _read_ways(out, ways), archives))
