@@ -2,15 +2,9 @@
 
 The nested part (templates, parser functions, links, pictures with their captions) is parsed by mwparserfromhell. The other maintained
 parser, wikitextparser, was half as fast again over the 111 articles of two genuine dumps (2.6 against 1.7 MB/s) and as good (538 words
-<<<<<<< HEAD
 seen 100 times with either), but it is under the GPL, which a program of this licence does not import. Either needs seconds to
 minutes for 100 kB of hostile markup (a tag, table or link opened 10,000 times, templates nested 3,000 deep). So what is flat is taken
 out before, by scans that look at each character a bounded number of times (which also makes the whole faster than either parser alone),
-=======
-seen 100 times with either), but it is under the GPL, which a program of this licence does not import. Either needs seconds to minutes
-for 100 kB of hostile markup (a tag, table or link opened 10,000 times, templates nested 3,000 deep). So what is flat is taken out
-before, by scans that look at each character a bounded number of times (which also makes the whole faster than either parser alone),
->>>>>>> queries
 and text nested deeper than the parser follows is refused.
 
 What becomes of what. Comments, references, formulas, code, galleries and other elements whose content is no prose vanish with their
