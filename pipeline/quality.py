@@ -1,9 +1,9 @@
 """Which captions are worth fetching a picture for: length, language, and whether they are language at all.
 
-The CLIP paper cut YFCC100M to 15 million pictures by keeping those whose title or description is natural language in English, since most
-carry
-what a camera wrote ("20160716 113957.JPG", section 2.2). The rules here are of that kind. Each judges the whole caption, never a part of
-it: "IMG_0001.JPG" is a file name, "photo of IMG_0001.JPG on my screen" is a sentence. Each can be switched off by name (`quality.drop`).
+The CLIP paper cut YFCC100M to 15 million pictures by keeping those whose title or description is natural language in English, since
+most carry what a camera wrote ("20160716 113957.JPG", section 2.2). The rules here are of that kind. Each judges the whole caption,
+never a part of it: "IMG_0001.JPG" is a file name, "photo of IMG_0001.JPG on my screen" is a sentence. Each can be switched off by name
+(`quality.drop`).
 
 Words mean nothing in scripts without word spaces: there every character counts as a word, and one character may be a caption. Most captions
 of the web begin with three plain words; they are language, and no further pattern is tried.
