@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 
 from pipeline.content.forms import normal_forms
 from pipeline.content.kernels import Bytes, Text, code_point, compiled, text_buffers
+from pipeline.content.scripts import spaceless_points
 from pipeline.content.text import normal_form
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
@@ -44,12 +45,6 @@ QUERY_COLUMNS = ("query", "text")
 
 Mode = Literal["normalised", "metaclip"]
 
-# Han with its extensions, Kana, Bopomofo, Thai, Lao, Tibetan, Burmese, Khmer.
-_SPACELESS = (
-    (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x19E0, 0x19FF), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3021, 0x3029),
-    (0x3031, 0x3035), (0x303B, 0x303B), (0x3040, 0x312F), (0x31A0, 0x31BF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
-    (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF),
-)  # fmt: skip
 _BATCH = 1 << 14  # captions whose prepared text is held at once
 
 logger = logging.getLogger(__name__)
@@ -135,7 +130,7 @@ class Matcher:
         rows = len(text.starts) - 1
         found, starts = np.empty(4 * rows + 64, np.int32), np.zeros(rows + 1, np.int32)
         cut, row = self.mode == "normalised", 0
-        while (row := _find(*text, *self._tables, _IS_SPACELESS, cut, row, found, starts)[0]) < rows:
+        while (row := _find(*text, *self._tables, spaceless_points(), cut, row, found, starts)[0]) < rows:
             found = np.concatenate([found, np.empty_like(found)])
         return pa.ListArray.from_arrays(pa.array(starts), pa.array(found[: starts[-1]]))
 
@@ -187,7 +182,7 @@ def _build(queries: pa.Array, mode: Mode) -> _Tables:
     slots = 1 << max(4, (2 * len(sizes_of)).bit_length())
     heads, phrases = np.zeros((slots, 4), np.uint64), np.zeros((slots, 2), np.uint64)
     sieve, has_long = np.zeros(slots // 8, np.uint64), np.zeros(longest + 2, np.bool_)
-    _fill(*texts, sizes_of > 0, _IS_SPACELESS, mode == "normalised", heads, phrases, sieve, has_long)
+    _fill(*texts, sizes_of > 0, spaceless_points(), mode == "normalised", heads, phrases, sieve, has_long)
     tables = _Tables(
         texts.data,
         members.astype(np.int32),
@@ -201,17 +196,6 @@ def _build(queries: pa.Array, mode: Mode) -> _Tables:
     for array in tables:
         array.setflags(write=False)  # as they are when they come back from Ray: one compiled loop for both
     return tables
-
-
-def _spaceless_points() -> npt.NDArray[np.bool_]:
-    table = np.zeros(0x110000, np.bool_)
-    for first, last in _SPACELESS:
-        table[first : last + 1] = True
-    table.setflags(write=False)
-    return table
-
-
-_IS_SPACELESS = _spaceless_points()
 
 
 # ---- kernels

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pydantic
 
 from pipeline.content import language
+from pipeline.content.scripts import is_spaceless
 from pipeline.content.text import clean
 from pipeline.contracts.config import StrictModel
 from pipeline.contracts.schema import MATCHED_SCHEMA, REJECTED_SCHEMA, Reason, rejected_rows
@@ -27,10 +28,6 @@ from pipeline.match import Matcher
 Rule = Literal["file_name", "camera_name", "date", "url", "mail", "identifier", "not_words", "boilerplate"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
-_SPACELESS = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
-)
 _WORD = r"[^\W\d_]{2,}"
 _PLAIN = re.compile(rf"(?:{_WORD}[,;:]? ){{2}}{_WORD}(?![.\w]*\.\w)")
 
@@ -142,7 +139,7 @@ def judge(caption: str, config: QualityConfig) -> tuple[Reason, str | None] | No
     """Why a cleaned caption is not kept, whatever its language; None: it is."""
     if not caption:
         return Reason.EMPTY_CAPTION, None
-    spaceless = not caption.isascii() and _SPACELESS.search(caption) is not None
+    spaceless = is_spaceless(caption)
     characters = len(caption)
     words = characters if spaceless else caption.count(" ") + 1
     if characters < config.min_characters and not spaceless:

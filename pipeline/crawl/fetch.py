@@ -29,11 +29,11 @@ import aiohttp
 import yarl
 from aiohttp.http_exceptions import HttpProcessingError
 
+from pipeline.content import opt_out
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.guard import Guard
 from pipeline.crawl.names import AddressRefused, Names, connector
-from pipeline.crawl.opt_out import directive_against_us
 from pipeline.crawl.outcome import Refused
 from pipeline.crawl.robots import MAX_BYTES, MAX_REDIRECTS, Robots
 from pipeline.crawl.urls import Target, UrlRefused, parse
@@ -195,7 +195,7 @@ class Fetcher:
         if not (200 <= status < 300 or status in _REDIRECTS):
             return Refused(Reason.HTTP_STATUS, str(status))
         if self._config.respect_opt_out and not purpose.is_robots:
-            directive = directive_against_us(headers.getall("X-Robots-Tag", ()), self._config.agent)
+            directive = opt_out.in_headers(headers.getall("X-Robots-Tag", ()), (self._config.agent,))
             if directive is not None:
                 return Refused(Reason.OPT_OUT, f"X-Robots-Tag: {directive}")
         if status in _REDIRECTS:

@@ -34,13 +34,13 @@ from typing import IO, Any
 
 import PIL.Image
 
+from pipeline.content import opt_out
 from pipeline.content.image import decode
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.guard import Guard
 from pipeline.crawl.hosts import HostQueues
-from pipeline.crawl.opt_out import OPT_OUT_DIRECTIVES
 from pipeline.crawl.outcome import Outcome, Refused
 from pipeline.crawl.picture import examine, is_plain, stored
 from pipeline.crawl.urls import Target, UrlRefused, parse
@@ -138,7 +138,7 @@ def _fetch(
     if refusal is not None:
         return Refused(*refusal)
     token = config.user_agent_token.lower() if config.user_agent_token else None
-    directives = OPT_OUT_DIRECTIVES if config.respect_opt_out else None
+    directives = opt_out.DIRECTIVES if config.respect_opt_out else None
     refused = Refused(Reason.CONNECTION, "not tried")
     for _ in range(config.retries + 1):
         try:

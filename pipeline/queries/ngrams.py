@@ -5,7 +5,7 @@ matches itself: "mp3" and "c++" have letters, "1984" has none and counts only if
 two words, "well-known" as much as "well known", and together a bigram. What follows an apostrophe with one or two letters ("dog's",
 "they're") is the end of a word, not a word: nobody means the query "s".
 
-In scripts written without spaces (those in which `pipeline.match` cuts characters) a token is a whole clause, and counting it would
+In scripts written without spaces (`pipeline.content.scripts`) a token is a whole clause, and counting it would
 count no words: such tokens are skipped and counted as `unsegmented`. Those languages get their queries from titles.
 
 A bigram is two words in one clause: never across a line, any punctuation but a hyphen inside a compound, a symbol, or something cut
@@ -23,18 +23,12 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.content.scripts import is_spaceless
 from pipeline.content.text import normal_form
 from pipeline.queries.markup import BREAK
 
 MAX_WORD_CHARS = 256
 """Longer tokens are no words; a query has at most so many characters."""
-
-SPACELESS = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u303b"
-    "\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff"
-    "\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
-)
-"""A character of a script written without spaces. The matcher cuts the same ones; a test compares."""
 
 _INSIDE = "-\u2010\u2011'\u2018\u2019#&%"
 """Punctuation that may stand inside a clause: hyphens and apostrophes in a word, the sharp of C#, what is a word of its own."""
@@ -91,7 +85,7 @@ class Tally:
     def _is_word(self, token: str) -> bool:
         if len(token) > MAX_WORD_CHARS or not token:
             return False
-        if not token.isascii() and SPACELESS.search(token):
+        if is_spaceless(token):
             self.unsegmented += 1
             return False
         has_letter = any(char.isalpha() for char in token)

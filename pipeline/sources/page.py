@@ -23,7 +23,7 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encodi
 from resiliparse.parse.html import HTMLTree
 from resiliparse.parse.html.node import ElementNode
 
-from pipeline.sources import opt_out
+from pipeline.content import opt_out
 
 MAX_CLIMB = 8
 """Elements between an image and its `<figure>` or `<picture>`, at most."""

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from pipeline.content import opt_out
 from pipeline.contracts.schema import Reason
-from pipeline.sources import opt_out, page
+from pipeline.sources import page
 from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, table_of
 from pipeline.sources.records import MAX_HEADER, Damage, Http, Record, is_start, parse_http, records
 from pipeline.sources.urls import picture_key, without_data
@@ -58,7 +59,10 @@ def _record_rows(record: Record, file: SourceFile, config: SourcesConfig, pictur
     content_type, charset = _content_type(answer)
     if content_type.startswith("image/"):
         # One whose server asked not to use it is not taken from here: the crawl will hear what the server says today.
-        if not config.respect_opt_out or opt_out.in_headers(answer.values("x-robots-tag"), _agents(config)) is None:
+        if (
+            not config.respect_opt_out
+            or opt_out.in_headers(answer.values("x-robots-tag"), config.opt_out_agents) is None
+        ):
             pictures.setdefault(picture_key(record.url), record.offset)
     elif content_type in HTML:
         answer = parse_http(head + record.read(config.max_page_bytes), config.max_page_bytes)
@@ -88,14 +92,10 @@ def _content_type(answer: Http) -> tuple[str, str | None]:
     return kind.strip(), charset
 
 
-def _agents(config: SourcesConfig) -> frozenset[str]:
-    return frozenset(agent.lower() for agent in config.opt_out_agents)
-
-
 def _page_rows(
     record: Record, answer: Http, charset: str | None, file: SourceFile, config: SourcesConfig
 ) -> Iterator[Row]:
-    agents = _agents(config)
+    agents = config.opt_out_agents
     found = page.read(answer.body, record.url, charset, config.max_images_per_page, agents)
     reason = problem = None
     if config.respect_opt_out:

@@ -16,8 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.content import opt_out
 from pipeline.contracts.schema import Reason
-from pipeline.sources import opt_out, page
+from pipeline.sources import page
 from pipeline.sources.files import Row, SourceFile, SourcesConfig, table_of
 from pipeline.sources.records import Damage, Record, records
 from pipeline.sources.urls import without_data
@@ -82,7 +83,7 @@ def _asks_not(answer: dict[str, Any], head: dict[str, Any], config: SourcesConfi
     """The page's opt-out in words, or None."""
     if not config.respect_opt_out:
         return None
-    agents = frozenset(agent.lower() for agent in config.opt_out_agents)
+    agents = config.opt_out_agents
     for name, value in _inside(answer, "Headers").items():
         if name.lower() == "x-robots-tag":
             values = value if isinstance(value, list) else [value]

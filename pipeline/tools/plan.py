@@ -3,14 +3,13 @@
     python -m pipeline plan --config pipeline/configs/plan.toml cluster.cores=512
     python -m pipeline plan --config pipeline/configs/plan.toml --from s3://bucket/trial      # rates of a run of one's own
 
-What a row costs was measured: in the table beside this file (rates.toml, with date and machine; tests/benchmarks/rates.py writes it), or in
-the records of an earlier run. What millions of rows cost is that, multiplied: extrapolated, and marked as such with the factor. Every stage
-is taken to be linear in its rows, which its tests hold; a unit's fixed cost counts as part of its rows' cost, so that rates from small
-units are too high rather than too low. A slot of the crawl is taken for a core although it mostly waits.
+What a row costs was measured: in the table beside this file (rates.toml, with date and machine; `python -m tests.benchmarks.pipeline
+--write` makes it), or in the records of an earlier run. What millions of rows cost is that, multiplied: extrapolated, and marked as such
+with the factor. Every stage is taken to be linear in its rows, which its tests hold; a unit's fixed cost counts as part of its rows' cost,
+so that rates from small units are too high rather than too low. A slot of the crawl is taken for a core although it mostly waits.
 
 Numbers of rows: the target states how many pairs match a query, how many of them are fetched and how many are kept. Between these, and
-before
-them, the shares of the measurement hold.
+before them, the shares of the measurement hold.
 """
 
 import datetime
@@ -123,7 +122,7 @@ def measured(uri: str | None = None) -> Rates:
     except (tomllib.TOMLDecodeError, pydantic.ValidationError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{place}: no table of rates ({said}); write one with python -m tests.benchmarks.rates"
+            f"{place}: no table of rates ({said}); write one with python -m tests.benchmarks.pipeline --write FILE"
         ) from None
 
 

@@ -1,25 +1,35 @@
 """The whole pipeline on a generated web, with every trouble of the real one planted in it: rates, memory of the driver, and the accounting.
 
-    python -m tests.benchmarks.pipeline [PAIRS ...] [seed=N]      # 20,000 and 200,000 pairs; seed 1
+    python -m tests.benchmarks.pipeline [PAIRS ...] [--seed N]      # 20,000 and 200,000 pairs; seed 1
+    python -m tests.benchmarks.pipeline --write pipeline/tools/rates.toml
 
 The web (tests/web) is served on the loopback by two processes of its own, which share the cores. Printed for each size: rows a second and a
 core for every stage, from the commit records (seconds in units, without what starting tasks costs); the peak memory of the driver; and,
 stage by stage, rows in = rows out + rejected, each reason as often as it was planted. With several sizes, the driver's memory of the last
 over that of the first. The exit code is 1 when a count is not as planted.
+
+`--write` makes the table that `python -m pipeline plan` reads, of the last size. Say in `--note` what else ran.
 """
 
+import argparse
+import os
+import platform
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
+import tomli_w
 
 from pipeline import status
 from pipeline.contracts import manifest
 from pipeline.run import STAGES
+from pipeline.tools import plan
+from pipeline.tools.plan import Rates
 from tests.e2e import pipelines
 from tests.web import server
 from tests.web.site import Web, total_rejected
@@ -27,8 +37,17 @@ from tests.web.site import Web, total_rejected
 SIZES = (20_000, 200_000)
 
 
-def run(pairs: int, seed: int) -> tuple[int, int]:
-    """One web from its tables to its manifest. Returns the driver's peak memory in bytes, and how many counts were wrong."""
+class Measured(NamedTuple):
+    pairs: int
+    driver_bytes: int
+    """Peak resident size of the driver."""
+    wrong: int
+    """Counts that are not as planted."""
+    rates: Rates
+
+
+def run(pairs: int, seed: int) -> Measured:
+    """One web from its tables to its manifest."""
     with (
         tempfile.TemporaryDirectory() as folder,
         server.running(seed, pairs, pipelines.NO_WAITING) as web,
@@ -51,7 +70,7 @@ def run(pairs: int, seed: int) -> tuple[int, int]:
             f"\n{pairs:,} pairs, seed {seed}: {seconds:.0f} s, {pairs / seconds:,.0f} pairs/s; peak of the driver {memory[0] / 1e6:.0f} MB"
         )
         _print_rates(place / "out")
-        return memory[0], _wrong_counts(web, place / "out")
+        return Measured(pairs, memory[0], _wrong_counts(web, place / "out"), plan.from_run(str(place / "out")))
 
 
 def _peak(launch: pipelines.Launch) -> list[int]:
@@ -102,13 +121,28 @@ def _wrong_counts(web: Web, out: Path) -> int:
     return wrong
 
 
+def _write(measured: Measured, seed: int, note: str, place: str) -> None:
+    told = f"{measured.pairs:,} pairs of a generated web, seed {seed}, its server on the same cores; {note}"
+    rates = measured.rates.model_copy(update={"machine": f"{os.cpu_count()} cores, {platform.machine()}", "note": told})
+    Path(place).write_text(
+        f"# Written by tests/benchmarks/pipeline.py; read by pipeline/tools/plan.py.\n{tomli_w.dumps(rates.model_dump())}"
+    )
+
+
 def main() -> int:
-    seeds = [int(word.removeprefix("seed=")) for word in sys.argv[1:] if word.startswith("seed=")] or [1]
-    sizes = [int(word.replace(",", "")) for word in sys.argv[1:] if not word.startswith("seed=")] or list(SIZES)
-    runs = [run(pairs, seeds[0]) for pairs in sizes]
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES), metavar="PAIRS")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write", metavar="FILE")
+    parser.add_argument("--note", default="nothing else ran on the machine")
+    given = parser.parse_args()
+    runs = [run(pairs, given.seed) for pairs in given.sizes]
     if len(runs) > 1:
-        print(f"\nthe driver's memory at {sizes[-1]:,} pairs is {runs[-1][0] / runs[0][0]:.2f} of that at {sizes[0]:,}")
-    return 1 if any(wrong for _, wrong in runs) else 0
+        ratio = runs[-1].driver_bytes / runs[0].driver_bytes
+        print(f"\nthe driver's memory at {runs[-1].pairs:,} pairs is {ratio:.2f} of that at {runs[0].pairs:,}")
+    if given.write:
+        _write(runs[-1], given.seed, given.note, given.write)
+    return 1 if any(one.wrong for one in runs) else 0
 
 
 if __name__ == "__main__":

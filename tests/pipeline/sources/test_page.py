@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.sources import page
-from pipeline.sources.opt_out import in_headers, in_meta
 from pipeline.sources.page import Reference, decode, join, read
 
 _URL = "http://e.org/dir/page.html"
@@ -159,36 +158,7 @@ def test_a_real_page_has_the_references_that_another_parser_finds() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("values", "agents", "expected"),
-    [
-        (["noai"], [], "noai"),
-        (["NoImageAI, nofollow"], [], "noimageai"),
-        (["nofollow", "noindex"], [], "noindex"),
-        (["none"], [], "none"),
-        (["all"], [], None),
-        (["unavailable_after: Thu, 26 Nov 2026 10:00:00 GMT, noml"], [], "noml"),
-        (["max-image-preview:large, noai"], [], "noai"),
-        (["max-image-preview: none"], [], None),
-        (["otherbot: noai"], ["ourbot"], None),
-        (["otherbot: nofollow, noai"], ["ourbot"], None),
-        (["OurBot: noai"], ["ourbot"], "noai"),
-        (["otherbot: noindex, ourbot: nofollow, noml"], ["ourbot"], "noml"),
-        (["otherbot: noindex", "noimageindex"], [], "noimageindex"),
-        (["noai-but-longer, x noai"], [], None),
-        ([""], [], None),
-    ],
-)
-def test_opt_out_of_headers(values: list[str], agents: list[str], expected: str | None) -> None:
-    assert in_headers(values, agents) == expected
-
-
-def test_opt_out_of_meta_elements() -> None:
-    assert in_meta("ROBOTS", "index, NoAI", []) == "noai"
-    assert in_meta("robots", "index, follow, max-image-preview:large", []) is None
-    assert in_meta("ccbot", "none", []) is None
-    assert in_meta("CCBot", "none", ["ccbot"]) == "none"
-    assert in_meta("description", "noai", []) is None
+def test_opt_out_of_a_page() -> None:
     page_with = "<meta name=robots content=index><meta name=Robots content='noimageai'><img src=a.jpg alt=d>"
     assert _read(page_with).opt_out == "noimageai"
     assert _read("<meta name=ourbot content=noml><img src=a.jpg alt=d>", agents=["ourbot"]).opt_out == "noml"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.crawl.opt_out import OPT_OUT_DIRECTIVES, directive_against_us
+from pipeline.content.opt_out import DIRECTIVES, in_headers, in_meta
 
 CASES: list[tuple[list[str], str | None]] = [
     (["noai"], "noai"),
@@ -48,6 +48,7 @@ CASES: list[tuple[list[str], str | None]] = [
     (["img2dataset: unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], "noai"),
     (["max-snippet:-1, max-image-preview:none, max-video-preview:0"], None),
     (["max-snippet: 20 , noindex"], "noindex"),
+    (["max-image-preview: none"], None),
     # Spelling.
     (["  NOAI  "], "noai"),
     (["nofollow;noai"], "noai"),
@@ -62,7 +63,7 @@ CASES: list[tuple[list[str], str | None]] = [
 
 @pytest.mark.parametrize(("values", "directive"), CASES)
 def test_what_each_value_means(values: list[str], directive: str | None) -> None:
-    assert directive_against_us(values, "img2dataset") == directive
+    assert in_headers(values, ["img2dataset"]) == directive
 
 
 @given(
@@ -77,17 +78,34 @@ def test_what_each_value_means(values: list[str], directive: str | None) -> None
 def test_lines_written_from_their_meaning_are_read_back(lines: list[tuple[str, list[str]]]) -> None:
     """Each line is written with at most one agent, so that there is one meaning; folding those that name one changes nothing."""
     values = [f"{agent}: {', '.join(words)}" if agent else ", ".join(words) for agent, words in lines]
-    against = [word for agent, words in lines if agent != "otherbot" for word in words if word in OPT_OUT_DIRECTIVES]
-    assert directive_against_us(values, "OurBot") == (against[0] if against else None)
+    against = [word for agent, words in lines if agent != "otherbot" for word in words if word in DIRECTIVES]
+    assert in_headers(values, ["OurBot"]) == (against[0] if against else None)
     named = [(agent, value) for (agent, _), value in zip(lines, values, strict=True) if agent]
     folded = ", ".join(value for _, value in named)
-    assert directive_against_us([folded], "OurBot") == directive_against_us([value for _, value in named], "OurBot")
+    assert in_headers([folded], ["OurBot"]) == in_headers([value for _, value in named], ["OurBot"])
 
 
 @given(st.text(max_size=200))
 def test_no_value_breaks_it(value: str) -> None:
-    directive_against_us([value], "ourbot")
+    in_headers([value], ["ourbot"])
 
 
 def test_of_a_long_value_only_the_beginning_is_read() -> None:
-    assert directive_against_us(["x" * 10_000_000 + ", noai"], "ourbot") is None
+    assert in_headers(["x" * 10_000_000 + ", noai"], ["ourbot"]) is None
+
+
+def test_several_names_may_be_ours_and_none_need_be() -> None:
+    assert in_headers(["otherbot: noindex, ourbot: nofollow, noml"], ["first", "OurBot"]) == "noml"
+    assert in_headers(["otherbot: noindex", "noimageindex"], []) == "noimageindex"
+    assert in_headers(["ourbot: noai"], []) is None
+
+
+def test_meta_elements() -> None:
+    assert in_meta("ROBOTS", "index, NoAI", []) == "noai"
+    assert in_meta("robots", "index, follow, max-image-preview:large", []) is None
+    assert in_meta("robots", "max-image-preview:none", []) is None
+    assert in_meta("robots", "nofollow noml", []) == "noml"
+    assert in_meta("ccbot", "none", []) is None
+    assert in_meta("CCBot", "none", ["ccbot"]) == "none"
+    assert in_meta("ccbot", "none", ["CCBot"]) == "none"
+    assert in_meta("description", "noai", []) is None
