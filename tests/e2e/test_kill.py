@@ -4,6 +4,8 @@ Real SIGKILLs to real processes: to the driver's process group, to the driver al
 the middle of a crawl unit, and, from the worker that commits, between the steps of the commit protocol (`kill_point/` puts them there
 from outside; the product has no hook). The truth is an uninterrupted run with one worker against the same server. After every kill the
 tests wait until nothing of the launch is left, which is a claim of its own: a dead driver leaves no process behind.
+
+Every optional stage is switched on; the second way to balance has an output of its own.
 """
 
 import dataclasses
@@ -27,6 +29,8 @@ PAIRS = 160
 KILLS = 10
 SMALL_PAIRS = 60
 STEPS = ("temporary", "renamed", "record")
+EVERY_STAGE = ("dedup.exact=['url', 'caption', 'source']", "policy=[{name='pii', hook='pipeline.policy.pii:captions'}]")
+DRAWN = ("balance.mode='metaclip'",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Ground:
 
     web: Web
     config: Path
+    overrides: tuple[str, ...]
     folder: Path
     env: dict[str, str]
     reference: Path
@@ -43,29 +48,29 @@ class Ground:
     launches: list[pipelines.Launch]
 
     def start(self, out: Path, **more: str) -> pipelines.Launch:
-        command = pipelines.command(self.config, str(out))
+        command = pipelines.command(self.config, str(out), *self.overrides)
         self.launches.append(pipelines.start(command, self.folder / f"{out.name}.log", {**self.env, **more}))
         return self.launches[-1]
 
     def finish_and_compare(self, out: Path) -> None:
         """The same command to its end: the same bytes, and everything as it was recorded."""
-        pipelines.finish(self.config, str(out), self.folder / f"{out.name}.log", self.env)
+        pipelines.finish(self.config, str(out), self.folder / f"{out.name}.log", self.env, *self.overrides)
         assert pipelines.corpus(str(out)) == self.corpus
         assert status.verify(str(out)) == []
         assert status.story(str(out))["state"] == "done"
 
 
-def ground(folder: Path, pairs: int, *, patient: bool) -> Iterator[Ground]:
+def ground(folder: Path, pairs: int, *overrides: str, patient: bool) -> Iterator[Ground]:
     """patient: at the end, wait until Ray's agents of killed runs have gone by themselves, a minute; else end them."""
     with server.running(11, pairs, pipelines.NO_WAITING) as web, pipelines.ray_folder() as ray:
         pipelines.write_inputs(web, folder)
         config = pipelines.write_config(web, str(folder), folder / "config.toml", shard_rows=pairs // 4)
         env = pipelines.environment(ray)
         out = folder / "reference"
-        seconds = pipelines.finish(config, str(out), folder / "reference.log", env, "engine.workers=1")
+        seconds = pipelines.finish(config, str(out), folder / "reference.log", env, "engine.workers=1", *overrides)
         corpus = pipelines.corpus(str(out))
         assert len(corpus) > 3
-        found = Ground(web, config, folder, env, out, corpus, seconds, [])
+        found = Ground(web, config, overrides, folder, env, out, corpus, seconds, [])
         yield found
         for launch in found.launches:
             if patient:
@@ -76,12 +81,17 @@ def ground(folder: Path, pairs: int, *, patient: bool) -> Iterator[Ground]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    yield from ground(tmp_path_factory.mktemp("kill"), PAIRS, patient=True)
+    yield from ground(tmp_path_factory.mktemp("kill"), PAIRS, *EVERY_STAGE, patient=True)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     yield from ground(tmp_path_factory.mktemp("kill"), SMALL_PAIRS, patient=False)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    yield from ground(tmp_path_factory.mktemp("kill"), PAIRS, *DRAWN, patient=False)
 
 
 # ---- at any moment
@@ -184,6 +194,18 @@ def test_killed_after_every_step_of_a_commit(large: Ground) -> None:
     for point in points:
         kill_at(large, out, point)
     large.finish_and_compare(out)
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(3600)
+def test_killed_after_every_step_of_the_draw(drawn: Ground) -> None:
+    """`metaclip` has steps and stages of its own on both sides of the crawl."""
+    out = drawn.folder / "steps"
+    points = [point for point in kill_points(drawn) if point.startswith(("precap", "balance", "ledger"))]
+    assert {point.split("/")[0] for point in points} > {"precap", "balance", "ledger"}
+    for point in points:
+        kill_at(drawn, out, point)
+    drawn.finish_and_compare(out)
 
 
 # ---- a worker
