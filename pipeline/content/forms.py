@@ -189,6 +189,10 @@ def _join(
     and not in front of one.
     """
     ascii_entries = entries[pages[0]]
+    letters = np.zeros(128, np.uint8)  # what an ASCII letter or digit becomes; 0 for what is none
+    for byte in range(128):
+        if ascii_entries[byte] & 255 == 1 and kinds[ascii_entries[byte] >> 8] == 1:
+            letters[byte] = pool[ascii_entries[byte] >> 8]
     at = out_starts[row]
     while row < len(starts) - 1:
         place, end, begin = starts[row], starts[row + 1], at
@@ -198,6 +202,11 @@ def _join(
         while place < end:
             byte = data[place]
             if byte < 0x80:
+                if before == 1 and letters[byte] != 0:  # the next one of a word: most characters are
+                    out[at] = letters[byte]
+                    at += 1
+                    place += 1
+                    continue
                 entry = ascii_entries[byte]
                 place += 1
             else:
