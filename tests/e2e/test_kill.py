@@ -11,15 +11,19 @@ Every optional stage is switched on; the second way to balance has an output of 
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import status
+from pipeline.contracts import manifest
 from pipeline.run import STAGES
 from tests.e2e import pipelines
 from tests.web import server
@@ -47,14 +51,22 @@ class Ground:
     seconds: float
     launches: list[pipelines.Launch]
 
-    def start(self, out: Path, **more: str) -> pipelines.Launch:
-        command = pipelines.command(self.config, str(out), *self.overrides)
-        self.launches.append(pipelines.start(command, self.folder / f"{out.name}.log", {**self.env, **more}))
+    def start(self, out: Path, *command: str, **more: str) -> pipelines.Launch:
+        """`python -m pipeline COMMAND...`, by default the run into `out`."""
+        words = [sys.executable, "-m", "pipeline", *command] if command else self.run_command(out)
+        self.launches.append(pipelines.start(words, self.folder / f"{out.name}.log", {**self.env, **more}))
         return self.launches[-1]
+
+    def run_command(self, out: Path) -> list[str]:
+        return pipelines.command(self.config, str(out), *self.overrides)
+
+    def finish(self, out: Path, *command: str) -> None:
+        launch = self.start(out, *command)
+        assert launch.wait() == 0, launch.text()
 
     def finish_and_compare(self, out: Path) -> None:
         """The same command to its end: the same bytes, and everything as it was recorded."""
-        pipelines.finish(self.config, str(out), self.folder / f"{out.name}.log", self.env, *self.overrides)
+        self.finish(out)
         assert pipelines.corpus(str(out)) == self.corpus
         assert status.verify(str(out)) == []
         assert status.story(str(out))["state"] == "done"
@@ -166,11 +178,11 @@ def kill_points(found: Ground) -> list[str]:
     return [*points, "publish/-/manifest"]
 
 
-def kill_at(found: Ground, out: Path, point: str) -> None:
-    """Launch with the kill point armed; check that the launch died there and left exactly what the protocol says."""
+def kill_at(found: Ground, out: Path, point: str, *command: str) -> None:
+    """Launch the run (or another command) with the kill point armed; check that it died there and left exactly what the protocol says."""
     hook = str(Path(__file__).parent / "kill_point")
     path = os.pathsep.join([hook, found.env["PYTHONPATH"]])
-    launch = found.start(out, PYTHONPATH=path, KILL_POINT=point)
+    launch = found.start(out, *command, PYTHONPATH=path, KILL_POINT=point)
     code = launch.wait()
     assert code == -signal.SIGKILL, f"{point}: ended with {code}: {launch.text()}"
     stage, unit, step = point.split("/")
@@ -206,6 +218,46 @@ def test_killed_after_every_step_of_the_draw(drawn: Ground) -> None:
     for point in points:
         kill_at(drawn, out, point)
     drawn.finish_and_compare(out)
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1800)
+def test_exclude_killed_after_every_step(large: Ground) -> None:
+    corpus = large.reference / "shards"
+    rows = pq.read_table(manifest.shard_uri(str(corpus), manifest.load(str(corpus)).shards[0]), columns=["uid"])
+    ids = large.folder / "ids.txt"
+    ids.write_text("".join(f"{uid.hex()}\n" for uid in rows["uid"].to_pylist()[::7]))
+    whole, killed = large.folder / "excluded", large.folder / "excluded-killed"
+    command = ("exclude", f"corpus={corpus}", f"ids={ids}")
+    large.finish(whole, *command, f"out={whole}")
+    for step in STEPS:
+        kill_at(large, killed, f"exclude/00000/{step}", *command, f"out={killed}")
+    large.finish(killed, *command, f"out={killed}")
+    assert status.verify(str(killed)) == []
+    assert (killed / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+    assert manifest.load(str(killed)).rows == manifest.load(str(corpus)).rows - len(rows["uid"].to_pylist()[::7])
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1800)
+def test_retry_killed_after_every_step(large: Ground) -> None:
+    """Of two copies of the finished run one is retried undisturbed; then both are run again."""
+    whole, killed = large.folder / "retried", large.folder / "retried-killed"
+    for out in (whole, killed):
+        shutil.copytree(large.reference, out)
+    large.finish(whole, "retry", str(whole), "--reason", "http_status")
+    stages = {stage.name: stage for stage in status.stages(str(whole))}
+    points = []
+    for name in ("retry-1-rows", "retry-1"):
+        unit = max(stages[name].records, key=lambda record: record.rows_in).unit
+        points += [f"{name}/{unit}/{step}" for step in STEPS]
+    for point in points:
+        kill_at(large, killed, point, "retry", str(killed), "--reason", "http_status")
+    large.finish(killed, "retry", str(killed), "--reason", "http_status")
+    for out in (whole, killed):
+        large.finish(out)
+        assert status.verify(str(out)) == []
+    assert pipelines.corpus(str(killed)) == pipelines.corpus(str(whole))
 
 
 # ---- a worker

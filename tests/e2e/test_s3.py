@@ -5,10 +5,12 @@ part of any digest.
 """
 
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import status
@@ -69,6 +71,37 @@ def test_an_object_store_gives_the_bytes_of_a_local_disk(web: Web, ray: Path, s3
     assert len(roots) == 1
     assert status.verify(out) == []
     assert not [uri for uri in storage.list_files(f"{out}/shards", recursive=True) if ".tmp-" in uri]
+    the_tools_do_the_same(str(tmp_path / "out"), out, tmp_path, env)
+
+
+def the_tools_do_the_same(local: str, remote: str, folder: Path, env: Mapping[str, str]) -> None:
+    """Every command that reads or changes a finished run, on the disk and on the store."""
+    uids = pq.read_table(manifest.shard_uri(f"{local}/shards", manifest.load(f"{local}/shards").shards[0]))[
+        "uid"
+    ].to_pylist()
+    (folder / "ids.txt").write_text("".join(f"{uid.hex()}\n" for uid in uids[:5]))
+    storage.write_atomic(f"{BUCKET}/inputs/ids.txt", (folder / "ids.txt").read_bytes())
+    told = []
+    for place, ids in ((local, str(folder / "ids.txt")), (remote, f"{BUCKET}/inputs/ids.txt")):
+        sheet = storage.join(storage.parent(place), "sheet.html")
+        tool(env, "exclude", f"corpus={place}/shards", f"out={place}-less", f"ids={ids}")
+        tool(env, "contact-sheet", place, "--out", sheet)
+        shown = tool(env, "show", place, uids[7].hex())
+        tool(env, "retry", place, "--reason", "http_status")
+        tool(env, "run", "--config", str(folder / ("s3.toml" if place == remote else "local.toml")), f"run.out={place}")
+        assert status.verify(place) == []
+        assert status.verify(f"{place}-less") == []
+        told.append((shown, storage.read_bytes(sheet), pipelines.corpus(place), manifest.load(f"{place}-less")))
+    assert told[0] == told[1]
+    assert told[0][3].rows == manifest.load(f"{local}/shards").rows - 5
+
+
+def tool(env: Mapping[str, str], *command: str) -> str:
+    """What `python -m pipeline COMMAND` prints; it must end well."""
+    words = [sys.executable, "-m", "pipeline", *command]
+    ended = subprocess.run(words, env=env, cwd=pipelines.ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def wait_for_stage(launch: pipelines.Launch, out: str, name: str, seconds: float) -> None:
