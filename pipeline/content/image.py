@@ -7,7 +7,8 @@ several picture kinds wrong in silence, so each has one rule here:
 * EXIF orientation 1-8 is applied (TIFF and AVIF carry their own turn, which Pillow hands over or applies).
 * 16-bit samples keep their high byte, in grey as in colour; 12-bit ones are brought to the same scale. A 32-bit integer
   or floating picture has no agreed white and is refused as `image_format`.
-* Transparency of any kind (alpha, palette, colour key) is laid over `BACKGROUND`, white.
+* Transparency of any kind (alpha, palette, colour key) is laid over `BACKGROUND`, white. The key of a picture of 16-bit colours is
+  compared by its high bytes, which are all that is kept of a sample.
 * CMYK and YCCK, with Adobe's inversion, become RGB by the plain formula. ICC profiles are not applied.
 * Of an animation the first frame is taken; of a multi-page TIFF the first page; of an APNG its still picture.
 * A file that ends early is `image_truncated`: missing rows are never filled in, also where the reader below Pillow would
@@ -165,6 +166,9 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
     elif kind == "tiff":
         width, height = image.size  # Pillow has applied the TIFF orientation tag
 
+    key = image.info.get("transparency")
+    if kind == "png" and image.mode == "L" and data[24] in (2, 4) and isinstance(key, int):
+        image.info["transparency"] = key * 255 // ((1 << data[24]) - 1)  # Pillow scales the samples, not the key
     rgb = _to_rgb(image)
     if orientation in _TURNS:
         rgb = rgb.transpose(_TURNS[orientation])

@@ -1,13 +1,15 @@
-"""Crawling: img2dataset's own `download` beside our engine, on the same server, the same pictures, and both cores.
+"""Crawling: img2dataset's own `download` beside `python -m pipeline crawl`, on the same server, the same pictures, and both cores.
 
     python -m tests.benchmarks.crawl [PICTURES]
 
 4,000 JPEGs of 1024 x 768, drawn here, are served by nginx on the loopback (`apt-get install nginx-light`; without it by an aiohttp
 server in a process of its own, which is slower and takes more of the cores). img2dataset writes Parquet with 2 processes of 64 threads;
-ours runs as 2 units through Ray, as the pipeline runs it, once without perceptual hashes and once with. Same output: keep_ratio 256,
-JPEG 95. CPU is that of all processes that fetch and decode; the server's is not counted. For img2dataset that is its process tree with
-its start-up (it spawns and imports anew for every download); for ours the Ray workers, warm, as they are from the second unit of a real
-crawl on. So img2dataset's speed is given twice: end to end, and by its own count, without start-up.
+ours is the command line from the URL table to the committed crawl, 8 units on 2 workers, once without perceptual hashes and once with.
+Same output: keep_ratio 256, JPEG 95.
+
+End to end is the whole command, cold: for img2dataset with its processes' imports, for ours with the start of Ray and the four stages
+before the crawl. CPU is that of all processes the command started, read from /proc ten times a second; the server's is not counted. Both
+have a fixed cost that many pictures make small, so each is also given by its own count: img2dataset's statistics, our commit records.
 
 The decisions that it supports: our own engine as default, pictures decoded by libjpeg-turbo, areas by a kernel of our own.
 """
@@ -15,26 +17,23 @@ The decisions that it supports: our own engine as default, pictures decoded by l
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
 
-from pipeline.contracts.schema import MATCHED_SCHEMA, uid
-from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.stage import crawl
+from pipeline import status
 from tests.conftest import free_port, wait_for
+from tests.e2e import pipelines
 
 NGINX = Path("/usr/sbin/nginx")
 STATIC_SERVER = """
@@ -86,73 +85,103 @@ def server(folder: Path) -> Iterator[int]:
         process.wait()
 
 
-def img2dataset(urls: Path, out: Path) -> tuple[float, float, float]:
-    """Seconds end to end, CPU seconds, and pictures a second by its own count."""
-    program = (
+class Cost(NamedTuple):
+    """What a crawl of all pictures took."""
+
+    seconds: float
+    """Of the whole command."""
+    cpu_seconds: float
+    """Of all processes that it started."""
+    own_seconds: float
+    """From the first unit's start to the last one's end, by its own records."""
+
+
+def timed(command: list[str], log: Path, env: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds and CPU seconds of a command and all that it starts."""
+    began = time.perf_counter()
+    launch = pipelines.start(command, log, env)
+    used: dict[int, float] = {}
+
+    def look() -> None:
+        while launch.process.poll() is None:
+            for pid in launch.members():
+                used[pid] = max(used.get(pid, 0.0), cpu_seconds(pid))
+            time.sleep(0.1)
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    code = launch.process.wait()
+    seconds = time.perf_counter() - began
+    watching.join()
+    launch.members_end()
+    if code:
+        raise SystemExit(launch.text())
+    return seconds, sum(used.values())
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far (proc(5) stat, fields 14 and 15); 0 when it has gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def img2dataset(urls: list[str], folder: Path, ray: Path) -> Cost:
+    table, out, script = folder / "urls.txt", folder / "peer", folder / "peer.py"
+    table.write_text("\n".join(urls))
+    script.write_text(
         "import img2dataset\n"
         "if __name__ == '__main__':\n"
-        f"    img2dataset.download(url_list={str(urls)!r}, output_folder={str(out)!r}, input_format='txt', output_format='parquet',\n"
+        f"    img2dataset.download(url_list={str(table)!r}, output_folder={str(out)!r}, input_format='txt', output_format='parquet',\n"
         "        processes_count=2, thread_count=64, image_size=256, resize_mode='keep_ratio', resize_only_if_bigger=True,\n"
-        "        encode_quality=95, number_sample_per_shard=1000, retries=0, enable_wandb=False)\n"
+        "        encode_quality=95, number_sample_per_shard=500, retries=0, enable_wandb=False)\n"
     )
-    script = out.parent / "peer.py"
-    script.write_text(program)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)],
-        check=True,
-        env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    seconds = time.perf_counter() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    env = {**pipelines.environment(ray), "NO_ALBUMENTATIONS_UPDATE": "1"}
+    seconds, cpu = timed([sys.executable, "-W", "ignore", str(script)], folder / "peer.log", env)
     stats = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
-    assert sum(each["successes"] for each in stats) == len(urls.read_text().split()), stats
-    span = max(each["end_time"] for each in stats) - min(each["start_time"] for each in stats)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, cpu, sum(each["count"] for each in stats) / span
+    assert sum(each["successes"] for each in stats) == len(urls), stats
+    shutil.rmtree(out)
+    return Cost(seconds, cpu, max(each["end_time"] for each in stats) - min(each["start_time"] for each in stats))
 
 
-@ray.remote(num_cpus=1)
-class Worker:
-    """A worker that crawls one unit at a time and writes it, as a unit of the pipeline is written."""
-
-    def unit(self, urls: list[str], config: CrawlConfig, path: str) -> tuple[int, float]:
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        table = pa.Table.from_pylist(
-            [
-                {"uid": uid(url, "x"), "url": url, "caption_raw": "x", "caption": "x", "source": "", "query_ids": [0]}
-                for url in urls
-            ],
-            schema=MATCHED_SCHEMA,
-        )
-        rows, rejected = crawl(table, config)
-        pq.write_table(rows, path)
-        assert rejected.num_rows == 0, rejected.slice(0, 3).to_pylist()
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        return rows.num_rows, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def ours(urls: list[str], config: CrawlConfig, folder: Path) -> tuple[float, float]:
-    """Seconds and CPU seconds of two units on two warm workers."""
-    workers = [Worker.remote() for _ in range(2)]  # type: ignore[attr-defined]
-    ray.get([worker.unit.remote(urls[:8], config, f"{folder}/warm{n}.parquet") for n, worker in enumerate(workers)])
-    began = time.perf_counter()
-    done = ray.get(
-        [worker.unit.remote(urls[n::2], config, f"{folder}/{n}.parquet") for n, worker in enumerate(workers)]
+def ours(urls: list[str], hashes: bool, folder: Path, ray: Path) -> Cost:
+    out, config = folder / "ours", folder / "config.toml"
+    (folder / "urls.csv").write_text("url,caption\n" + "".join(f"{url},picture {n}\n" for n, url in enumerate(urls)))
+    (folder / "queries.txt").write_text("picture\n")
+    config.write_text(
+        f"""
+[run]
+out = "{out}"
+[engine]
+workers = 2
+[sources]
+paths = ["{folder}/urls.csv"]
+[filter]
+queries = "{folder}/queries.txt"
+[precap]
+per_query = {len(urls)}
+[crawl]
+units = 8
+host_split = 8
+per_host = 512
+perceptual_hashes = {str(hashes).lower()}
+allow_addresses = ["127.0.0.0/8"]
+"""
     )
-    seconds = time.perf_counter() - began
-    assert sum(rows for rows, _ in done) == len(urls)
-    for worker in workers:
-        ray.kill(worker)
-    return seconds, sum(cpu for _, cpu in done)
+    command = pipelines.command(config, str(out), name="crawl")
+    seconds, cpu = timed(command, folder / "ours.log", pipelines.environment(ray))
+    [crawl] = [stage for stage in status.stages(str(out)) if stage.name == "crawl"]
+    assert sum(record.rows_out for record in crawl.records) == len(urls), [record.rejected for record in crawl.records]
+    ends = [record.started + record.seconds for record in crawl.records]
+    shutil.rmtree(out)
+    return Cost(seconds, cpu, max(ends) - min(record.started for record in crawl.records))
 
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, pipelines.ray_folder() as ray:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "web").mkdir()
@@ -165,30 +194,23 @@ def main() -> None:
         mean = sum((folder / "web" / f"{number}.jpg").stat().st_size for number in range(DISTINCT)) / DISTINCT
         with server(folder) as port:
             urls = [f"http://127.0.0.1:{port}/{number}.jpg" for number in range(count)]
-            (folder / "urls.txt").write_text("\n".join(urls))
+            by = "nginx" if NGINX.exists() else "aiohttp"
+            print(f"{count:,} JPEGs of 1024 x 768, mean {mean / 1000:.0f} kB, from {by}; ratios to img2dataset")
             print(
-                f"{count:,} JPEGs of 1024 x 768, mean {mean / 1000:.0f} kB, from {'nginx' if NGINX.exists() else 'aiohttp'}"
+                f"{'':20}{'end to end, 1/s':>17}{'own count, 1/s':>17}{'CPU ms each':>14}{'end to end':>13}{'own':>7}{'CPU':>7}"
             )
-            print(f"{'':36}{'pictures/s':>12}{'CPU ms each':>13}{'speed':>8}{'CPU':>8}")
-            seconds, cpu, steady = img2dataset(folder / "urls.txt", folder / "peer")
-            print(f"{'img2dataset, end to end':36}{count / seconds:>12.0f}{cpu / count * 1e3:>13.2f}")
-            print(f"{'img2dataset, by its own count':36}{steady:>12.0f}")
-            shutil.rmtree(folder / "peer")
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            peer = img2dataset(urls, folder, ray)
+            told("img2dataset", count, peer, peer)
             for hashes in (False, True):
-                config = CrawlConfig(
-                    allow_addresses=("127.0.0.0/8",),
-                    perceptual_hashes=hashes,
-                    concurrency=64,
-                    per_host=64,
-                    host_split=1,
-                )
-                taken, used = ours(urls, config, folder)
-                name = f"ours, hashes {'on' if hashes else 'off'}"
-                print(
-                    f"{name:36}{count / taken:>12.0f}{used / count * 1e3:>13.2f}{seconds / taken:>7.2f}x{used / cpu:>7.2f}x"
-                )
-                print(f"{'  against its own count':36}{'':>25}{count / taken / steady:>7.2f}x")
+                told(f"ours, hashes {'on' if hashes else 'off'}", count, ours(urls, hashes, folder, ray), peer)
+
+
+def told(name: str, count: int, cost: Cost, peer: Cost) -> None:
+    ratios = (peer.seconds / cost.seconds, peer.own_seconds / cost.own_seconds, cost.cpu_seconds / peer.cpu_seconds)
+    print(
+        f"{name:20}{count / cost.seconds:>17.0f}{count / cost.own_seconds:>17.0f}{cost.cpu_seconds / count * 1e3:>14.2f}"
+        f"{ratios[0]:>12.2f}x{ratios[1]:>6.2f}x{ratios[2]:>6.2f}x"
+    )
 
 
 if __name__ == "__main__":

@@ -226,6 +226,17 @@ def test_palettes_and_bits() -> None:
     assert keyed.rgb.min() == 255
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_grey_key_hides_its_samples_and_no_other(depth: int) -> None:
+    """Every sample value once, one picture row each; then every value as the key."""
+    values = range(1 << depth)
+    rows = b"".join(bytes([0, value << (8 - depth)]) for value in values)
+    greys = [value * 255 // ((1 << depth) - 1) for value in values]
+    for key in values:
+        keyed = decode(png(1, len(values), depth, 0, rows, chunk(b"tRNS", struct.pack(">H", key))))
+        assert keyed.rgb[:, 0, 0].tolist() == [255 if value == key else grey for value, grey in enumerate(greys)]
+
+
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "AVIF"])
 def test_first_frame_of_an_animation(format: str) -> None:
     red, blue = Image.new("RGB", (32, 24), (220, 20, 20)), Image.new("RGB", (32, 24), (20, 20, 220))
