@@ -82,8 +82,9 @@ def test_a_web_archive_gives_the_corpus_of_the_url_tables(tmp_path: Path, cluste
     # Lineage: the record at the offset is the page that shows the picture.
     data = archive.read_bytes()
     for row in found.select(["url", "page_url", "source"]).to_pylist():
-        name, _, offset = row["source"].partition("#")
-        assert name == "crawl.warc.gz"
+        name, _, place = row["source"].partition("#")
+        offset, _, part = place.partition(":")
+        assert (name, part) == ("crawl.warc.gz", "alt")
         page = zlib.decompressobj(31).decompress(data[int(offset) :])
         assert f"WARC-Target-URI: {row['page_url']}\r\n".encode() in page
         assert f'src="{row["url"]}"'.encode() in page
