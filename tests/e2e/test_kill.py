@@ -253,7 +253,11 @@ def test_retry_killed_after_every_step(large: Ground) -> None:
         points += [f"{name}/{unit}/{step}" for step in STEPS]
     for point in points:
         kill_at(large, killed, point, "retry", str(killed), "--reason", "http_status")
-    large.finish(killed, "retry", str(killed), "--reason", "http_status")
+    again = next(stage for stage in status.stages(str(killed)) if stage.name == "retry-1")
+    if (
+        len(again.records) < again.units
+    ):  # else all was fetched when the last kill came, and to ask again would be a generation 2
+        large.finish(killed, "retry", str(killed), "--reason", "http_status")
     for out in (whole, killed):
         large.finish(out)
         assert status.verify(str(out)) == []

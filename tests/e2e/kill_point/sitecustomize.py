@@ -13,6 +13,7 @@ The first process, the driver, puts its number into the environment that Ray's p
 sends SIGKILL to the driver first and then to itself, so that neither gets to do anything more.
 """
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -31,7 +32,8 @@ WATCHED = ("pipeline.contracts.parquet", "pipeline.contracts.storage")
 
 
 def die() -> None:
-    os.kill(int(os.environ["KILL_POINT_DRIVER"]), signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # dead already, and this worker outlived it
+        os.kill(int(os.environ["KILL_POINT_DRIVER"]), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
