@@ -24,6 +24,7 @@ def describe(config: PipelineConfig) -> str:
     counts = [rows.count_rows(file, config.sources) for file in files if rows.is_cut(file)]
     units = sum(math.ceil(count / config.sources.rows_per_unit) for count in counts)
     whole = len(files) - len(counts)
+    bare = len(rows.without_captions(files))
     for policy in config.policy:
         load_hook(policy)
     once = "".join(f"one row a {key}, " for key in config.dedup.exact)
@@ -32,7 +33,8 @@ def describe(config: PipelineConfig) -> str:
     return "\n".join(
         [
             f"# sources     {len(files):,} files, {total_bytes:,} bytes; {sum(counts):,} rows in Parquet"
-            + (f" and {whole:,} other files whose rows are counted when they are read" if whole else ""),
+            + (f" and {whole:,} other files whose rows are counted when they are read" if whole else "")
+            + (f"; {bare:,} lists of URLs (.txt), all of whose rows are rejected as no_caption" if bare else ""),
             f"# candidates  {units + whole:,} units of at most {config.sources.rows_per_unit:,} rows (other files are one each)",
             f"# filter      {len(queries.queries):,} queries, digest {queries.digest[:12]}",
             f"# precap      at most {config.precap.per_query:,} pairs a query go on to the crawl",

@@ -177,6 +177,11 @@ CASES = {
         RUN, "list.parquet: not a parquet file", spoil=write("list.parquet", b"PAR1 and then nothing PAR1")
     ),
     "no caption column": Case(RUN, "list.parquet: no column", spoil=table("list.parquet", url=["http://a/1"])),
+    "lists of URLs only": Case(
+        f"{RUN} sources.paths=['urls.txt']",
+        "sources.paths: only lists of URLs without captions (.txt); name tables with a caption column",
+        spoil=write("urls.txt", "http://a/1\n"),
+    ),
     "missing query list": Case(f"{RUN} filter.queries=none.txt", "none.txt: no such file"),
     "empty query list": Case(
         RUN, "queries.txt: no query in the list; give one query a line", spoil=write("queries.txt", "\n \n")

@@ -6,8 +6,9 @@ The kind is told by the suffix, so that a folder may hold several of them:
 * `warc`: web pages as a crawler stored them, WARC or ARC (`warc`, `page`);
 * `wat`: the links that Common Crawl took out of such pages (`wat`);
 * `tar`: pictures with captions beside them, as webdataset writes them (`shards`);
-* `img2dataset`: a shard that img2dataset wrote, recognised by the `NAME_stats.json` that lies beside its `NAME.parquet`. What else belongs
-  to the shard (its tar, its folder of pictures) is then read through that Parquet file and is no source of its own.
+* `img2dataset`: a shard that img2dataset wrote, recognised by the `NAME_stats.json` that lies beside its `NAME.parquet`, whether a folder,
+  a pattern or the file was named. What else belongs to the shard (its tar, its folder of pictures) is then read through that Parquet file
+  and is no source of its own.
 
 `source`, the lineage of a row, begins with the name of its file: the path relative to the folder that all files share, so that the same
 files on a disk and in an object store give the same candidates.
@@ -16,7 +17,7 @@ files on a disk and in an object store give the same candidates.
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
@@ -98,6 +99,21 @@ class Row(NamedTuple):
     problem: str | None = None
 
 
+def cut(text: str, most: int) -> str:
+    """The text, or of one with more than `most` characters only those and a sign that there were more, which makes it too long still."""
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def bounded(rows: Iterable[Row], config: SourcesConfig) -> Iterator[Row]:
+    """The rows with over-long URLs and captions cut: they will be rejected, and until then they must not fill the memory."""
+    for row in rows:
+        if row.url is not None and len(row.url) > config.max_url_bytes:
+            row = row._replace(url=cut(row.url.strip(), config.max_url_bytes))
+        if row.caption_raw is not None and len(row.caption_raw) > config.max_caption_bytes:
+            row = row._replace(caption_raw=cut(row.caption_raw, config.max_caption_bytes))
+        yield row
+
+
 def table_of(rows: Iterable[Row]) -> pa.Table:
     """Rows as a table of SOURCE_SCHEMA; a batch at a time is held as Python objects."""
     batches = iter(rows)
@@ -137,21 +153,22 @@ def expand(config: SourcesConfig) -> list[SourceFile]:
 
 
 def _files_of(place: str, written: str) -> dict[str, Kind]:
+    is_folder = False
     if any(sign in place for sign in "*?["):
         present = storage.glob(place)
         if not present:
             raise InputError(f"sources.paths: nothing matches {written!r}; check the pattern")
-    elif storage.is_folder(place):
+    elif is_folder := storage.is_folder(place):
         present = storage.list_files(place, recursive=True)
     elif storage.exists(place):
         present = [place]
     else:
         raise InputError(f"sources.paths: no file, folder or pattern {written!r}; check the path")
-    shards = _img2dataset_shards(present)
+    shards = _img2dataset_shards(present, whole=is_folder)
     kinds: dict[str, Kind] = {f"{shard}.parquet": "img2dataset" for shard in shards}
     rest = [uri for uri in present if not _belongs_to(uri, shards)]
     kinds |= {uri: kind for uri in rest if (kind := kind_of(uri)) is not None}
-    if storage.is_folder(place):
+    if is_folder:
         if not kinds:
             raise InputError(f"sources.paths: no {', '.join(SUFFIXES)} file in folder {written!r}; check the path")
         if len(kinds) < len(shards) + len(rest):
@@ -164,11 +181,15 @@ def _files_of(place: str, written: str) -> dict[str, Kind]:
     return kinds
 
 
-def _img2dataset_shards(present: list[str]) -> set[str]:
-    """The places, without suffix, of the shards of img2dataset: both their table and their statistics are there."""
-    known = set(present)
-    stats = {uri.removesuffix(_STATS) for uri in present if uri.endswith(_STATS)}
-    return {shard for shard in stats if f"{shard}.parquet" in known}
+def _img2dataset_shards(present: list[str], whole: bool) -> set[str]:
+    """The places, without suffix, of the shards of img2dataset: their tables are present, and their statistics too, or, unless `present`
+    is a whole folder, beside the table."""
+    shards = {uri.removesuffix(".parquet") for uri in present if uri.endswith(".parquet")}
+    beside = set(present)
+    if not whole:
+        for folder in {storage.parent(shard) for shard in shards}:
+            beside.update(storage.list_files(folder))
+    return {shard for shard in shards if f"{shard}{_STATS}" in beside}
 
 
 def _belongs_to(uri: str, shards: set[str]) -> bool:

@@ -30,12 +30,24 @@ def check(file: SourceFile, config: SourcesConfig) -> None:
 
 
 def require_rows(files: Sequence[SourceFile], config: SourcesConfig) -> None:
-    """Raise InputError when all files are tables and none of them has a row. Reads one row of the first that has one."""
+    """Raise InputError when no file can have a pair: all are lists of URLs without captions, or tables without a row.
+
+    Reads one row of the first table that has one.
+    """
+    if len(without_captions(files)) == len(files):
+        raise InputError(
+            "sources.paths: only lists of URLs without captions (.txt); name tables with a caption column, web archives or shards"
+        )
     tables = [file for file in files if file.kind == "table"]
     if len(tables) == len(files) and all(next(url_tables.scan(file, config, 1), None) is None for file in files):
         raise InputError(
             f"sources.paths: no rows in any of {len(files):,} files; check that the lists were written whole"
         )
+
+
+def without_captions(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """The lists of URLs among the files: all of their rows are rejected as no_caption."""
+    return [file for file in files if file.kind == "table" and formats.suffix_of(file.uri) == ".txt"]
 
 
 def is_cut(file: SourceFile) -> bool:
@@ -84,8 +96,11 @@ def _candidates(table: pa.Table, config: SourcesConfig) -> tuple[pa.Table, pa.Ta
             urls, captions, table["reason"].to_pylist(), table["problem"].to_pylist(), strict=True
         )
     ]
+    # An over-long text may have been cut when it was read, and is nobody's identity then.
     uids = [
-        None if url is None or caption is None else uid(url, caption)
+        None
+        if url is None or caption is None or len(url) > config.max_url_bytes or len(caption) > config.max_caption_bytes
+        else uid(url, caption)
         for url, caption in zip(urls, captions, strict=True)
     ]
     whole = pa.table(
@@ -115,9 +130,8 @@ def _rejections(whole: pa.Table, verdicts: list[tuple[Reason, str | None] | None
 def _verdict(url: str | None, caption: str | None, config: SourcesConfig) -> tuple[Reason, str | None] | None:
     if not url:
         return Reason.BAD_URL, "no URL"
-    length = len(url.encode())
-    if length > config.max_url_bytes:
-        return Reason.BAD_URL, f"{length:,} bytes, more than {config.max_url_bytes:,}"
+    if len(url.encode()) > config.max_url_bytes:
+        return Reason.BAD_URL, f"more than {config.max_url_bytes:,} bytes"
     if _CONTROL.search(url):
         return Reason.BAD_URL, "a control character inside"
     try:
@@ -131,7 +145,6 @@ def _verdict(url: str | None, caption: str | None, config: SourcesConfig) -> tup
         return Reason.BAD_URL, "no host" if not host else "port 0"
     if caption is None or not caption.strip():
         return Reason.NO_CAPTION, None
-    length = len(caption.encode())
-    if length > config.max_caption_bytes:
-        return Reason.CAPTION_TOO_LONG, f"{length:,} bytes, more than {config.max_caption_bytes:,}"
+    if len(caption.encode()) > config.max_caption_bytes:
+        return Reason.CAPTION_TOO_LONG, f"more than {config.max_caption_bytes:,} bytes"
     return None

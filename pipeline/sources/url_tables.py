@@ -12,8 +12,9 @@ How each format is read (the list is what img2dataset reads, and Zstandard):
 * tsv: a header line, then one record a line without quoting (IANA text/tab-separated-values); a field wholly wrapped in
   double quotes, as csv writers leave it, is unwrapped.
 * json: one array of objects, read element by element; jsonl: one object a line. An absent key is null.
-* txt: one URL a line, no captions. Blank lines of text formats are not rows. `source` is `name#row` with the row's number in
-  its file from 0.
+* txt: one URL a line. img2dataset reads it, and so do we, but a row without a caption is no pair: each is rejected as no_caption, and
+  sources that are nothing else are an InputError (`rows.require_rows`), like a table without a caption column.
+Blank lines of text formats are not rows. `source` is `name#row` with the row's number in its file from 0.
 """
 
 import itertools
@@ -24,7 +25,7 @@ import pyarrow as pa
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from pipeline.sources import formats
-from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, table_of
+from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, bounded, table_of
 from pipeline.sources.formats import Columns, Record
 
 URL_NAMES = ("url", "image_url", "img_url", "image", "src", "link")
@@ -53,7 +54,7 @@ def scan(file: SourceFile, config: SourcesConfig, batch_rows: int = formats.BATC
 
     Raises InputError where the file cannot be read.
     """
-    return _tables(_records(file, config), file, 0, batch_rows)
+    return _tables(_records(file, config), file, config, 0, batch_rows)
 
 
 def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> pa.Table:
@@ -64,7 +65,7 @@ def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> 
     columns that they become.
     """
     start = rows.start if rows is not None else 0
-    parts = _tables(_records(file, config, rows), file, start, formats.BATCH_ROWS)
+    parts = _tables(_records(file, config, rows), file, config, start, formats.BATCH_ROWS)
     return pa.concat_tables([SOURCE_SCHEMA.empty_table(), *parts])
 
 
@@ -77,18 +78,17 @@ def _is_parquet(file: SourceFile) -> bool:
     return formats.suffix_of(file.uri) == ".parquet"
 
 
-def _tables(records: Iterator[Record], file: SourceFile, start: int, batch_rows: int) -> Iterator[pa.Table]:
+def _tables(
+    records: Iterator[Record], file: SourceFile, config: SourcesConfig, start: int, batch_rows: int
+) -> Iterator[pa.Table]:
     """The records, of which the first is row `start` of its file, as tables of `batch_rows` rows (the last one fewer)."""
-    while batch := list(itertools.islice(records, batch_rows)):
-        yield _table(batch, file, start)
-        start += len(batch)
-
-
-def _table(records: list[Record], file: SourceFile, start: int) -> pa.Table:
-    return table_of(
-        Row(record.url, record.caption, None, f"{file.name}#{start + place}", problem=record.problem)
-        for place, record in enumerate(records)
+    rows = (
+        Row(record.url, record.caption, None, f"{file.name}#{number}", problem=record.problem)
+        for number, record in enumerate(records, start)
     )
+    kept = bounded(rows, config)
+    while batch := list(itertools.islice(kept, batch_rows)):
+        yield table_of(batch)
 
 
 def _records(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> Iterator[Record]:

@@ -22,6 +22,8 @@ its rows at once: with 175 bytes of text a row, 650 and 1,100 bytes a row, so th
 It does not follow `sources.rows_per_unit`: every partition opens every file of `candidates` and starts a row group in each of them, so
 that partitions as small as those files would open as many files as the square of the rows and store row groups of a few rows.
 """
+_VERSION = 2
+"""Of what `candidates` makes of the same sources; raise it when pipeline/sources reads a file differently."""
 
 
 def candidates(driver: Run, config: PipelineConfig, files: Sequence[SourceFile]) -> Output:
@@ -42,6 +44,7 @@ def candidates(driver: Run, config: PipelineConfig, files: Sequence[SourceFile])
         units,
         functools.partial(_read_source, {file.name: file for file in files}, config.sources),
         functools.partial(_candidates, config.sources, partitions),
+        version=_VERSION,
         row_wise=True,
         partitioned=True,
         partitions=partitions,

@@ -153,6 +153,15 @@ def test_lists_without_rows_are_the_users_to_mend(first: Site, tmp_path: Path, c
     assert not (tmp_path / "out").exists()
 
 
+def test_check_says_which_sources_give_no_pair(first: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\nhttp://e.org/1,a dog\n")
+    (tmp_path / "b.txt").write_text("http://e.org/2\n")
+    pipeline("run", first.config, tmp_path / "out", f"sources.paths=['{tmp_path}']", check=True)
+    assert "; 1 lists of URLs (.txt), all of whose rows are rejected as no_caption" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"^sources\.paths: only lists of URLs without captions"):
+        pipeline("run", first.config, tmp_path / "out", f"sources.paths=['{tmp_path}/*.txt']", check=True)
+
+
 @pytest.mark.parametrize("arguments", [["run", "--check"], ["run"], ["crawl"]])
 def test_a_missing_crawler_is_said_before_the_work(first: Site, tmp_path: Path, arguments: list[str]) -> None:
     """In an interpreter that finds no img2dataset, for the engine of that name."""

@@ -425,6 +425,36 @@ def test_candidates_accounts_for_every_row() -> None:
     assert rows["url"][1].as_py() == "https://example.org/a b.jpg"
 
 
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_over_long_texts_are_not_held_and_are_rejected(tmp_path: Path, name: str) -> None:
+    """Spaces must not hide what was cut: behind the limit is more, and it is too long with or without them."""
+    url, caption = "http://e.org/a.jpg", "a dog"
+    table = [
+        (url + " " * 500_000 + "b", caption),
+        (" " * 500_000 + url, caption),
+        (url, caption + " " * 500_000),
+        (url + "é" * 4000, caption),
+        (url, caption),
+    ]
+    file, config = _one(_write(tmp_path, name, [*table]))
+    rows = read(file, config)
+    assert rows.nbytes < 60_000
+    kept, rejected = candidates(rows, config)
+    assert kept["url"].to_pylist() == [url, url]
+    told = {row["source"][-1]: (row["reason"], row["detail"]) for row in rejected.to_pylist()}
+    assert told == {
+        "0": ("bad_url", "more than 4,096 bytes"),
+        "2": ("caption_too_long", "more than 8,192 bytes"),
+        "3": ("bad_url", "more than 4,096 bytes"),
+    }
+    # What was cut has no identity; what was not keeps it.
+    assert [row["uid"] is None for row in sorted(rejected.to_pylist(), key=lambda row: row["source"])] == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_a_long_file_is_read_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.csv.gz"
     with gzip.open(path, "wb", compresslevel=1) as sink:
