@@ -39,7 +39,7 @@ class Unreadable(NamedTuple):
 def read_bytes(uri: str, archived: str, max_bytes: int, url: str | None = None) -> bytes | Unreadable:
     """The bytes at a place of the source at `uri`, at most `max_bytes` of them.
 
-    `url` is the picture's: a record that is another's is refused, since offsets mean nothing in an archive that is compressed as a whole.
+    `url` is the picture's: a record that is another's is refused, for the archive may have been changed since its pages were read.
     Raises InputError for a place that is none and for a source that is not there any more.
     """
     place = _PLACE.fullmatch(archived)
@@ -72,8 +72,7 @@ def _record(uri: str, offset: int, max_bytes: int, url: str | None) -> bytes | U
         if record is None or isinstance(record, Damage):
             return Unreadable(Reason.NOT_AN_IMAGE, "the archive is damaged at the picture's record")
         if url is not None and picture_key(record.url) != picture_key(url):
-            said = "another record is at the picture's place; is the archive compressed as a whole?"
-            return Unreadable(Reason.NOT_AN_IMAGE, said)
+            return Unreadable(Reason.NOT_AN_IMAGE, "another record is at the picture's place; was the archive changed?")
         if record.kind == "resource":
             body = record.read(max_bytes + 1)
             whole = len(body) == record.length
@@ -107,6 +106,9 @@ def _cell(uri: str, column: str, row: int, max_bytes: int) -> bytes | Unreadable
     """Only the row group of the row is read, and of it one column, a few rows at a time."""
     try:
         with pq.ParquetFile(storage.open_input(uri)) as parquet:
+            kind = dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True)).get(column)
+            if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                return Unreadable(Reason.NOT_AN_IMAGE, "no such column of bytes; was the source changed?")
             for group in range(parquet.metadata.num_row_groups):
                 rows = parquet.metadata.row_group(group).num_rows
                 if row < rows:

@@ -1,34 +1,39 @@
 """One web page → the image references on it, each with its URL and the text that describes it.
 
-Which text is the caption: the `alt` of the `<img>`, else the `<figcaption>` of the `<figure>` around it, else its `title`. An empty alt,
-which marks decoration, counts as none. The rule gives one row a reference; the same pair twice on a page is the business of `exact`.
+Which text is the caption: the `alt` of the `<img>`, else the `<figcaption>` of the `<figure>` around it as it is shown (without scripts and
+styles, blocks apart), else its `title`. An empty alt, which marks decoration, counts as none. The rule gives one row a reference; the
+same pair twice on a page is the business of `exact`.
 
-Which URL, in this order, the first that is not a `data:` URI (which placeholders are): the largest candidate of `srcset` or a lazy loader's
-copy of it; a lazy loader's attribute (there `src` is the placeholder); `src`; the largest candidate of the `<source>` elements of the
-`<picture>` around it, whose formats are newer. It is joined to the page's first `<base href>` and URL as browsers do it: white space around
-it, tabs and line breaks inside it and its fragment vanish, backslashes are slashes. `<noscript>` is read like the page around it, so that
-the fallback of a lazy picture counts. Elements in templates do not.
+Which URL, in this order, the first that can be fetched (`data:` URIs are placeholders): the largest candidate of a lazy loader's `srcset`,
+then of the element's own; a lazy loader's attribute that looks like a URL (there `src` is the placeholder); `src`; the largest candidate of
+the `<source>` elements of the `<picture>` around it, whose formats are newer. It is joined to the page's first `<base href>` and URL as
+browsers do it: white space around it, tabs and line breaks inside it and its fragment vanish, backslashes are slashes. `<noscript>` is
+read like the page around it, so that the fallback of a lazy picture counts. Elements in templates do not.
 
 The charset: a byte order mark, else the HTTP header's, else a meta element's in the first kilobytes, else a guess (resiliparse).
 HTML is parsed by resiliparse (lexbor, the WHATWG algorithm), whose own data structures bear a million nested elements; we never climb more
-than MAX_CLIMB levels.
+than MAX_CLIMB levels. What images take from an element around them is made once, and over-long texts are cut (`files.cut`): a base or a
+caption that stands in every reference of a page must not multiply it.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
-from urllib.parse import urldefrag, urljoin
+from urllib.parse import urldefrag, urljoin, urlsplit
 
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
-from resiliparse.parse.html.node import ElementNode
+from resiliparse.parse.html.node import TEXT, ElementNode, Node
 
 from pipeline.content import opt_out
+from pipeline.sources.files import SourcesConfig, cut
 
 MAX_CLIMB = 8
 """Elements between an image and its `<figure>` or `<picture>`, at most."""
-_MAX_TEXT = 20_000  # characters of an attribute or a figcaption that are kept
-_MAX_SRCSET = 200  # candidates of one attribute that are looked at
+_MAX_NODES = 500  # of a figcaption that are looked at
+_MAX_RAW = 200_000  # characters of a figcaption, white space and all, that are looked at
+_MAX_SRCSET = 40_000  # characters of one attribute that are looked at
+_MAX_CANDIDATES = 200  # of one srcset that are looked at
 _MAX_SOURCES = 50  # children of a <picture> that are looked at
 
 _LAZY_SRCSETS = ("data-srcset", "data-lazy-srcset", "data-src-set")
@@ -45,11 +50,25 @@ _LAZY_SOURCES = (
     "data-hi-res-src",
     "data-url",
 )
-_DESCRIPTOR = re.compile(r"(\d+(?:\.\d+)?)([wx])")
+_NOT_FETCHED = ("data:", "about:", "blob:", "javascript:")
+_SPACE = " \t\n\f\r"
+_BEFORE_CANDIDATE = re.compile(rf"[{_SPACE},]*")
+_CANDIDATE_URL = re.compile(rf"[^{_SPACE}]*")
+_DESCRIPTORS = re.compile(r"(?:[^,(]+|\([^)]*+\)?)*+")  # up to a comma outside of parentheses
+_SIZE = re.compile(
+    r"(?:(?P<w>[0-9]+)w(?: [0-9]+h)?|[0-9]+h (?P<hw>[0-9]+)w|(?P<x>(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)x)?"
+)
 _META_CHARSET = re.compile(rb"<meta[^>]{0,1000}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]{1,40})", re.IGNORECASE)
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _NO_LINE_BREAKS = str.maketrans("", "", "\t\n\r")
 _AROUND = "".join(map(chr, range(0x21)))  # C0 controls and space
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_NO_HOST = re.compile(r"[\x00-\x20<>^|]")  # in no host (URL Standard); what else is forbidden ends it or stops urlsplit
+_NOT_SHOWN = frozenset(("script", "style", "template", "noscript"))
+_BLOCKS = frozenset(
+    ("address", "article", "aside", "blockquote", "br", "dd", "div", "dl", "dt", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "header",
+     "hr", "li", "main", "nav", "ol", "p", "pre", "section", "table", "td", "th", "tr", "ul")
+)  # fmt: skip
 
 
 class Reference(NamedTuple):
@@ -68,8 +87,11 @@ class Page(NamedTuple):
     opt_out: str | None
 
 
-def read(html: bytes, url: str, charset: str | None, most: int, agents: Collection[str] = ()) -> Page:
-    """The image references of a page that came from `url`; `charset` is what its HTTP header says. At most `most` references."""
+def read(html: bytes, url: str, charset: str | None, config: SourcesConfig) -> Page:
+    """The image references of a page that came from `url`; `charset` is what its HTTP header says.
+
+    At most `max_images_per_page` of them, with URLs and captions that are cut after `max_url_bytes` and `max_caption_bytes` characters.
+    """
     document = HTMLTree.parse(decode(html, charset)).document
     if document is None:
         return Page([], 0, None)
@@ -78,16 +100,16 @@ def read(html: bytes, url: str, charset: str | None, most: int, agents: Collecti
     def all_of(tag: str) -> list[ElementNode]:
         return document.get_elements_by_tag_name(tag).values()
 
+    agents = config.opt_out_agents
     metas = ((meta.getattr("name") or "", meta.getattr("content") or "") for meta in all_of("meta"))
     asked = next((found for name, content in metas if (found := opt_out.in_meta(name, content, agents))), None)
     href = next((found for base in all_of("base") if (found := base.getattr("href")) is not None), None)
-    base = join(url, href or "") or url
-    captions: dict[ElementNode, ElementNode] = {}
-    for caption in all_of("figcaption"):
-        if (figure := _above(caption, "figure")) is not None:
-            captions.setdefault(figure, caption)
+    base = base_url(url, href or "", config.max_url_bytes)
+    around = _Around(all_of("figcaption"), config.max_caption_bytes)
     images = all_of("img")
-    return Page([_reference(image, base, captions) for image in images[:most]], max(0, len(images) - most), asked)
+    most = config.max_images_per_page
+    references = [_reference(image, base, around, config) for image in images[:most]]
+    return Page(references, max(0, len(images) - most), asked)
 
 
 def decode(html: bytes, charset: str | None) -> str:
@@ -108,6 +130,22 @@ def decode(html: bytes, charset: str | None) -> str:
     return html.decode("utf-8", "replace")
 
 
+# ---- URLs
+
+
+def base_url(url: str, href: str, most: int) -> str:
+    """What references on a page are joined to: its base element's `href` where that is usable, else its own URL (HTML, "set the frozen base
+    URL")."""
+    found = join_bounded(url, href, most) or url
+    try:
+        parts = urlsplit(found)
+        host, _ = parts.hostname, parts.port  # a port that is none raises
+    except ValueError:
+        return url
+    without_host = parts.scheme in ("http", "https") and (not host or _NO_HOST.search(host) is not None)
+    return url if without_host or parts.scheme in ("data", "javascript") else found
+
+
 def join(base: str, reference: str) -> str | None:
     """The URL that a reference on a page means, without fragment; None where there is none."""
     reference = reference.strip(_AROUND).translate(_NO_LINE_BREAKS)
@@ -120,21 +158,67 @@ def join(base: str, reference: str) -> str | None:
         return reference
 
 
+def join_bounded(base: str, reference: str, most: int) -> str | None:
+    """`join`, for references and bases of any length: one of more than `most` characters comes out cut, and so does what would be joined to
+    such a base."""
+    reference = reference.strip(_AROUND)
+    if len(reference) > most:
+        return cut(reference, most)
+    if len(base) > most and not _ABSOLUTE.match(reference):
+        return cut(base, most)
+    return join(base, reference)
+
+
 # ---- one image
 
 
-def _reference(image: ElementNode, base: str, captions: Mapping[ElementNode, ElementNode]) -> Reference:
+class _Around:
+    """What images take from the elements around them, made once for each of those, however many images they hold."""
+
+    def __init__(self, captions: Iterable[ElementNode], most: int) -> None:
+        """`captions` are the page's figcaptions, of which `most` characters are taken."""
+        self._most = most
+        self._captions: dict[ElementNode, ElementNode] = {}
+        for caption in captions:
+            if (figure := _above(caption, "figure")) is not None:
+                self._captions.setdefault(figure, caption)
+        self._texts: dict[ElementNode, str] = {}
+        self._sources: dict[ElementNode, list[str]] = {}
+
+    def caption(self, image: ElementNode) -> str | None:
+        """The caption of the figure around the image."""
+        figure = _above(image, "figure") if self._captions else None
+        if figure is None or figure not in self._captions:
+            return None
+        if figure not in self._texts:
+            self._texts[figure] = cut(_shown(self._captions[figure]), self._most)
+        return self._texts[figure]
+
+    def sources(self, image: ElementNode) -> list[str]:
+        """The largest candidates of each source of the picture around the image."""
+        picture = _above(image, "picture")
+        if picture is None:
+            return []
+        if picture not in self._sources:
+            self._sources[picture] = [
+                found
+                for source in _children(picture, _MAX_SOURCES)
+                if source.tag == "source"
+                for found in _candidates(source)
+            ]
+        return self._sources[picture]
+
+
+def _reference(image: ElementNode, base: str, around: _Around, config: SourcesConfig) -> Reference:
     text_from, caption = "alt", image.getattr("alt")
     if not caption or not caption.strip():
-        figure = _above(image, "figure") if captions else None
-        described = captions.get(figure) if figure is not None else None
-        if described is not None:
-            text_from, caption = "figcaption", " ".join((described.text or "")[:_MAX_TEXT].split())
+        text_from, caption = "figcaption", around.caption(image)
     if not caption or not caption.strip():
         text_from, caption = "title", image.getattr("title")
     if not caption or not caption.strip():
         text_from, caption = "none", None
-    return Reference(_url(image, base), caption[:_MAX_TEXT] if caption else None, text_from)
+    caption = None if caption is None else cut(caption, config.max_caption_bytes)
+    return Reference(_url(image, base, around, config.max_url_bytes), caption, text_from)
 
 
 def _above(element: ElementNode, tag: str) -> ElementNode | None:
@@ -147,57 +231,105 @@ def _above(element: ElementNode, tag: str) -> ElementNode | None:
     return None
 
 
-def _url(image: ElementNode, base: str) -> str | None:
-    """The first of the URLs that an image has which is not the picture itself; that one where there is no other."""
+def _children(element: ElementNode, most: int) -> Iterator[ElementNode]:
+    child = element.first_element_child
+    for _ in range(most):
+        if child is None:
+            return
+        yield child
+        child = child.next_element_sibling
+
+
+def _shown(element: ElementNode) -> str:
+    """The text of an element's first nodes that a browser shows, words of different blocks apart, white space as one space."""
+    parts: list[str] = []
+    held = 0
+    node: Node | None = element.first_child
+    for _ in range(_MAX_NODES):
+        if node is None or held > _MAX_RAW:
+            break
+        if node.type == TEXT:
+            parts.append((node.value or "")[:_MAX_RAW])
+            held += len(parts[-1])
+        elif node.tag in _BLOCKS:
+            parts.append(" ")
+        following = node.first_child if node.tag not in _NOT_SHOWN else None
+        while following is None and node is not None and node != element:
+            if node.tag in _BLOCKS:
+                parts.append(" ")
+            following, node = node.next_sibling, node.parent
+        node = following
+    return " ".join("".join(parts).split())
+
+
+def _url(image: ElementNode, base: str, around: _Around, most: int) -> str | None:
+    """The first of the URLs that an image has which can be fetched; the first where none can."""
     placeholder = None
-    for written in _written(image):
-        if written and (url := join(base, written[: 2 * _MAX_TEXT])):
-            if url[:5].lower() != "data:":
+    for written in _written(image, around):
+        if written and (url := join_bounded(base, written, most)):
+            if not url[:11].lower().startswith(_NOT_FETCHED):
                 return url
             placeholder = placeholder or url
     return placeholder
 
 
-def _written(image: ElementNode) -> Iterator[str | None]:
+def _written(image: ElementNode, around: _Around) -> Iterator[str | None]:
     """The URLs of an image as they are written, best first."""
-    for name in ("srcset", *_LAZY_SRCSETS):
-        yield _largest(image.getattr(name))
-    for name in (*_LAZY_SOURCES, "src"):
-        yield image.getattr(name)
-    if (picture := _above(image, "picture")) is not None:
-        source = picture.first_element_child
-        for _ in range(_MAX_SOURCES):
-            if source is None:
-                return
-            if source.tag == "source":
-                for name in ("srcset", *_LAZY_SRCSETS):
-                    yield _largest(source.getattr(name))
-            source = source.next_element_sibling
+    yield from _candidates(image)
+    for name in _LAZY_SOURCES:
+        value = image.getattr(name) or ""
+        if ("." in value or "/" in value) and not _is_template(value):  # unlike data-lazy="true"
+            yield value
+    yield image.getattr("src")
+    yield from around.sources(image)
 
 
-def _largest(srcset: str | None) -> str | None:
-    """The candidate of a srcset (HTML, "parse a srcset attribute") with the largest descriptor; the first among equals."""
+def _candidates(element: ElementNode) -> Iterator[str]:
+    """The largest candidates of an element's srcsets, those of lazy loaders first, which replace the other."""
+    for name in (*_LAZY_SRCSETS, "srcset"):
+        value = element.getattr(name)
+        if value and not (name != "srcset" and _is_template(value)) and (found := _largest(value)) is not None:
+            yield found
+
+
+def _is_template(value: str) -> bool:
+    """Whether a lazy loader's value is still to be filled in by a script ("photo_{width}x.jpg"), or is JSON or markup for one."""
+    return "{" in value or "<" in value
+
+
+def _largest(srcset: str) -> str | None:
+    """The candidate of a srcset (HTML, "parse a srcset attribute") with the largest width or density; the first among equals. One whose
+    descriptors the standard does not know is none."""
     best: tuple[float, str] | None = None
-    text = (srcset or "")[: 2 * _MAX_TEXT]
+    text = srcset[:_MAX_SRCSET]
     place = 0
-    for _ in range(_MAX_SRCSET):
-        start = place
-        while start < len(text) and (text[start].isspace() or text[start] == ","):
-            start += 1
-        place = start
-        while place < len(text) and not text[place].isspace():
-            place += 1
-        url, size = text[start:place], 1.0
-        if not url:
-            break
+    for _ in range(_MAX_CANDIDATES):
+        start = _end(_BEFORE_CANDIDATE, text, place)
+        place = _end(_CANDIDATE_URL, text, start)
+        url, descriptors = text[start:place], ""
         if url.endswith(","):
             url = url.rstrip(",")
         else:
-            end = text.find(",", place)
-            end = len(text) if end < 0 else end
-            found = _DESCRIPTOR.fullmatch(text[place:end].strip())
-            size = float(found[1]) if found else 1.0
-            place = end
-        if url and (best is None or size > best[0]):
+            end = _end(_DESCRIPTORS, text, place)
+            descriptors, place = text[place:end], end
+        if not url or (place == len(text) < len(srcset)):  # the last one of a text that was cut may be cut too
+            break
+        size = _size(descriptors)
+        if size is not None and (best is None or size > best[0]):
             best = (size, url)
     return best[1] if best else None
+
+
+def _size(descriptors: str) -> float | None:
+    """Width or density of a candidate, 1 where neither is given; None for what is no descriptor."""
+    found = _SIZE.fullmatch(" ".join(descriptors.split()))
+    if found is None:
+        return None
+    width = found["w"] or found["hw"]
+    return float(width or found["x"] or 1) if width is None or width.strip("0") else None
+
+
+def _end(pattern: re.Pattern[str], text: str, place: int) -> int:
+    """Where what matches from `place` on ends; the patterns match nothing as well."""
+    found = pattern.match(text, place)
+    return place if found is None else found.end()

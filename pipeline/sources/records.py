@@ -5,17 +5,23 @@ costs the records that lie in it and no others, and the number of fresh starts i
 by convention; the place of that member is the record's offset, from which it can be read again alone.
 
 ARC is a line (URL, address, date, type, length; version 2 has five fields more in front of the length), then that many bytes, then a line
-end: https://archive.org/web/researcher/ArcFileFormat.php
+end: https://archive.org/web/researcher/ArcFileFormat.php. The line tells its version by itself, so that a record can be read without the
+file's first one. Behind damage the next such line is looked for, which a page's text could imitate.
 """
 
 import contextlib
+import functools
+import io
+import re
 import zlib
-from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
+from fastwarc.stream_io import BrotliReader, GzipReader, ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from pipeline.content import formats
 from pipeline.contracts import storage
 from pipeline.contracts.errors import RunError
 
@@ -24,10 +30,16 @@ _CHUNK = 1 << 16
 _SEARCH_CHUNK = 1 << 20
 _MAX_STARTS = 100
 """Fresh starts behind damaged places in one file; a file that needs more is given up where it stands."""
+_MAX_DAMAGES = 10_000
+"""Damaged places of one ARC file, which needs no fresh start for most of them."""
 
 _WANTED = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.metadata
 _MEMBER = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _PLAIN = b"\nWARC/1."
+_ARC_LINE = re.compile(
+    rb"(?P<url>[A-Za-z][A-Za-z0-9+.-]*:.*) \S* \d{12,14} (?P<type>\S*)(?: \S+){0,8} (?P<length>\d{1,15})"
+)
+"""Both versions, and types with parameters. URLs may hold spaces (those of Common Crawl's 2012 archives do): what is no date tells."""
 
 
 class Record(NamedTuple):
@@ -44,7 +56,7 @@ class Record(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A place that cannot be read; `offset` is where the last record before it starts, or where reading started."""
+    """A place that cannot be read; `offset` is where it, or the last record before it, starts, or where reading started."""
 
     offset: int
     said: str
@@ -69,34 +81,109 @@ def records(uri: str, start: int = 0) -> Generator[Record | Damage, None, None]:
         yield from _warc_records(uri, start)
 
 
-def is_start(uri: str, offset: int) -> bool:
-    """Whether a record, or the member that holds one, can start there."""
-    sign = next((sign for suffix, sign in _MEMBER.items() if uri.lower().endswith(suffix)), None)
-    return sign is None or storage.read_range(uri, offset, len(sign)) == sign
+# ---- HTTP
+
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_CHUNK_LINE = re.compile(rb"(?:\r?\n)?([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")  # no white space, nor the escape of ISO-2022
+_MAX_CODINGS = 5
+_SAMPLE = 1024  # bytes by which a coding is told from none
+
+
+class _Reader(Protocol):
+    def read(self, size: int = ...) -> bytes: ...
+
+
+_SIGNS = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_READERS: dict[str, Callable[[io.BytesIO], _Reader]] = {
+    "gzip": GzipReader,
+    "x-gzip": GzipReader,
+    "deflate": functools.partial(GzipReader, zlib=True),
+    "br": BrotliReader,
+    "zstd": ZstdReader,
+}
 
 
 def parse_http(block: bytes, max_body: int) -> Http | None:
-    """An HTTP answer from a record's block; None where it is none or its codings cannot be undone."""
+    """An HTTP answer from a record's block; None where it is none or its body has a coding that cannot be undone.
+
+    Archives may store bodies decoded under the headers of the coded ones, as Common Crawl's from before August 2018 do. So a coding that a
+    header names is undone only where the bytes carry it.
+    """
+    end = _HEAD_END.search(block, 0, MAX_HEADER)
+    if end is None and len(block) >= MAX_HEADER:
+        return None
+    head, body = (block, b"") if end is None else (block[: end.start()], block[end.end() :])
     record = WarcRecord()
     record.init_headers(WarcRecordType.response)
-    record.set_bytes_content(block)
+    record.set_bytes_content(b"".join(line.rstrip(b"\r") + b"\r\n" for line in (*head.split(b"\n"), b"")))
     record.is_http = True
     try:
-        record.parse_http(auto_decode="all", max_header_len=MAX_HEADER)
-        status = record.http_headers.status_code
-        return None if status is None else Http(status, list(record.http_headers.to_tuples()), _read(record, max_body))
+        record.parse_http(max_header_len=2 * MAX_HEADER)  # line ends may have grown
     except OSError:
         return None
+    status = record.http_headers.status_code
+    if status is None:
+        return None
+    answer = Http(status, list(record.http_headers.to_tuples()), b"")
+    # In the order in which they were applied.
+    told = [*answer.values("content-encoding"), *answer.values("transfer-encoding")]
+    codings = [coding.strip().lower() for value in told for coding in value.split(",")]
+    decoded = _decoded(body, codings[::-1], max_body) if max_body else b""
+    return None if decoded is None else answer._replace(body=decoded)
 
 
-def _read(record: WarcRecord, most: int) -> bytes:
-    """At most `most` bytes; a compressed body that was cut off gives what there is."""
+def _decoded(body: bytes, codings: Sequence[str], most: int) -> bytes | None:
+    """A body with its codings undone, the first of them first, at most `most` bytes; None where one that it carries cannot be."""
+    codings = [coding for coding in codings if coding not in ("", "identity", "none")]
+    if len(codings) > _MAX_CODINGS:
+        return None
+    for coding in codings:
+        if not _carries(body[:_SAMPLE], coding):
+            continue
+        if coding == "chunked":
+            body = _joined(body)
+        elif coding in _READERS:
+            try:
+                body = b"".join(_pieces(_READERS[coding](io.BytesIO(body)), most))
+            except OSError:
+                return None
+        else:
+            return None
+    return body[:most]
+
+
+def _carries(start: bytes, coding: str) -> bool:
+    """Whether a body that starts like this can have the coding; brotli and zlib have no sign, but are neither text nor pictures."""
+    if coding == "chunked":
+        return _CHUNK_LINE.match(start) is not None
+    if coding in _SIGNS:
+        return start.startswith(_SIGNS[coding])
+    try:
+        return _CONTROL.search(start) is not None and formats.sniff(start) is None
+    except formats.ImageRejected:  # a picture too, of a format that is not read
+        return False
+
+
+def _joined(body: bytes) -> bytes:
+    """The chunks of a body (RFC 9112, section 7.1); of one that was cut off or damaged those that come before."""
     parts: list[bytes] = []
-    held = 0
-    while held < most and (part := record.reader.read(min(_CHUNK, most - held))):
-        parts.append(part)
-        held += len(part)
+    place = 0
+    while (line := _CHUNK_LINE.match(body, place)) is not None and (size := int(line[1], 16)):
+        parts.append(body[line.end() : line.end() + size])
+        place = line.end() + size
     return b"".join(parts)
+
+
+def _pieces(reader: _Reader, most: int) -> Iterator[bytes]:
+    """At most `most` bytes; a compressed body that was cut off gives what there is."""
+    while most > 0 and (part := reader.read(min(_CHUNK, most))):
+        yield part
+        most -= len(part)
+
+
+# ---- files
 
 
 class _Input:
@@ -120,6 +207,9 @@ class _Input:
 
     def tell(self) -> int:
         return int(self._file.tell())
+
+    def size(self) -> int:
+        return int(self._file.size())
 
     def close(self) -> None:
         self._file.close()
@@ -156,9 +246,10 @@ def _warc_records(uri: str, start: int) -> Iterator[Record | Damage]:
 
 def _warc_record(record: WarcRecord) -> Record:
     def read(size: int) -> bytes:
+        parts: list[bytes] = []
         with contextlib.suppress(OSError):  # the iterator meets it again, and tells of it
-            return _read(record, size)
-        return b""
+            parts.extend(_pieces(record.reader, size))
+        return b"".join(parts)
 
     url = (record.headers.get("WARC-Target-URI") or "").strip()
     return Record(
@@ -202,6 +293,8 @@ class _Members:
         self._inflate: zlib._Decompress | None = None
         self._held = b""
         self.start = start
+        self._fresh = True  # whether nothing of a member has been taken yet
+        self._end = source.size()
 
     def _fill(self) -> bool:
         """Hold some bytes; False at the end. Raises OSError where the data is damaged."""
@@ -217,7 +310,7 @@ class _Members:
                 self.start, self._held, self._raw = self._next - len(self._raw), self._raw, b""
                 continue
             if self._inflate is None:
-                self.start = self._next - len(self._raw)
+                self.start, self._fresh = self._next - len(self._raw), True
                 self._inflate = zlib.decompressobj(31)
             try:
                 self._held = self._inflate.decompress(self._raw, _CHUNK)
@@ -232,16 +325,22 @@ class _Members:
         """Where a record that starts at the next byte is; None at the end of the file."""
         return self.start if self._fill() else None
 
+    def may_hold(self, size: int) -> bool:
+        """Whether so many bytes can follow, which only a plain file tells."""
+        return self._packed or size <= self._end - self.start
+
     def _take(self, size: int) -> bytes:
         taken, self._held = self._held[:size], self._held[size:]
-        if not self._packed:
+        if self._packed:
+            self._fresh = False
+        else:
             self.start += len(taken)
         return taken
 
     def read(self, size: int) -> bytes:
-        """The next bytes, as many as asked for except at the end."""
+        """The next bytes behind those of a line, as many as asked for except at the end of their member."""
         parts: list[bytes] = []
-        while size > 0 and self._fill():
+        while size > 0 and self._fill() and not (self._packed and self._fresh):
             parts.append(self._take(size))
             size -= len(parts[-1])
         return b"".join(parts)
@@ -260,46 +359,55 @@ class _Members:
 
 
 def _arc_records(uri: str, start: int) -> Iterator[Record | Damage]:
-    packed = uri.lower().endswith(".gz")
-    place = start
-    trailing = 4
+    place, damages = start, 0
     for _ in range(_MAX_STARTS):
         last = place
         with contextlib.closing(_Input(uri, place)) as source:
-            members = _Members(source, place, packed)
             try:
-                while (offset := members.offset()) is not None:
-                    last = offset
-                    line = members.line()
-                    if not line.strip():
-                        continue
-                    block = _ArcBlock(members, line, trailing)
-                    if block.url.startswith("filedesc:"):
-                        trailing = 9 if block.read(2).startswith(b"2") else 4
-                    else:
-                        yield Record(offset, "response", block.url, block.content_type, block.length, block.read)
-                    block.finish()
+                for found in _arc_lines(_Members(source, place, packed=uri.lower().endswith(".gz"))):
+                    last = found.offset
+                    yield found
+                    damages += isinstance(found, Damage)
+                    if damages == _MAX_DAMAGES:
+                        yield Damage(last, f"more than {_MAX_DAMAGES:,} damaged places; what follows is not read")
+                        return
                 return
-            except OSError as error:
+            except OSError as error:  # of gzip: a plain file has no damaged bytes
                 yield Damage(last, str(error))
-        found = _next_start(uri, last + 1) if packed else None
-        if found is None:
+        behind = _next_start(uri, last + 1)
+        if behind is None:
             return
-        place = found
+        place = behind
     yield Damage(place, f"more than {_MAX_STARTS:,} damaged places; what follows is not read")
 
 
-class _ArcBlock:
-    """What a record's line says, and the bytes that follow it. Raises OSError where the line is none."""
+def _arc_lines(members: _Members) -> Iterator[Record | Damage]:
+    """The records from the next line on. A line that is no record's is told once, and the lines behind it are passed over until one is; so
+    are those behind a record that is longer than its file. Raises OSError where the bytes are damaged."""
+    lost = False  # in a damaged place that was told
+    while (offset := members.offset()) is not None:
+        line = members.line().strip()
+        said = _ARC_LINE.fullmatch(line)
+        if said is None or not members.may_hold(int(said["length"])):
+            if line and (said is not None or not lost):
+                yield Damage(offset, "not an ARC record's line" if said is None else "the file ends inside a record")
+                lost = True
+            continue
+        lost = False
+        url, content_type = said["url"].decode("utf-8", "replace"), said["type"].decode("latin-1").lower()
+        block = _ArcBlock(members, int(said["length"]))
+        if not url.startswith("filedesc:"):
+            yield Record(offset, "response", url, content_type, block.length, block.read)
+        if not block.finish():
+            yield Damage(offset, "a member ends inside a record")
 
-    def __init__(self, members: _Members, line: bytes, trailing: int) -> None:
-        fields = line.strip().rsplit(b" ", trailing)
-        if len(fields) != trailing + 1 or not fields[-1].isdigit() or len(fields[-1]) > 15:
-            raise OSError("not an ARC record's line")
+
+class _ArcBlock:
+    """The bytes that follow a record's line."""
+
+    def __init__(self, members: _Members, length: int) -> None:
         self._members = members
-        self.length = self._left = int(fields[-1])
-        self.url = fields[0].decode("utf-8", "replace")
-        self.content_type = fields[3].decode("latin-1").lower()
+        self.length = self._left = length
         self._damage: OSError | None = None
 
     def read(self, size: int) -> bytes:
@@ -313,11 +421,10 @@ class _ArcBlock:
         self._left -= len(taken)
         return taken
 
-    def finish(self) -> None:
-        """Skip what was not read. Raises OSError where the block cannot be read to its end."""
+    def finish(self) -> bool:
+        """Skip what was not read; False where the member ends before the block does. Raises OSError over damaged data."""
         while self._left and self._damage is None and self.read(_CHUNK):
             pass
         if self._damage is not None:
             raise self._damage
-        if self._left:
-            raise OSError("the file ends inside a record")
+        return not self._left

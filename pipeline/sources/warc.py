@@ -5,10 +5,11 @@ means (an answer of 200 with an image's type, or an image `resource`), the row's
 for it. URLs are compared after percent-encoding what browsers would encode. `source` is `name#offset:text`: where the page's record starts
 in the file, and which text became the caption (see `page`).
 
-What is found and does not become a row with a URL is a row with a problem: a page whose encoding cannot be undone, a damaged place, the
-images behind the limit of one page; an opt-out rejects each row of its page.
+What is found and does not become a row with a URL is a row with a problem: a page whose encoding cannot be undone, one with an over-long
+URL, a damaged place, the images behind the limit of one page; an opt-out rejects each row of its page.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -16,8 +17,8 @@ import pyarrow as pa
 from pipeline.content import opt_out
 from pipeline.contracts.schema import Reason
 from pipeline.sources import page
-from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, table_of
-from pipeline.sources.records import MAX_HEADER, Damage, Http, Record, is_start, parse_http, records
+from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, bounded, table_of
+from pipeline.sources.records import MAX_HEADER, Damage, Http, Record, parse_http, records
 from pipeline.sources.urls import picture_key, without_data
 
 HTML = ("text/html", "application/xhtml+xml")
@@ -26,14 +27,25 @@ HTML = ("text/html", "application/xhtml+xml")
 def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
     """The rows of an archive as a table of SOURCE_SCHEMA, in the order of the file. All of them are held at once."""
     pictures: dict[str, int] = {}
-    table = table_of(_rows(file, config, pictures))
+    table = table_of(bounded(_rows(file, config, pictures), config))
     if not pictures:
         return table
-    found = [None if url is None else pictures.get(picture_key(url)) for url in table["url"].to_pylist()]
-    # In an archive that is compressed as a whole an offset leads nowhere: there the pictures are fetched.
-    starts = {offset for offset in set(found) if offset is not None and is_start(file.uri, offset)}
-    archived = [f"record:{offset}" if offset in starts else None for offset in found]
-    return table.set_column(SOURCE_SCHEMA.get_field_index("archived"), "archived", pa.array(archived, pa.string()))
+    keys = [None if url is None else picture_key(url) for url in table["url"].to_pylist()]
+    places = {
+        key: f"record:{offset}"
+        for key in dict.fromkeys(keys)
+        if key is not None and (offset := pictures.get(key)) is not None and _leads_to(file.uri, offset, key)
+    }
+    archived = pa.array([None if key is None else places.get(key) for key in keys], pa.string())
+    return table.set_column(SOURCE_SCHEMA.get_field_index("archived"), "archived", archived)
+
+
+def _leads_to(uri: str, offset: int, key: str) -> bool:
+    """Whether reading from `offset` begins with the picture's record. Where a compressed archive holds several records a member, it does
+    not, and the picture is fetched."""
+    with contextlib.closing(records(uri, offset)) as found:
+        record = next(found, None)
+        return isinstance(record, Record) and picture_key(record.url) == key
 
 
 def _rows(file: SourceFile, config: SourcesConfig, pictures: dict[str, int]) -> Iterator[Row]:
@@ -45,19 +57,20 @@ def _rows(file: SourceFile, config: SourcesConfig, pictures: dict[str, int]) -> 
 
 
 def _record_rows(record: Record, file: SourceFile, config: SourcesConfig, pictures: dict[str, int]) -> Iterator[Row]:
+    known = len(record.url) <= config.max_url_bytes  # a longer one is no reference's
     if record.kind == "resource":
-        if record.content_type.startswith("image/"):
+        if record.content_type.startswith("image/") and known:
             pictures.setdefault(picture_key(record.url), record.offset)
         elif record.content_type in HTML:
             html = record.read(config.max_page_bytes)
             yield from _page_rows(record, Http(200, [], html), None, file, config)
         return
     head = record.read(MAX_HEADER)
-    answer = parse_http(_head_only(head), 0)
+    answer = parse_http(head, 0)
     if answer is None or answer.status != 200:
         return
     content_type, charset = _content_type(answer)
-    if content_type.startswith("image/"):
+    if content_type.startswith("image/") and known:
         # One whose server asked not to use it is not taken from here: the crawl will hear what the server says today.
         if (
             not config.respect_opt_out
@@ -66,21 +79,7 @@ def _record_rows(record: Record, file: SourceFile, config: SourcesConfig, pictur
             pictures.setdefault(picture_key(record.url), record.offset)
     elif content_type in HTML:
         answer = parse_http(head + record.read(config.max_page_bytes), config.max_page_bytes)
-        if answer is None:
-            problem = "the page's content or transfer coding cannot be undone"
-            yield Row(None, None, record.url, f"{file.name}#{record.offset}", problem=problem)
-        else:
-            yield from _page_rows(record, answer, charset, file, config)
-
-
-def _head_only(block: bytes) -> bytes:
-    """The status line and headers of an answer, with an empty body whose codings no longer matter."""
-    ends = [end for sign in (b"\r\n\r\n", b"\n\n") if (end := block.find(sign)) >= 0]
-    head = block[: min(ends)] if ends else block
-    lines = [
-        line for line in head.split(b"\n") if not line.lower().startswith((b"content-encoding", b"transfer-encoding"))
-    ]
-    return b"\r\n".join(line.rstrip(b"\r") for line in lines) + b"\r\n\r\n"
+        yield from _page_rows(record, answer, charset, file, config)
 
 
 def _content_type(answer: Http) -> tuple[str, str | None]:
@@ -93,17 +92,26 @@ def _content_type(answer: Http) -> tuple[str, str | None]:
 
 
 def _page_rows(
-    record: Record, answer: Http, charset: str | None, file: SourceFile, config: SourcesConfig
+    record: Record, answer: Http | None, charset: str | None, file: SourceFile, config: SourcesConfig
 ) -> Iterator[Row]:
-    agents = config.opt_out_agents
-    found = page.read(answer.body, record.url, charset, config.max_images_per_page, agents)
-    reason = problem = None
-    if config.respect_opt_out:
-        in_header = opt_out.in_headers(answer.values("x-robots-tag"), agents)
-        if in_header is not None or found.opt_out is not None:
-            reason = Reason.OPT_OUT.value
-            problem = f"X-Robots-Tag: {in_header}" if in_header is not None else f"meta robots: {found.opt_out}"
     place = f"{file.name}#{record.offset}"
+    if len(record.url.encode()) > config.max_url_bytes:
+        problem = f"the page's URL has more than {config.max_url_bytes:,} bytes"
+        yield Row(None, None, None, place, reason=Reason.BAD_URL.value, problem=problem)
+        return
+    if answer is None:
+        problem = "the page's content or transfer coding cannot be undone"
+        yield Row(None, None, record.url, place, problem=problem)
+        return
+    found = page.read(answer.body, record.url, charset, config)
+    asked = None
+    if config.respect_opt_out:
+        in_header = opt_out.in_headers(answer.values("x-robots-tag"), config.opt_out_agents)
+        if in_header is not None:
+            asked = f"X-Robots-Tag: {in_header}"
+        elif found.opt_out is not None:
+            asked = f"meta robots: {found.opt_out}"
+    reason = None if asked is None else Reason.OPT_OUT.value
     for reference in found.references:
         yield Row(
             without_data(reference.url),
@@ -111,8 +119,8 @@ def _page_rows(
             record.url,
             f"{place}:{reference.text_from}",
             reason=reason,
-            problem=problem,
+            problem=asked,
         )
     if found.left:
         told = f"{found.left:,} more images on the page than {config.max_images_per_page:,}"
-        yield Row(None, None, record.url, place, reason=reason, problem=problem or told)
+        yield Row(None, None, record.url, place, reason=reason, problem=asked or told)

@@ -19,21 +19,20 @@ import pyarrow as pa
 from pipeline.content import opt_out
 from pipeline.contracts.schema import Reason
 from pipeline.sources import page
-from pipeline.sources.files import Row, SourceFile, SourcesConfig, table_of
+from pipeline.sources.files import Row, SourceFile, SourcesConfig, bounded, table_of
 from pipeline.sources.records import Damage, Record, records
 from pipeline.sources.urls import without_data
 
 MAX_RECORD = 32 << 20
 """Bytes of one record's JSON; a longer one is one bad row."""
 _IMAGE = "IMG@/src"
-_MAX_TEXT = 20_000  # characters of a caption that are kept
 
 logger = logging.getLogger(__name__)
 
 
 def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
     """The rows of a WAT file as a table of SOURCE_SCHEMA, in the order of the file. All of them are held at once."""
-    table = table_of(_rows(file, config))
+    table = table_of(bounded(_rows(file, config), config))
     if not table.num_rows:
         logger.info("%s: no image links in the file", file.name)
     return table
@@ -65,14 +64,19 @@ def _record_rows(record: Record, file: SourceFile, config: SourcesConfig) -> Ite
     if not images:
         return
     found = _text(_inside(envelope, "Envelope", "WARC-Header-Metadata").get("WARC-Target-URI")) or record.url
+    most = config.max_url_bytes
+    if len(found.encode()) > most:
+        problem = f"the page's URL has more than {most:,} bytes"
+        yield Row(None, None, None, place, reason=Reason.BAD_URL.value, problem=problem)
+        return
     head = _inside(answer, "HTML-Metadata", "Head")
-    base = page.join(found, _text(head.get("Base")) or "") or found
+    base = page.base_url(found, _text(head.get("Base")) or "", most)
     asked = _asks_not(answer, head, config)
     reason = None if asked is None else Reason.OPT_OUT.value
     for link in images[: config.max_images_per_page]:
-        texts = (("alt", _text(link.get("alt"))), ("title", _text(link.get("title"))))
+        texts = ((name, _text(link.get(name))) for name in ("alt", "title"))
         text_from, caption = next(((name, text) for name, text in texts if text and text.strip()), ("none", None))
-        url = without_data(page.join(base, _text(link.get("url")) or ""))
+        url = without_data(page.join_bounded(base, _text(link.get("url")) or "", most))
         yield Row(url, caption, found, f"{place}:{text_from}", reason=reason, problem=asked)
     if (left := len(images) - config.max_images_per_page) > 0:
         told = f"{left:,} more images on the page than {config.max_images_per_page:,}"
@@ -106,8 +110,7 @@ def _inside(value: object, *names: str) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """A text that Arrow can hold, bounded; None for anything else (JSON may hold lone surrogates)."""
+    """A text that Arrow can hold; None for anything else (JSON may hold lone surrogates)."""
     if not isinstance(value, str):
         return None
-    text = value[:_MAX_TEXT]
-    return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return value if value.isascii() else value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
