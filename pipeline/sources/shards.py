@@ -58,7 +58,8 @@ def _shard_rows(file: SourceFile) -> Iterator[Row]:
         missing = [name for name in ("url", "key", "status") if name not in names]
         if missing:
             raise InputError(
-                f"{file.uri}: no column {missing[0]!r}, although {storage.name(stem)}_stats.json says that img2dataset wrote it"
+                f"{file.uri}: no column {missing[0]!r}, although {storage.name(stem)}_stats.json says that img2dataset wrote it; "
+                "move that file away to have a table of URLs"
             )
         column = next((name for name in PICTURES if name in names), None)
         members = _members(f"{stem}.tar") if column is None and storage.exists(f"{stem}.tar") else {}

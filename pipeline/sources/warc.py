@@ -41,8 +41,10 @@ def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
 
 
 def _leads_to(uri: str, offset: int, key: str) -> bool:
-    """Whether reading from `offset` begins with the picture's record. Where a compressed archive holds several records a member, it does
+    """Whether reading from `offset` begins with the picture's record. Where a compressed archive holds several records a member, it may
     not, and the picture is fetched."""
+    if not uri.lower().endswith((".gz", ".zst")):
+        return True
     with contextlib.closing(records(uri, offset)) as found:
         record = next(found, None)
         return isinstance(record, Record) and picture_key(record.url) == key

@@ -10,10 +10,12 @@ import sys
 import tarfile
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
 from pipeline.sources import rows
@@ -105,6 +107,37 @@ def test_a_shard_is_one_however_it_was_named(tmp_path: Path, form: str) -> None:
     assert all(file.kind == "table" for name, file in files.items() if name == "00004.parquet")
     (row,) = rows.read(files["00003.parquet"], config).to_pylist()
     assert read_bytes(files["00003.parquet"].uri, row["archived"], 100, row["url"]) == b"picture"
+
+
+def test_shards_and_tars_in_an_object_store(tmp_path: Path, s3_endpoint: str) -> None:
+    assert s3_endpoint
+    boto3.client("s3").create_bucket(Bucket="shards")
+    rows_of = {
+        "url": ["http://e.org/0", "http://e.org/1"],
+        "caption": ["a", "b"],
+        "key": ["0", "1"],
+        "status": ["success"] * 2,
+    }
+    pq.write_table(pa.table(rows_of), tmp_path / "00003.parquet")
+    (tmp_path / "00003_stats.json").write_text("{}")
+    (tmp_path / "00003.tar").write_bytes(_tar([("0.jpg", _picture(0)), ("1.jpg", _picture(1))]))
+    (tmp_path / "own.tar").write_bytes(
+        _tar([("2.jpg", _picture(2)), ("2.json", b'{"url": "http://e.org/2", "caption": "c"}')])
+    )
+    for path in tmp_path.iterdir():
+        storage.write_atomic(f"s3://shards/out/{path.name}", path.read_bytes())
+    config = SourcesConfig(paths=["s3://shards/out/0*.parquet", "s3://shards/out/own.tar"])
+    files = {file.name: file for file in expand(config)}
+    found = pa.concat_tables([rows.read(file, config) for file in files.values()]).to_pylist()
+    read = [read_bytes(files[source_name(row["source"])].uri, row["archived"], 10_000, row["url"]) for row in found]
+    assert read == [_picture(number) for number in range(3)]
+
+
+def test_a_table_with_foreign_statistics_beside_it_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["http://e.org/0"], "caption": ["a"]}), tmp_path / "t.parquet")
+    (tmp_path / "t_stats.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no column 'key', although t_stats\.json .*; move that file away"):
+        _table(tmp_path / "t.parquet")
 
 
 def test_a_column_that_holds_no_bytes_is_no_picture(tmp_path: Path) -> None:
