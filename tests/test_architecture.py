@@ -40,7 +40,7 @@ DOORS = {
     "pyarrow.fs": {"pipeline/contracts/storage.py"},
     "img2dataset": {"pipeline/crawl/img2dataset.py"},
     "aiohttp": {"pipeline/crawl/fetch.py", "pipeline/crawl/names.py"},
-    "protego": {"pipeline/crawl/robots.py"},
+    "idna": {"pipeline/crawl/urls.py"},
     "simplejpeg": {"pipeline/content/image.py"},
     "mwparserfromhell": {"pipeline/queries/markup.py"},
     "datasketch": {"pipeline/dedup/signatures.py"},

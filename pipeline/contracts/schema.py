@@ -102,7 +102,9 @@ class Reason(enum.StrEnum):
     # crawl: the picture
     NOT_AN_IMAGE = "not_an_image"
     IMAGE_FORMAT = "image_format"  # a picture, but of a format that is not on the allow-list
-    IMAGE_TOO_LARGE = "image_too_large"  # refused from its header, before decoding
+    IMAGE_TOO_LARGE = (
+        "image_too_large"  # by its header, before decoding; or its sides are more than the stored format holds
+    )
     IMAGE_TRUNCATED = "image_truncated"
     IMAGE_CORRUPT = "image_corrupt"
     IMAGE_TOO_SMALL = "image_too_small"

@@ -35,13 +35,18 @@ class CrawlConfig(StrictModel):
     per_host: Positive = not_semantic(4, ge=1)
     """Fetches at once at one host, over all units."""
     per_host_rate: float | None = not_semantic(None, gt=0)
-    """Fetches a second at one host at most, over all units; unset for no such limit (engine `fetch`)."""
+    """Requests a second at one host at most, over all units; unset for no such limit (engine `fetch`). A robots.txt, a further attempt
+    and a redirect's target are not held back, but the host's next URL comes that much later."""
     max_crawl_delay_s: float = not_semantic(5.0, ge=0, le=3600)
     """A Crawl-delay in robots.txt is kept up to this many seconds (engine `fetch`)."""
     max_retry_after_s: float = not_semantic(60.0, ge=0, le=3600)
     """Seconds that a host is left alone at most when it answers 429 or 503 with Retry-After (engine `fetch`)."""
     host_failures: Positive = 16
-    """URLs of a host in a row that time out or find no connection, after which the rest of the unit's are not tried (engine `fetch`)."""
+    """URLs of a host in a row that find no address or no connection, time out, or are answered 429 or 503, after which the rest of the
+    unit's are not tried (engine `fetch`)."""
+    max_host_wait_s: float = pydantic.Field(default=600.0, ge=0)
+    """Seconds that one host may have a unit wait in all, by Crawl-delay and Retry-After; what still waits for it then is refused as
+    `timeout` (engine `fetch`). At a Crawl-delay of 5 s the default lets 120 URLs through; `per_host_rate` does not count."""
     host_split: Positive = 4
     """In how many units a registered domain with more rows than a unit's share may lie; at most `per_host`."""
     timeout_s: float = pydantic.Field(default=10.0, gt=0, le=600)

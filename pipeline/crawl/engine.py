@@ -4,8 +4,9 @@ An event loop in the calling thread fetches, `concurrency` URLs at once, hosts t
 resizes, encodes and hashes, which Pillow and numba do without holding the interpreter. A fetched body keeps its place among the
 `concurrency` until the decoder's short queue has room for it, so memory holds at most that many bodies however slow the decoder is.
 
-A host that times out or finds no connection `host_failures` times in a row is given up: what still waits for the same port of it is
-refused with the name of the last failure. So ten thousand URLs of a dead host do not hold a unit.
+Two things let a host hold its unit no longer. One that is not there (no address, no connection, no answer in time) or not now (429, 503)
+`host_failures` times in a row is given up: what still waits for the same port of it is refused with the name of the last failure. And
+one that asks to be waited for (Retry-After, Crawl-delay) is waited for `max_host_wait_s` seconds in all; what is left then is refused.
 """
 
 import asyncio
@@ -15,10 +16,10 @@ from collections.abc import Callable, Sequence
 
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.fetch import Fetcher
+from pipeline.crawl.fetch import Fetcher, host_failed
 from pipeline.crawl.guard import Guard
 from pipeline.crawl.hosts import HostQueues, Waiting
-from pipeline.crawl.outcome import Outcome, Refused
+from pipeline.crawl.outcome import Outcome, Refused, unforeseen
 from pipeline.crawl.picture import store
 from pipeline.crawl.urls import Target, UrlRefused, parse
 
@@ -40,8 +41,11 @@ def fetch_pictures(
 
 
 class _Unit:
+    """The state of one unit; it is told by its Fetcher what hosts ask for (`fetch.Manners`)."""
+
     def __init__(self, config: CrawlConfig, host_limit: Callable[[str], int]) -> None:
-        self.queues = HostQueues(host_limit)
+        # One fetch at a host until its robots.txt is read: the others would not know its Crawl-delay.
+        self.queues = HostQueues(host_limit, one_first=config.respect_robots)
         self.outcomes: dict[int, Outcome] = {}
         self._config = config
         self._host_limit = host_limit
@@ -53,7 +57,7 @@ class _Unit:
         self._slots = asyncio.Semaphore(self._config.concurrency)
         self._decoding = asyncio.Semaphore(_QUEUED_BODIES)
         with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
-            async with Fetcher(self._config, guard) as fetcher, asyncio.TaskGroup() as tasks:
+            async with Fetcher(self._config, guard, self) as fetcher, asyncio.TaskGroup() as tasks:
                 while self.queues:
                     await self._slots.acquire()
                     taken = await self._next()
@@ -68,6 +72,7 @@ class _Unit:
         while self.queues:
             if (taken := self.queues.take(now())) is not None:
                 self._pace(taken[1].host)
+                self._lose_patience(taken[1].host)
                 return taken
             resting = self.queues.next_time()
             self._changed.clear()
@@ -85,13 +90,35 @@ class _Unit:
     def _share(self, host: str) -> float:
         return self._host_limit(host) / self._config.per_host
 
+    # ---- manners
+
+    def rules_read(self, host: str, delay_s: float) -> None:
+        self.queues.delay(host, delay_s / self._share(host))
+        if self.queues.open(host):
+            self._changed.set()
+
+    def paused(self, host: str, until: float) -> None:
+        self.queues.pause(host, until, asyncio.get_running_loop().time())
+        self._lose_patience(host)
+
+    def extra_request(self, host: str) -> None:
+        self.queues.skip_turn(host, asyncio.get_running_loop().time())
+
+    def _lose_patience(self, host: str) -> None:
+        """Refuse what waits for a host that has had the unit wait for too long."""
+        if self.queues.waits_s(host) > self._config.max_host_wait_s:
+            self._refuse_waiting(self.queues.drop(host), Refused(Reason.TIMEOUT, "its host asks for long waits"))
+
+    # ---- one URL
+
     async def _one(
         self, index: int, target: Target, fetcher: Fetcher, decoder: concurrent.futures.ThreadPoolExecutor
     ) -> None:
-        fetched = await fetcher.fetch(target)
-        self.queues.pause(target.host, fetcher.paused_until(target.host))
-        if delay := fetcher.crawl_delay_s(target.host):
-            self.queues.space(target.host, delay / self._share(target.host))
+        fetched: bytes | Refused
+        try:
+            fetched = await fetcher.fetch(target)
+        except Exception as error:  # noqa: BLE001 - logged there; no single URL may end a run
+            fetched = unforeseen(error, Reason.CONNECTION, "fetching")
         self._note(target, fetched)
         self.queues.give_back(target.host)
         self._changed.set()
@@ -105,12 +132,15 @@ class _Unit:
             self.outcomes[index] = await loop.run_in_executor(decoder, store, fetched, self._config)
 
     def _note(self, target: Target, fetched: bytes | Refused) -> None:
-        """Count failures in a row, and give a host up after enough of them."""
+        """Count failures in a row, and give a host up after enough of them. Those of a redirect's target are not the redirecting host's."""
         key = (target.host, target.port)
-        if isinstance(fetched, bytes) or fetched.reason not in (Reason.TIMEOUT, Reason.CONNECTION):
+        if isinstance(fetched, bytes) or not host_failed(fetched) or fetched.at not in (None, key):
             self._failures[key] = 0
             return
         self._failures[key] = self._failures.get(key, 0) + 1
         if self._failures[key] >= self._config.host_failures:
-            for index, _ in self.queues.drop(*key):
-                self.outcomes[index] = fetched
+            self._refuse_waiting(self.queues.drop(*key), fetched)
+
+    def _refuse_waiting(self, waiting: Sequence[Waiting], refused: Refused) -> None:
+        for index, _ in waiting:
+            self.outcomes[index] = refused

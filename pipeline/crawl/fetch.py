@@ -9,8 +9,9 @@ inflated here under the cap; there are no cookies and no proxies. What a server 
 * requests: ten redirects, `retries` further attempts, and those only where asking again may help: after a broken connection, a 5xx, or a
   429 or 503 that says when to come back (the whole host is then left alone until that time).
 
-A Fetcher belongs to one event loop and one unit. Limits per host are the caller's affair (`hosts.py`, `engine.py`); what the servers
-themselves ask for in that respect is told by `paused_until` and `crawl_delay_s`.
+A Fetcher belongs to one event loop and one unit. Whose turn it is at a host is the caller's affair (`hosts.py`, `engine.py`): what the
+servers themselves ask for in that respect is told to `Manners` at once. A host that said when to come back (Retry-After) is sent nothing
+before that, whatever leads there: a URL, a redirect, another attempt, a robots.txt.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import aiohttp
 import yarl
@@ -57,19 +58,47 @@ class _Purpose:
     is_robots: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class _Hop:
+    """A stop on the way of one attempt, and the time of the event loop at which it was come to."""
+
+    target: Target
+    began: float
+
+    @property
+    def origin(self) -> tuple[str, int]:
+        return self.target.host, self.target.port
+
+
+class Manners(Protocol):
+    """What a host asks for, told as soon as it is known; times are those of the event loop."""
+
+    def rules_read(self, host: str, delay_s: float) -> None:
+        """A robots.txt of the host is read; it wants `delay_s` between two requests, up to `max_crawl_delay_s` (0: it says nothing)."""
+
+    def paused(self, host: str, until: float) -> None:
+        """The host asked not to be asked before `until` (Retry-After, up to `max_retry_after_s`)."""
+
+    def extra_request(self, host: str) -> None:
+        """The host is sent a request beside that for the URL whose turn it was: a robots.txt, a redirect's target, another attempt."""
+
+
 class Fetcher:
     """Fetches URLs as `config` says; use it as `async with Fetcher(config) as fetcher: await fetcher.fetch(url)`.
 
     `guard` is by default that of `config.allow_addresses`. Any number of `fetch` may run at once in the loop that entered it.
     """
 
-    def __init__(self, config: CrawlConfig, guard: Guard | None = None) -> None:
+    def __init__(self, config: CrawlConfig, guard: Guard | None = None, manners: Manners | None = None) -> None:
         self._config = config
         self._guard = guard or Guard(config.allow_addresses)
-        self._names = Names(self._guard, config.timeout_s)
-        self._robots = Robots(config.agent, self._get_robots)
-        self._paused: dict[str, float] = {}
-        self._delays: dict[str, float] = {}
+        self._manners = manners
+        # A name that hangs keeps its thread for longer than anybody waits for it; four for each fetch leave some for the others.
+        self._names = Names(self._guard, config.timeout_s, max(256, 4 * config.concurrency))
+        self._robots = Robots(config.agent, self._get_robots, self._paused_until)
+        self._paused: dict[str, tuple[float, Refused]] = {}  # by host, with the answer that said so
+        self._redirect_failures: dict[tuple[str, int], int] = {}  # in a row, by host and port that redirects led to
+        self._given_up: dict[tuple[str, int], Refused] = {}  # of those
         self._picture = _Purpose(config.max_bytes, MOST_REDIRECTS, is_robots=False)
         self._rules = _Purpose(MAX_BYTES, MAX_REDIRECTS, is_robots=True)
         self._session: aiohttp.ClientSession | None = None
@@ -107,14 +136,6 @@ class Fetcher:
             return Refused(refused.reason, refused.detail)
         return await self._in_time(target, self._picture, self._config.deadline_s)
 
-    def paused_until(self, host: str) -> float:
-        """The time of the event loop before which a host asked not to be asked again (Retry-After, up to `max_retry_after_s`)."""
-        return self._paused.get(host, 0.0)
-
-    def crawl_delay_s(self, host: str) -> float:
-        """Seconds between two requests that the host's robots.txt asks for, up to `max_crawl_delay_s`."""
-        return self._delays.get(host, 0.0)
-
     # ---- attempts
 
     async def _get_robots(self, target: Target) -> bytes | Refused:
@@ -122,21 +143,41 @@ class Fetcher:
         return await self._in_time(target, self._rules, self._config.deadline_s / 2)
 
     async def _in_time(self, target: Target, purpose: _Purpose, seconds: float) -> bytes | Refused:
+        now = asyncio.get_running_loop().time
+        way = [_Hop(target, now())]
         try:
             async with asyncio.timeout(seconds):
-                return await self._attempts(target, purpose, seconds)
+                answer = await self._attempts(way, purpose, now() + seconds)
         except TimeoutError:
-            return Refused(Reason.TIMEOUT, "deadline")
+            ends = [*(hop.began for hop in way[1:]), now()]
+            _, slowest = max((end - hop.began, hop.origin) for hop, end in zip(way, ends, strict=True))
+            answer = Refused(Reason.TIMEOUT, "deadline", at=slowest)
+        if isinstance(answer, Refused) and answer.at is None:
+            answer = dataclasses.replace(answer, at=way[-1].origin)
+        if len(way) > 1:
+            self._note_redirect(way[-1].origin, answer)
+        return answer
 
-    async def _attempts(self, target: Target, purpose: _Purpose, seconds: float) -> bytes | Refused:
+    def _note_redirect(self, origin: tuple[str, int], answer: bytes | Refused) -> None:
+        """Give up what redirects lead to after `host_failures` of them in a row, so that a live host full of dead links holds nobody up.
+        Redirects alone: what else waits for that host has its own count, and a stranger's links are not to spoil it."""
+        if isinstance(answer, bytes) or not host_failed(answer):
+            self._redirect_failures.pop(origin, None)
+            return
+        self._redirect_failures[origin] = self._redirect_failures.get(origin, 0) + 1
+        if self._redirect_failures[origin] >= self._config.host_failures:
+            self._given_up[origin] = answer
+
+    async def _attempts(self, way: list[_Hop], purpose: _Purpose, deadline: float) -> bytes | Refused:
+        """Ask for the first of `way`, once or more; the last of it is always the hop that is being asked."""
         now = asyncio.get_running_loop().time
-        deadline = now() + seconds
         answer: bytes | Refused = Refused(Reason.CONNECTION, "not tried")
         for attempt in range(self._config.retries + 1):
-            answer = await self._follow(target, purpose)
+            del way[1:]
+            answer = await self._follow(way, purpose, deadline, out_of_turn=attempt > 0 or purpose.is_robots)
             if isinstance(answer, bytes):
                 break
-            pause = self.paused_until(target.host) - now()
+            pause = self._paused_until(way[-1].target.host) - now()
             asked_to_wait = answer.reason is Reason.HTTP_STATUS and answer.detail in ("429", "503") and pause > 0
             wait = max(pause, _FIRST_WAIT_S * 2**attempt)
             if not (asked_to_wait or _may_pass(answer)) or attempt == self._config.retries or now() + wait > deadline:
@@ -144,19 +185,26 @@ class Fetcher:
             await asyncio.sleep(wait)
         return answer
 
-    async def _follow(self, target: Target, purpose: _Purpose) -> bytes | Refused:
-        """One attempt: the target, and where it redirects to."""
+    async def _follow(
+        self, way: list[_Hop], purpose: _Purpose, deadline: float, *, out_of_turn: bool
+    ) -> bytes | Refused:
+        """One attempt: the target, and where it redirects to. Each hop is added to `way`."""
         seen: set[str] = set()
-        while target.url not in seen and len(seen) <= purpose.redirects:
-            seen.add(target.url)
-            refused = await self._refuse(target, purpose)
+        while way[-1].target.url not in seen and len(seen) <= purpose.redirects:
+            target = way[-1].target
+            if seen and (given_up := self._given_up.get(way[-1].origin)) is not None:
+                return given_up
+            refused = await self._refuse(target, purpose) or await self._pause_is_over(target, deadline)
             if refused is not None:
                 return refused
+            if self._manners is not None and (out_of_turn or seen):
+                self._manners.extra_request(target.host)
+            seen.add(target.url)
             answer = await self._ask(target, purpose)
             if not isinstance(answer, str):
                 return answer
             try:
-                target = parse(_joined(target.url, answer))
+                way.append(_Hop(parse(_joined(target.url, answer)), asyncio.get_running_loop().time()))
             except UrlRefused as error:
                 where = "to another scheme" if error.reason is Reason.SCHEME else f"to no URL: {error.detail}"
                 return Refused(Reason.REDIRECT, where)
@@ -172,10 +220,24 @@ class Fetcher:
             return answer
         if purpose.is_robots or not self._config.respect_robots:
             return None
-        rules = await self._robots.rules(target)
-        if rules.delay_s:
-            self._delays[target.host] = min(rules.delay_s, self._config.max_crawl_delay_s)
-        return rules.refusal(target.url, self._config.agent)
+        policy = await self._robots.policy(target)
+        if policy.refused is None and self._manners is not None:
+            delay = policy.rules.delay_s if policy.rules is not None else 0.0
+            self._manners.rules_read(target.host, min(delay, self._config.max_crawl_delay_s))
+        return policy.refusal(target)
+
+    async def _pause_is_over(self, target: Target, deadline: float) -> Refused | None:
+        """Wait until the host may be asked again; where that is too late, the answer in which it said so."""
+        now = asyncio.get_running_loop().time
+        while (until := self._paused_until(target.host)) > now():
+            if until > deadline:
+                return self._paused[target.host][1]
+            await asyncio.sleep(until - now())
+        return None
+
+    def _paused_until(self, host: str) -> float:
+        """The time of the event loop before which a host asked not to be asked."""
+        return self._paused[host][0] if host in self._paused else 0.0
 
     # ---- one exchange
 
@@ -190,10 +252,11 @@ class Fetcher:
 
     async def _read(self, response: aiohttp.ClientResponse, target: Target, purpose: _Purpose) -> bytes | str | Refused:
         status, headers = response.status, response.headers
-        if status in (429, 503) and "Retry-After" in headers:
-            self._pause(target.host, headers["Retry-After"])
         if not (200 <= status < 300 or status in _REDIRECTS):
-            return Refused(Reason.HTTP_STATUS, str(status))
+            refused = Refused(Reason.HTTP_STATUS, str(status))
+            if status in (429, 503) and "Retry-After" in headers:
+                self._pause(target.host, headers["Retry-After"], refused)
+            return refused
         if self._config.respect_opt_out and not purpose.is_robots:
             directive = opt_out.in_headers(headers.getall("X-Robots-Tag", ()), (self._config.agent,))
             if directive is not None:
@@ -202,10 +265,13 @@ class Fetcher:
             return headers["Location"] if "Location" in headers else Refused(Reason.HTTP_STATUS, str(status))
         return await _body(response, purpose)
 
-    def _pause(self, host: str, retry_after: str) -> None:
+    def _pause(self, host: str, retry_after: str, refused: Refused) -> None:
         seconds = min(_seconds(retry_after, lambda: datetime.now(UTC)), self._config.max_retry_after_s)
         until = asyncio.get_running_loop().time() + seconds
-        self._paused[host] = max(until, self._paused.get(host, 0.0))
+        if until > self._paused_until(host):
+            self._paused[host] = (until, refused)
+            if self._manners is not None:
+                self._manners.paused(host, until)
 
 
 def _may_pass(refused: Refused) -> bool:
@@ -213,6 +279,13 @@ def _may_pass(refused: Refused) -> bool:
     if refused.reason is Reason.HTTP_STATUS:
         return refused.detail.startswith("5")
     return refused.reason is Reason.CONNECTION
+
+
+def host_failed(refused: Refused) -> bool:
+    """Whether a refusal says that its host is not there, or not now: enough of them in a row, and it is asked no more."""
+    if refused.reason is Reason.HTTP_STATUS:
+        return refused.detail in ("429", "503")
+    return refused.reason in (Reason.TIMEOUT, Reason.CONNECTION, Reason.DNS)
 
 
 def _joined(base: str, location: str) -> str:
@@ -234,7 +307,7 @@ def _seconds(retry_after: str, now: Callable[[], datetime]) -> float:
         return float(text[:9])
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year, a zone beyond what a machine counts in
         return 0.0
     return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now()).total_seconds())
 
@@ -256,6 +329,8 @@ async def _body(response: aiohttp.ClientResponse, purpose: _Purpose) -> bytes | 
             if purpose.is_robots:
                 break
             return Refused(Reason.TOO_MANY_BYTES, f"more than {purpose.max_bytes} bytes")
+        if inflate is not None and inflate.eof:
+            break  # what a server sends behind the end of its stream is nothing to wait for, or to hold
     if inflate is not None and not inflate.eof and not purpose.is_robots:
         return Refused(Reason.CONNECTION, "ended early")
     return bytes(body[: purpose.max_bytes])

@@ -1,8 +1,9 @@
 """Who is asked next: URLs that wait, by host, each host with its limit at once, its pace and its pauses.
 
 Hosts take turns, so that one with ten thousand URLs does not keep the others waiting, and a host that rests (a limit per second, the
-Crawl-delay of its robots.txt, Retry-After) costs nothing while it does. Nothing here knows a clock: the caller says what time it is, in
-seconds from any start. Not safe to share between threads.
+Crawl-delay of its robots.txt, Retry-After) costs nothing while it does. What it makes the caller wait is added up, so that the caller
+can say when it is too much. Nothing here knows a clock: the caller says what time it is, in seconds from any start. A host for which
+nothing was ever added is nobody's turn, and what is said of it is left aside. Not safe to share between threads.
 """
 
 import collections
@@ -18,20 +19,28 @@ Waiting = tuple[int, Target]  # the URL's place among those asked for, and where
 @dataclass(slots=True)
 class _Host:
     room: int
-    spacing_s: float = 0.0
+    shut: int  # room that it gets when it is opened
+    spacing_s: float = 0.0  # ours, between two fetches
+    delay_s: float = 0.0  # what it asks for itself
     rests_until: float = 0.0
+    waits_s: float = 0.0
     waiting: collections.deque[Waiting] = field(default_factory=collections.deque)
     queued: bool = False  # it is among those ready or those resting, and in that only once
+
+    @property
+    def gap_s(self) -> float:
+        return max(self.spacing_s, self.delay_s)
 
 
 class HostQueues:
     """Hands out the next URL whose host has room and is not at rest, hosts taking turns.
 
-    `limit(host)` is how many fetches it may have at once.
+    `limit(host)` is how many fetches it may have at once; with `one_first` it is one until `open` is called for the host.
     """
 
-    def __init__(self, limit: Callable[[str], int]) -> None:
+    def __init__(self, limit: Callable[[str], int], *, one_first: bool = False) -> None:
         self._limit = limit
+        self._one_first = one_first
         self._hosts: dict[str, _Host] = {}
         self._ready: collections.deque[str] = collections.deque()
         self._resting: list[tuple[float, str]] = []  # a heap by the time at which the rest was thought to end
@@ -42,7 +51,11 @@ class HostQueues:
         return self._count
 
     def add(self, index: int, target: Target) -> None:
-        host = self._host(target.host)
+        host = self._hosts.get(target.host)
+        if host is None:
+            limit = self._limit(target.host)
+            room = 1 if self._one_first else limit
+            host = self._hosts[target.host] = _Host(room, limit - room)
         host.waiting.append((index, target))
         self._count += 1
         self._queue(target.host, host)
@@ -62,7 +75,8 @@ class HostQueues:
                 heapq.heappush(self._resting, (host.rests_until, name))
                 continue
             host.room -= 1
-            host.rests_until = now + host.spacing_s
+            host.rests_until = now + host.gap_s
+            host.waits_s += host.gap_s - host.spacing_s
             taken = host.waiting.popleft()
             self._count -= 1
             self._queue(name, host)
@@ -79,30 +93,59 @@ class HostQueues:
         host.room += 1
         self._queue(name, host)
 
-    def pause(self, name: str, until: float) -> None:
-        """Ask the host for nothing before `until`."""
-        host = self._host(name)
-        host.rests_until = max(host.rests_until, until)
+    def open(self, name: str) -> bool:
+        """Let the host have as many fetches at once as its limit says, from now on; whether that is news."""
+        host = self._hosts.get(name)
+        if host is None or not host.shut:
+            return False
+        host.room, host.shut = host.room + host.shut, 0
+        self._queue(name, host)
+        return True
+
+    def pause(self, name: str, until: float, now: float = 0.0) -> None:
+        """The host asks for nothing before `until`."""
+        host = self._hosts.get(name)
+        if host is not None and until > host.rests_until:
+            host.waits_s += until - max(host.rests_until, now)
+            host.rests_until = until
 
     def space(self, name: str, seconds: float) -> None:
         """From now on let at least `seconds` pass between two fetches of the host; a smaller number than before changes nothing."""
-        host = self._host(name)
-        if seconds > host.spacing_s:
+        host = self._hosts.get(name)
+        if host is not None and seconds > host.spacing_s:
+            host.rests_until += max(0.0, seconds - host.gap_s)
             host.spacing_s = seconds
-            host.rests_until += seconds
 
-    def drop(self, name: str, port: int) -> list[Waiting]:
-        """Take out all that waits for a port of the host."""
-        host = self._hosts[name]
-        dropped = [waiting for waiting in host.waiting if waiting[1].port == port]
-        host.waiting = collections.deque(waiting for waiting in host.waiting if waiting[1].port != port)
+    def delay(self, name: str, seconds: float) -> None:
+        """As `space`, at the host's own asking."""
+        host = self._hosts.get(name)
+        if host is not None and seconds > host.delay_s:
+            more = max(0.0, seconds - host.gap_s)
+            host.rests_until += more
+            host.waits_s += more
+            host.delay_s = seconds
+
+    def skip_turn(self, name: str, now: float = 0.0) -> None:
+        """The host is asked for something out of turn: what comes next of it comes that much later."""
+        host = self._hosts.get(name)
+        if host is not None and host.gap_s:
+            host.rests_until = max(host.rests_until, now) + host.gap_s
+            host.waits_s += host.gap_s - host.spacing_s
+
+    def waits_s(self, name: str) -> float:
+        """Seconds that the host has had us wait in all, beyond our own pace, at its own asking."""
+        host = self._hosts.get(name)
+        return host.waits_s if host is not None else 0.0
+
+    def drop(self, name: str, port: int | None = None) -> list[Waiting]:
+        """Take out all that waits for the host, or for a port of it."""
+        host = self._hosts.get(name)
+        if host is None:
+            return []
+        dropped = [waiting for waiting in host.waiting if port in (None, waiting[1].port)]
+        host.waiting = collections.deque(waiting for waiting in host.waiting if port not in (None, waiting[1].port))
         self._count -= len(dropped)
         return dropped
-
-    def _host(self, name: str) -> _Host:
-        if name not in self._hosts:
-            self._hosts[name] = _Host(self._limit(name))
-        return self._hosts[name]
 
     def _queue(self, name: str, host: _Host) -> None:
         if host.waiting and host.room and not host.queued:

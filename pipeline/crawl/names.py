@@ -10,6 +10,7 @@ import concurrent.futures
 import ipaddress
 import socket
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -20,7 +21,6 @@ from pipeline.crawl.guard import Guard, resolver_words
 from pipeline.crawl.outcome import Refused
 from pipeline.crawl.urls import Address
 
-_THREADS = 32  # look-ups at once: the system's resolver holds a thread for each
 _KEPT = 100_000  # names
 _KEPT_S = {True: 600.0, False: 60.0}  # an answer, and the lack of one; the system's resolver tells no time to live
 _ATTEMPTS = 2  # a resolver that answers nothing is asked again, one that knows no such name is not
@@ -35,14 +35,20 @@ class AddressRefused(OSError):
 
 
 class Names:
-    """Look-ups through `guard.resolve`, each at most `limit_s` seconds long, in threads; for one event loop."""
+    """Look-ups through `guard.resolve`, for one event loop; nobody waits for one longer than `limit_s` seconds from its beginning.
 
-    def __init__(self, guard: Guard, limit_s: float) -> None:
+    Each takes one of at most `threads` threads (made when needed), and keeps it until the system's resolver returns, which may be long
+    after everybody has given up. So there must be enough of them that names which hang leave some for the others; a name that hangs
+    is not looked up a second time beside itself, and when its answer comes after all, it is an answer. Running out of time says
+    nothing about a name: it is not kept.
+    """
+
+    def __init__(self, guard: Guard, limit_s: float, threads: int = 256) -> None:
         self._guard = guard
         self._limit_s = limit_s
-        self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="names")
+        self._threads = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="names")
         self._answers: OrderedDict[str, tuple[float, list[Address] | Refused]] = OrderedDict()
-        self._running: dict[str, asyncio.Task[list[Address] | Refused]] = {}
+        self._running: dict[str, tuple[asyncio.Event, asyncio.Task[list[Address] | Refused]]] = {}
 
     async def addresses(self, host: str) -> list[Address] | Refused:
         """The addresses of a host name, all of them public or allowed; else the refusal. Askers at the same time share one look-up."""
@@ -50,40 +56,48 @@ class Names:
         known = self._answers.get(host)
         if known is not None and known[0] > loop.time():
             return known[1]
-        task = self._running.get(host)
-        if task is None:
-            task = self._running[host] = loop.create_task(self._look_up(host))
-            task.add_done_callback(lambda _: self._running.pop(host))
-        return await asyncio.shield(task)  # one asker's deadline must not take the answer from the others
+        if host not in self._running:
+            begun = asyncio.Event()
+            self._running[host] = begun, loop.create_task(self._look_up(host, begun))
+        begun, task = self._running[host]
+        await begun.wait()
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await asyncio.shield(task)  # the others may still get the answer, and so may the next asker
+        except TimeoutError:
+            return Refused(Reason.DNS, "timed out")
 
-    async def _look_up(self, host: str) -> list[Address] | Refused:
+    async def _look_up(self, host: str, begun: asyncio.Event) -> list[Address] | Refused:
         loop = asyncio.get_running_loop()
-        answer: list[Address] | Refused = Refused(Reason.DNS, "no answer")
+        try:
+            answer = await loop.run_in_executor(
+                self._threads, self._resolve, host, lambda: loop.call_soon_threadsafe(begun.set)
+            )
+        finally:
+            begun.set()  # also where no thread could begin
+            del self._running[host]
+        self._answers[host] = (loop.time() + _KEPT_S[isinstance(answer, list)], answer)
+        self._answers.move_to_end(host)
+        if len(self._answers) > _KEPT:
+            self._answers.popitem(last=False)
+        return answer
+
+    def _resolve(self, host: str, begin: Callable[[], object]) -> list[Address] | Refused:
+        """In a thread: ask the resolver and judge all that it says."""
+        begin()
+        answer = Refused(Reason.DNS, "no answer")
         for _ in range(_ATTEMPTS):
             try:
-                found = await asyncio.wait_for(
-                    loop.run_in_executor(self._threads, self._guard.resolve, host), self._limit_s
-                )
-            except TimeoutError:
-                answer = Refused(Reason.DNS, "timed out")
-                break
+                found = self._guard.resolve(host)
             except UnicodeError:
-                answer = Refused(Reason.BAD_URL, "host name")
-                break
+                return Refused(Reason.BAD_URL, "host name")
             except OSError as error:
                 answer = Refused(Reason.DNS, resolver_words(error))
                 if error.errno != socket.EAI_AGAIN:
                     break
             else:
-                refusal = self._guard.refuse_addresses(found)
-                answer = found if refusal is None else Refused(*refusal)
-                if not found:
-                    answer = Refused(Reason.DNS, "no address")
-                break
-        self._answers[host] = (loop.time() + _KEPT_S[isinstance(answer, list)], answer)
-        self._answers.move_to_end(host)
-        if len(self._answers) > _KEPT:
-            self._answers.popitem(last=False)
+                refusal = self._guard.refuse_addresses(found) if found else (Reason.DNS, "no address")
+                return found if refusal is None else Refused(*refusal)
         return answer
 
     def gate(self, info: tuple[Any, ...]) -> socket.socket:
@@ -95,7 +109,7 @@ class Names:
         return socket.socket(family, kind, protocol)
 
     async def close(self) -> None:
-        running = list(self._running.values())
+        running = [task for _, task in self._running.values()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

@@ -8,10 +8,13 @@ with one outcome per URL in the order given, whatever order they arrived in.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
+
+log = logging.getLogger("pipeline")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +37,32 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-    """Why there is no picture. `detail` is the same at every run against the same origin: no times, no thread, no local path."""
+    """Why there is no picture. `detail` is the same at every run against the same origin: no times, no thread, no local path.
+
+    `at` is the host and port that it was met at, where that may be another than the URL's (a redirect); no part of the outcome.
+    """
 
     reason: Reason
     detail: str
+    at: tuple[str, int] | None = dataclasses.field(default=None, compare=False)
 
 
 Outcome = Stored | Refused
 
 Engine = Callable[[Sequence[str], CrawlConfig, Callable[[str], int]], list[Outcome]]
 """`urls` are distinct; `host_limit(host)` is how many fetches at once the calling unit may have at a host."""
+
+
+_logged: set[str] = set()
+
+
+def unforeseen(error: Exception, reason: Reason, doing: str) -> Refused:
+    """An exception that no rule foresaw, as a refusal of the one URL that met it: nothing that a server sends may end a run.
+
+    It is a defect of this program and is logged with its traceback, once for each kind of exception in a process.
+    """
+    name = type(error).__name__
+    if f"{doing} {name}" not in _logged:
+        _logged.add(f"{doing} {name}")
+        log.error("%s: %s; the URL is refused, please report this traceback", doing, name, exc_info=error)
+    return Refused(reason, f"unforeseen {name}")

@@ -18,11 +18,15 @@ from pipeline.content.hashes import HASH_SHORT_SIDE, PictureHashes, picture_hash
 from pipeline.content.image import ImageRejected, Picture, decode, encode, resize
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.outcome import Outcome, Refused, Stored
+from pipeline.crawl.outcome import Outcome, Refused, Stored, unforeseen
 
 DCT_MARGIN = 2.0
 """A picture is never decoded to less than this many times the sides of its stored copy, where the source has them."""
 
+_LONGEST_SIDE = {
+    "jpeg": 65_500,
+    "webp": 16_383,
+}  # that libjpeg and libwebp encode; a PNG holds more than is ever decoded
 _ORIENTATION = 0x0112  # the EXIF tag; 2 to 8 turn or mirror
 _PNG_BIT_DEPTH = 24  # its offset: signature 8, chunk head 8, width and height 8
 
@@ -55,24 +59,33 @@ def examine(data: bytes, config: CrawlConfig) -> Examined | Refused:
 
 
 def store(data: bytes, config: CrawlConfig) -> Outcome:
-    """The stored picture made of `data` by our own resizing and encoding, or why there is none."""
+    """The stored picture made of `data` by our own resizing and encoding, or why there is none. Raises nothing, whatever the bytes are."""
+    try:
+        return _store(data, config)
+    except ImageRejected as rejected:
+        return Refused(rejected.reason, rejected.detail)
+    except Exception as error:  # noqa: BLE001 - logged there; no single picture may end a run
+        return unforeseen(error, Reason.IMAGE_CORRUPT, "making the stored picture")
+
+
+def _store(data: bytes, config: CrawlConfig) -> Outcome:
     examined = examine(data, config)
     if isinstance(examined, Refused):
         return examined
-    try:
-        picture = examined.picture
-        if not _is_enough(picture, config):
-            picture = _decode_to_store(data, config)
-        rgb = resize(
-            picture.rgb,
-            size=config.image_size,
-            mode=config.resize_mode,
-            only_if_bigger=not config.upscale,
-            original_size=(picture.original_width, picture.original_height),
-        )
-    except ImageRejected as rejected:
-        return Refused(rejected.reason, rejected.detail)
+    picture = examined.picture
+    if not _is_enough(picture, config):
+        picture = _decode_to_store(data, config)
+    rgb = resize(
+        picture.rgb,
+        size=config.image_size,
+        mode=config.resize_mode,
+        only_if_bigger=not config.upscale,
+        original_size=(picture.original_width, picture.original_height),
+    )
     height, width = rgb.shape[:2]
+    longest = _LONGEST_SIDE.get(config.encode_format)
+    if longest is not None and max(width, height) > longest:
+        return Refused(Reason.IMAGE_TOO_LARGE, f"{width} x {height} (limit of {config.encode_format} {longest})")
     image = encode(rgb, format=config.encode_format, quality=config.quality)
     return stored(image, width, height, examined, config)
 

@@ -86,8 +86,10 @@ def partition(url: pa.Array | pa.ChunkedArray, units: int, ways: Mapping[str, in
 
 
 def _origins(url: pa.Array | pa.ChunkedArray) -> tuple[list[str | None], np.ndarray]:
-    """The distinct `scheme://authority` prefixes, and each row's place among them (None where there is none)."""
-    found = pc.extract_regex(url, r"^(?P<origin>[^/?#]*//[^/?#]*)")
+    """The distinct `scheme://authority` prefixes, and each row's place among them (None where there is none). Letters that `urls.parse`
+    leaves out are left out first, so that both find the same host."""
+    cleaned = pc.replace_substring_regex(url, "[\t\r\n]", "")
+    found = pc.extract_regex(cleaned, r"^(?P<origin>[^/?#]*//[^/?#]*)")
     if isinstance(found, pa.ChunkedArray):
         found = found.combine_chunks()
     encoded = pc.dictionary_encode(pc.struct_field(found, "origin"), null_encoding="encode")
@@ -170,11 +172,8 @@ def require(config: CrawlConfig) -> None:
 
         img2dataset.require()
         return
-    missing = [name for name in ("aiohttp", "protego") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"crawl.engine: 'fetch' needs {' and '.join(missing)}; install what is missing with pip install '.[pipeline]'"
-        )
+    if importlib.util.find_spec("aiohttp") is None:
+        raise InputError("crawl.engine: 'fetch' needs aiohttp; install it with pip install '.[pipeline]'")
 
 
 def _engine(config: CrawlConfig) -> Engine:

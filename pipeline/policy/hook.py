@@ -18,6 +18,12 @@ version
 when the function judges differently. A hook must be a function of its rows: no clock, no network, no random numbers.
 
 Each hook is called once with no rows before anything starts, so that wrong options are told at once.
+
+A refused picture is in no later stage and in no shard, but it stays where the crawl put it: in `crawl/DIGEST/UNIT-HASH.parquet` under
+`run.out`, and in `retry-N/DIGEST/` where `retry` fetched it. Where even that must not be, as with unlawful pictures, delete those two
+kinds of folders whole once the shards are written: `shards/` needs nothing outside itself, and `verify OUT/shards` does not miss them
+(`verify OUT` does, and running the same configuration again would crawl anew). Where the bucket keeps versions or copies, delete those as
+well. Nothing here deletes.
 """
 
 import dataclasses

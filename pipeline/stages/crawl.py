@@ -27,6 +27,9 @@ from pipeline.stages.common import (
     with_partition,
 )
 
+_VERSION = (
+    2  # of what the steps below make of the same rows; 2: hosts by UTS 46, dot segments, robots.txt by `crawl/rules.py`
+)
 _DOMAIN_SCHEMA = pa.schema([("domain", pa.string()), ("rows", pa.int64())])
 
 
@@ -34,7 +37,9 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
     """Units are hashes of the registered domain; a domain with more than a unit's share of rows lies in several of them."""
     parts = part_units(wanted)
     urls = functools.partial(read_part, driver.out, ["url"])
-    domains = run_stage(driver, "crawl-domains", None, [wanted], parts, urls, _domains, accounted=False)
+    domains = run_stage(
+        driver, "crawl-domains", None, [wanted], parts, urls, _domains, version=_VERSION, accounted=False
+    )
     ways = run_stage(
         driver,
         "crawl-plan",
@@ -53,6 +58,7 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
         parts,
         functools.partial(read_part, driver.out, None),
         functools.partial(_split_by_host, driver.out, ways.files[0], config.crawl.units),
+        version=_VERSION,
         partitioned=True,
     )
     archives = {file.name: file.uri for file in expand(config.sources) if file.kind != "table"}
@@ -64,6 +70,7 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
         partition_units(config.crawl.units),
         functools.partial(read_partition, driver.out, split.files),
         functools.partial(_crawl, driver.out, ways.files[0], config, archives),
+        version=_VERSION,
         row_wise=True,
     )
     return _generations(driver, config, archives, split, ways, first)
@@ -101,6 +108,7 @@ def _generations(
             part_units(rows),
             functools.partial(read_part, driver.out, None),
             functools.partial(_crawl, driver.out, ways.files[0], config, archives),
+            version=_VERSION,
             row_wise=True,
         )
         asked.append(rows)

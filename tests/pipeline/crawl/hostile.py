@@ -201,6 +201,14 @@ async def _bad_gzip(write: Write) -> None:
     await write(whole(200, body, "Content-Encoding: gzip"))
 
 
+async def _gzip_tail(write: Write) -> None:
+    """A picture, and after the end of its stream something else, in small pieces without end."""
+    await write(head(200, "Content-Encoding: gzip", "Connection: close") + gzip.compress(JPEG))
+    while True:
+        await write(b"x" * 100)
+        await asyncio.sleep(0.001)
+
+
 async def _two_lengths(write: Write) -> None:
     await write(head(200, "Content-Length: 5", length=7) + b"xxxxxxx")
 
@@ -218,6 +226,7 @@ TROUBLES: Mapping[str, Callable[[Write], Awaitable[None]]] = {
     "/long_line": _long_line,
     "/bad_gzip": _bad_gzip,
     "/two_lengths": _two_lengths,
+    "/gzip_tail": _gzip_tail,
 }
 ANSWERS: Mapping[str, bytes] = {
     "/ok": whole(200, JPEG),
@@ -236,6 +245,7 @@ ANSWERS: Mapping[str, bytes] = {
     "/401": whole(401, b"", 'WWW-Authenticate: Basic realm="x"', "Set-Cookie: a=b"),
     "/cookie": whole(302, b"", "Set-Cookie: tracked=1; Path=/", "Location: /ok"),
     "/500": whole(500, b"oops"),
+    "/late": whole(503, b"", "Retry-After: Fri, 31 Dec 99999999999 23:59:59 GMT"),
     "/noai": whole(200, JPEG, "X-Robots-Tag: otherbot: nofollow", "X-Robots-Tag: noai"),
 }
 EXPECTED: Mapping[str, tuple[str, str] | None] = {
@@ -244,6 +254,7 @@ EXPECTED: Mapping[str, tuple[str, str] | None] = {
     "/not_gzip": None,
     "/to_ok": None,
     "/cookie": None,
+    "/gzip_tail": None,
     "/bomb": ("too_many_bytes", "more than 1000000 bytes"),
     "/boast": ("too_many_bytes", f"{10**14} bytes"),
     "/endless": ("too_many_bytes", "more than 1000000 bytes"),
@@ -267,6 +278,7 @@ EXPECTED: Mapping[str, tuple[str, str] | None] = {
     "/to_metadata": ("address", "169.254.169.254"),
     "/401": ("http_status", "401"),
     "/500": ("http_status", "500"),
+    "/late": ("http_status", "503"),
     "/noai": ("opt_out", "X-Robots-Tag: noai"),
 }
 """What each path comes to under a cap of 1,000,000 bytes: reason and detail; None for a picture."""

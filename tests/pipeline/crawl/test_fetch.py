@@ -6,6 +6,7 @@ Truth: what the server of `hostile.py` counted, and rules of RFC 9309 and RFC 91
 import asyncio
 import ipaddress
 import itertools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -112,6 +113,15 @@ NOBODY = b"User-agent: *\nDisallow: /\n"
         (whole(404, b""), "/ok", None),
         (whole(403, NOBODY), "/ok", None),
         (whole(503, b""), "/ok", Refused(Reason.OPT_OUT, "robots.txt: 503")),
+        # As Google reads it: it says nothing about the rules.
+        (whole(429, b""), "/ok", Refused(Reason.OPT_OUT, "robots.txt: 429")),
+        (whole(200, b"User-agent: test\nAllow: /\n\n" + NOBODY), "/ok", Refused(Reason.OPT_OUT, "robots.txt")),
+        (whole(200, RULES), "/%70rivate/x", Refused(Reason.OPT_OUT, "robots.txt")),
+        (
+            whole(200, b"User-agent: *\n" + b"".join(b"Disallow: /*%d\n" % number for number in range(9999))),
+            "/ok",
+            Refused(Reason.OPT_OUT, "robots.txt: too many wildcards"),
+        ),
         (whole(302, b"", "Location: /rules"), "/ok", Refused(Reason.OPT_OUT, "robots.txt")),
         (whole(302, b"", "Location: /robots.txt"), "/ok", None),  # a loop: "unavailable", as more than five redirects
         (
@@ -145,6 +155,16 @@ def test_robots_txt(robots: bytes, path: str, refused: Refused | None) -> None:
         assert web.hits[web.hosts[0], "/robots.txt"] == 0
 
 
+def test_no_way_around_a_rule_by_dots() -> None:
+    """What is held against the rules is what is sent; a server would resolve the dots and find the closed path."""
+    with Hostile(answers=ANSWERS).running() as web:
+        web.robots[web.hosts[0]] = whole(200, RULES)
+        paths = ["/a/../private/x", "/a/%2E%2e/private/x", "/./private/x", "/open/..//../private/x"]
+        assert unit([web.url(path) for path in paths], config()) == [Refused(Reason.OPT_OUT, "robots.txt")] * len(paths)
+        assert isinstance(fetch(web.url("/private/../ok")), bytes)
+        assert {path for _, path in web.hits} == {"/robots.txt", "/ok"}
+
+
 def test_robots_txt_is_asked_for_once_an_origin_also_behind_a_redirect() -> None:
     with Hostile(hosts=2).running() as web:
         away = [web.url(f"/away{number}") for number in range(10)]
@@ -164,6 +184,52 @@ def test_crawl_delay_is_kept_up_to_its_bound() -> None:
         assert all(isinstance(outcome, Stored) for outcome in outcomes)
         times = sorted(web.times[web.hosts[0], f"/ok?{number}"][0] for number in range(4))
     assert min(later - earlier for earlier, later in itertools.pairwise(times)) > 0.25
+
+
+def test_crawl_delay_is_known_before_a_host_gets_its_second_slot() -> None:
+    with Hostile(hosts=2, answers=ANSWERS).running() as web:
+        web.robots[web.hosts[0]] = whole(200, b"User-agent: *\nCrawl-delay: 0.3\n")
+        urls = [web.url(f"/ok?{number}", host) for host in range(2) for number in range(4)]
+        assert all(isinstance(outcome, Stored) for outcome in unit(urls, config(), at_once=4))
+        slow, fast = (sorted(web.times[host, f"/ok?{number}"][0] for number in range(4)) for host in web.hosts)
+    assert min(later - earlier for earlier, later in itertools.pairwise(slow)) > 0.25
+    assert fast[-1] - fast[0] < 0.3
+
+
+def test_a_host_that_wants_to_be_waited_for_has_a_budget() -> None:
+    """By its Crawl-delay: 1.2 s at 0.3 s each; the rest is named for it, and nobody else's."""
+    with Hostile(hosts=2, answers=ANSWERS).running() as web:
+        web.robots[web.hosts[0]] = whole(200, b"User-agent: *\nCrawl-delay: 0.3\n")
+        slow, other = ([web.url(f"/ok?{number:03}", host) for number in range(100)] for host in range(2))
+        began = time.monotonic()
+        outcomes = unit([*slow, *other], config(max_host_wait_s=1.2))
+        assert time.monotonic() - began < 6  # at 0.3 s each it is 30
+    stored = [isinstance(outcome, Stored) for outcome in outcomes]
+    assert 3 <= sum(stored[:100]) <= 6
+    assert stored[:100] == sorted(stored[:100], reverse=True)  # the first in the list are those that were asked for
+    assert set(outcomes[sum(stored[:100]) : 100]) == {Refused(Reason.TIMEOUT, "its host asks for long waits")}
+    assert all(stored[100:])
+
+
+def test_our_own_pace_is_no_wait_that_a_host_asks_for() -> None:
+    with Hostile(answers=ANSWERS).running() as web:
+        web.robots[web.hosts[0]] = whole(200, b"User-agent: *\nCrawl-delay: 0.05\n")
+        urls = [web.url(f"/ok?{number}") for number in range(10)]
+        outcomes = unit(urls, config(max_host_wait_s=0.06, per_host_rate=20.0))
+    assert all(isinstance(outcome, Stored) for outcome in outcomes)
+
+
+def test_what_is_asked_beside_the_pictures_counts_towards_the_rate() -> None:
+    """A robots.txt and a redirect's target each: nine requests at four a second."""
+    with Hostile().running() as web:
+        web.answers = {f"/from{n}": whole(302, b"", f"Location: /to{n}") for n in range(4)}
+        web.answers |= {f"/to{n}": whole(200, JPEG) for n in range(4)}
+        outcomes = unit([web.url(f"/from{n}") for n in range(4)], config(per_host_rate=4.0))
+        assert all(isinstance(outcome, Stored) for outcome in outcomes)
+        times = sorted(time for each in web.times.values() for time in each)
+    assert len(times) == 9
+    # The last URL's two requests follow each other; what they owe falls to those that would come next.
+    assert times[-2] - times[0] > 7 * 0.25 * 0.9
 
 
 def test_the_rate_of_a_host_is_kept_and_shared_between_units() -> None:
@@ -202,6 +268,69 @@ def test_a_wait_beyond_the_deadline_is_not_waited_for_and_429_alone_is_no_invita
         assert web.hits[web.hosts[0], "/long"] == web.hits[web.hosts[0], "/429"] == 1
 
 
+def test_a_pause_is_told_at_once_also_to_free_slots() -> None:
+    """While the fetch that got the answer waits to ask again, the host's other three slots send nothing: what went out before it is all."""
+    answers = {"/busy": whole(429, b"", "Retry-After: 1"), "/ok": whole(200, JPEG)}
+    with Hostile(answers=answers).running() as web:
+        urls = [web.url("/busy"), *(web.url(f"/ok?{n:02}") for n in range(40))]
+        outcomes = unit(urls, config(retries=1), at_once=4)
+        busy = web.times[web.hosts[0], "/busy"]
+        ok = [web.times[web.hosts[0], f"/ok?{n:02}"][0] for n in range(40)]
+    assert outcomes[0] == Refused(Reason.HTTP_STATUS, "429")
+    assert all(isinstance(outcome, Stored) for outcome in outcomes[1:])
+    assert len([time for time in ok if time < busy[0] + 0.9]) <= 12
+    assert busy[1] > busy[0] + 0.9
+
+
+@pytest.mark.parametrize("who", ["redirect", "robots"])
+def test_retry_after_is_kept_to_whoever_says_it(who: str) -> None:
+    """A redirect's target, or the robots.txt: nothing is sent to that host before the second is over, its robots.txt included."""
+    with Hostile(hosts=2, answers=ANSWERS).running() as web:
+        busy = whole(503, b"", "Retry-After: 1")
+        if who == "robots":
+            web.robots[web.hosts[1]] = busy
+            urls = [web.url(f"/ok?{n}", 1) for n in range(3)]
+            expected = Refused(Reason.OPT_OUT, "robots.txt: 503")
+        else:
+            web.answers = {f"/from{n}": whole(302, b"", f"Location: {web.url('/busy', 1)}?{n}") for n in range(3)} | {
+                "/busy": busy
+            }
+            urls = [web.url(f"/from{n}") for n in range(3)]
+            expected = Refused(Reason.HTTP_STATUS, "503")
+        outcomes = unit(urls, config(retries=1, deadline_s=10.0), at_once=1)
+        times = sorted(
+            time
+            for (host, path), each in web.times.items()
+            for time in each
+            if host == web.hosts[1] and (who == "robots" or path != "/robots.txt")
+        )
+    assert outcomes == [expected] * 3
+    assert len(times) == 6
+    assert min(later - earlier for earlier, later in itertools.pairwise(times)) > 0.9
+
+
+def test_a_host_that_is_always_busy_does_not_hold_a_unit() -> None:
+    with Hostile(hosts=2, answers=ANSWERS).running() as web:
+        web.answers = {**ANSWERS, "/busy": whole(429, b"", "Retry-After: 1")}
+        busy = [web.url(f"/busy?{number}", 1) for number in range(2000)]
+        alive = [web.url(f"/ok?{number}") for number in range(20)]
+        began = time.monotonic()
+        outcomes = unit([*busy, *alive], config(retries=0, host_failures=8))
+        assert time.monotonic() - began < 10  # at four a second it is 500 seconds
+        assert set(outcomes[: len(busy)]) == {Refused(Reason.HTTP_STATUS, "429")}
+        assert all(isinstance(outcome, Stored) for outcome in outcomes[len(busy) :])
+        assert sum(count for (host, _), count in web.hits.items() if host == web.hosts[1]) <= 8 + 4 + 1
+
+        began = time.monotonic()
+        outcomes = unit([*busy, *alive], config(retries=0, host_failures=1000, max_host_wait_s=2.5))
+        assert time.monotonic() - began < 10
+        assert set(outcomes[: len(busy)]) == {
+            Refused(Reason.HTTP_STATUS, "429"),
+            Refused(Reason.TIMEOUT, "its host asks for long waits"),
+        }
+        assert all(isinstance(outcome, Stored) for outcome in outcomes[len(busy) :])
+
+
 def test_retry_after_is_seconds_or_a_date() -> None:
     def now() -> datetime:
         return datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -209,7 +338,7 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     cases = {
         "120": 120, " 5 ": 5, "0": 0, "-3": 0, "soon": 0, "": 0, "٣": 0, "9" * 500: 999_999_999,
         "Thu, 01 Jan 2026 12:00:30 GMT": 30, "Thu, 01 Jan 2026 11:00:00 GMT": 0, "Thursday, 01-Jan-26 12:01:00 GMT": 60,
-        "Thu, 99 Jan 2026 12:00:30 GMT": 0,
+        "Thu, 99 Jan 2026 12:00:30 GMT": 0, "Fri, 31 Dec 99999999999 23:59:59 GMT": 0, "Fri, 31 Dec 9999 23:59:59 -9999": 0,
     }  # fmt: skip
     assert {text: _seconds(text, now) for text in cases} == cases
 
@@ -236,6 +365,116 @@ def test_one_answer_between_failures_keeps_a_host() -> None:
         urls = [web.url(f"/{'ok' if number % 3 == 2 else 'reset'}?{number}") for number in range(30)]
         outcomes = unit(urls, config(retries=0, host_failures=3), at_once=1)
     assert sum(isinstance(outcome, Stored) for outcome in outcomes) == 10
+
+
+def test_a_live_host_is_not_given_up_for_where_it_redirects_to() -> None:
+    """Ten dead links among ten good ones: what is dead is asked as often as a dead host is, then not any more."""
+    with Hostile(hosts=3, answers=ANSWERS).running() as web:
+        web.answers = {
+            **ANSWERS,
+            **{f"/from{n}": whole(302, b"", f"Location: {web.url('/silent', 1)}?{n}") for n in range(200)},
+        }
+        urls = [web.url(f"/from{n}") for n in range(200)] + [web.url(f"/ok?{n}") for n in range(20)]
+        # The host of the dead links has good pictures of its own: a stranger's links are not to spoil it.
+        own = [web.url(f"/ok?{n}", 1) for n in range(20)]
+        began = time.monotonic()
+        outcomes = unit([*urls, *own], config(timeout_s=0.3, host_failures=5))
+        assert time.monotonic() - began < 10  # at 0.3 s for four of them it is 15
+        assert set(outcomes[:200]) == {Refused(Reason.TIMEOUT, "timed out")}
+        assert all(isinstance(outcome, Stored) for outcome in outcomes[200:])
+        asked = sum(count for (_, path), count in web.hits.items() if path.startswith("/silent"))
+    assert asked <= 5 + 4
+
+
+def test_the_host_that_took_the_time_is_the_one_that_took_too_long() -> None:
+    with Hostile(hosts=2, answers=ANSWERS).running() as web:
+        web.answers = {"/from": whole(302, b"", f"Location: {web.url('/drip', 1)}")}
+        refused = fetch(web.url("/from"), config(deadline_s=0.5))
+        assert refused == Refused(Reason.TIMEOUT, "deadline")
+        assert isinstance(refused, Refused)
+        assert refused.at == (web.hosts[1], web.port)
+        own = fetch(web.url("/drip"), config(deadline_s=0.5))
+        assert isinstance(own, Refused)
+        assert own.at == (web.hosts[0], web.port)
+
+
+# ---- names
+
+
+def names_of(resolve: Callable[[str], list[str]], limit_s: float, threads: int = 256) -> Names:
+    return Names(
+        Guard(("127.0.0.0/8",), lambda host: [ipaddress.ip_address(text) for text in resolve(host)]), limit_s, threads
+    )
+
+
+def test_names_that_hang_are_no_fact_about_the_others() -> None:
+    """Three hundred of them at once, of a resolver that holds a thread for each; then, with too few threads for that, the others wait
+    for theirs without being told that they have no address."""
+    over = threading.Event()
+
+    def resolve(host: str) -> list[str]:
+        if host.startswith("hangs"):
+            over.wait(20)
+        return ["127.0.0.1"]
+
+    async def work(threads: int, hanging: int) -> list[object]:
+        names = names_of(resolve, 0.3, threads)
+        hang = [asyncio.create_task(names.addresses(f"hangs{number}.example")) for number in range(hanging)]
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(names.addresses(f"lives{number}.example")) for number in range(50)]
+        if threads < hanging:
+            await asyncio.sleep(1)
+            assert not any(task.done() for task in others)
+            over.set()
+        found: list[object] = list(await asyncio.gather(*others))
+        if threads >= hanging:
+            assert set(await asyncio.gather(*hang)) == {Refused(Reason.DNS, "timed out")}
+        over.set()
+        await names.close()
+        return found
+
+    address = [ipaddress.ip_address("127.0.0.1")]
+    assert asyncio.run(work(400, 300)) == [address] * 50
+    over.clear()
+    assert asyncio.run(work(8, 20)) == [address] * 50
+
+
+def test_a_late_answer_is_an_answer_and_nobody_asks_twice_meanwhile() -> None:
+    asked: list[str] = []
+
+    def resolve(host: str) -> list[str]:
+        asked.append(host)
+        time.sleep(0.7)
+        return ["127.0.0.1"]
+
+    async def work() -> list[object]:
+        names = names_of(resolve, 0.2)
+        found: list[object] = [await names.addresses("slow.example") for _ in range(2)]
+        await asyncio.sleep(0.6)
+        found.append(await names.addresses("slow.example"))
+        await names.close()
+        return found
+
+    timed_out = Refused(Reason.DNS, "timed out")
+    assert asyncio.run(work()) == [timed_out, timed_out, [ipaddress.ip_address("127.0.0.1")]]
+    assert asked == ["slow.example"]
+
+
+def test_a_name_that_hangs_does_not_hold_a_unit() -> None:
+    def answers(host: str) -> list[str]:
+        if host == "hangs.example":
+            time.sleep(0.8)
+            raise OSError("no answer in the end")
+        return ["127.0.0.11"]
+
+    with Hostile(answers=ANSWERS).running() as web:
+        urls = [f"http://hangs.example:{web.port}/ok?{n}" for n in range(500)]
+        urls += [f"http://lives.example:{web.port}/ok?{n}" for n in range(20)]
+        began = time.monotonic()
+        outcomes = unit(urls, config(timeout_s=0.2, host_failures=5), guard=resolving(answers))
+        assert time.monotonic() - began < 5  # at 0.2 s for four of them it is 25
+    assert {outcome.reason for outcome in outcomes[:500] if isinstance(outcome, Refused)} == {Reason.DNS}
+    assert all(isinstance(outcome, Stored) for outcome in outcomes[500:])
 
 
 # ---- addresses
@@ -308,6 +547,14 @@ def test_a_resolver_that_does_not_answer_is_given_up() -> None:
     began = time.monotonic()
     assert fetch("http://slow.example/", config(timeout_s=0.2), resolving(hangs)) == Refused(Reason.DNS, "timed out")
     assert time.monotonic() - began < 1.4
+
+
+def test_what_follows_the_end_of_a_stream_is_not_held() -> None:
+    """Beneath `max_bytes` as sent: a megabyte in pieces of a hundred bytes costs no copy of what came before, and is not waited for."""
+    with Hostile(answers=ANSWERS).running() as web:
+        began = time.monotonic()
+        assert fetch(web.url("/gzip_tail"), config(deadline_s=30.0, timeout_s=30.0)) == JPEG
+        assert time.monotonic() - began < 3
 
 
 def test_tls_that_is_none() -> None:

@@ -12,6 +12,8 @@ import sys
 import urllib.parse
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
@@ -143,6 +145,13 @@ OTHER_TRICKS = [
     ("http://[127.0.0.1]/", Reason.BAD_URL),
     ("http://[v1.a]/", Reason.BAD_URL),
     ("http://a..b/", Reason.BAD_URL),
+    ("http://xn--a/", Reason.BAD_URL),  # Punycode of a control character
+    ("http://xn--/", Reason.BAD_URL),
+    ("http://xn--strasse-.de/", Reason.BAD_URL),  # of plain ASCII
+    ("http://xn--999999999999999999/", Reason.BAD_URL),
+    ("http://1א.com/", Reason.BAD_URL),  # no order of writing
+    ("http://\u0301a.com/", Reason.BAD_URL),  # begins with a mark
+    ("http://a\u200db.com/", Reason.BAD_URL),  # a joiner that joins nothing
     ("http://" + "a" * 64 + ".com/", Reason.BAD_URL),
     ("http://" + "é" * 100_000 + ".com/", Reason.BAD_URL),
 ]
@@ -201,10 +210,10 @@ def test_no_trick_is_connected_to_neither_directly_nor_by_a_redirect() -> None:
         }
         with Hostile(answers=answers).running() as web:
             urls = [*dict.fromkeys(tricks), *(web.url(path) for path in answers)]
-            settings = CrawlConfig(allow_addresses=(f"{web.hosts[0]}/32",), timeout_s=5, per_host=16)
+            crawl = CrawlConfig(allow_addresses=(f"{web.hosts[0]}/32",), timeout_s=5, per_host=16)
             sys.addaudithook(audit)  # there is no way to take it out again
             try:
-                outcomes = fetch_pictures(urls, settings, lambda host: 16)
+                outcomes = fetch_pictures(urls, crawl, lambda host: 16)
             finally:
                 watching.clear()
         for listen in (listener, other):
@@ -289,6 +298,25 @@ def test_numbers_are_read_as_the_c_library_reads_them(host: str) -> None:
         ("http://under_score.example/\\", "http://under_score.example/%5C"),
         ("http://[2001:DB8:0::1]:81/", "http://[2001:db8::1]:81/"),
         ("http://0x7f.1/x", "http://127.0.0.1/x"),
+        # UTS 46 without transitional processing, as browsers: these were other owners' domains under IDNA 2003.
+        ("http://straße.de/", "http://xn--strae-oqa.de/"),
+        ("http://βόλος.com/", "http://xn--nxasmm1c.com/"),
+        ("http://نامه‌ای.com/", "http://xn--mgba3gch31f060k.com/"),
+        # What IDNA 2008 forbids and browsers take: symbols, underscores, hyphens anywhere.
+        ("http://☃.net/", "http://xn--n3h.net/"),
+        ("http://r3---sn-a.example/", "http://r3---sn-a.example/"),
+        ("http://-a-.example/", "http://-a-.example/"),
+        ("http://xn--strae-oqa.de/", "http://xn--strae-oqa.de/"),
+        ("http://XN--BCHER-KVA.example./", "http://xn--bcher-kva.example/"),
+        # Dot segments, plain and percent-encoded; in queries they are letters.
+        ("http://e.com/a/../b", "http://e.com/b"),
+        ("http://e.com/a/./b/.", "http://e.com/a/b/"),
+        ("http://e.com/a/b/..", "http://e.com/a/"),
+        ("http://e.com/../../x", "http://e.com/x"),
+        ("http://e.com/a//../b", "http://e.com/a/b"),
+        ("http://e.com/a/%2e%2E/b/%2e/c", "http://e.com/b/c"),
+        ("http://e.com/a/.%2e", "http://e.com/"),
+        ("http://e.com/a/.../.b/..c?/../d#/../e", "http://e.com/a/.../.b/..c?/../d"),
         ("http://e.com/\r\nHost: evil", "http://e.com/Host:%20evil"),
         ("http://e.com/\x00\x7f", "http://e.com/%00%7F"),
     ],
@@ -296,6 +324,43 @@ def test_numbers_are_read_as_the_c_library_reads_them(host: str) -> None:
 def test_the_spelling_for_the_wire(url: str, wire: str) -> None:
     assert parse(url).url == wire
     assert parse(wire).url == wire
+
+
+def dots_removed(path: str) -> str:
+    """RFC 3986, section 5.2.4, step by step."""
+    rest, output = path, ""
+    while rest:
+        if rest.startswith("/./"):
+            rest = rest[2:]
+        elif rest == "/.":
+            rest = "/"
+        elif rest.startswith("/../") or rest == "/..":
+            rest = "/" + rest[4:]
+            output = output[: output.rfind("/")] if "/" in output else ""
+        else:
+            end = rest.find("/", 1)
+            end = len(rest) if end < 0 else end
+            output, rest = output + rest[:end], rest[end:]
+    return output
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text("ab./", max_size=14))
+def test_dot_segments_are_those_of_the_rfc(path: str) -> None:
+    assert parse(f"http://e.com/{path}").url == "http://e.com" + dots_removed(f"/{path}")
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.text(st.sampled_from("htp:/?#.%2eE@[]\\ \t\n\x00abß\u0661。①אxn--") | st.characters(), max_size=30))
+def test_the_spelling_is_read_as_itself(text: str) -> None:
+    """Nothing but UrlRefused is raised, and what was respelled once is not read in another way the next time."""
+    for url in (text, f"http://{text}", f"http://e.com/{text}"):
+        try:
+            target = parse(url)
+        except UrlRefused:
+            continue
+        assert target.url.isascii()
+        assert parse(target.url) == target
 
 
 def test_a_lone_surrogate_is_no_url() -> None:

@@ -4,16 +4,23 @@ Truth: the table in `hostile.py`, written beside the server.
 """
 
 import asyncio
+import itertools
 import random
 import time
+from collections.abc import Iterable
+from typing import Literal
 
 import pytest
 
+from pipeline.content.image import RGB, encode
+from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.engine import fetch_pictures
 from pipeline.crawl.fetch import Fetcher
-from pipeline.crawl.outcome import Outcome, Refused
-from tests.pipeline.crawl.hostile import ANSWERS, EXPECTED, Hostile, whole
+from pipeline.crawl.guard import Guard
+from pipeline.crawl.outcome import Outcome, Refused, Stored
+from pipeline.crawl.urls import Address
+from tests.pipeline.crawl.hostile import ANSWERS, EXPECTED, Hostile, head, whole
 
 
 def config(**changes: object) -> CrawlConfig:
@@ -83,8 +90,22 @@ def test_no_url_of_a_mix_outlives_its_deadline() -> None:
     assert max(taken) < settings.deadline_s + 5
 
 
+HEADERS = ["Retry-After", "Location", "Content-Length", "Content-Encoding", "Content-Type", "X-Robots-Tag",
+           "Transfer-Encoding", "Connection", "Set-Cookie", "Date"]  # fmt: skip
+VALUES = [
+    "", " ", "-1", "0", "1e9", "+5", "9" * 30, "9" * 5000, "0x10", "\xb2", "\u0663".encode().decode("latin-1"), "nan", "inf",
+    "Fri, 31 Dec 99999999999 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 -9999", "Mon, 01 Jan 0001 00:00:00 +9999",
+    "Fri, 31 Dec 2026 23:59:59 +99999999999999999999", "Fri, 99 Foo 2026 99:99:99 GMT", "1 Jan", "," * 50, "(" * 3000,
+    "http://[", "http://[::1", "http://a:99999/", "http://\xff\xfe/", "//", "///", "?", "#", "http:", "//[", "\\\\a", "\x7f\t\x80",
+    "http://" + "a." * 200, "http://xn--a/", "http://xn--" + "9" * 60 + "/", "/%", "/%zz", "/../../..", "http://1.2.3.4.5/", "http://256/",
+    "gzip", "deflate", "gzip, gzip", "br", "x-gzip", "identity;q=1", "chunked", "chunked, chunked", "gzip, chunked", "close", "upgrade",
+    "noai", "a:" * 2000, "unavailable_after: 25 Jun 2010 15:00:00 PST, noai", "*:", ":noai", "x" * 7000, "multipart/x; boundary=\"",
+]  # fmt: skip
+
+
 def test_no_bytes_of_a_server_break_a_fetch() -> None:
-    """Whole answers with bytes replaced, cut out and put in at random, to robots.txt as to pictures: always a body or a refusal."""
+    """Whole answers with bytes replaced, cut out and put in at random, and whole ones with every header that is read set to what nobody
+    expects; as robots.txt and as pictures: always a body or a refusal, and never one for a reason that nobody thought of."""
     dice = random.Random(3)
     whole_answers = [
         *ANSWERS.values(),
@@ -99,13 +120,65 @@ def test_no_bytes_of_a_server_break_a_fetch() -> None:
             data[at : at + dice.choice([0, 1, 5])] = piece
         return bytes(data)
 
-    settings = config(timeout_s=0.3, deadline_s=0.8, retries=0, concurrency=64, max_crawl_delay_s=0)
-    with Hostile(hosts=30, answers={f"/{number}": broken() for number in range(300)}).running() as web:
-        web.robots = {host: broken() for host in web.hosts[:20]}
+    odd = [
+        head(status, f"{name}: {value}", *([] if name == "Content-Length" else ["Content-Length: 3"])) + b"abc"
+        for name in HEADERS
+        for value in VALUES
+        for status in ([429, 503] if name == "Retry-After" else [302] if name == "Location" else [200])
+    ]
+    answers = [*(broken() for _ in range(300)), *odd]
+    settings = config(
+        timeout_s=0.3, deadline_s=0.8, retries=0, concurrency=64, max_crawl_delay_s=0, max_retry_after_s=0
+    )
+    with Hostile(hosts=30, answers={f"/{number}": answer for number, answer in enumerate(answers)}).running() as web:
+        web.robots = {host: broken() for host in web.hosts[:15]} | dict(
+            zip(web.hosts[15:20], dice.sample(odd, 5), strict=True)
+        )
+        # A path's answer is every host's: hosts with a broken robots.txt, and ten that leave us alone with the answer.
         urls = [web.url(f"/{number}", host=number % 30) for number in range(300)]
+        urls += [web.url(f"/{number}", host=20 + number % 10) for number in range(300, len(answers))]
         outcomes = fetch_pictures(urls, settings, lambda host: 8)
-    assert len(outcomes) == 300
-    assert len({outcome.reason for outcome in outcomes if isinstance(outcome, Refused)}) >= 4
+    assert len(outcomes) == len(answers) > 800
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
+    assert len({outcome.reason for outcome in refused}) >= 4
+    assert not [outcome for outcome in refused if "unforeseen" in outcome.detail]
+
+
+@pytest.mark.parametrize("place", ["fetching", "making the stored picture"])
+def test_what_nobody_foresaw_costs_one_url_and_is_told_once(
+    place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A defect is planted in our own code, where the names are judged or where the picture is encoded."""
+    monkeypatch.setattr("pipeline.crawl.outcome._logged", set())
+    judge = Guard.refuse_addresses
+    encoded = itertools.count()
+
+    def judge_badly(guard: Guard, addresses: Iterable[Address]) -> tuple[Reason, str] | None:
+        if any(str(address) == "127.0.0.12" for address in addresses):
+            raise KeyError("a server's own words")
+        return judge(guard, addresses)
+
+    def encode_badly(rgb: RGB, *, format: Literal["jpeg", "webp", "png"], quality: int) -> bytes:
+        if next(encoded) == 0:
+            raise KeyError("a server's own words")
+        return encode(rgb, format=format, quality=quality)
+
+    if place == "fetching":
+        monkeypatch.setattr(Guard, "refuse_addresses", judge_badly)
+        urls = [("/ok", 1), ("/ok?2", 1), ("/ok", 0)]
+        refused = [Refused(Reason.CONNECTION, "unforeseen KeyError")] * 2
+    else:
+        monkeypatch.setattr("pipeline.crawl.picture.encode", encode_badly)
+        urls = [("/ok", 0), ("/ok?2", 0), ("/ok?3", 0)]
+        refused = [Refused(Reason.IMAGE_CORRUPT, "unforeseen KeyError")]
+    with Hostile(hosts=2, answers=ANSWERS).running() as web:
+        outcomes = fetch_pictures([web.url(path, host) for path, host in urls], config(), lambda host: 1)
+    assert [outcome for outcome in outcomes if isinstance(outcome, Refused)] == refused
+    assert isinstance(outcomes[2], Stored)
+    told = [record for record in caplog.records if "unforeseen" in record.getMessage() or record.exc_info]
+    assert len(told) == 1
+    assert place in told[0].getMessage()
+    assert told[0].exc_info is not None
 
 
 @pytest.mark.prove

@@ -85,3 +85,60 @@ def test_a_port_is_given_up_and_another_one_is_not() -> None:
     assert [found[0] for found in (made.take(),) if found] == [3]
     assert not made
     assert made.take() is None
+
+
+def test_one_at_a_time_until_a_host_is_opened() -> None:
+    made = HostQueues(lambda host: 3, one_first=True)
+    for index in range(6):
+        made.add(index, parse(f"http://a.org/{index}"))
+    assert hosts_taken(made, 0) == ["a.org"]
+    made.give_back("a.org")
+    assert hosts_taken(made, 0) == ["a.org"]
+    made.open("a.org")
+    made.open("a.org")  # and no more than the limit
+    assert hosts_taken(made, 0) == ["a.org"] * 2
+
+
+def test_what_a_host_asks_for_is_added_up_and_our_own_pace_is_not() -> None:
+    made = queues({"a.org": 20, "b.org": 20}, limit=20)
+    made.space("a.org", 2.0)
+    made.delay("a.org", 5.0)  # three more than our own pace
+    began = made.waits_s("a.org")
+    times = list[float]()
+    now = 100.0
+    while len(times) < 5:
+        times += [now for host in hosts_taken(made, now) if host == "a.org"]
+        now += 0.5
+    assert [later - earlier for earlier, later in itertools.pairwise(times)] == [5.0] * 4
+    assert made.waits_s("a.org") - began == 5 * 3.0
+    assert made.waits_s("b.org") == 0
+
+    before = made.waits_s("a.org")
+    made.pause("a.org", times[-1] + 15.0, times[-1])  # it rests for five seconds anyway
+    assert made.waits_s("a.org") - before == 10.0
+    made.pause("a.org", times[-1] + 12.0, times[-1] + 1.0)
+    assert made.waits_s("a.org") - before == 10.0
+    made.pause("b.org", 207.0, 200.0)
+    assert made.waits_s("b.org") == 7.0
+
+
+def test_a_request_out_of_turn_costs_the_next_turn() -> None:
+    made = queues({"a.org": 3, "b.org": 3}, limit=5)
+    made.space("a.org", 2.0)
+    assert sorted(hosts_taken(made, 10.0)) == ["a.org", "b.org", "b.org", "b.org"]
+    made.skip_turn("a.org", 11.0)
+    assert hosts_taken(made, 13.9) == []
+    assert hosts_taken(made, 14.0) == ["a.org"]
+    made.skip_turn("a.org", 20.0)  # its rest was long over
+    assert hosts_taken(made, 21.9) == []
+    assert hosts_taken(made, 22.0) == ["a.org"]
+
+
+def test_a_host_that_nobody_asked_for_is_left_aside() -> None:
+    made = queues({"a.org": 1})
+    for say in (made.open, lambda name: made.pause(name, 9.0), lambda name: made.delay(name, 9.0), made.skip_turn):
+        say("redirected-to.org")
+    assert made.drop("redirected-to.org") == []
+    assert made.waits_s("redirected-to.org") == 0
+    assert hosts_taken(made, 0) == ["a.org"]
+    assert made.next_time() is None

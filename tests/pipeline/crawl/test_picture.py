@@ -25,7 +25,7 @@ from pipeline.content.hashes import picture_hashes
 from pipeline.content.image import decode, resize
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.outcome import Refused, Stored
+from pipeline.crawl.outcome import Outcome, Refused, Stored
 from pipeline.crawl.picture import DCT_MARGIN, store
 
 SIZES = [(123, 456), (208, 495), (321, 421), (389, 535), (416, 264), (456, 123), (524, 316)]
@@ -198,3 +198,26 @@ def test_a_picture_is_refused_for_its_limits_before_it_is_made() -> None:
     made = store(noise(100, 100), config)
     assert isinstance(made, Refused)
     assert made.reason is Reason.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("jpeg", 65_500), ("webp", 16_383), ("png", None)])
+def test_sides_that_the_stored_format_does_not_hold(kind: str, longest: int | None) -> None:
+    """Truth: what Pillow's encoders write at the limit, and raise one pixel above it."""
+
+    def made_of(width: int) -> Outcome:
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (width, 16), (9, 99, 199)).save(file, "PNG", compress_level=1)
+        settings = {
+            "encode_format": kind, "quality": 5, "resize_mode": "no", "max_aspect_ratio": 1e9, "perceptual_hashes": False
+        }  # fmt: skip
+        return store(file.getvalue(), CrawlConfig.model_validate(settings))
+
+    within = made_of(longest or 70_000)
+    assert isinstance(within, Stored)
+    assert within.width == (longest or 70_000)
+    if longest is not None:
+        assert made_of(longest + 1) == Refused(
+            Reason.IMAGE_TOO_LARGE, f"{longest + 1} x 16 (limit of {kind} {longest})"
+        )
+        with pytest.raises((ValueError, OSError)):
+            PIL.Image.new("RGB", (longest + 1, 16)).save(io.BytesIO(), kind)

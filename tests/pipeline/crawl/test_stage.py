@@ -33,6 +33,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.content.hashes import picture_hashes
 from pipeline.content.image import decode
@@ -44,6 +46,7 @@ from pipeline.crawl.img2dataset import Ended, make_opener, refused_by, require
 from pipeline.crawl.outcome import Refused, Stored
 from pipeline.crawl.stage import crawl, domain_counts, image_chunks, partition, split_ways
 from pipeline.crawl.stage import require as require_engine
+from pipeline.crawl.urls import UrlRefused, parse, registered_domain
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -694,8 +697,8 @@ def test_the_engine_fetch_runs_wherever_its_libraries_are(monkeypatch: pytest.Mo
     require_engine(config())
     with pytest.raises(InputError, match="'img2dataset' is not installed"):
         require_engine(config("img2dataset"))
-    missing.add("protego")
-    with pytest.raises(InputError, match="'fetch' needs protego; install"):
+    missing.add("aiohttp")
+    with pytest.raises(InputError, match="'fetch' needs aiohttp; install"):
         require_engine(config())
 
 
@@ -754,6 +757,22 @@ def test_a_unit_owns_its_domains() -> None:
     # Row by row it is the same as all at once, and in chunks.
     assert [partition(pa.array([url]), 8)[0].as_py() for url in urls[:50]] == units[:50]
     assert partition(pa.chunked_array([urls[:7], urls[7:]]), 8).to_pylist() == units
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.text(st.sampled_from("htp:/?#@.ab \t\r\n\x00\\ß。"), max_size=16))
+def test_the_host_that_is_fetched_is_the_host_that_the_unit_owns(text: str) -> None:
+    """However it is written: tabs and line ends are left out of a URL wherever they stand."""
+    urls = [text, f"http:/{text}", f"http://{text}", f"http:/\n/{text}", f"ht\ntp:\t//a.org{text}"]
+    for url in urls:
+        try:
+            host = parse(url).host
+        except UrlRefused:
+            continue
+        assert domain_counts(pa.array([url])) == {registered_domain(host): 1}
+        assert partition(pa.array([url]), 1000).equals(
+            partition(pa.array([f"http://[{host}]/" if ":" in host else f"http://{host}/"]), 1000)
+        )
 
 
 def test_a_large_domain_is_spread_over_neighbours() -> None:
