@@ -1,6 +1,7 @@
 """python -m pipeline run|STAGE|queries|status|verify|show|contact-sheet|retry|exclude|plan"""
 
 import argparse
+import functools
 import logging
 import shlex
 import sys
@@ -16,184 +17,182 @@ STAGES = (
     "crawl", "policy", "exact-source", "dedup", "balance", "shards",
 )  # fmt: skip
 
+Argument = Callable[[argparse.ArgumentParser], object]
+Act = Callable[[argparse.Namespace], None]
+_COMMANDS: dict[str, tuple[str, tuple[Argument, ...], Act]] = {}
+
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline",
-        description="From sources to shards; pipeline/README.md explains.",
-        allow_abbrev=False,
-    )
+    told = "From sources to shards; pipeline/README.md explains."
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=told, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    computing = {"run": "all stages; the same command again resumes"}
-    computing |= {name: f"the stages up to and including {name}" for name in STAGES}
-    for name, text in computing.items():
-        add_config_arguments(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
-    _add_tools(commands)
-    arguments = parser.parse_args(argv)
-    command = arguments.command
-    if command in _TOOLS:
-        _TOOLS[command](arguments)
-    else:
-        _run(command, arguments.config, arguments.overrides, arguments.check)
+    for name, (text, arguments, act) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(act=act)
+        for add in arguments:
+            add(command)
+    given = parser.parse_args(argv)
+    given.act(given)
 
 
-def _add_tools(commands: Any) -> None:
-    """The commands that are no stages."""
+def _command(name: str, text: str, *arguments: Argument) -> Callable[[Act], Act]:
+    """The function below is what the command does, given these arguments. It imports what it needs by itself: Ray takes seconds, and
+    only the commands that compute should pay for it."""
 
-    def add(name: str, text: str, path: str | None = "the run's output (local or s3://)") -> argparse.ArgumentParser:
-        command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        if path is not None:
-            command.add_argument("path", help=path)
-        return command
+    def register(act: Act) -> Act:
+        _COMMANDS[name] = text, arguments, act
+        return act
 
-    status = add("status", "what a run has done: units, rows by outcome, rates, per stage")
-    status.add_argument("--watch", action="store_true", help="show it again every few seconds until the run ends")
-    add(
-        "verify",
-        "re-hash a corpus (its manifest or folder) or a whole run against what was recorded",
-        "a run or a corpus",
-    )
-    add("show", "the whole history of one row").add_argument("uid", help="32 hexadecimal digits")
-    sheet = add("contact-sheet", "a random sample of the corpus as one HTML file", "a run or a corpus (local or s3://)")
-    sheet.add_argument("--rows", type=int, default=200, help="pictures shown (default 200)")
-    sheet.add_argument("--out", default="contact-sheet.html", metavar="FILE", help="default contact-sheet.html")
-    retry = add("retry", "fetch the rows of a committed crawl again that failed for some reasons, as a new generation")
-    retry.add_argument("--reason", metavar="NAMES", help="reasons of rejection, for example dns,timeout")
-    retry.add_argument("--check", action="store_true", help="say how many rows, touch nothing")
-    retry.add_argument("overrides", nargs="*", metavar="reason=NAMES", help="the same as --reason")
-    plan = add(
-        "plan", "hours, core-hours, bytes, requests and money of a corpus of a given size, from measured rates", None
-    )
-    plan.add_argument(
-        "--from", dest="run", metavar="RUN", help="take the rates of this run instead of the shipped ones"
-    )
-    add_config_arguments(plan)
-    add_config_arguments(add("queries", "the query list, from Wikipedia dumps, page views and WordNet", None))
-    exclude = add("exclude", "a new version of a corpus without the rows that lists name", None)
-    exclude.add_argument("--ids", metavar="FILE", help="the same as ids=FILE: uids, one a line")
-    add_config_arguments(exclude, required=False)
+    return register
 
 
-def _run(command: str, path: str, overrides: list[str], check: bool) -> None:
-    # Ray takes seconds to import: only the commands that compute pay for it.
-    from pipeline import check as plan
-    from pipeline import run
+def _argument(*names: str, **options: Any) -> Argument:
+    return lambda command: command.add_argument(*names, **options)
+
+
+_a_run = _argument("path", help="the run's output (local or s3://)")
+_a_run_or_corpus = _argument("path", help="a run or a corpus (local or s3://)")
+
+
+@_command("run", "all stages; the same command again resumes", add_config_arguments)
+def _run(given: argparse.Namespace) -> None:
+    from pipeline import check, run, status
     from pipeline.config import PipelineConfig
 
-    config = load_config(PipelineConfig, path, overrides)
-    until = run.STAGES[-1] if command == "run" else command
+    config = load_config(PipelineConfig, given.config, given.overrides)
+    until = run.STAGES[-1] if given.command == "run" else given.command
     run.require_stage(config, until)
-    if check:
-        print(to_toml(config))
-        print(f"# config digest {digest(config)}")
-        print(plan.describe(config))
+    if given.check:
+        print(f"{to_toml(config)}\n# config digest {digest(config)}\n{check.describe(config)}")
         return
     place = run.run(config, until)
-    _status(config.run.out)
-    if until == run.STAGES[-1]:
-        print(f"next: {shlex.join(['python', '-m', 'pipeline', 'verify', place])}")
-    else:
+    print(status.describe(config.run.out))
+    following = ["verify", place]
+    if until != run.STAGES[-1]:
         stages = run.stages_of(config)
-        following = stages[stages.index(until) + 1]
-        print(f"next: {shlex.join(['python', '-m', 'pipeline', following, '--config', path, *overrides])}")
+        following = [stages[stages.index(until) + 1], "--config", given.config, *given.overrides]
+    print(f"next: {shlex.join(['python', '-m', 'pipeline', *following])}")
 
 
-def _queries(path: str, overrides: list[str], check: bool) -> None:
+for _name in STAGES:
+    _command(_name, f"the stages up to and including {_name}", add_config_arguments)(_run)
+
+
+@_command("queries", "the query list, from Wikipedia dumps, page views and WordNet", add_config_arguments)
+def _queries(given: argparse.Namespace) -> None:
     from pipeline.queries import job, plan
     from pipeline.queries.config import QueriesConfig
 
-    config = load_config(QueriesConfig, path, overrides)
-    if check:
-        print(to_toml(config))
-        print(f"# config digest {digest(config)}")
-        print(plan.describe(config))
+    config = load_config(QueriesConfig, given.config, given.overrides)
+    if given.check:
+        print(f"{to_toml(config)}\n# config digest {digest(config)}\n{plan.describe(config)}")
         return
     place = job.run(config)
     print(plan.told(config.run.out))
     print(f"next: filter.queries = {place!r} in the configuration of python -m pipeline run")
 
 
-def _status(path: str, watch: bool = False) -> None:
-    from pipeline import status  # as light as the contracts, but `run` should not import it before Ray
-
-    if watch:
-        status.follow(path)
-    else:
-        print(status.describe(path))
-
-
-def _verify(path: str) -> None:
+@_command(
+    "status",
+    "what a run has done: units, rows by outcome, rates, per stage",
+    _a_run,
+    _argument("--watch", action="store_true", help="show it again every few seconds until the run ends"),
+)
+def _status(given: argparse.Namespace) -> None:
     from pipeline import status
 
-    problems = status.verify(path)
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise AuditFinding(f"{path}: {len(problems)} differences from what was recorded, listed above")
-    print(f"{path}: everything is as it was recorded")
+    if given.watch:
+        status.follow(given.path)
+    else:
+        print(status.describe(given.path))
 
 
-def _show(path: str, uid: str) -> None:
+@_command("verify", "re-hash a corpus or a whole run against what was recorded", _a_run_or_corpus)
+def _verify(given: argparse.Namespace) -> None:
+    from pipeline import status
+
+    if problems := status.verify(given.path):
+        print(*problems, sep="\n")
+        raise AuditFinding(f"{given.path}: {len(problems)} differences from what was recorded, listed above")
+    print(f"{given.path}: everything is as it was recorded")
+
+
+@_command("show", "the whole history of one row", _a_run, _argument("uid", help="32 hexadecimal digits"))
+def _show(given: argparse.Namespace) -> None:
     from pipeline.tools import show
 
-    print(show.describe(path, uid))
+    print(show.describe(given.path, given.uid))
 
 
-def _contact_sheet(path: str, rows: int, place: str) -> None:
+@_command(
+    "contact-sheet",
+    "a random sample of the corpus as one HTML file",
+    _a_run_or_corpus,
+    _argument("--rows", type=int, default=200, help="pictures shown (default 200)"),
+    _argument("--out", default="contact-sheet.html", metavar="FILE", help="default contact-sheet.html"),
+)
+def _contact_sheet(given: argparse.Namespace) -> None:
     from pipeline.tools import contact_sheet
 
-    print(f"{place}: {contact_sheet.write(path, rows, place):,} pairs")
+    print(f"{given.out}: {contact_sheet.write(given.path, given.rows, given.out):,} pairs")
 
 
-def _retry(path: str, reason: str | None, overrides: list[str], check: bool) -> None:
+@_command(
+    "retry",
+    "fetch the rows of a committed crawl again that failed for some reasons, as a new generation",
+    _a_run,
+    _argument("--reason", metavar="NAMES", help="reasons of rejection, for example dns,timeout"),
+    _argument("--check", action="store_true", help="say how many rows, touch nothing"),
+    _argument("overrides", nargs="*", metavar="reason=NAMES", help="the same as --reason"),
+)
+def _retry(given: argparse.Namespace) -> None:
+    from pipeline import status
     from pipeline.tools import retry
 
-    given = [f"reason={reason}"] if reason is not None else []
-    reason = load_config(retry.RetryConfig, None, [*overrides, *given]).reason
-    if check:
-        print(retry.describe(path, reason))
+    flag = [f"reason={given.reason}"] if given.reason is not None else []
+    reason = load_config(retry.RetryConfig, None, [*given.overrides, *flag]).reason
+    if given.check:
+        print(retry.describe(given.path, reason))
         return
-    retry.retry(path, reason)
-    _status(path)
-    print("next: the command that ran the pipeline, again: deduplication and all after it take the new generation in")
+    retry.retry(given.path, reason)
+    print(status.describe(given.path))
+    print("next: the command that ran the pipeline, again: deduplication and all after it take the new rows in")
 
 
-def _exclude(path: str | None, overrides: list[str], ids: str | None, check: bool) -> None:
+@_command(
+    "exclude",
+    "a new version of a corpus without the rows that lists name",
+    _argument("--ids", metavar="FILE", help="the same as ids=FILE: uids, one a line"),
+    functools.partial(add_config_arguments, required=False),
+)
+def _exclude(given: argparse.Namespace) -> None:
+    from pipeline import status
     from pipeline.tools import exclude
 
-    config = load_config(exclude.ExcludeConfig, path, [*overrides, *([f"ids={ids}"] if ids is not None else [])])
-    if check:
-        print(to_toml(config))
-        print(exclude.describe(config))
+    flag = [f"ids={given.ids}"] if given.ids is not None else []
+    config = load_config(exclude.ExcludeConfig, given.config, [*given.overrides, *flag])
+    if given.check:
+        print(f"{to_toml(config)}\n{exclude.describe(config)}")
         return
     place = exclude.exclude(config)
-    _status(config.out)
-    if missing := exclude.not_found(config):
-        print(f"ids: {len(missing):,} of the list are not in the corpus, the first is {missing[0].hex()}")
+    print(status.describe(config.out))
+    for kind, missing in exclude.not_found(config).items():
+        print(f"{kind}: {len(missing):,} of the list are not in the corpus, the first is {missing[0]}")
     print(f"next: {shlex.join(['python', '-m', 'pipeline', 'verify', place])}")
 
 
-def _plan(path: str, overrides: list[str], measured: str | None, check: bool) -> None:
+@_command(
+    "plan",
+    "hours, core-hours, bytes, requests and money of a corpus of a given size, from measured rates",
+    _argument("--from", dest="run", metavar="RUN", help="the rates of this run instead of the shipped ones"),
+    add_config_arguments,
+)
+def _plan(given: argparse.Namespace) -> None:
     from pipeline.tools import plan
 
-    config = load_config(plan.PlanConfig, path, overrides)
-    if check:
-        print(to_toml(config))
-        print(f"# config digest {digest(config)}")
-        return
-    print(plan.describe(config, plan.measured() if measured is None else plan.from_run(measured)))
-
-
-_TOOLS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "status": lambda given: _status(given.path, given.watch),
-    "verify": lambda given: _verify(given.path),
-    "show": lambda given: _show(given.path, given.uid),
-    "contact-sheet": lambda given: _contact_sheet(given.path, given.rows, given.out),
-    "retry": lambda given: _retry(given.path, given.reason, given.overrides, given.check),
-    "queries": lambda given: _queries(given.config, given.overrides, given.check),
-    "plan": lambda given: _plan(given.config, given.overrides, given.run, given.check),
-    "exclude": lambda given: _exclude(given.config, given.overrides, given.ids, given.check),
-}
+    config = load_config(plan.PlanConfig, given.config, given.overrides)
+    text = plan.describe(config, plan.measured() if given.run is None else plan.from_run(given.run))
+    print(f"{to_toml(config)}\n# config digest {digest(config)}" if given.check else text)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ and then fails the whole dataset), and a unit's record must be written by the ta
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import platform
@@ -48,7 +49,16 @@ from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
 from pipeline.contracts.errors import HouseError, InputError, RunError
 from pipeline.contracts.schema import REJECTED_SCHEMA, Reason, rejected_rows
-from pipeline.records import Record, read_record, read_story
+from pipeline.records import (
+    Record,
+    StageEntry,
+    has_died,
+    is_here,
+    read_record,
+    read_story,
+    stage_entries,
+    this_process,
+)
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -129,13 +139,19 @@ def input_digest(unit: Unit) -> str:
 
 
 class Run:
-    """A driver: Ray connected, `run.json` kept up to date, stages run one after the other. Use as a context manager."""
+    """A driver: Ray connected, `run.json` kept up to date, stages run one after the other. Use as a context manager.
+
+    run.json tells of the stages of this run and, under `earlier`, of those that runs of the same configuration did before it and that it
+    has not reached: their records are as good as they were. They stay until a stage turns out to have another folder than before, so other
+    input: what came after it then is no longer what comes of it.
+    """
 
     def __init__(self, out: str, engine: EngineConfig, config: Mapping[str, Json], config_digest: str) -> None:
         self.out = out.rstrip("/")
         self._engine = engine
-        self._owner = _owner()
-        self._stages: list[Json] = []
+        self._owner = this_process()
+        self._stages: list[StageEntry] = []
+        self._earlier: list[StageEntry] = []
         self._cpus, self._cpus_read = 0, -_POLL_S
         self._story: dict[str, Json] = {
             "state": "running",
@@ -146,12 +162,11 @@ class Run:
             "owner": self._owner,
             "started": time.time(),
             "ended": None,
-            "stages": self._stages,
         }
 
     def __enter__(self) -> Self:
         storage.make_folder(self.out)
-        self._refuse_living_driver()
+        self._take_over()
         self._tell()
         try:
             storage.abort_uploads(self.out)
@@ -174,29 +189,47 @@ class Run:
         }
         self._tell()
 
-    def _refuse_living_driver(self) -> None:
-        """The early answer to a second driver on this machine; across machines the conditional put of the first record tells."""
+    def _take_over(self) -> None:
+        """Look at the run.json of the driver before, and keep what it tells of stages with this configuration.
+
+        Raises RunError when that driver lives: the early answer to a second one on this machine. Across machines the conditional put of
+        the first record tells.
+        """
         place = storage.join(self.out, "run.json")
         if not storage.exists(place):
             return
         story = read_story(place)
         owner = story.get("owner")
-        alive = isinstance(owner, dict) and owner.get("host") == socket.gethostname() and not _has_died(owner)
+        alive = isinstance(owner, dict) and is_here(owner) and not has_died(owner)
         if story.get("state") == "running" and isinstance(owner, dict) and alive and owner != self._owner:
             raise RunError(
                 f"{place}: process {owner.get('pid')} is writing to this output; wait for it or stop it, then run again"
             )
+        if story.get("config_digest") == self._story["config_digest"]:
+            self._earlier = list(itertools.chain(*stage_entries(place, story)))
 
     def _tell(self) -> None:
-        storage.write_atomic(storage.join(self.out, "run.json"), _json(self._story))
+        told = {"stages": self._stages, "earlier": self._earlier}
+        entries: dict[str, Json] = {key: [entry.model_dump() for entry in value] for key, value in told.items()}
+        storage.write_atomic(storage.join(self.out, "run.json"), _json(self._story | entries))
+
+    def _reach(self, entry: StageEntry) -> None:
+        """Tell of a stage that begins, and no longer of what an earlier run did there."""
+        folders = [earlier.folder for earlier in self._earlier]
+        if entry.folder in folders:
+            place = folders.index(entry.folder)
+            entry.done = self._earlier[place].done
+            self._earlier = self._earlier[place + 1 :]
+        elif entry.name in (earlier.name for earlier in self._earlier):
+            self._earlier = []
+        self._stages.append(entry)
+        self._tell()
 
     def stage(self, stage: Stage, units: Sequence[Unit]) -> list[Record]:
         """Run what is not done yet; returns the records of all units in the order given."""
         folder = stage_folder(self.out, stage)
-        self._stages.append(
-            {"name": stage.name, "folder": storage.join(stage.name, stage.digest[:12]), "units": len(units)}
-        )
-        self._tell()
+        entry = StageEntry(name=stage.name, folder=storage.join(stage.name, stage.digest[:12]), units=len(units))
+        self._reach(entry)
         storage.make_folder(folder)
         done = matching_records(folder, stage.digest, units)
         todo = [unit for unit in units if unit.id not in done]
@@ -206,6 +239,7 @@ class Run:
             for record in self._run_units(stage, folder, todo, progress.tick):
                 done[record.unit] = record
                 progress.update(1, **_shown(record))
+        entry.done = True  # run.json tells it with the next stage, or at the end
         return [done[unit.id] for unit in units]
 
     def map(self, function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
@@ -263,7 +297,7 @@ class Run:
         if committed:
             return record
         place = f"{storage.join(folder, record.unit)}.json"
-        if record.owner != self._owner and not _has_died(record.owner):
+        if record.owner != self._owner and not has_died(record.owner):
             raise RunError(
                 f"{place}: another driver is writing to this output: process {record.owner['pid']} on "
                 f"{record.owner['host']!r}; stop one of the two, then run the same command again"
@@ -419,30 +453,6 @@ def _shown(record: Record) -> dict[str, int]:
 
 def _json(value: Json) -> bytes:
     return pydantic.TypeAdapter(Json).dump_json(value, indent=1) + b"\n"
-
-
-# ---- who is the owner
-
-
-def _owner() -> dict[str, Json]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
-
-
-def _start_ticks(pid: int) -> str | None:
-    """When a process started, as /proc tells (field 22 of proc(5) stat); tells a process from a later one with its number."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as source:
-            return source.read().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        return None
-
-
-def _has_died(owner: Mapping[str, Json]) -> bool:
-    """Whether a record's owner was a process of this machine that is gone. Of another machine we cannot know: not dead."""
-    pid = owner.get("pid")
-    return (
-        owner.get("host") == socket.gethostname() and isinstance(pid, int) and _start_ticks(pid) != owner.get("started")
-    )
 
 
 # ---- the worker's side

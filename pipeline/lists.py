@@ -1,4 +1,4 @@
-"""Lists that operators write: one value a line of a text file (blank lines and lines that start with # say nothing), or a Parquet
+"""Lists that operators write: one value a line of a text file (blank lines and lines that begin with # say nothing), or a Parquet
 column."""
 
 import re
@@ -12,23 +12,46 @@ from pipeline.contracts.errors import InputError
 def read(uri: str, column: str) -> list[tuple[int, str | bytes]]:
     """The values of a list with their line (or row) numbers, from 1. Text is stripped; a text list has at most 64 MiB.
 
-    Raises InputError when the list is not there, holds nothing, or is a Parquet file without that column.
+    Raises InputError when the list is not there, holds nothing, or is a Parquet file without that column as text or bytes.
     """
-    values: list[str | bytes | None]
-    if uri.lower().endswith(".parquet"):
-        table = parquet.read(uri)
-        if column not in table.column_names:
-            raise InputError(f"{uri}: no column {column!r}; rename the column of the list")
-        values = table[column].to_pylist()
-    else:
-        values = [None if line.startswith("#") else line for line in storage.read_text(uri).splitlines()]
-    found = [
-        (number, value.strip() if isinstance(value, str) else value) for number, value in enumerate(values, 1) if value
-    ]
-    found = [(number, value) for number, value in found if value]
+    values = _column(uri, column) if uri.lower().endswith(".parquet") else _lines(uri)
+    found = [(number, value) for number, value in enumerate(values, 1) if value]
     if not found:
         raise InputError(f"{uri}: nothing in the list; give one value a line")
     return found
+
+
+def _lines(uri: str) -> list[str | bytes | None]:
+    lines = (line.strip() for line in storage.read_text(uri).splitlines())
+    return [None if line.startswith("#") else line for line in lines]
+
+
+def _column(uri: str, column: str) -> list[str | bytes | None]:
+    with parquet.open_file(uri) as source:
+        schema = source.schema_arrow
+    if len(schema.get_all_field_indices(column)) != 1:
+        raise InputError(f"{uri}: no column {column!r}, or several; rename the column of the list")
+    kind = schema.field(column).type
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(is_kind(inner) for is_kind in _TEXT_OR_BYTES):
+        raise InputError(f"{uri}: column {column!r} holds {kind}; store it as strings, or hashes as bytes")
+    try:
+        values = parquet.read(uri, [column])[column].to_pylist()
+    except UnicodeDecodeError:
+        raise InputError(f"{uri}: column {column!r} holds text that is not UTF-8; convert the file") from None
+    return [value.strip() if isinstance(value, str) else value for value in values]
+
+
+_TEXT_OR_BYTES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_null,
+)
 
 
 def hashes(uri: str, column: str, width: int) -> pa.Array:

@@ -1,6 +1,9 @@
-"""The commit record of a unit: what `engine` writes last of all, and what resuming, `status` and `verify` believe. And run.json."""
+"""What a driver leaves behind: the commit record of a unit, which `engine` writes last of all and which resuming, `status` and `verify`
+believe; run.json, the story of the last driver; and who an owner is, that both name."""
 
-from collections.abc import Sequence
+import os
+import socket
+from collections.abc import Mapping, Sequence
 
 import pydantic
 
@@ -52,12 +55,67 @@ def read_record(uri: str) -> Record:
         raise RunError(f"{uri}: not a commit record of this version; move it away and run again") from None
 
 
+# ---- run.json
+
+
+class StageEntry(pydantic.BaseModel):
+    """A stage in run.json: its folder relative to the output, its units, and whether all of them have ended (`done`)."""
+
+    name: str
+    folder: str
+    units: int
+    done: bool = False
+
+
 def read_story(uri: str) -> dict[str, Json]:
     """What run.json says. Raises InputError when it is damaged."""
     try:
         return pydantic.TypeAdapter(dict[str, Json]).validate_json(storage.read_bytes(uri))
     except pydantic.ValidationError:
         raise InputError(f"{uri}: is damaged, no JSON object; move it away and run the pipeline again") from None
+
+
+def stage_entries(uri: str, story: Mapping[str, Json]) -> tuple[list[StageEntry], list[StageEntry]]:
+    """Of run.json at `uri`: the stages of the last run, and those of earlier runs that it has not reached, both in order.
+
+    Raises InputError when they are damaged.
+    """
+    entries = pydantic.TypeAdapter(list[StageEntry])
+    try:
+        return entries.validate_python(story.get("stages")), entries.validate_python(story.get("earlier", []))
+    except pydantic.ValidationError:
+        raise InputError(f"{uri}: is damaged, no list of stages; move it away and run the pipeline again") from None
+
+
+# ---- who is the owner
+
+
+def this_process() -> dict[str, Json]:
+    """This process as the owner of what it writes."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": start_ticks(os.getpid())}
+
+
+def start_ticks(pid: int) -> str | None:
+    """When a process started, as /proc tells (field 22 of proc(5) stat); tells a process from a later one with its number."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as source:
+            return source.read().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return None
+
+
+def is_here(owner: Mapping[str, Json]) -> bool:
+    """Whether an owner is a process of this machine, of which we can know whether it lives."""
+    return owner.get("host") == socket.gethostname()
+
+
+def has_died(owner: Mapping[str, Json]) -> bool:
+    """Whether an owner was a process of this machine that is gone. Of another machine we cannot know: not dead."""
+    pid = owner.get("pid")
+    return is_here(owner) and isinstance(pid, int) and start_ticks(pid) != owner.get("started")
+
+
+# ---- counts
 
 
 def count_rows(records: Sequence[Record]) -> StageCounts:

@@ -1,11 +1,13 @@
 """What a run has done, read from its records alone: `status` and `verify`. Loads no Ray.
 
-A run's output holds `run.json` (the last driver's configuration, state and stages) and, per stage, a folder named by the
-stage digest with a record per finished unit. `status` only counts what records say; `verify` reads every byte again.
+A run's output holds `run.json` (the last driver's configuration, state and stages; the stages that it did not reach, as earlier runs of
+the same configuration left them) and, per stage, a folder named by the stage digest with a record per finished unit. `status` only counts
+what records say; `verify` reads every byte again.
 """
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pydantic
@@ -13,25 +15,37 @@ import pydantic
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
-from pipeline.records import Record, count_rows, read_record, read_story
+from pipeline.records import (
+    Record,
+    count_rows,
+    has_died,
+    is_here,
+    read_record,
+    read_story,
+    stage_entries,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class StageStatus:
-    """A stage of the last run: its folder relative to the output, units planned, and the records of finished ones."""
+    """A stage: its folder relative to the output, units planned, and the records of finished ones.
+
+    done: every unit had ended, so that a record which is not there was lost. earlier: the last run has not reached it; an earlier one of
+    the same configuration has.
+    """
 
     name: str
     folder: str
     units: int
     records: list[Record]
+    done: bool
+    earlier: bool
 
 
-class _Planned(pydantic.BaseModel):
-    """An entry of the stages in run.json."""
+class _Listed(pydantic.BaseModel):
+    """The part of queries.json by which the files of a query list are told to be whole: names and SHA-256."""
 
-    name: str
-    folder: str
-    units: int
+    sha256: dict[str, str]
 
 
 def story(out: str) -> dict[str, Json]:
@@ -43,14 +57,14 @@ def story(out: str) -> dict[str, Json]:
 
 
 def stages(out: str) -> list[StageStatus]:
-    """The stages of the last run, in order, each with the records found now. Raises InputError when run.json is damaged."""
-    try:
-        planned = pydantic.TypeAdapter(list[_Planned]).validate_python(story(out).get("stages"))
-    except pydantic.ValidationError:
-        place = storage.join(out, "run.json")
-        raise InputError(f"{place}: is damaged, no list of stages; move it away and run the pipeline again") from None
+    """The stages of the last run, then what earlier runs left of later ones, each with the records found now.
+
+    Raises InputError when run.json is damaged.
+    """
+    told = story(out)
+    own, earlier = stage_entries(storage.join(out, "run.json"), told)
     found = []
-    for stage in planned:
+    for stage, is_earlier in [*((entry, False) for entry in own), *((entry, True) for entry in earlier)]:
         folder = storage.join(out, stage.folder)
         # A record's temporary name is what a killed task leaves; it was never committed.
         names = [
@@ -58,8 +72,15 @@ def stages(out: str) -> list[StageStatus]:
         ]
         with ThreadPoolExecutor(16) as pool:
             records = list(pool.map(read_record, [storage.join(folder, name) for name in sorted(names)]))
-        found.append(StageStatus(stage.name, stage.folder, stage.units, records))
+        done = stage.done or (told.get("state") == "done" and not is_earlier)
+        found.append(StageStatus(stage.name, stage.folder, stage.units, records, done, is_earlier))
     return found
+
+
+def is_running(told: Mapping[str, Json]) -> bool:
+    """Whether the driver of run.json goes on, as far as this machine can tell: a process that was killed could not say so there."""
+    owner = told.get("owner")
+    return told.get("state") == "running" and not (isinstance(owner, dict) and has_died(owner))
 
 
 def describe(out: str, now: float | None = None) -> str:
@@ -68,52 +89,70 @@ def describe(out: str, now: float | None = None) -> str:
     While the run goes on (`now`, seconds since the epoch; unset: the clock), a stage that is not complete has its pace and the time left.
     """
     told, found = story(out), stages(out)
-    running = told.get("state") == "running"
     lines = [f"{'stage':<14}{'units':>12}{'rows in':>14}{'rows out':>14}  rejected"]
+    lines += [_line(stage) for stage in found if not stage.earlier and _has_pairs(stage)]
+    if earlier := [_line(stage) for stage in found if stage.earlier and _has_pairs(stage)]:
+        lines += ["not reached by the last run, as an earlier one of this configuration left them:", *earlier]
     for stage in found:
-        if not all(record.accounted for record in stage.records):
-            continue
-        counts = count_rows(stage.records)
-        reasons = ", ".join(
-            f"{rows:,} {reason}" for reason, rows in sorted(counts.rejected.items(), key=lambda item: -item[1])
-        )
-        units = f"{len(stage.records):,}/{stage.units:,}"
-        lines.append(f"{stage.name:<14}{units:>12}{counts.rows_in:>14,}{counts.rows_out:>14,}  {reasons or '-'}")
-    for stage in found:
-        if running and (pace := _pace(stage, told.get("started"), time.time() if now is None else now)):
-            lines.append(pace)
+        if is_running(told) and not stage.earlier:
+            lines += _pace(stage, told.get("started"), time.time() if now is None else now)
     left = sum(
         storage.TEMPORARY_MARK in name for stage in found for name in storage.sizes(storage.join(out, stage.folder))
     )
     if left:
         lines.append(f"{left} temporary files of interrupted units remain; no reader looks at them")
-    lines.append(f"state: {told.get('state')}" + (f" ({told['error']})" if told.get("error") else ""))
-    return "\n".join(lines)
+    return "\n".join([*lines, _state(told)])
 
 
-def _pace(stage: StageStatus, run_started: Json, now: float) -> str | None:
-    """Rows and units a second of a stage that goes on, since its first unit of this run began, and what is left at that pace."""
+def _has_pairs(stage: StageStatus) -> bool:
+    return all(record.accounted for record in stage.records)
+
+
+def _line(stage: StageStatus) -> str:
+    counts = count_rows(stage.records)
+    reasons = ", ".join(
+        f"{rows:,} {reason}" for reason, rows in sorted(counts.rejected.items(), key=lambda item: -item[1])
+    )
+    units = f"{len(stage.records):,}/{stage.units:,}"
+    return f"{stage.name:<14}{units:>12}{counts.rows_in:>14,}{counts.rows_out:>14,}  {reasons or '-'}"
+
+
+def _state(told: Mapping[str, Json]) -> str:
+    """The state of the run in words."""
+    owner = told.get("owner")
+    if told.get("state") == "running" and not is_running(told):
+        return "state: ended without a word (killed); the same command again resumes"
+    if told.get("state") == "running" and isinstance(owner, dict) and not is_here(owner):
+        return f"state: running (process {owner.get('pid')} of {owner.get('host')}, of which nothing is known here)"
+    return f"state: {told.get('state')}" + (f" ({told['error']})" if told.get("error") else "")
+
+
+def _pace(stage: StageStatus, run_started: Json, now: float) -> list[str]:
+    """A line about a stage that is not complete: rows and units a second since its first unit of this run began, and what is left at
+    that pace."""
     since = run_started if isinstance(run_started, (int, float)) else 0.0
     mine = [record for record in stage.records if record.started >= since]
     waiting = stage.units - len(stage.records)
     if not waiting:
-        return None
+        return []
     if not mine:
-        return f"{stage.name}: {waiting:,} units left, none of this run has ended yet"
+        return [f"{stage.name}: {waiting:,} units left, none of this run has ended yet"]
     seconds = max(now - min(record.started for record in mine), 1e-3)
     rows, units = sum(record.rows_in for record in mine) / seconds, len(mine) / seconds
-    return f"{stage.name}: {rows:,.1f} rows/s, {units:,.2f} units/s, {waiting:,} units left, about {waiting / units:,.0f} s"
+    return [
+        f"{stage.name}: {rows:,.1f} rows/s, {units:,.2f} units/s, {waiting:,} units left, about {waiting / units:,.0f} s"
+    ]
 
 
 def follow(out: str, every_s: float = 5.0) -> None:
-    """Print `describe` again whenever it has changed, until the run is no longer running."""
+    """Print `describe` again whenever it has changed, until the run is no longer running, as far as this machine can tell."""
     shown = None
     while True:
         text = describe(out)
         if text != shown:
             print(("\n" if shown else "") + text, flush=True)
             shown = text
-        if story(out).get("state") != "running":
+        if not is_running(story(out)):
             return
         time.sleep(every_s)
 
@@ -134,13 +173,33 @@ def verify(path: str) -> list[str]:
 def _verify_run(out: str) -> list[str]:
     found = stages(out)
     problems = [problem for stage in found for problem in _verify_stage(out, stage)]
-    if story(out).get("state") == "done":
-        problems += [
-            f"{storage.join(out, stage.folder)}: {len(stage.records):,} records of {stage.units:,} units, but the run is done; "
-            "restore them or run again"
-            for stage in found
-            if len(stage.records) < stage.units
-        ]
+    problems += [
+        f"{storage.join(out, stage.folder)}: {len(stage.records):,} records of {stage.units:,} units, but the stage was done; "
+        "restore them or run again"
+        for stage in found
+        if stage.done and len(stage.records) < stage.units
+    ]
+    makes_a_list = story(out).get("state") == "done" and any(stage.name == "queries-list" for stage in found)
+    return problems + (_verify_list(out) if makes_a_list else [])
+
+
+def _verify_list(out: str) -> list[str]:
+    """Of the output of `queries`: the list in its two forms, against the SHA-256 that queries.json has of them."""
+    again = "run python -m pipeline queries again"
+    place = storage.join(out, "queries.json")
+    try:
+        listed = _Listed.model_validate_json(storage.read_bytes(place)) if storage.exists(place) else None
+    except pydantic.ValidationError:
+        return [f"{place}: is damaged, no record of a query list; {again}"]
+    if listed is None:
+        return [f"{place}: is missing; {again}"]
+    problems = []
+    for name, sha256 in listed.sha256.items():
+        uri = storage.join(out, name)
+        if not storage.exists(uri):
+            problems.append(f"{uri}: is missing; {again}")
+        elif storage.sha256_file(uri) != sha256:
+            problems.append(f"{uri}: sha256 differs from queries.json; {again}")
     return problems
 
 

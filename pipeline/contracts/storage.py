@@ -57,6 +57,20 @@ def name(uri: str) -> str:
     return posixpath.basename(uri.rstrip("/"))
 
 
+def absolute(uri: str) -> str:
+    """The place in its one spelling: no `.`, `..` or doubled slash; of a local path no link and no working directory either."""
+    if not is_s3(uri):
+        return os.path.realpath(uri)
+    bucket, key = _bucket_key(uri)
+    return f"s3://{bucket}{posixpath.normpath('/' + key.lstrip('/'))}".rstrip("/")
+
+
+def holds(folder: str, uri: str) -> bool:
+    """Whether `uri` is the folder or lies in it, however the two are spelt."""
+    outer, inner = absolute(folder), absolute(uri)
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+
+
 def _bucket_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:

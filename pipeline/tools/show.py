@@ -1,10 +1,8 @@
 """show: the whole history of one row, from what a run committed: which stages saw it and what each did, up to its place in the corpus.
 
 Only footers and the row groups that may hold the uid are read: a stage's files and rejected files are looked up by the statistics of
-their uids.
-At the end the row is proved to be in the corpus: its leaf is hashed from the shard's own bytes (uid, caption, SHA-256 of the picture),
-and an
-audit path leads from it to the manifest's content root.
+their uids. At the end the row is proved to be in the corpus: its leaf is hashed from the shard's own bytes (uid, caption, SHA-256 of the
+picture), and an audit path leads from it to the manifest's content root.
 """
 
 import hashlib
@@ -27,14 +25,16 @@ _UNSEEN = "not seen"
 def describe(out: str, uid_text: str) -> str:
     """The history of a row in lines for people.
 
-    Raises InputError when the uid is no uid, or when no stage of the last run has seen it.
+    What an earlier run of the same configuration did in a stage that the last one has not reached is marked. Raises InputError when the uid
+    is no uid, or when no stage has seen it.
     """
     uid = parse_uid(uid_text)
     stages = status.stages(out)
     queries = _Queries(out, stages)
-    lines = [line for stage in stages for line in _stage_lines(out, stage, uid, queries)]
-    if all(line.endswith(_UNSEEN) for line in lines):
+    told = [(stage, line) for stage in stages for line in _stage_lines(out, stage, uid, queries)]
+    if all(line.endswith(_UNSEEN) for _, line in told):
         raise InputError(f"{out}: no stage has seen the uid {uid_text!r}; check it, or give the output of another run")
+    lines = [line + ("  (in an earlier run)" if stage.earlier else "") for stage, line in told]
     shards = storage.join(out, "shards")
     if storage.exists(manifest.manifest_path(shards)):
         lines += _corpus_lines(shards, uid)

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 import pytest
 import ray
 
-from pipeline import engine
+from pipeline import engine, records, status
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError, RunError
@@ -471,7 +472,7 @@ def living() -> Iterator[dict[str, Json]]:
     """An owner that is alive: a sleeping process."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     try:
-        yield {**engine._owner(), "pid": process.pid, "started": engine._start_ticks(process.pid)}
+        yield {**records.this_process(), "pid": process.pid, "started": records.start_ticks(process.pid)}
     finally:
         process.kill()
         process.wait()
@@ -480,7 +481,7 @@ def living() -> Iterator[dict[str, Json]]:
 def dead() -> dict[str, Json]:
     """An owner that is gone."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    owner = {**engine._owner(), "pid": process.pid, "started": engine._start_ticks(process.pid)}
+    owner = {**records.this_process(), "pid": process.pid, "started": records.start_ticks(process.pid)}
     process.wait()
     return owner
 
@@ -544,6 +545,89 @@ def test_a_late_record_of_a_dead_driver_stands(tmp_path: Path) -> None:
     place = str(folder_of(out, toy()) / "u0.json")
     [accepted] = run(out, toy(functools.partial(writes_another_record_first, place, record)), units(1))
     assert accepted.owner == owner
+
+
+# ---- the story of earlier runs
+
+
+def named(name: str, digest: str = DIGEST) -> Stage:
+    return Stage(name, digest, functools.partial(read_numbers, 4), halves)
+
+
+def tell(out: Path, *stages: Stage, config_digest: str = "0" * 64) -> None:
+    """A run of these stages, of two units each."""
+    with Run(str(out), EngineConfig(), {}, config_digest) as found:
+        for stage in stages:
+            found.stage(stage, units(2))
+
+
+def told(out: Path) -> list[tuple[str, bool]]:
+    """The stages that the story tells of, each with whether it is of an earlier run; all of their records are there."""
+    found = status.stages(str(out))
+    assert all(len(stage.records) == stage.units == 2 for stage in found)
+    return [(stage.name, stage.earlier) for stage in found]
+
+
+def test_stages_that_a_run_does_not_reach_stay_in_the_story(tmp_path: Path) -> None:
+    a, b, c = (named(name) for name in ("a", "b", "c"))
+    tell(tmp_path, a, b, c)
+    tell(tmp_path, a)
+    assert told(tmp_path) == [("a", False), ("b", True), ("c", True)]
+    with pytest.raises(KeyboardInterrupt), driver(tmp_path):
+        raise KeyboardInterrupt
+    assert told(tmp_path) == [("a", True), ("b", True), ("c", True)]
+    tell(tmp_path, a, named("new"))
+    assert told(tmp_path) == [("a", False), ("new", False), ("b", True), ("c", True)]
+    assert status.verify(str(tmp_path)) == []
+    lost = next(folder_of(tmp_path, c).glob("*.json"))
+    lost.unlink()
+    assert status.verify(str(tmp_path)) == [
+        f"{lost.parent}: 1 records of 2 units, but the stage was done; restore them or run again"
+    ]
+    tell(tmp_path, a, b, c)
+    assert told(tmp_path) == [("a", False), ("b", False), ("c", False)]
+
+
+def test_what_came_of_other_input_goes_from_the_story(tmp_path: Path) -> None:
+    """`b` has another digest, so that `c`, of the run before, is no longer what comes of it. Two stages may have one name."""
+    tell(tmp_path, named("a"), named("a", OTHER_DIGEST), named("b"), named("c"))
+    tell(tmp_path, named("a"))
+    assert told(tmp_path) == [("a", False), ("a", True), ("b", True), ("c", True)]
+    tell(tmp_path, named("a"), named("a", OTHER_DIGEST), named("b", OTHER_DIGEST))
+    assert told(tmp_path) == [("a", False), ("a", False), ("b", False)]
+
+
+def test_a_run_with_another_configuration_begins_a_story_of_its_own(tmp_path: Path) -> None:
+    tell(tmp_path, named("a"), named("b"))
+    tell(tmp_path, named("a"), config_digest="1" * 64)
+    assert told(tmp_path) == [("a", False)]
+
+
+def test_a_killed_driver_is_told_from_one_that_runs(tmp_path: Path) -> None:
+    """A real SIGKILL, while it waits for a cluster that takes the connection and says nothing."""
+    tell(tmp_path, named("a"), named("b"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        program = (
+            "import sys; from pipeline.engine import EngineConfig, Run\n"
+            "with Run(sys.argv[1], EngineConfig(address=sys.argv[2]), {}, '0' * 64): pass"
+        )
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), address], stderr=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 60
+            while story(str(tmp_path))["state"] != "running" and time.monotonic() < until:
+                time.sleep(0.05)
+            assert status.describe(str(tmp_path)).splitlines()[-1] == "state: running"
+        finally:
+            process.kill()
+            process.wait()
+    assert story(str(tmp_path))["state"] == "running"
+    last = status.describe(str(tmp_path)).splitlines()[-1]
+    assert last == "state: ended without a word (killed); the same command again resumes"
+    assert told(tmp_path) == [("a", True), ("b", True)]
+    tell(tmp_path, named("a"))
+    assert told(tmp_path) == [("a", False), ("b", True)]
+    assert status.describe(str(tmp_path)).splitlines()[-1] == "state: done"
 
 
 # ---- memory

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import engine, status
+from pipeline import engine, records, status
 from pipeline.__main__ import main
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import Json
@@ -88,6 +88,45 @@ def test_a_run_that_goes_on_has_its_pace_and_the_time_left(out: Path) -> None:
     assert status.describe(str(out)).splitlines()[3] == "filter: 1 units left, none of this run has ended yet"
 
 
+def test_a_watched_run_whose_driver_was_killed_is_left(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    owner = {**records.this_process(), "pid": process.pid, "started": records.start_ticks(process.pid)}
+    process.wait()
+    told = json.loads((out / "run.json").read_text()) | {"state": "running", "error": None, "owner": owner}
+    (out / "run.json").write_text(json.dumps(told))
+    main(["status", str(out), "--watch"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "state: ended without a word (killed); the same command again resumes"
+    assert not [line for line in lines if "units left" in line], "nobody works on what is left"
+
+
+def test_of_a_driver_on_another_machine_it_is_said_that_nothing_is_known(out: Path) -> None:
+    owner = {"host": "elsewhere", "pid": 7, "started": "1"}
+    told = json.loads((out / "run.json").read_text()) | {"state": "running", "error": None, "owner": owner}
+    (out / "run.json").write_text(json.dumps(told))
+    lines = status.describe(str(out)).splitlines()
+    assert lines[-1] == "state: running (process 7 of elsewhere, of which nothing is known here)"
+
+
+def test_stages_of_an_earlier_run_are_told_apart(out: Path) -> None:
+    """They have no pace, and an incomplete one is no loss; one that was done is."""
+    told = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(
+        json.dumps(told | {"state": "done", "error": None, "stages": told["stages"][:1], "earlier": told["stages"][1:]})
+    )
+    lines = status.describe(str(out)).splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["exact", "not", "filter"]
+    assert lines[2] == "not reached by the last run, as an earlier one of this configuration left them:"
+    assert lines[5:] == ["state: done"]
+    assert status.verify(str(out)) == []
+    told["stages"][2]["done"] = True
+    (out / "run.json").write_text(json.dumps(told | {"stages": told["stages"][:1], "earlier": told["stages"][1:]}))
+    folder = next(out.glob("filter/*"))
+    assert status.verify(str(out)) == [
+        f"{folder}: 2 records of 3 units, but the stage was done; restore them or run again"
+    ]
+
+
 @pytest.mark.parametrize("command", ["status", "verify"])
 def test_a_place_without_a_run_is_the_users_mistake(tmp_path: Path, command: str) -> None:
     with pytest.raises(InputError, match=r"no run\.json here; give the run\.out of a pipeline run"):
@@ -135,7 +174,7 @@ def test_a_finished_run_has_a_record_for_every_unit(out: Path) -> None:
     (out / "run.json").write_text(json.dumps({**told, "state": "done", "error": None}))
     folder = next(out.glob("filter/*"))
     assert status.verify(str(out)) == [
-        f"{folder}: 2 records of 3 units, but the run is done; restore them or run again"
+        f"{folder}: 2 records of 3 units, but the stage was done; restore them or run again"
     ]
 
 
@@ -144,6 +183,9 @@ def test_a_story_without_stages_is_damaged(out: Path) -> None:
     for act in (status.describe, status.verify):
         with pytest.raises(InputError, match=r"run\.json: is damaged, no list of stages; move it away and run"):
             act(str(out))
+    (out / "run.json").write_text('{"state": "done", "stages": [], "earlier": 3}')
+    with pytest.raises(InputError, match=r"run\.json: is damaged, no list of stages; move it away and run"):
+        status.describe(str(out))
 
 
 def test_verify_of_a_corpus_and_of_the_run_that_holds_it(out: Path) -> None:

@@ -45,6 +45,23 @@ def test_write_read_list(root: str) -> None:
     assert storage.is_folder(storage.join(root, "a"))
 
 
+def test_a_place_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a")
+    for spelling in ("b", "./b/", "b//.", "../a/b", f"{tmp_path}/link/b", f"{tmp_path}//a/x/../b"):
+        assert storage.absolute(spelling) == str(tmp_path / "a/b")
+    for spelling in ("s3://b/k/x", "s3://b/k//x/", "s3://b/./k/y/../x", "s3://b//k/x"):
+        assert storage.absolute(spelling) == "s3://b/k/x"
+    assert storage.absolute("s3://b") == storage.absolute("s3://b/") == "s3://b"
+    assert storage.holds("s3://b/", "s3://b/k")
+    assert storage.holds(".", f"{tmp_path}/link/b")
+    assert storage.holds("/", "b")
+    assert not storage.holds("b", ".")
+    assert not storage.holds("s3://b/k", "s3://b/kk")
+    assert not storage.holds("s3://b/k", "b/k")
+
+
 def test_an_absent_folder_is_empty(root: str) -> None:
     assert storage.list_files(storage.join(root, "none")) == []
     assert storage.sizes(storage.join(root, "none")) == {}

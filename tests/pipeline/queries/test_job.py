@@ -27,7 +27,7 @@ import ray
 from pipeline import __main__ as cli
 from pipeline.content.text import normal_form
 from pipeline.contracts.config import load_config
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import AuditFinding, InputError
 from pipeline.match import load_queries
 from pipeline.queries import job
 from pipeline.queries.config import QueriesConfig
@@ -144,6 +144,28 @@ def test_everything_that_is_known_of_a_small_wikipedia(small: Path, tmp_path: Pa
     assert record["digest"] == load_queries(str(tmp_path / "queries.parquet")).digest
     for name, sha256 in record["sha256"].items():
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == sha256
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_verify_looks_at_the_list(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    queries(small / "config.toml", tmp_path)
+    cli.main(["verify", str(tmp_path)])
+    whole = {name: (tmp_path / name).read_bytes() for name in WRITTEN}
+    damages = {
+        "queries.txt": (b"cat\n", "sha256 differs from queries.json"),
+        "queries.parquet": (None, "is missing"),
+        "queries.json": (b"{}", "is damaged, no record of a query list"),
+    }
+    for name, (content, said) in [*damages.items(), ("queries.json", (None, "is missing"))]:
+        (tmp_path / name).unlink()
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        capsys.readouterr()
+        with pytest.raises(AuditFinding, match="1 differences"):
+            cli.main(["verify", str(tmp_path)])
+        assert capsys.readouterr().out == f"{tmp_path / name}: {said}; run python -m pipeline queries again\n"
+        (tmp_path / name).write_bytes(whole[name])
+    cli.main(["verify", str(tmp_path)])
 
 
 @pytest.mark.usefixtures("one_ray")

@@ -27,6 +27,7 @@ from pipeline.content.text import normal_form
 from pipeline.contracts import manifest
 from pipeline.contracts.errors import AuditFinding, InputError
 from pipeline.contracts.merkle import merkle_root, row_digest
+from tests.conftest import ROOT
 from tests.e2e.pipelines import NO_WAITING, corpus, write_config, write_inputs
 from tests.web import server
 from tests.web.site import Kind, Web
@@ -290,6 +291,42 @@ def test_show_sees_a_picture_that_was_exchanged(runs: Runs, tmp_path: Path, caps
     assert "does NOT lead to the content root" in capsys.readouterr().out
 
 
+def test_the_history_stays_when_a_single_stage_is_run_again(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the commands say is what they said before, but for the mark on what the last run has not reached."""
+    out = tmp_path / "out"
+    shutil.copytree(runs.plain, out)
+    uid = rows_of(out / "shards")["uid"][3].as_py().hex()
+
+    def said(*command: str) -> list[str]:
+        capsys.readouterr()
+        cli.main(list(command))
+        return capsys.readouterr().out.splitlines()
+
+    plan = ("plan", "--config", str(ROOT / "pipeline/configs/plan.toml"), "--from", str(out), "target.matched=1000")
+    commands = (("show", str(out), uid), plan, ("status", str(out)))
+    sheet = tmp_path / "sheet.html"
+    before = [said(*command) for command in commands]
+    cli.main(["contact-sheet", str(out), "--out", str(sheet)])
+    shown = sheet.read_text()
+    pipeline("filter", runs.config, out)
+    history, planned, state = (said(*command) for command in commands)
+    assert [line.removesuffix("  (in an earlier run)") for line in history] == before[0]
+    marked = {line.split()[0] for line in history if line.endswith("  (in an earlier run)")}
+    assert marked >= {"precap", "crawl", "balance", "shards"}
+    assert not marked & {"candidates", "exact", "filter"}
+    assert planned == before[1]
+    assert [line for line in state if not line.startswith("not reached by the last run")] == before[2]
+    cli.main(["contact-sheet", str(out), "--out", str(sheet)])
+    assert sheet.read_text() == shown
+    cli.main(["verify", str(out)])
+    damaged = sorted(out.glob("balance/*/*.parquet"))[0]
+    damaged.unlink()
+    with pytest.raises(AuditFinding, match="1 differences"):
+        cli.main(["verify", str(out)])
+
+
 # ---- exclude
 
 
@@ -362,6 +399,34 @@ def test_exclude_leaves_untouched_shards_as_they_are_and_resumes(runs: Runs, tmp
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"X")
     with pytest.raises(AuditFinding):
         cli.main(["verify", str(tmp_path / "new")])
+
+
+def test_a_second_takedown_needs_a_folder_of_its_own(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first one's rows would be back. Of each list it is said what named no row."""
+    rows = rows_of(runs.plain / "shards").to_pylist()
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(rows[number]["uid"].hex())
+    (tmp_path / "urls.txt").write_text(f"{rows[2]['url']}#top\nhttp://Nowhere.example/1.jpg\n")
+    (tmp_path / "domains.txt").write_text("nowhere.example\n")
+    (tmp_path / "sha256.txt").write_text(f"{'ab' * 32}\n{rows[3]['source_sha256'].hex()}\n")
+    first = [f"corpus={runs.plain / 'shards'}", f"out={tmp_path / 'new'}", f"ids={tmp_path / '0.txt'}"]
+    first += [f"{kind}={tmp_path / kind}.txt" for kind in ("urls", "domains", "sha256")]
+    cli.main(["exclude", *first])
+    told = [line for line in capsys.readouterr().out.splitlines() if "of the list are not" in line]
+    assert told == [
+        "urls: 1 of the list are not in the corpus, the first is http://Nowhere.example/1.jpg",
+        "domains: 1 of the list are not in the corpus, the first is nowhere.example",
+        f"sha256: 1 of the list are not in the corpus, the first is {'ab' * 32}",
+    ]
+    before = {path: path.read_bytes() for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"new/run\.json: is of another corpus, other lists or another command"):
+        cli.main(["exclude", *first[:2], f"ids={tmp_path / '1.txt'}"])
+    assert {path: path.read_bytes() for path in (tmp_path / "new").rglob("*") if path.is_file()} == before
+    cli.main(["exclude", f"corpus={tmp_path / 'new'}", f"out={tmp_path / 'newer'}", f"ids={tmp_path / '1.txt'}"])
+    left = {row["uid"] for row in rows_of(tmp_path / "newer").to_pylist()}
+    assert left == {row["uid"] for row in rows[4:]}
 
 
 @pytest.mark.parametrize(
