@@ -6,7 +6,11 @@ never a part of it: "IMG_0001.JPG" is a file name, "photo of IMG_0001.JPG on my 
 (`quality.drop`).
 
 Words mean nothing in scripts without word spaces: there every character counts as a word, and one character may be a caption. Most captions
-of the web begin with three plain words; they are language, and no further pattern is tried.
+of the web begin with three plain words; unless all of such a caption is a stock phrase, it is language, and no further pattern is tried.
+
+A rule is a guess about a text without its picture, and these are the ones that go against somebody: "Canon EOS 5D Mark II" goes, though a
+shop may show that camera; "Photo 51" goes, because a thousand galleries count their pictures for one that shows the X-ray picture of that
+name; `lincoln_1860` goes, though it says whom it shows.
 """
 
 import re
@@ -19,6 +23,7 @@ import pyarrow.compute as pc
 import pydantic
 
 from pipeline.content import language
+from pipeline.content.cameras import is_camera_text
 from pipeline.content.scripts import is_spaceless
 from pipeline.content.text import clean
 from pipeline.contracts.config import StrictModel
@@ -36,23 +41,46 @@ _FILE = re.compile(
     r"|xlsx?|mp4|mov|avi|webm|zip|html?|php|aspx?)(?: ?\(\d+\))?",
     re.IGNORECASE,
 )
-_JOINED = re.compile(r"[^\s_]*_\S*|[^\W_]+(?:-[^\W_]+){3,}")  # words without spaces, as files and slugs have them
-_CAMERA = re.compile(
-    r"_?(?:(?:IMG|IMAG|IMGP|IMAGE|DSC|DSCN|DSCF|DSCI|DSCO|_?MG|PICT|PIC|PXL|MVI|MVIMG|MVC|GOPR|GP|DJI|SAM|SDC|SNC|HPIM|KIF|CIMG|WP|VID|EOS"
-    r"|DCP|CRW|CAM|FILE|SCAN|SL|BURST|PANO|PORTRAIT|FB_IMG|WHATSAPP IMAGE|SCREEN ?SHOT|PHOTO|FOTO|BILD|PICTURE|UNTITLED|SLIDE|FIGURE|FIG)"
-    r"[ _.#-]*\(?\d[\dA-Za-z _.:()-]*|[PR][A-C\d]\d{5,6}|\d{3}[_-]\d{4}|DSC[A-Z]?_*)",
+_UNDERSCORED = re.compile(r"[^\s_]*_\S*")
+_HYPHENATED = re.compile(r"[^\W_]+(?:-[^\W_]+){3,}")
+_LINKING = frozenset(
+    (
+        "a", "an", "and", "as", "at", "by", "for", "from", "go", "in", "it", "of", "on", "or", "over", "the", "to", "under", "up", "upon",
+        "you", "au", "aux", "de", "des", "du", "en", "et", "la", "le", "les", "lès", "ou", "par", "sous", "sur", "am", "auf", "bei", "dem",
+        "den", "der", "im", "ob", "und", "vom", "von", "vor", "zu", "zum", "zur", "da", "del", "della", "di", "do", "dos", "el", "het",
+        "op", "ten", "ter", "van", "y", "al", "ibn", "ul",
+    )
+)  # fmt: skip
+"""Words that link the parts of a compound or a name of four parts or five: "jack-in-the-box", "Saint-Germain-en-Laye"."""
+_COUNT = r"[ _.#-]*\(?\d[\dA-Za-z _.:()-]*"
+_CAMERA_FILE = re.compile(
+    rf"_?(?:IMG|IMAG|IMGP|DSC|DSCN|DSCF|DSCI|DSCO|_?MG|PICT|PIC|PXL|MVI|MVIMG|MVC|GOPR|DJI|SDC|SNC|HPIM|KIF|CIMG|FB_IMG|WHATSAPP IMAGE"
+    rf"|SCREEN ?SHOT){_COUNT}"
+    # What may also be something else, with as many digits as a camera writes: "SL270012", but "Mercedes SL 500".
+    r"|(?:CAM|CRW|DCP|GP|SAM|SL|VID|WP)[_-]?\d{4,}[\w.-]*"
+    # A word of a language with a count; with a year it says something: "Portrait 1889".
+    rf"|(?:IMAGE|FILE|SCAN|BURST|PANO|PORTRAIT|PHOTO|FOTO|BILD|PICTURE|UNTITLED|SLIDE|FIGURE|FIG)(?! (?:1[5-9]|20)\d\d$){_COUNT}"
+    r"|[PR][A-C\d]\d{5,6}|\d{3}[_-]\d{4}|DSC[A-Z]?_*",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(rf"{_WORD} {_WORD}")
-_MONTH = (
-    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
-    r"|nov(?:ember)?|dec(?:ember)?)"
-)
+_MONTHS = "|".join((
+    "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?",
+    "januar|februar|märz|mai|juni|juli|oktober|dezember",
+    "janvier|février|mars|avril|juin|juillet|août|septembre|octobre|novembre|décembre",
+    "enero|febrero|marzo|abril|mayo|junio|julio|agosto|septiembre|octubre|noviembre|diciembre",
+    "gennaio|febbraio|aprile|maggio|giugno|luglio|settembre|ottobre|dicembre",
+    "janeiro|fevereiro|março|maio|junho|julho|setembro|outubro|novembro|dezembro",
+    "januari|februari|maart|mei|augustus",
+))  # fmt: skip
+"""English with its abbreviations, and what is new in German, French, Spanish, Italian, Portuguese and Dutch."""
 _DATE = re.compile(
     r"(?:(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?\.?,? )?"
-    rf"(?:\d{{1,4}}[-./ _]\d{{1,2}}[-./ _]\d{{1,4}}|(?:19|20)\d{{6}}|{_MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,? \d{{4}}"
-    rf"|\d{{1,2}}(?:st|nd|rd|th)?\.? {_MONTH}\.?,? \d{{4}}|{_MONTH}\.? (?:19|20)\d{{2}}|\d{{4}}年\d{{1,2}}月(?:\d{{1,2}}日)?)"
-    r"(?:(?:,? at|[ T_,-])? ?\d{1,2}[:.h-]?\d{2}(?:[:.-]?\d{2})?(?:[.:]\d+)? ?(?:[ap]\.?m\.?|z|utc|gmt)?)?",
+    rf"(?:\d{{1,4}}[-./ _]\d{{1,2}}[-./ _]\d{{1,4}}|(?:19|20)\d{{6}}"
+    rf"|(?=[^\W\d_]{{3,10}}\.? \d)(?!mars )(?:{_MONTHS})\.? (?:\d{{1,2}}(?:st|nd|rd|th)?,? \d{{4}}|(?:19|20)\d{{2}})"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)?\.? (?:de )?(?:{_MONTHS})\.?,? (?:de )?(?:\d{{4}}|'?\d\d)"
+    r"|\d{4}年\d{1,2}月(?:\d{1,2}日)?)"
+    r"(?:(?:,? at|[ T_,-])? ?\d{1,2}(?:[:.h-]?\d{2}(?:[:.-]?\d{2})?(?:[.:]\d+)? ?(?:[ap]\.?m\.?|z|utc|gmt)?| ?[ap]\.?m\.?))?",
     re.IGNORECASE,
 )
 _URL = re.compile(
@@ -150,7 +178,7 @@ def judge(caption: str, config: QualityConfig) -> tuple[Reason, str | None] | No
         return Reason.CAPTION_LENGTH, f"{words} words, fewer than {config.min_words}"
     if words > config.max_words and not spaceless:
         return Reason.CAPTION_LENGTH, f"{words:,} words, more than {config.max_words:,}"
-    if _PLAIN.match(caption) and not _is_boilerplate(caption):
+    if _PLAIN.match(caption) and _stock_rule(caption) is None:
         return None
     rule = next((rule for rule in broken_rules(caption) if rule in config.drop), None)
     return None if rule is None else (Reason.NOT_NATURAL_LANGUAGE, rule)
@@ -158,7 +186,7 @@ def judge(caption: str, config: QualityConfig) -> tuple[Reason, str | None] | No
 
 def broken_rules(caption: str) -> Iterator[Rule]:
     """The rules by which a cleaned caption is no natural language, the most telling first."""
-    file = _FILE.fullmatch(caption)
+    file, stock = _FILE.fullmatch(caption), _stock_rule(caption)
     if _MAIL.fullmatch(caption):
         yield "mail"
     if not file and _URL.fullmatch(caption):
@@ -167,28 +195,48 @@ def broken_rules(caption: str) -> Iterator[Rule]:
         yield "date"
     # Two plain words make a sentence of what a file's or a camera's name begins with: "Fig 3 cell membrane".
     stem = caption.rpartition(".")[0] if file else caption
-    if _CAMERA.fullmatch(stem) and not _SENTENCE.search(stem.partition(" ")[2]):
+    if stock == "camera_name" or (_CAMERA_FILE.fullmatch(stem) and not _SENTENCE.search(stem.partition(" ")[2])):
         yield "camera_name"
     digits = sum(map(str.isdigit, caption))
     if _UUID_OR_HASH.fullmatch(caption):
         yield "identifier"
-    if file or _JOINED.fullmatch(caption):
+    if file or _UNDERSCORED.fullmatch(caption) or _is_slug(caption):
         yield "file_name"
     if 4 <= digits < len(caption) and _TOKEN.fullmatch(caption) and not _YEAR.fullmatch(caption):
         yield "identifier"
-    if _is_boilerplate(caption):
+    if stock == "boilerplate":
         yield "boilerplate"
     if _mostly_signs(caption):
         yield "not_words"
 
 
-def _is_boilerplate(caption: str) -> bool:
-    return len(caption) < 40 and caption.casefold().strip(" .!:#*-[]()\"'") in _BOILERPLATE
+def _stock_rule(caption: str) -> Rule | None:
+    """The rule that a caption breaks as a whole phrase, be it of plain words: "No image available", "OLYMPUS DIGITAL CAMERA"."""
+    if len(caption) >= 40:
+        return None
+    bare = caption.casefold().strip(" .!:#*-[]()\"'")
+    if bare in _BOILERPLATE:
+        return "boilerplate"
+    return "camera_name" if is_camera_text(bare) else None
+
+
+def _is_slug(caption: str) -> bool:
+    """Whether hyphens join words as an address or a file name has them: four parts or more with a digit, more than five parts, or four or
+    five with neither a linking word inside nor a capital at each. So "jack-in-the-box", "Saint-Jean-de-Luz" and
+    "Johann-Wolfgang-Goethe-Universität" are none."""
+    if not _HYPHENATED.fullmatch(caption):
+        return False
+    parts = caption.split("-")
+    if len(parts) > 5 or any(map(str.isdigit, caption)):
+        return True
+    return _LINKING.isdisjoint(part.casefold() for part in parts[1:-1]) and not all(part[0].isupper() for part in parts)
 
 
 def _mostly_signs(caption: str) -> bool:
     """Whether fewer than a quarter of the characters, spaces aside, are letters. Marks (the vowels of Thai) are neither."""
     letters = sum(map(str.isalpha, caption))
+    if letters * 4 >= len(caption):
+        return False
     others = sum(
         1 for char in caption if not (char.isspace() or char.isalpha()) and (char.isascii() or not _is_mark(char))
     )

@@ -22,7 +22,7 @@ def filter_by_queries(driver: Run, config: PipelineConfig, unique: Output, queri
     read = functools.partial(read_part, driver.out, None)
     work = functools.partial(_filter, matcher, config.quality)
     keys: Json = [queries.digest, config.filter.mode, semantic(config.quality)]
-    return run_stage(driver, "filter", keys, [unique], part_units(unique), read, work, row_wise=True)
+    return run_stage(driver, "filter", keys, [unique], part_units(unique), read, work, version=2, row_wise=True)
 
 
 def _filter(matcher: Matcher, quality: QualityConfig, table: pa.Table, unit: Unit) -> Result:

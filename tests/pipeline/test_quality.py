@@ -14,6 +14,7 @@ from pipeline.content.text import clean
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, MATCHED_SCHEMA, REJECTED_SCHEMA, Reason, uid
 from pipeline.match import Matcher
 from pipeline.quality import RULES, QualityConfig, Rule, broken_rules, filter_rows, judge
+from pipeline.queries.wordnet import read_lemmas
 
 _VERDICTS: list[tuple[str, str | None]] = [
     # language, however short, odd or technical
@@ -38,12 +39,38 @@ _VERDICTS: list[tuple[str, str | None]] = [
     ("Image of a red barn", None),
     ("scan of an old map, 1890", None),
     ("Merry-go-round", None),
+    ("Jack-in-the-box", None),
+    ("mother-of-pearl", None),
+    ("Saint-Jean-de-Luz", None),
+    ("Saint-Germain-en-Laye", None),
+    ("Johann-Wolfgang-Goethe-Universität", None),
+    ("Portrait 1889", None),
+    ("Photo 2016", None),
+    ("Mercedes SL 500", None),
+    ("SL 500", None),
+    ("WP 7", None),
+    ("Mars 2020", None),
+    ("May 4th protests", None),
     ("red-haired", None),
     ("Rock'n'Roll", None),
     ("logo", None),
     ("March 1917 revolution in Petrograd", None),
     ("May the fourth be with you", None),
     ("Old red barn in the snow.jpg", None),
+    ("Canon", None),
+    ("Canon in D", None),
+    ("Canon EF 50mm f/1.8", None),
+    ("Canon PIXMA MG5350", None),
+    ("Canon EOS 5D Mark II with a 50mm lens", None),
+    ("woman holding a Nikon D90", None),
+    ("Nikon 50mm f/1.8G", None),
+    ("Olympus Mons", None),
+    ("Kodak Tri-X 400", None),
+    ("Sony PlayStation 4", None),
+    ("Samsung Galaxy S7", None),
+    ("Digital cameras of Sony", None),
+    ("Sigma Chi", None),
+    ("Eos", None),
     ("visit us at www.example.org for more", None),
     ("write to info@example.org today", None),
     ("Node.js developer", None),
@@ -75,12 +102,49 @@ _VERDICTS: list[tuple[str, str | None]] = [
     ("Screen Shot 2019-01-01 at 10.10.10 AM", "camera_name"),
     ("photo 3", "camera_name"),
     ("Image #12", "camera_name"),
+    ("Photo 51", "camera_name"),
+    ("SL270012", "camera_name"),
+    ("Untitled-1", "camera_name"),
+    ("OLYMPUS DIGITAL CAMERA", "camera_name"),
+    ("Olympus digital camera.", "camera_name"),
+    ("MINOLTA DIGITAL CAMERA", "camera_name"),
+    ("KONICA MINOLTA DIGITAL CAMERA", "camera_name"),
+    ("SAMSUNG DIGITAL CAMERA", "camera_name"),
+    ("SAMSUNG CAMERA PICTURES", "camera_name"),
+    ("KODAK Digital Still Camera", "camera_name"),
+    ("SONY DSC", "camera_name"),
+    ("Exif_JPEG_PICTURE", "camera_name"),
+    ("<KENOX S1050 / Samsung S1050>", "camera_name"),
+    ("Canon EOS 5D Mark II", "camera_name"),
+    ("Canon EOS DIGITAL REBEL XTi", "camera_name"),
+    ("Canon EOS-1Ds Mark II", "camera_name"),
+    ("Canon EOS R", "camera_name"),
+    ("EOS 90D", "camera_name"),
+    ("Canon PowerShot ELPH 310 HS", "camera_name"),
+    ("Canon DIGITAL IXUS 95 IS", "camera_name"),
+    ("NIKON D90", "camera_name"),
+    ("NIKON CORPORATION NIKON D3s", "camera_name"),
+    ("COOLPIX S3000", "camera_name"),
+    ("NIKON Z 6", "camera_name"),
+    ("FUJIFILM FinePix S5700", "camera_name"),
+    ("FujiFilm X-T30", "camera_name"),
+    ("DMC-TZ7", "camera_name"),
+    ("SONY DSC-W810", "camera_name"),
+    ("Sony Alpha 7 III", "camera_name"),
+    ("OLYMPUS E-M1MarkII", "camera_name"),
+    ("PENTAX *ist DS", "camera_name"),
+    ("PENTAX K-5 II s", "camera_name"),
+    ("KODAK EASYSHARE C143 DIGITAL CAMERA", "camera_name"),
+    ("Leica M8.2", "camera_name"),
+    ("RICOH GR III", "camera_name"),
     ("20160716 113957.JPG", "file_name"),
     ("logo.png", "file_name"),
     ("Beautiful sunset.jpg", "file_name"),
     ("red-dog-on-beach.jpeg", "file_name"),
     ("header_bg_final_v2", "file_name"),
     ("oil-rigs-at-sunset-1", "file_name"),
+    ("tp-link-powerline-kit", "file_name"),
+    ("roll-cloud-off-the-coast-of-brazil", "file_name"),
     ("20160716 113957", "date"),
     ("2016-07-16", "date"),
     ("16.07.2016", "date"),
@@ -88,6 +152,12 @@ _VERDICTS: list[tuple[str, str | None]] = [
     ("July 16, 2016", "date"),
     ("Saturday, 16th July 2016", "date"),
     ("2016年7月16日", "date"),
+    ("Jul 16th, 2016 at 5pm", "date"),
+    ("16 Jul 16", "date"),
+    ("15 janvier 2016", "date"),
+    ("16. Juli 2016", "date"),
+    ("16 de julio de 2016", "date"),
+    ("März 2016", "date"),
     ("http://example.org/a/dog.html?x=1", "url"),
     ("www.example.org", "url"),
     ("example.com", "url"),
@@ -150,7 +220,7 @@ def test_word_rules_spare_scripts_without_words() -> None:
 
 @pytest.mark.parametrize(
     "caption", ["a." * 500, "-" * 999, "_" * 999, "1-" * 499, "a-" * 499, "IMG" * 333, "@" * 999, "a@" * 499, "1 " * 499,
-                "aa " * 330, "狗." * 500]
+                "aa " * 330, "狗." * 500, "eos " + "1-" * 17 + "!", "eos " + "1 a " * 8, "nikon nikon a1 -1-11-/-a1aa11- a11-a1.!"]
 )  # fmt: skip
 def test_no_caption_takes_long(caption: str) -> None:
     """A pattern that backtracks without bound meets the test's time limit here."""
@@ -226,12 +296,22 @@ def test_configurations_that_cannot_be_meant(values: dict[str, object], sentence
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "kept_at_least"),
-    [("coco_val2017_captions.parquet", "caption", 0.999), ("cc3m_val.tsv.gz", "0", 0.999), ("tate_30k.tsv.gz", "1", 0.99),
-     ("laion_10k.parquet", "TEXT", 0.95)],
+    ("name", "column", "dropped"),
+    [
+        ("coco_val2017_captions.parquet", "caption", {}),
+        ("cc3m_val.tsv.gz", "0", {}),
+        ("tate_30k.tsv.gz", "1", {}),
+        (
+            "laion_10k.parquet",
+            "TEXT",
+            {"file_name": 204, "url": 6, "not_words": 1, "identifier": 1, "1,362 characters, more than 1,000": 1,
+             "2,000 characters, more than 1,000": 1},
+        ),
+    ],
 )  # fmt: skip
-def test_real_captions(name: str, column: str, kept_at_least: float) -> None:
-    """COCO's and CC3M's were written or chosen by people: none is to go. LAION's alt texts hold about two file names in a hundred."""
+def test_real_captions(name: str, column: str, dropped: dict[str, int]) -> None:
+    """COCO's and CC3M's were written or chosen by people, and Tate's are titles of works: of 70,848 none goes. Of LAION's 10,000 alt texts
+    21 in a thousand do; read by eye, each is a file's name, an address, or what a shop wrote for search engines."""
     path = Path(os.environ.get("REAL_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "tables" / name
     if not path.exists():
         pytest.skip("real data is absent")
@@ -240,7 +320,24 @@ def test_real_captions(name: str, column: str, kept_at_least: float) -> None:
     else:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             captions = [line.split("\t")[int(column)] for line in lines]
-    verdicts = Counter(judge(clean(caption), QualityConfig()) for caption in captions if caption)
-    assert verdicts[None] / verdicts.total() >= kept_at_least
-    if name == "laion_10k.parquet":
-        assert verdicts[Reason.NOT_NATURAL_LANGUAGE, "file_name"] > 100
+    verdicts = [judge(clean(caption), QualityConfig()) for caption in captions if caption]
+    assert Counter(verdict[1] for verdict in verdicts if verdict is not None) == dropped
+
+
+def test_the_words_of_wordnet_are_language() -> None:
+    """149,000 words and names, none of which a camera or a program wrote. What goes nevertheless: numbers, three days of the Second World
+    War, what sites write for want of a caption, and five more."""
+    if not Path("/usr/share/wordnet/data.noun").is_file():
+        pytest.skip("no WordNet here; apt-get install wordnet-base")
+    dropped: dict[str | None, set[str]] = {}
+    for lemma in read_lemmas("/usr/share/wordnet", "all"):
+        verdict = judge(lemma, QualityConfig())
+        if verdict is not None and verdict[0] is Reason.NOT_NATURAL_LANGUAGE and sum(map(str.isalpha, lemma)) > 1:
+            dropped.setdefault(verdict[1], set()).add(lemma)
+    assert dropped == {
+        "file_name": {"first-come-first-serve", "hail-fellow-well-met", "kiss-me-over-the-garden-gate", "Markaz-ud-Dawa-wal-Irshad"},
+        "camera_name": {"digital camera"},
+        "date": {"6 June 1944", "8 May 1945", "15 August 1945"},
+        "boilerplate": {"ALT", "default", "image", "loading", "none", "null", "photo", "pic", "picture", "placeholder", "slide",
+                        "slider", "thumb", "thumbnail", "undefined", "untitled"},
+    }  # fmt: skip
