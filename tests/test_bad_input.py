@@ -238,7 +238,29 @@ CASES = {
     ),
     "contact sheet of nothing": Case("pipeline contact-sheet nowhere", "nowhere/manifest.json: no such file"),
     "plan without prices": Case(
-        "pipeline plan --config plan.toml", "plan.toml: prices: missing", spoil=write("plan.toml", "cluster.cores = 3")
+        f"pipeline plan --config plan.toml pipeline={ROOT}/pipeline/configs/paper.toml",
+        "plan.toml: prices: missing",
+        spoil=write(
+            "plan.toml", "[cluster]\nnodes=3\ncores_per_node=4\nmemory_gb_per_node=16\nnetwork_gbit_per_node=10"
+        ),
+    ),
+    "plan of no configuration": Case(
+        f"pipeline plan --config {ROOT}/pipeline/configs/plan.toml pipeline=none.toml", "none.toml: no such file"
+    ),
+    "takedown into the corpus": Case(
+        "pipeline exclude --ids ids.txt corpus=corpus out=./corpus/",
+        "is the folder of the corpus itself",
+        spoil=write("ids.txt", "00" * 16),
+    ),
+    "takedown around the corpus": Case(
+        "pipeline exclude --ids ids.txt corpus=corpus out=.",
+        "lie one in the other; give the new version a folder of its own",
+        spoil=write("ids.txt", "00" * 16),
+    ),
+    "list of numbers": Case(
+        "pipeline exclude --ids ids.parquet corpus=corpus out=new",
+        "ids.parquet: column 'uid' holds int64; store it as strings",
+        spoil=table("ids.parquet", uid=[1, 2]),
     ),
     "rates of no run": Case(
         f"pipeline plan --config {ROOT}/pipeline/configs/plan.toml --from corpus", "corpus: no run.json here"

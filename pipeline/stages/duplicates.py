@@ -14,7 +14,7 @@ from pipeline.engine import Result, Run, Unit
 from pipeline.shard import shard_count
 from pipeline.stages.common import Output, part_units, partition_units, read_all, read_part, read_partition, run_stage
 
-_ROWS_PER_KEY_PARTITION = 250_000
+ROWS_PER_KEY_PARTITION = 250_000
 """Rows of the corpus whose keys (14 of 24 bytes each) make a partition, on average."""
 _BLOCK_ROWS_PER_PARTITION = 500_000
 """Rows of blocks, of about 150 bytes, that make a partition, on average."""
@@ -23,7 +23,7 @@ _BLOCK_ROWS_PER_PARTITION = 500_000
 def remove_duplicates(driver: Run, config: PipelineConfig, fetched: Output) -> Output:
     """From here on rows travel without their picture; `shards` fetches it from the crawl's files by uid."""
     compared = ["uid", "caption", "image_sha256", "pdq256", "pdq_quality"]
-    key_partitions = shard_count(fetched.rows, _ROWS_PER_KEY_PARTITION)
+    key_partitions = shard_count(fetched.rows, ROWS_PER_KEY_PARTITION)
     keys = run_stage(
         driver,
         "dedup-keys",

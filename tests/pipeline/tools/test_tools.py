@@ -23,10 +23,14 @@ import pytest
 import ray
 
 from pipeline import __main__ as cli
+from pipeline import status
+from pipeline.config import PipelineConfig
 from pipeline.content.text import normal_form
 from pipeline.contracts import manifest
+from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import AuditFinding, InputError
 from pipeline.contracts.merkle import merkle_root, row_digest
+from pipeline.tools import units
 from tests.conftest import ROOT
 from tests.e2e.pipelines import NO_WAITING, corpus, write_config, write_inputs
 from tests.web import server
@@ -325,6 +329,24 @@ def test_the_history_stays_when_a_single_stage_is_run_again(
     damaged.unlink()
     with pytest.raises(AuditFinding, match="1 differences"):
         cli.main(["verify", str(out)])
+
+
+# ---- plan
+
+
+def test_the_plan_counts_the_units_that_a_run_has(runs: Runs) -> None:
+    """But those of candidates: the plan takes the sources to be Parquet, and these are text, too."""
+    config = load_config(PipelineConfig, str(runs.config))
+    counts = {
+        name: (one.rows_in, one.rows_out) for name, one in manifest.load(str(runs.plain / "shards")).counts.items()
+    }
+    planned = units.cut(config, counts, picture_bytes=1, shard_bytes=1)
+    found = {stage.name: stage.units for stage in status.stages(str(runs.plain))}
+    assert {name: one.units for name, one in planned.items() if name != "candidates"} == {
+        name: found[name] for name in planned if name != "candidates"
+    }
+    assert found["shards"] > 2
+    assert found["crawl"] == 4
 
 
 # ---- exclude
