@@ -111,11 +111,13 @@ def _raw_pages(uri: str, source: Iterator[Piece], max_page_bytes: int) -> Iterat
 
 
 class _Stream:
-    """The pieces as one run of bytes with a place in it; holds what lies between the place and the end of the last piece read."""
+    """The pieces as one run of bytes with a place in it; holds what lies between the place and the end of the last piece read, and, until
+    the next one is read, what was passed in that piece: a page is not worth moving the rest."""
 
     def __init__(self, source: Iterator[Piece]) -> None:
         self._source = source
         self._data = b""
+        self._at = 0  # the place in self._data
         self._passed = 0  # bytes before self._data
         self._own = 0  # bytes of the own pieces read so far
         self._foreign = False  # a piece beyond the own ones was read
@@ -127,7 +129,7 @@ class _Stream:
         if piece is None:
             self.reached_end |= bool(self._passed or self._data)  # a range in which nothing begins has seen no end
             return False
-        self._data += piece.data
+        self._passed, self._data, self._at = self._passed + self._at, self._data[self._at :] + piece.data, 0
         self._own += len(piece.data) if piece.own else 0
         self._foreign |= not piece.own
         self.tail = (self.tail + piece.data)[-64:]
@@ -135,63 +137,68 @@ class _Stream:
 
     def begins_inside(self) -> bool:
         """Whether the place is one of the own bytes."""
-        return self._passed < self._own
+        return self._passed + self._at < self._own
 
-    def _drop(self, number: int) -> None:
-        self._passed, self._data = self._passed + number, self._data[number:]
+    def _unsearched(self, tag: bytes) -> int:
+        """Where `tag` may still begin, once more is read."""
+        return max(self._at, len(self._data) - len(tag) + 1)
 
     def seek(self, tag: bytes) -> bool:
         """Move to the next `tag`; False when there is none, or none that begins in the own pieces."""
-        while (at := self._data.find(tag)) == -1:
-            self._drop(max(0, len(self._data) - len(tag) + 1))
+        while (at := self._data.find(tag, self._at)) == -1:
+            self._at = self._unsearched(tag)
             if (self._foreign and not self.begins_inside()) or not self._more():
                 return False
-        self._drop(at)
+        self._at = at
         return True
 
     def take_through(self, tag: bytes, limit: int) -> tuple[bytes | None, bool]:
         """(what lies before the place behind the next `tag`, whether all of it): of more than `limit` bytes, the first few. (None, False)
         when the file ends before."""
-        searched, head = 0, b""
+        searched, head = self._at, b""
         while (at := self._data.find(tag, searched)) == -1:
-            if len(self._data) > limit or head:
-                head = head or self._data[:_HEAD_BYTES]
-                self._drop(max(0, len(self._data) - len(tag) + 1))
-            searched = max(0, len(self._data) - len(tag) + 1)
+            if len(self._data) - self._at > limit or head:
+                head = head or self._data[self._at : self._at + _HEAD_BYTES]
+                self._at = self._unsearched(tag)
+            searched = self._unsearched(tag) - self._at
             if not self._more():
                 return None, False
-        end = at + len(tag)
-        data = head or self._data[: min(end, _HEAD_BYTES) if end > limit else end]
-        whole = not head and end <= limit
-        self._drop(end)
-        return data, whole
+        start, self._at = self._at, at + len(tag)
+        whole = not head and self._at - start <= limit
+        return head or self._data[start : self._at if whole else min(self._at, start + _HEAD_BYTES)], whole
 
 
 # ---- one page
 
 
 class _Reader:
-    """What expat finds in one page: the elements that are looked at, by their path below <page>."""
+    """What expat finds in one page: the elements that are looked at, by their path below <page>. Of deeper ones only the depth is kept,
+    since a hostile page may nest a million."""
 
-    _WANTED = frozenset({"title", "ns", "revision/model", "revision/text"})
+    _WANTED = frozenset({("title",), ("ns",), ("revision", "model"), ("revision", "text")})
+    _DEEPEST = 2
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
         self.redirect: str | None = None
-        self._path: list[str] = []
+        self._path: tuple[str, ...] = ()
+        self._depth = -1  # below <page>, which is 0
         self._parts: list[str] = []
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
-        self._path.append(name)
+        self._depth += 1
         self._parts = []
-        if self._path == ["page", "redirect"]:
-            self.redirect = attributes.get("title", "")
+        if 0 < self._depth <= self._DEEPEST:
+            self._path = (*self._path, name)
+            if self._path == ("redirect",):
+                self.redirect = attributes.get("title", "")
 
     def end(self, name: str) -> None:
-        place = "/".join(self._path[1:])
-        if place in self._WANTED:
-            self.found[place] = "".join(self._parts)  # of several revisions the last one
-        self._path.pop()
+        if 0 < self._depth <= self._DEEPEST:
+            if self._path in self._WANTED:
+                self.found["/".join(self._path)] = "".join(self._parts)  # of several revisions the last one
+            self._path = self._path[:-1]
+        self._depth -= 1
 
     def characters(self, text: str) -> None:
         self._parts.append(text)

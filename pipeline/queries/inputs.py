@@ -29,13 +29,17 @@ class Inputs(NamedTuple):
 
 
 def look(config: QueriesConfig) -> Inputs:
-    """What there is to read. Raises InputError for what a run would stop at early: a missing file, no such format."""
+    """What there is to read. Raises InputError for what can be seen without reading dumps and page views through: a missing file, another
+    format. WordNet, which is read last, is read here: nobody waits for a dump to be told that."""
     dumps = _expand(config.wikipedia.dumps, "wikipedia.dumps") if config.wikipedia else []
     pageviews = _expand(config.titles.pageviews, "titles.pageviews") if config.titles else []
     names = {name for file in dumps for name in read_site(file.uri).namespaces}
     for file in pageviews:
         views.check_format(file.uri)
-    folder = wordnet.check_folder(config.wordnet.folder) if config.wordnet else []
+    folder: list[str] = []
+    if config.wordnet:
+        folder = wordnet.check_folder(config.wordnet.folder)
+        wordnet.read_lemmas(config.wordnet.folder, config.wordnet.lemmas)
     return Inputs(dumps, pageviews, _files(folder), tuple(sorted(names)))
 
 
@@ -43,11 +47,15 @@ def _expand(paths: Sequence[str], key: str) -> list[File]:
     """The files of paths, patterns and folders, each once, sorted by name."""
     uris: set[str] = set()
     for path in paths:
+        if not path:
+            raise InputError(f"{key}: a path is empty; write a file, a folder or a pattern")
         place = path if storage.is_s3(path) else os.path.abspath(path)
         if any(sign in place for sign in "*?["):
             found = storage.glob(place)
         else:
             found = storage.list_files(place) if storage.is_folder(place) else [place] * storage.exists(place)
+        if not found and storage.is_folder(place):
+            raise InputError(f"{key}: the folder {path!r} holds no file; check the path")
         if not found:
             raise InputError(f"{key}: no file, folder or pattern {path!r}; check the path")
         uris.update(found)
@@ -65,6 +73,17 @@ def _files(uris: Sequence[str]) -> list[File]:
 
 def sha256_of(file: File) -> str:
     return storage.sha256_file(file.uri)
+
+
+def refuse_copies(files: Sequence[File], sha256: Mapping[File, str]) -> None:
+    """Raise InputError where two files have the same bytes: all that they hold would be counted twice."""
+    seen: dict[str, File] = {}
+    for file in files:
+        first = seen.setdefault(sha256[file], file)
+        if first != file:
+            raise InputError(
+                f"{file.uri}: has the bytes of {first.uri} and would be counted twice; name one of the two"
+            )
 
 
 def ranges(files: Sequence[File], sha256: Mapping[File, str], unit_bytes: int, whole: frozenset[str]) -> list[Unit]:

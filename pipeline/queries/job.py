@@ -15,7 +15,7 @@ import functools
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
@@ -30,7 +30,7 @@ from pipeline.queries import views, wordnet
 from pipeline.queries.config import QueriesConfig, TitlesConfig
 from pipeline.queries.counting import COUNT_SCHEMA, FULL, Counts, add_up, in_partitions, summed
 from pipeline.queries.dump import read_pages
-from pipeline.queries.inputs import File, Inputs, look, place_of, ranges, sha256_of
+from pipeline.queries.inputs import File, Inputs, look, place_of, ranges, refuse_copies, sha256_of
 from pipeline.queries.markup import MARKUP_VERSION, TooDeep, Unreadable, plain_lines
 from pipeline.queries.ngrams import Tally
 from pipeline.queries.pieces import kind_of
@@ -51,7 +51,12 @@ LIST_NAME = "queries"
 
 _REDIRECT_SCHEMA = pa.schema([("partition", pa.int32()), ("title", pa.string()), ("target", pa.string())])
 _BYTES_PER_PARTITION = 64 << 20  # of stored input: eight million entries before they are summed, of a bzip2 dump
-_NAMED = 1000  # pages that a unit's notes name
+_LEFT_OUT = ("too_large", "broken", "too_deep", "unreadable")
+_NAMED = 1000
+"""Pages left out that the record names: the first by kind and title, whatever the units are."""
+_TITLE_CHARS = (
+    255  # of a title in the record; MediaWiki's have at most so many bytes, a broken page's may have millions
+)
 _LINK_NAMESPACES = ("category", "file", "image", "media")
 
 
@@ -61,14 +66,16 @@ def run(config: QueriesConfig) -> str:
     with Run(config.run.out, config.engine, config.model_dump(mode="json"), digest(config)) as driver:
         files = [*inputs.dumps, *inputs.pageviews, *inputs.wordnet]
         sha256 = dict(zip(files, driver.map(sha256_of, files), strict=True))
+        refuse_copies([*inputs.dumps, *inputs.pageviews], sha256)
         counted = _count_dumps(driver, config, inputs, sha256)
         grams = _sum_grams(driver, config, counted) if counted is not None else None
         titles, seen = _titles(driver, config, inputs, sha256, counted)
         notes = [cast(dict[str, Any], record.notes) for record in counted.records] if counted is not None else []
         tokens = sum(note["tokens"] for note in notes)
+        pages = add_up(note["pages"] for note in notes)
         found = _list(driver, config, grams, titles, tokens, [sha256[file] for file in inputs.wordnet])
         record: dict[str, Json] = {
-            "format": 1,
+            "format": 2,
             "config": semantic(config),
             "config_digest": digest(config),
             "inputs": [{"name": file.name, "bytes": file.bytes, "sha256": sha256[file]} for file in files],
@@ -76,12 +83,19 @@ def run(config: QueriesConfig) -> str:
             "bigrams": found.records[0].notes["bigrams"],
             "words_counted": tokens,
             "unsegmented": sum(note["unsegmented"] for note in notes),
-            "pages": cast(Json, add_up(note["pages"] for note in notes)),
-            "pages_left_out": cast(Json, sorted(itertools.chain.from_iterable(note["left_out"] for note in notes))),
+            "pages": cast(Json, pages),
+            "pages_left_out": cast(Json, _first(itertools.chain.from_iterable(note["left_out"] for note in notes))),
+            "pages_left_out_in_all": sum(pages.get(kind, 0) for kind in _LEFT_OUT),
+            "pages_left_out_named_at_most": _NAMED,
             "pageviews": cast(Json, seen),
             "markup": MARKUP_VERSION,
         }
         return _write(config.run.out, storage.join(config.run.out, found.files[0]), record)
+
+
+def _first(left_out: Iterable[list[str]]) -> list[list[str]]:
+    """The pages that the record names."""
+    return sorted(left_out)[:_NAMED]
 
 
 def _nothing(schema: pa.Schema, unit: Unit) -> pa.Table:
@@ -115,6 +129,7 @@ def _count_dumps(driver: Run, config: QueriesConfig, inputs: Inputs, sha256: Map
         functools.partial(
             _count, inputs.dumps, inputs.namespaces, config.wikipedia.max_page_bytes, counting, partitions
         ),
+        version=2,
         accounted=False,
         partitioned=True,
         partitions=partitions,
@@ -149,8 +164,10 @@ def _count(
             except Unreadable:
                 kind = "unreadable"
         kinds[kind] += 1
-        if kind in ("too_large", "broken", "too_deep", "unreadable") and len(left_out) < _NAMED:
-            left_out.append([kind, page.title])
+        if kind in _LEFT_OUT:
+            left_out.append([kind, page.title[:_TITLE_CHARS]])
+            if len(left_out) == 2 * _NAMED:
+                left_out = _first(left_out)
         if len(tally.words) + len(tally.bigrams) >= FULL:
             counts.empty(tally.words)
             counts.empty(tally.bigrams)
@@ -159,7 +176,12 @@ def _count(
     titles, targets = zip(*redirects, strict=True) if redirects else ((), ())
     columns = [pa.array(titles, pa.string()), pa.array(targets, pa.string())]
     led = in_partitions(pa.table(columns, names=["title", "target"]), "title", partitions).cast(_REDIRECT_SCHEMA)
-    notes = {"tokens": tally.tokens, "unsegmented": tally.unsegmented, "pages": dict(kinds), "left_out": left_out}
+    notes = {
+        "tokens": tally.tokens,
+        "unsegmented": tally.unsegmented,
+        "pages": dict(kinds),
+        "left_out": _first(left_out),
+    }
     return Result(counts.partitioned(partitions), beside={REDIRECTS_SUFFIX: led}, notes=cast(dict[str, Json], notes))
 
 
@@ -214,6 +236,7 @@ def _titles(
         ranges(inputs.pageviews, sha256, unit_bytes, whole),
         functools.partial(_nothing, COUNT_SCHEMA),
         functools.partial(_views, inputs.pageviews, rules, partitions),
+        version=2,
         accounted=False,
         partitioned=True,
         partitions=partitions,

@@ -20,7 +20,7 @@ import mwparserfromhell
 from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Text, Wikilink
 from mwparserfromhell.parser import ParserError
 
-MARKUP_VERSION = f"1, mwparserfromhell {metadata.version('mwparserfromhell')}"
+MARKUP_VERSION = f"2, mwparserfromhell {metadata.version('mwparserfromhell')}"
 """Enters the digest of what is counted."""
 
 BREAK = "\x1f"
@@ -43,8 +43,9 @@ _BLOCK_TAGS = frozenset(
 )  # fmt: skip
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]{0,30})(?:[\s/][^<>]{0,2000})?>")
 _CLOSING = {name: re.compile(rf"</{name}\s{{0,20}}>", re.IGNORECASE) for name in _DROPPED}
-_LINKED = re.compile(r"\[(?:https?:|ftp:|mailto:|news:|irc:)?//[^\s\[\]<>]*([^\[\]\n]*)\]")
+_LINKED = re.compile(r"\[(?:https?:|ftp:|mailto:|news:|irc:)?//[^\s\[\]<>]*+([^\[\]\n]*+)\]")
 _ADDRESS = re.compile(r"(?:https?|ftp)://[^\s\[\]|<>{}]+")
+_PILED = re.compile(r"\{\{(?=\{\{)")
 _NESTING = re.compile(r"\{\{|\}\}|\[\[|\]\]")
 _EMPHASIS = re.compile(r"'{2,5}")
 _SWITCH = re.compile(r"__[A-Z]{2,30}__")
@@ -144,7 +145,7 @@ def _balanced(text: str) -> str:
     at = 0
     for found in _NESTING.finditer(text):
         token = found[0]
-        parts += (text[at : found.start()].replace("[", BREAK), token)
+        parts += (_flat(text[at : found.start()]), token)
         at = found.end()
         if token in open_now:
             open_now[token] += 1
@@ -161,7 +162,13 @@ def _balanced(text: str) -> str:
                 opened[-1] = (opened[-1][0], max(opened[-1][1], inside))
     for place, _ in opened:
         parts[place] = BREAK
-    return "".join([*parts, text[at:].replace("[", BREAK)])
+    return _PILED.sub("{{" + BREAK, "".join([*parts, _flat(text[at:])]))
+
+
+def _flat(text: str) -> str:
+    """What lies between templates and links, without what a parser would take for the beginning of an address, of a table or (a third
+    brace) of a parameter: it looks for the end of each, to the end of the text."""
+    return text.removeprefix("{").removeprefix("}").replace("[", BREAK).replace("{|", BREAK)
 
 
 def _collect(code: Any, namespaces: frozenset[str], parts: list[str]) -> None:

@@ -20,6 +20,7 @@ from pipeline.contracts.errors import InputError
 from pipeline.queries.pieces import Piece, kind_of, pieces
 
 _MAX_LINE = 64 << 10
+_MOST_VIEWS = 10**12 - 1
 FAMILIES = {
     "wikipedia": "", "wikibooks": "b", "wiktionary": "d", "wikinews": "n", "wikiquote": "q", "wikisource": "s", "wikiversity": "v",
     "wikivoyage": "voy",
@@ -133,7 +134,7 @@ def _parsed(line: bytes) -> tuple[bytes, bytes, int] | None:
 
 def _number(digits: bytes) -> int:
     """A count of views; what has more digits than any count is somebody's joke and counts as the largest that 12 digits hold."""
-    return int(digits[:12])
+    return min(int(digits.lstrip(b"0")[:13] or b"0"), _MOST_VIEWS)
 
 
 def _codes(project: str) -> frozenset[bytes]:

@@ -27,7 +27,8 @@ def check_folder(folder: str) -> list[str]:
 
 
 def read_lemmas(folder: str, lemmas: Literal["first", "all"]) -> Counter[str]:
-    """How many synsets each lemma names (`first`) or belongs to (`all`). Raises InputError for a line that is no synset."""
+    """How many synsets each lemma names (`first`) or belongs to (`all`). Raises InputError for a line that is no synset, and where there
+    is none at all."""
     found: Counter[str] = Counter()
     for uri in check_folder(folder):
         for number, line in enumerate(storage.read_text(uri).split("\n"), 1):
@@ -38,6 +39,8 @@ def read_lemmas(folder: str, lemmas: Literal["first", "all"]) -> Counter[str]:
                         f"{uri}: line {number:,} is no synset ({line[:60]!r}); give WordNet's own data files"
                     )
                 found.update(set(words if lemmas == "all" else words[:1]))
+    if not found:
+        raise InputError(f"{folder}: no synset in {', '.join(FILES)}; give WordNet's own data files")
     return found
 
 

@@ -10,7 +10,8 @@ import boto3
 import pytest
 
 from pipeline.contracts.errors import InputError
-from pipeline.queries.dump import Page, read_pages, read_site
+from pipeline.queries.dump import Page, _raw_pages, read_pages, read_site
+from pipeline.queries.pieces import Piece
 from tests.pipeline.queries.making import FOOTER, HEADER, dump, page, real_data, streams
 
 NAMESPACES = frozenset({"special", "talk", "category"})
@@ -82,6 +83,27 @@ def test_a_page_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert [(one.kind, one.title) for one in found] == [("too_large", "Endless"), ("article", "Next")]
     assert peak < 12 << 20
+
+
+@pytest.mark.timeout(30)  # with the path of each element written out a minute and more
+def test_a_million_elements_inside_one_another(tmp_path: Path) -> None:
+    nested = "<a>" * 10**6 + "</a>" * 10**6
+    two = [
+        f"<page><title>Deep</title><ns>0</ns><revision>{nested}<text>words</text></revision></page>",
+        f"<page><title>Inside</title><ns>0</ns>{'<x>' * 50}<ns>9</ns>{'</x>' * 50}<revision><text>a</text></revision></page>",
+    ]
+    assert read(written(tmp_path, dump(*two)), limit=8 << 20) == [
+        Page("article", "Deep", "words"),
+        Page("article", "Inside", "a"),
+    ]
+
+
+@pytest.mark.timeout(30)
+def test_a_block_of_nothing_but_tags_is_passed_once() -> None:
+    """bzip2 makes fifty bytes of such a block. Where each page moved the rest of it, this took hours."""
+    raw = list(_raw_pages("x", iter([Piece(b"<page></page>" * 600_000 + b"</mediawiki>", True)]), 1 << 20))
+    assert len(raw) == 600_000
+    assert set(raw) == {(b"<page></page>", True)}
 
 
 BOMB = (

@@ -41,6 +41,9 @@ NAMESPACES = frozenset({"category", "file", "image"})
         ("{{open [[and not closed", [f"{BREAK}open {BREAK}and not closed"]),
         ("{{a [[b }} c ]] d", [" c ]] d"]),
         ("{{{parameter|default}}} text", [" text"]),
+        ("{{{{{nested}}}}} text", [" text"]),
+        ("{{a|{{{b}}}}} text", [" text"]),
+        ("{{{a}} text", [" text"]),
         ("<gallery>\nFile:a.jpg|caption\n</gallery>text", ["text"]),
     ],
 )
@@ -75,12 +78,24 @@ def test_depth_is_bounded() -> None:
         "#*:;",
         "&#",
         "{{{",
+        "\n{{{|",
+        "[[{|\n",
+        "[{|//\n",
+        "}}{{{x|",
+        "{{{x}} ",
+        "{{a|" * 20 + "}}" * 20,
     ],
 )
 @pytest.mark.timeout(60)  # they took the parsers minutes; here they take a fraction of a second
 def test_hostile_markup_ends(unit: str) -> None:
     lines = plain_lines(unit * 50_000 + "\nend of the text", NAMESPACES)
     assert unit == "<!--" or lines[-1:] == ["end of the text"] or unit == "{|\n"
+
+
+@pytest.mark.timeout(60)
+def test_an_address_without_end_ends() -> None:
+    assert plain_lines("[//" + "a" * 500_000, NAMESPACES) == [BREAK + "//" + "a" * 500_000]
+    assert plain_lines("[//" + "a b" * 500_000 + "\nend", NAMESPACES)[-1] == "end"
 
 
 def test_nothing_of_the_markup_is_left_of_the_genuine_articles() -> None:

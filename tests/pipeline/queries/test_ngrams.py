@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.content.scripts import is_spaceless
@@ -66,6 +66,7 @@ def test_numbers_are_words_when_wanted_and_scripts_without_spaces_are_counted_ap
     assert (found.unsegmented, found.tokens) == (2, 1)
 
 
+@settings(deadline=None)  # the first call compiles the matcher
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
 def test_what_is_counted_matches_the_text_it_was_counted_in(text: str) -> None:
     found = tally(text)

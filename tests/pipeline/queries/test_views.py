@@ -99,6 +99,17 @@ def test_other_projects(tmp_path: Path) -> None:
     assert read(path, rules=RULES._replace(project="en.wiktionary"))[0] == {"Dog": 14}
 
 
+@pytest.mark.parametrize(
+    ("written", "views"),
+    [("0", 0), ("000", 0), ("7", 7), ("0" * 18 + "1", 1), ("999999999999", 10**12 - 1), ("1" + "0" * 12, 10**12 - 1),
+     ("1" + "0" * 29, 10**12 - 1), ("9" * 60_000, 10**12 - 1)],
+)  # fmt: skip
+def test_counts_of_views_are_bounded(written: str, views: int, tmp_path: Path) -> None:
+    path = tmp_path / "views"
+    path.write_text(f"en Dog {written} 0\nen.wikipedia Cat 1 desktop {written} A1\n")
+    assert read(path)[0] == {"Dog": views, "Cat": views}
+
+
 def test_no_page_views(tmp_path: Path) -> None:
     path = tmp_path / "views"
     path.write_bytes(b"title,views\nDog,5\n")

@@ -36,6 +36,13 @@ def test_what_is_no_wordnet(folder: Path) -> None:
     (folder / "data.verb").write_text("to run\n")
     with pytest.raises(InputError, match=r"data.verb: line 1 is no synset \('to run'\)"):
         read_lemmas(str(folder), "first")
+    (folder / "data.verb").write_bytes(bytes(range(256)))
+    with pytest.raises(InputError, match=r"data.verb: .*UTF-8"):
+        read_lemmas(str(folder), "first")
+    for name in FILES:
+        (folder / name).write_text(LICENCE)
+    with pytest.raises(InputError, match=r"no synset in data.noun, .*; give WordNet's own data files"):
+        read_lemmas(str(folder), "first")
     (folder / "data.verb").unlink()
     with pytest.raises(InputError, match=r"data.verb: no such file; set wordnet.folder"):
         check_folder(str(folder))
