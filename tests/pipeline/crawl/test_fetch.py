@@ -193,7 +193,7 @@ def test_crawl_delay_is_known_before_a_host_gets_its_second_slot() -> None:
         assert all(isinstance(outcome, Stored) for outcome in unit(urls, config(), at_once=4))
         slow, fast = (sorted(web.times[host, f"/ok?{number}"][0] for number in range(4)) for host in web.hosts)
     assert min(later - earlier for earlier, later in itertools.pairwise(slow)) > 0.25
-    assert fast[-1] - fast[0] < 0.3
+    assert fast[-1] - fast[0] < slow[-1] - slow[0]
 
 
 def test_a_host_that_wants_to_be_waited_for_has_a_budget() -> None:
@@ -418,7 +418,7 @@ def test_names_that_hang_are_no_fact_about_the_others() -> None:
         return ["127.0.0.1"]
 
     async def work(threads: int, hanging: int) -> list[object]:
-        names = names_of(resolve, 0.3, threads)
+        names = names_of(resolve, 0.8, threads)
         hang = [asyncio.create_task(names.addresses(f"hangs{number}.example")) for number in range(hanging)]
         await asyncio.sleep(0)
         others = [asyncio.create_task(names.addresses(f"lives{number}.example")) for number in range(50)]
