@@ -1,18 +1,14 @@
 """Block rows → verified pairs. What shares a block is a candidate; an edge is a pair whose captions and pictures were compared.
 
-Rows that are identical in all that is compared (a "clique") are told by equality: each gets an edge to the member with the
-smallest choice key, and only that one is compared with others; for what holds for it holds for them. This keeps the thousand
-copies of one banner from becoming half a million edges.
+Every row of a block is compared with those before it in the order of choice, and keeps edges to the first sixteen that are its duplicates:
+so edges grow with rows, whatever a block is made of. Nothing depends on more of them, short of a row whose first sixteen duplicates all go
+for rows that it does not resemble itself.
 
-A block of more than `max_block` remaining rows is hot. It is split further, never dropped: by the 32 bytes of the PDQ hash
-and by the stored bytes where pictures are compared (two hashes at most 31 bits apart agree in one of 32 bytes, so nothing is
-lost), by a second band where only captions are (a pair must then meet in two bands). What is still too large is sorted by
-text and hash, and each row is compared with the next `max_block` ones: bounded work, the same for every run, and counted in
-`BlockCounts.bounded_rows`.
+What `blocks` has split and is still more than four times `max_block` is sorted by text and hash, and each row is compared with the
+`max_block` before it: bounded work, the same for every run. Duplicates further apart are missed there; `BlockCounts.bounded_rows` counts
+the rows.
 """
 
-import hashlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,36 +17,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.content.kernels import compiled, text_buffers
-from pipeline.dedup.blocks import DedupConfig, has_good_pdq
-from pipeline.dedup.signatures import band_keys, bands_and_rows, minhash_forms, shingle_sets
-from pipeline.keys import Indices, Words, choice_words, fixed_bytes, one_array, sort_order, to_binary, words
-
-PURPOSE = "dedup"
-"""What the choice keys of dedup are for: the smallest key of a set of duplicates is kept."""
+from pipeline.dedup.compared import PURPOSE, DedupConfig, has_good_pdq
+from pipeline.dedup.signatures import shingle_sets
+from pipeline.keys import Indices, choice_words, fixed_bytes, one_array, sort_order, words
 
 EDGE_SCHEMA = pa.schema(
     [
-        pa.field("uid_a", pa.binary(16), nullable=False),
-        pa.field("uid_b", pa.binary(16), nullable=False),
+        pa.field("partition", pa.int32(), nullable=False),
+        pa.field("order", pa.uint64(), nullable=False),
+        pa.field("before", pa.uint64(), nullable=False),
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("representative", pa.binary(16), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
         pa.field("caption_similarity", pa.float64()),
         pa.field("image_distance", pa.int16()),
-        pa.field("identical", pa.bool_(), nullable=False),
     ]
 )
-"""Two rows that are duplicates, uid_a < uid_b, once per partition. `identical`: equal in all that is compared, and one of the
-two stands for all rows like it; only that one has other edges."""
+"""Two rows that are duplicates, once per partition of blocks: `uid`, a row of the table number `part`, and `representative`, which comes
+before it in the order of choice. `order` and `before` are their places in it, the high halves of the choice keys. (Of n rows two share a
+place with a chance of n²/2**65, one in 1,500 for 160 million; a row that does may stay although it has a duplicate, no other harm is
+done.) `partition` is `order` modulo the number of partitions that dropped rows are filed in."""
 
-_PAIRS_AT_ONCE = 4_000_000
+_MOST_EDGES = 16
+"""Edges that a row keeps in one block."""
+_SLACK = 4
+"""Parts of split blocks vary: one this many times as large as `max_block` is still compared all with all."""
 
 
 class BlockCounts(NamedTuple):
     """What the work on one partition was."""
 
     blocks: int  # with at least two rows
-    largest: int  # rows of the largest block, before identical ones are folded
+    largest: int  # rows of the largest block
     compared: int  # pairs
-    hot: int  # blocks that were split
-    bounded_rows: int  # rows of split parts that were still too large, compared with their neighbours only
+    bounded_rows: int  # rows of parts that were still too large, compared with their neighbours only
+    crowded_rows: int  # rows that left duplicates out because they had enough
 
 
 class Edges(NamedTuple):
@@ -60,236 +61,111 @@ class Edges(NamedTuple):
     counts: BlockCounts
 
 
-class _Features(NamedTuple):
-    """The distinct rows of a partition, sorted by uid, as arrays that the kernels read."""
+def edges(block_rows: pa.Table, config: DedupConfig, seed: int, partitions: int = 1) -> Edges:
+    """The verified pairs among the rows of one partition of blocks (BLOCK_SCHEMA, any order), sorted by partition, order, before.
 
-    uids: Words
-    rank: Indices  # place in the order of choice keys
-    text: npt.NDArray[np.int64]  # code of the text, in the texts' order; -1: none
-    stored: npt.NDArray[np.int64]  # code of image_sha256; -1: none
-    pdq: npt.NDArray[np.uint64]  # (n, 4)
-    good_pdq: npt.NDArray[np.bool_]
-    texts: pa.Array
-    kind: Indices  # rows with the same number are equal in all that is compared
-
-
-def edges(block_rows: pa.Table, config: DedupConfig, seed: int) -> Edges:
-    """All verified pairs among the rows of one partition of blocks (BLOCK_SCHEMA, any order). `seed` is the corpus seed."""
-    rows, member, bounds = _grouped(block_rows)
+    `seed` is the corpus seed; `partitions` is the number of partitions that edges are filed in.
+    """
+    rows, orders, member, bounds = _grouped(block_rows, seed)
     if not len(bounds):
         return Edges(EDGE_SCHEMA.empty_table(), BlockCounts(0, 0, 0, 0, 0))
-    features = _features(rows, config, seed)
-    largest = int((bounds[:, 1] - bounds[:, 0]).max())
-    leaders = _leaders(features)
-    found = [_identical(features, leaders)]
+    features = _features(rows, config)
+    sizes = bounds[:, 1] - bounds[:, 0]
+    bounded = sizes > _SLACK * config.max_block
+    for start, end in bounds[bounded]:
+        member[start:end] = features.neighbours(member[start:end])
+    windows = np.where(bounded, config.max_block, sizes)
     shingle_codes, shingle_starts = shingle_sets(text_buffers(features.texts))
-    work = _Work(features, config)
-    for left, right in work.pairs(member, bounds, leaders):
-        similarity, distance = np.empty(len(left), np.float64), np.empty(len(left), np.int16)
-        kept = _verify(
-            left, right, config.by != "image", config.by != "caption", features.text, shingle_starts, shingle_codes,
-            config.threshold, features.pdq, features.good_pdq, features.stored, config.image_distance, similarity, distance,
-        )  # fmt: skip
-        found.append(
-            _Found(left[kept], right[kept], similarity[kept], distance[kept], np.zeros(int(kept.sum()), np.bool_))
-        )
-    counts = BlockCounts(len(bounds), largest, work.compared, work.hot, work.bounded_rows)
-    return Edges(_edge_table(features, found, config), counts)
+    rules = _Rules(
+        config.by != "image", config.by != "caption", features.text, shingle_starts, shingle_codes, config.threshold,
+        features.pdq, features.good_pdq, features.stored, config.image_distance,
+    )  # fmt: skip
+    later, earlier, similarity, distance, compared, crowded = _compare(member, bounds, windows, rules)
+    # The same pair may have met in several blocks.
+    kept = np.unique(later * np.int64(rows.num_rows) + earlier, return_index=True)[1]
+    later, earlier = later[kept], earlier[kept]
+    partition = (orders[later] % np.uint64(partitions)).astype(np.int32)
+    place = np.argsort(partition, kind="stable")
+    later, earlier, kept = later[place], earlier[place], kept[place]
+    table = pa.table(
+        [
+            pa.array(partition[place]),
+            pa.array(orders[later]),
+            pa.array(orders[earlier]),
+            rows["uid"].take(pa.array(later)),
+            rows["uid"].take(pa.array(earlier)),
+            rows["part"].take(pa.array(later)),
+            pa.nulls(len(kept), pa.float64()) if config.by == "image" else pa.array(similarity[kept]),
+            pa.nulls(len(kept), pa.int16()) if config.by == "caption" else pa.array(distance[kept]),
+        ],
+        schema=EDGE_SCHEMA,
+    )
+    counts = BlockCounts(len(bounds), int(sizes.max()), int(compared), int(sizes[bounded].sum()), int(crowded))
+    return Edges(table, counts)
 
 
 # ---- rows and features
 
 
-def _grouped(block_rows: pa.Table) -> tuple[pa.Table, Indices, Indices]:
-    """(distinct rows by uid, row of each place, bounds of places of each block with two rows or more)."""
+def _grouped(block_rows: pa.Table, seed: int) -> tuple[pa.Table, npt.NDArray[np.uint64], Indices, Indices]:
+    """(distinct rows in the order of choice, their places in it, row of each member, bounds of members of each block with two or more).
+
+    Members of a block ascend.
+    """
     uids, block = words(block_rows["uid"]), one_array(block_rows["block"]).to_numpy(zero_copy_only=False)
-    order = sort_order(uids, block)
-    ordered = block[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(order) else np.empty(0, int)
-    bounds = np.stack([starts, np.append(starts[1:], len(order))], axis=1) if len(starts) else np.empty((0, 2), int)
-    bounds = bounds[bounds[:, 1] - bounds[:, 0] > 1]
-    inside = np.zeros(len(order) + 1, np.int64)
-    np.add.at(inside, bounds[:, 0], 1)
-    np.add.at(inside, bounds[:, 1], -1)
-    used = np.flatnonzero(np.cumsum(inside[:-1]))  # places in shared blocks
-    by_uid = order[used][sort_order(uids[order[used]])]
+    order = np.argsort(block, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], block[order][1:] != block[order][:-1]])[: len(order)])
+    sizes = np.diff(np.append(starts, len(order)))
+    used = order[np.repeat(sizes > 1, sizes)]
+    by_uid = used[sort_order(uids[used])]
     first = np.concatenate([[True], (uids[by_uid][1:] != uids[by_uid][:-1]).any(axis=1)])[: len(by_uid)]
-    number = np.full(len(block_rows), -1, np.int64)
-    number[by_uid] = np.cumsum(first) - 1
-    distinct = by_uid[np.flatnonzero(first)]
-    return block_rows.take(pa.array(distinct)), number[order], bounds
+    distinct = by_uid[first]
+    chosen = choice_words(uids[distinct], seed, PURPOSE)
+    by_choice = sort_order(chosen)
+    number = np.empty(len(distinct), np.int64)
+    number[by_choice] = np.arange(len(distinct))
+    row = np.empty(len(block), np.int64)
+    row[by_uid] = number[np.cumsum(first) - 1]
+    ends = np.cumsum(sizes[sizes > 1])
+    bounds = np.stack([ends - sizes[sizes > 1], ends], axis=1)
+    member = row[used[np.lexsort((row[used], block[used]))]]
+    return block_rows.take(pa.array(distinct[by_choice])), chosen[by_choice, 0], member, bounds
 
 
-def _features(rows: pa.Table, config: DedupConfig, seed: int) -> _Features:
-    uids = words(rows["uid"])
-    rank = np.empty(len(uids), np.int64)
-    rank[sort_order(choice_words(uids, seed, PURPOSE))] = np.arange(len(uids))
+class _Features(NamedTuple):
+    """The distinct rows of a partition as arrays that the kernels read."""
+
+    text: Indices  # code of the text, in the texts' order; -1: none
+    stored: Indices  # code of image_sha256; -1: none
+    pdq: npt.NDArray[np.uint64]  # (n, 4)
+    good_pdq: npt.NDArray[np.bool_]
+    texts: pa.Array
+
+    def neighbours(self, rows: Indices) -> Indices:
+        """Rows in the order of text, picture, number."""
+        octets = self.pdq[rows].view(np.uint8).reshape(-1, 4, 8)[:, :, ::-1].copy().view(np.uint64).reshape(-1, 4)
+        return rows[np.lexsort((rows, *octets.T[::-1], self.text[rows]))]
+
+
+def _features(rows: pa.Table, config: DedupConfig) -> _Features:
     coded = one_array(rows["text"]).dictionary_encode()
     by_text = pc.sort_indices(coded.dictionary)
     place = np.empty(len(by_text), np.int64)
     place[by_text.to_numpy()] = np.arange(len(by_text))
     text = np.full(len(rows), -1, np.int64)
     text[np.asarray(coded.is_valid())] = place[coded.indices.drop_null().to_numpy()]
+    stored = one_array(rows["image_sha256"]).dictionary_encode().indices.fill_null(-1)
     pdq = np.ascontiguousarray(fixed_bytes(rows["pdq256"], 32)).view(np.uint64).reshape(-1, 4)
-    good = has_good_pdq(rows, config)
-    stored_bytes = np.ascontiguousarray(fixed_bytes(rows["image_sha256"], 32)).view("V32").reshape(-1)
-    stored = np.unique(stored_bytes.view("S32"), return_inverse=True)[1].astype(np.int64)
-    stored[~np.asarray(one_array(rows["image_sha256"]).is_valid())] = -1
-    parts = [text, stored, good.astype(np.int64), *np.where(good[:, None], pdq, np.uint64(0)).view(np.int64).T]
-    kind = np.unique(np.stack(parts, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
-    # A row without a comparable picture is identical to no other where pictures are compared: it has no evidence.
-    if config.by != "caption":
-        bare = (stored < 0) & ~good
-        kind[bare] = kind.max(initial=0) + 1 + np.arange(int(bare.sum()))
-    return _Features(uids, rank, text, stored, pdq, good, coded.dictionary.take(by_text), kind)
-
-
-def _leaders(features: _Features) -> Indices:
-    """For each row the row of its kind with the smallest choice key."""
-    order = np.lexsort((features.rank, features.kind))
-    kinds = features.kind[order]
-    starts = np.concatenate([[True], kinds[1:] != kinds[:-1]])
-    leader = np.empty(len(order), np.int64)
-    leader[order] = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]]
-    return leader
-
-
-class _Found(NamedTuple):
-    left: Indices
-    right: Indices
-    similarity: npt.NDArray[np.float64]
-    distance: npt.NDArray[np.int16]
-    identical: npt.NDArray[np.bool_]
-
-
-def _identical(features: _Features, leaders: Indices) -> _Found:
-    follower = np.flatnonzero(leaders != np.arange(len(leaders)))
-    ones = np.ones(len(follower))
-    return _Found(follower, leaders[follower], ones, np.zeros(len(follower), np.int16), ones.astype(np.bool_))
-
-
-def _edge_table(features: _Features, found: list[_Found], config: DedupConfig) -> pa.Table:
-    left = np.concatenate([part.left for part in found])
-    right = np.concatenate([part.right for part in found])
-    low, high = np.minimum(left, right), np.maximum(left, right)
-    # The same pair may have met in several blocks; the features are sorted by uid, so low < high means uid_a < uid_b.
-    kept = np.unique(low * np.int64(len(features.uids)) + high, return_index=True)[1]
-    similarity = np.concatenate([part.similarity for part in found])[kept]
-    distance = np.concatenate([part.distance for part in found])[kept]
-    return pa.table(
-        [
-            to_binary(features.uids[low[kept]]),
-            to_binary(features.uids[high[kept]]),
-            pa.nulls(len(kept), pa.float64()) if config.by == "image" else pa.array(similarity),
-            pa.nulls(len(kept), pa.int16()) if config.by == "caption" else pa.array(distance),
-            pa.array(np.concatenate([part.identical for part in found])[kept]),
-        ],
-        schema=EDGE_SCHEMA,
+    return _Features(
+        text,
+        stored.to_numpy(zero_copy_only=False).astype(np.int64),
+        pdq,
+        has_good_pdq(rows, config),
+        coded.dictionary.take(by_text),
     )
 
 
-# ---- candidate pairs
-
-
-class _Work:
-    """Candidate pairs of one partition in bounded batches, with counts of what was done."""
-
-    def __init__(self, features: _Features, config: DedupConfig) -> None:
-        self._features, self._config = features, config
-        self._hot: set[bytes] = set()
-        self.compared = self.hot = self.bounded_rows = 0
-
-    def pairs(self, member: Indices, bounds: Indices, leaders: Indices) -> Iterator[tuple[Indices, Indices]]:
-        """Arrays (left, right) of row numbers; a pair may come several times."""
-        batch: list[Indices] = []
-        waiting = 0
-        for start, end in bounds:
-            rows = member[start:end]
-            rows = rows[leaders[rows] == rows]
-            if len(rows) > self._config.max_block and self._seen(rows):
-                continue
-            for group in [rows] if len(rows) <= self._config.max_block else self._split(rows):
-                if len(group) > self._config.max_block:
-                    yield from self._neighbours(group)
-                elif len(group) > 1:
-                    batch.append(group)
-                    waiting += len(group) * (len(group) - 1) // 2
-                if waiting >= _PAIRS_AT_ONCE:
-                    yield self._all_with_all(batch, waiting)
-                    batch, waiting = [], 0
-        if waiting:
-            yield self._all_with_all(batch, waiting)
-
-    def _seen(self, rows: Indices) -> bool:
-        """Whether a hot block of the same rows was there before: a caption that many rows share has all its bands in common."""
-        known = hashlib.blake2b(rows.tobytes(), digest_size=16).digest()
-        again = known in self._hot
-        self._hot.add(known)
-        return again
-
-    def _all_with_all(self, groups: list[Indices], pairs: int) -> tuple[Indices, Indices]:
-        self.compared += pairs
-        sizes = np.array([len(group) for group in groups], np.int64)
-        left, right = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
-        _fill_pairs(np.concatenate(groups), sizes, left, right)
-        return left, right
-
-    def _split(self, rows: Indices) -> Iterator[Indices]:
-        """The parts of a hot block; a part that is the whole block again tells nothing and is left out while others remain."""
-        self.hot += 1
-        features = self._features
-        if self._config.by == "caption":
-            keys = self._bands(rows)
-            parts = [(rows, keys[:, band]) for band in range(keys.shape[1])]
-        else:
-            hashed = rows[features.good_pdq[rows]]
-            octets = np.ascontiguousarray(features.pdq[hashed]).view(np.uint8).reshape(-1, 32)
-            stored = rows[features.stored[rows] >= 0]
-            parts = [(hashed, octets[:, place].astype(np.uint64)) for place in range(32)]
-            parts.append((stored, features.stored[stored].astype(np.uint64)))
-        found = [group for part, keys in parts for group in _by_key(part, keys)]
-        smaller = [group for group in found if len(group) < len(rows)]
-        yield from smaller if smaller else found[:1]
-
-    def _bands(self, rows: Indices) -> npt.NDArray[np.uint64]:
-        bands, per_band = bands_and_rows(self._config.threshold, self._config.num_perm)
-        texts = self._features.texts.take(pa.array(self._features.text[rows]))
-        return band_keys(minhash_forms(texts, self._config.num_perm, self._config.seed), bands, per_band)
-
-    def _neighbours(self, rows: Indices) -> Iterator[tuple[Indices, Indices]]:
-        """Each row with the next `max_block` in the order of text, picture, uid."""
-        self.bounded_rows += len(rows)
-        features = self._features
-        octets = np.ascontiguousarray(features.pdq[rows]).view(">u8").astype(np.uint64).reshape(-1, 4)
-        ordered = rows[np.lexsort((rows, *octets.T[::-1], features.text[rows]))]
-        for step in range(1, self._config.max_block + 1):
-            if step >= len(ordered):
-                break
-            self.compared += len(ordered) - step
-            yield ordered[:-step], ordered[step:]
-
-
-def _by_key(rows: Indices, keys: npt.NDArray[np.uint64]) -> list[Indices]:
-    """The rows that share a key, as groups of two and more."""
-    order = np.lexsort((rows, keys))
-    cuts = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
-    return [group for group in np.split(rows[order], cuts) if len(group) > 1]
-
-
 # ---- kernels
-
-
-@compiled
-def _fill_pairs(rows: Indices, sizes: Indices, left: Indices, right: Indices) -> None:
-    """All pairs within consecutive groups of `rows`."""
-    start = at = 0
-    for size in sizes:
-        for first in range(start, start + size):
-            for second in range(first + 1, start + size):
-                left[at] = rows[first]
-                right[at] = rows[second]
-                at += 1
-        start += size
 
 
 @compiled
@@ -303,14 +179,16 @@ def _bits(word: np.uint64) -> np.int64:
 
 @compiled
 def _jaccard(one: int, two: int, starts: Indices, codes: npt.NDArray[np.uint64], threshold: float) -> float:
-    """Jaccard similarity of two shingle sets, or -1 when their sizes alone put it below the threshold."""
+    """Jaccard similarity of two shingle sets, or -1 as soon as it is sure to be below the threshold."""
     if one == two:
         return 1.0
     at, end, other, other_end = starts[one], starts[one + 1], starts[two], starts[two + 1]
     size, other_size = end - at, other_end - other
     if min(size, other_size) < threshold * max(size, other_size) - 1e-9:
         return -1.0
-    common = 0
+    # common / (size + other_size - common) >= threshold, so at most this many of the first set may be missing from the second.
+    may_miss = size - threshold * (size + other_size) / (1.0 + threshold) + 1e-6
+    common, missed = 0, 0
     while at < end and other < other_end:
         if codes[at] == codes[other]:
             common += 1
@@ -318,46 +196,96 @@ def _jaccard(one: int, two: int, starts: Indices, codes: npt.NDArray[np.uint64],
             other += 1
         elif codes[at] < codes[other]:
             at += 1
+            missed += 1
+            if missed > may_miss:
+                return -1.0
         else:
             other += 1
-    return float(common / (size + other_size - common))
+    share = float(common / (size + other_size - common))
+    return share if share >= threshold else -1.0
+
+
+class _Rules(NamedTuple):
+    """What two rows are compared by, as the kernels read it."""
+
+    captions: bool
+    pictures: bool
+    text: Indices
+    starts: Indices
+    codes: npt.NDArray[np.uint64]
+    threshold: float
+    pdq: npt.NDArray[np.uint64]
+    good_pdq: npt.NDArray[np.bool_]
+    stored: Indices
+    max_distance: int
 
 
 @compiled
-def _verify(
-    left: Indices,
-    right: Indices,
-    captions: bool,
-    pictures: bool,
-    text: Indices,
-    starts: Indices,
-    codes: npt.NDArray[np.uint64],
-    threshold: float,
-    pdq: npt.NDArray[np.uint64],
-    good_pdq: npt.NDArray[np.bool_],
-    stored: Indices,
-    max_distance: int,
+def _duplicates(
+    one: int,
+    others: Indices,
+    rules: _Rules,
+    found: Indices,
     similarity: npt.NDArray[np.float64],
     distance: npt.NDArray[np.int16],
-) -> npt.NDArray[np.bool_]:
-    """Which pairs are duplicates; fills their similarity and distance. Pictures first: they cost a few instructions."""
-    kept = np.zeros(len(left), np.bool_)
-    for at in range(len(left)):
-        one, two = left[at], right[at]
+) -> tuple[int, int]:
+    """Fill the first _MOST_EDGES of the `others` that are duplicates of row `one`, and how alike they are; returns how many, and how many
+    others were compared.
+
+    Pictures first: they cost a few instructions.
+    """
+    # Arrays that are handed on are counted at every call, which takes longer than to compare two pictures: no calls in this loop with them.
+    text, starts, codes, threshold = rules.text, rules.starts, rules.codes, rules.threshold
+    pdq, good_pdq, stored = rules.pdq, rules.good_pdq, rules.stored
+    count = 0
+    for at in range(len(others)):
+        if count == len(found):
+            return count, at
+        two = others[at]
         bits = np.int64(0)
-        if pictures and not (stored[one] >= 0 and stored[one] == stored[two]):
+        if rules.pictures and not (stored[one] >= 0 and stored[one] == stored[two]):
             if not (good_pdq[one] and good_pdq[two]):
                 continue
             for word in range(4):
                 bits += _bits(pdq[one, word] ^ pdq[two, word])
-            if bits > max_distance:
+            if bits > rules.max_distance:
                 continue
         share = 1.0
-        if captions:
+        if rules.captions:
             share = _jaccard(text[one], text[two], starts, codes, threshold)
-            if share < threshold:
+            if share < 0:
                 continue
-        similarity[at] = share
-        distance[at] = bits
-        kept[at] = True
-    return kept
+        found[count], similarity[count], distance[count] = two, share, bits
+        count += 1
+    return count, len(others)
+
+
+@compiled
+def _compare(
+    member: Indices, bounds: Indices, windows: Indices, rules: _Rules
+) -> tuple[Indices, Indices, npt.NDArray[np.float64], npt.NDArray[np.int16], int, int]:
+    """Edges (later row, earlier row, similarity, distance) of the members `bounds[i, 0]` to `bounds[i, 1]` of each block, each compared
+    with the `windows[i]` before it; the pairs compared; the rows that had enough edges before all were compared."""
+    later, earlier = np.empty(1024, np.int64), np.empty(1024, np.int64)
+    similarity, distance = np.empty(1024, np.float64), np.empty(1024, np.int16)
+    count, compared, crowded = 0, 0, 0
+    for block in range(len(bounds)):
+        start = bounds[block, 0]
+        for at in range(start + 1, bounds[block, 1]):
+            if count + _MOST_EDGES > len(later):
+                later = np.concatenate((later, later))
+                earlier = np.concatenate((earlier, earlier))
+                similarity = np.concatenate((similarity, similarity))
+                distance = np.concatenate((distance, distance))
+            end = count + _MOST_EDGES
+            others = member[max(start, at - windows[block]) : at]
+            found, looked = _duplicates(
+                member[at], others, rules, earlier[count:end], similarity[count:end], distance[count:end]
+            )
+            for place in range(count, count + found):
+                later[place] = max(member[at], earlier[place])
+                earlier[place] = min(member[at], earlier[place])
+            count += found
+            compared += looked
+            crowded += looked < len(others)
+    return later[:count], earlier[:count], similarity[:count], distance[:count], compared, crowded

@@ -22,7 +22,10 @@ from pipeline.stages.common import Output, part_units, partition_units, read_all
 
 ASSIGNED_SUFFIX = ".assigned.parquet"
 COUNT_SCHEMA = pa.schema([("query_id", pa.int32()), ("rows", pa.int64())])
-_QUERIES_PER_PARTITION = 10_000
+_ROWS_PER_PARTITION = 4_000_000
+"""Rows whose queries make a partition of `heads`, on average: 4 million keys of 20 bytes, 0.8 GB while they are merged."""
+_KEYS_AT_ONCE = 1_000_000
+"""Keys that wait at least until they are merged."""
 
 
 def at_most(
@@ -31,7 +34,7 @@ def at_most(
     """At most `cap` pairs a query. Four small steps give every query its limit; the last applies them to each file on its own.
 
     `sources` (a value per query) go into the ledger of `balance`. Memory: a count per query, and the `cap` smallest keys of the queries of
-    one partition.
+    one partition, twice; the files of the step before are read one after the other.
     """
     number = len(queries.queries)
     units = part_units(parts)
@@ -40,7 +43,7 @@ def at_most(
         driver, f"{name}-counts", number, [parts], units, matches, functools.partial(_counts, number), accounted=False
     )
     matched = summed(driver, f"{name}-matched", counted, counted.files)
-    partitions = shard_count(number, _QUERIES_PER_PARTITION)
+    partitions = shard_count(parts.rows, _ROWS_PER_PARTITION)
     heads = run_stage(
         driver,
         f"{name}-heads",
@@ -59,7 +62,7 @@ def at_most(
         [cap, partitions],
         [heads, assigned],
         partition_units(partitions),
-        functools.partial(read_partition, driver.out, heads.files),
+        functools.partial(_read_heads, driver.out, heads.files, cap),
         functools.partial(_limits, driver.out, assigned.files[0], number, cap),
         accounted=False,
     )
@@ -111,9 +114,9 @@ def query_sources(uri: str, queries: QueryList) -> list[str | None]:
 
 
 def summed(driver: Run, name: str, counted: Output, files: list[str]) -> Output:
-    """A step that adds up the counts (COUNT_SCHEMA) in `files`, which `counted` committed."""
-    read = functools.partial(read_all, driver.out, files)
-    return run_stage(driver, name, None, [counted], [Unit("all")], read, _total, accounted=False)
+    """A step that adds up the counts (COUNT_SCHEMA) in `files`, which `counted` committed, a file at a time."""
+    read = functools.partial(_read_sum, driver.out, files)
+    return run_stage(driver, name, None, [counted], [Unit("all")], read, as_read, accounted=False)
 
 
 def nothing(unit: Unit) -> pa.Table:
@@ -139,9 +142,19 @@ def _counts(number: int, table: pa.Table, unit: Unit) -> Result:
     return Result(count_table(balance.counts(table, number)))
 
 
-def _total(table: pa.Table, unit: Unit) -> Result:
-    number = 1 + (pc.max(table["query_id"]).as_py() if table.num_rows else -1)
-    return Result(count_table(_dense(table, number)))
+def _read_sum(out: str, files: Sequence[str], unit: Unit) -> pa.Table:
+    total = np.zeros(0, np.int64)
+    for name in files:
+        table = parquet.read(storage.join(out, name))
+        if table.num_rows:
+            total.resize(max(len(total), 1 + pc.max(table["query_id"]).as_py()), refcheck=False)
+            total += _dense(table, len(total))
+    return count_table(total)
+
+
+def as_read(table: pa.Table, unit: Unit) -> Result:
+    """The work of a unit whose reading does it all."""
+    return Result(table)
 
 
 def read_counts(out: str, name: str, number: int) -> npt.NDArray[np.int64]:
@@ -158,6 +171,17 @@ def _heads(
     order = pa.array(np.argsort(partition, kind="stable"))
     rows = heads.take(order).add_column(0, "partition", pa.array(partition).take(order))
     return Result(rows, beside={ASSIGNED_SUFFIX: count_table(balance.totals(assigned, number))})
+
+
+def _read_heads(out: str, files: Sequence[str], cap: int, unit: Unit) -> pa.Table:
+    """The heads of all files in one partition of queries: never more at once than twice those that are left of them."""
+    merged, waiting, rows = balance.HEAD_SCHEMA.empty_table(), [], 0
+    for name in files:
+        waiting.append(read_partition(out, [name], unit))
+        rows += waiting[-1].num_rows
+        if rows > max(_KEYS_AT_ONCE, merged.num_rows):
+            merged, waiting, rows = balance.merge_heads(pa.concat_tables([merged, *waiting]), cap), [], 0
+    return balance.merge_heads(pa.concat_tables([merged, *waiting]), cap)
 
 
 def _limits(out: str, assigned: str, number: int, cap: int, table: pa.Table, unit: Unit) -> Result:

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow.compute as pc
+
 from pipeline import status
 from pipeline.contracts import manifest, merkle, parquet, storage
 from pipeline.contracts.errors import InputError
@@ -18,7 +20,7 @@ from pipeline.status import StageStatus
 Row = dict[str, object]
 """A row of a table as Python values."""
 
-_CLUSTERS = "dedup-clusters"
+_DEDUP = "dedup"
 _UNSEEN = "not seen"
 
 
@@ -56,8 +58,8 @@ def parse_uid(text: str) -> bytes:
 
 
 def _stage_lines(out: str, stage: StageStatus, uid: bytes, queries: "_Queries") -> Iterator[str]:
-    if stage.name == _CLUSTERS:
-        yield from _cluster_lines(out, stage, uid)
+    if stage.name == _DEDUP:
+        yield from _follower_lines(out, stage, uid)
     if not all(record.accounted for record in stage.records):
         return
     kept = find(_uris(out, stage, [record.output.name for record in stage.records]), uid)
@@ -119,15 +121,15 @@ def _facts(stage: str, row: Row, queries: "_Queries") -> str:
     return ""
 
 
-def _cluster_lines(out: str, stage: StageStatus, uid: bytes) -> Iterator[str]:
-    """The rows that went for this one. (For whom it went itself, its rejection tells.)"""
-    for record in stage.records:
-        table = parquet.read(storage.join(out, stage.folder, record.output.name), ["uid", "representative"])
-        pairs = zip(table["uid"].to_pylist(), table["representative"].to_pylist(), strict=True)
-        followers = [row for row, stays in pairs if stays == uid]
-        if followers:
-            shown = ", ".join(row.hex() for row in followers[:5]) + (", …" if len(followers) > 5 else "")
-            yield f"{'dedup':<14}stays for {len(followers):,} near-equal rows: {shown}"
+def _follower_lines(out: str, stage: StageStatus, uid: bytes) -> Iterator[str]:
+    """The rows that went for this one, by the details of their rejections. (For whom it went itself, its own rejection tells.)"""
+    followers: list[bytes] = []
+    for uri in _uris(out, stage, [record.rejected_file.name for record in stage.records if record.rejected_file]):
+        table = parquet.read(uri, ["uid", "detail"])
+        followers += table.filter(pc.starts_with(table["detail"], f"{uid.hex()} stays"))["uid"].to_pylist()
+    if followers:
+        shown = ", ".join(row.hex() for row in followers[:5]) + (", …" if len(followers) > 5 else "")
+        yield f"{stage.name:<14}stays for {len(followers):,} near-equal rows: {shown}"
 
 
 class _Queries:

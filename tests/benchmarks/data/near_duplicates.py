@@ -32,6 +32,8 @@ class Planted(NamedTuple):
 class Rows(NamedTuple):
     table: pa.Table
     planted: list[Planted]
+    logos: list[bytes]
+    """The rows captioned "logo"."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -90,7 +92,8 @@ def rows(number: int) -> Rows:
     }
     filled = [columns.get(field.name, pa.nulls(len(captions), field.type)) for field in SHARD_SCHEMA]
     table = pa.table(filled, schema=SHARD_SCHEMA).sort_by("uid")
-    return Rows(table, [Planted(uids[a], uids[b], alike, distance) for a, b, alike, distance in pairs])
+    logos = [row for row, caption in zip(uids, captions, strict=True) if caption == "logo"]
+    return Rows(table, [Planted(uids[a], uids[b], alike, distance) for a, b, alike, distance in pairs], logos)
 
 
 def _partner(caption: list[str], draws: random.Random, words: list[str]) -> tuple[str, float]:

@@ -1,13 +1,70 @@
-"""Where the ledger's sources come from: a query list of every form that has one, or none."""
+"""Where the ledger's sources come from: a query list of every form that has one, or none. And that the steps over all files read them one
+after the other."""
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import balance
+from pipeline.engine import Unit
 from pipeline.match import load_queries
+from pipeline.stages import cap as capping
 from pipeline.stages.cap import query_sources
+
+FILES, ROWS = 60, 20_000
+
+
+@pytest.fixture
+def pool() -> Iterator[pa.MemoryPool]:
+    """The memory that Arrow takes during a test."""
+    before = pa.default_memory_pool()
+    watched = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(watched)
+    yield watched
+    pa.set_memory_pool(before)
+
+
+def test_heads_are_merged_a_file_at_a_time(
+    tmp_path: Path, pool: pa.MemoryPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held is what is left of all files, twice, and not the files."""
+    random_ = random.Random(51)
+    cap, names = 20, []
+    everything: dict[int, list[bytes]] = {}
+    for number in range(FILES):
+        rows = sorted((random_.randrange(100), random_.randbytes(16)) for _ in range(ROWS))
+        for query, key in rows:
+            everything.setdefault(query, []).append(key)
+        names.append(f"{number}.parquet")
+        columns = [pa.array([0] * ROWS, pa.int32()), pa.array([query for query, _ in rows], pa.int32()),
+                   pa.array([key for _, key in rows], pa.binary(16))]  # fmt: skip
+        schema = pa.schema([pa.field("partition", pa.int32(), nullable=False), *balance.HEAD_SCHEMA])
+        pq.write_table(pa.table(columns, schema=schema), tmp_path / names[-1])
+    del columns, rows
+    monkeypatch.setattr(capping, "_KEYS_AT_ONCE", ROWS)
+    found = capping._read_heads(str(tmp_path), names, cap, Unit("00000", (), {"partition": 0}))
+    truth = [(query, key) for query in sorted(everything) for key in sorted(everything[query])[:cap]]
+    assert list(zip(found["query_id"].to_pylist(), found["key"].to_pylist(), strict=True)) == truth
+    assert pool.max_memory() < 24 * FILES * ROWS / 4
+
+
+def test_counts_are_added_up_a_file_at_a_time(tmp_path: Path, pool: pa.MemoryPool) -> None:
+    random_ = random.Random(52)
+    total, names = [0] * 3 * ROWS, []
+    for number in range(FILES):
+        ids = sorted(random_.sample(range((number + 1) * 3 * ROWS // FILES), 3 * number))
+        for query in ids:
+            total[query] += query + number + 1
+        names.append(f"{number}.parquet")
+        counts = pa.array([query + number + 1 for query in ids], pa.int64())
+        pq.write_table(pa.table([pa.array(ids, pa.int32()), counts], schema=capping.COUNT_SCHEMA), tmp_path / names[-1])
+    found = capping._read_sum(str(tmp_path), names, Unit("all"))
+    assert dict(zip(*found.to_pydict().values(), strict=True)) == {n: count for n, count in enumerate(total) if count}
+    assert capping._read_sum(str(tmp_path), names[:1], Unit("all")).equals(capping.COUNT_SCHEMA.empty_table())
 
 
 def test_a_text_list_has_no_sources(tmp_path: Path) -> None:
