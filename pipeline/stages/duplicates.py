@@ -22,7 +22,7 @@ from pipeline.shard import shard_count
 from pipeline.stages.common import Output, part_units, partition_units, read_part, read_partition, run_stage
 
 _VERSION = 2
-_ROWS_PER_KIND_PARTITION = 1 << 20
+ROWS_PER_KIND_PARTITION = 1 << 20
 """Rows of the corpus whose kinds make a partition, on average: 0.15 GB while they are sorted."""
 ROWS_PER_KEY_PARTITION = 250_000
 """Rows of the corpus whose keys (15 of 32 bytes each) make a partition, on average: 0.5 GB while they are sorted."""
@@ -62,7 +62,7 @@ class _CopiesFound(NamedTuple):
 
 
 def _find_copies(driver: Run, config: PipelineConfig, fetched: Output) -> _CopiesFound:
-    partitions = shard_count(fetched.rows, _ROWS_PER_KIND_PARTITION)
+    partitions = shard_count(fetched.rows, ROWS_PER_KIND_PARTITION)
     kinds = run_stage(
         driver,
         "dedup-kinds",

@@ -13,9 +13,10 @@ from pipeline.config import PipelineConfig
 from pipeline.contracts.parquet import ROW_GROUP_BYTES
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, MATCHED_SCHEMA, SHARD_SCHEMA
 from pipeline.dedup.blocks import KEY_SCHEMA, SHARED_SCHEMA
+from pipeline.dedup.copies import COPY_SCHEMA, KIND_SCHEMA
 from pipeline.shard import DEFAULT_ROWS, shard_count
 from pipeline.stages.candidates import ROWS_PER_PARTITION
-from pipeline.stages.duplicates import ROWS_PER_KEY_PARTITION
+from pipeline.stages.duplicates import ROWS_PER_KEY_PARTITION, ROWS_PER_KIND_PARTITION
 
 READS_PER_FILE = 4
 """Requests to open a file and read a row group: its size, the end of its footer, the rest of the footer, the row group."""
@@ -71,6 +72,7 @@ def cut(
     files = math.ceil(candidates / pipeline.sources.rows_per_unit)
     parts = shard_count(candidates, ROWS_PER_PARTITION)
     hosts = pipeline.crawl.units
+    kinds = shard_count(rows["crawl"][1], ROWS_PER_KIND_PARTITION)
     keys = shard_count(rows["crawl"][1], ROWS_PER_KEY_PARTITION)
     pictures = Opened(hosts, math.ceil(picture_bytes / hosts / ROW_GROUP_BYTES))
     if pipeline.shard.bytes is not None:
@@ -99,7 +101,9 @@ def cut(
             hosts,
             held("dedup", hosts),
             [
-                _by_each(3, pictures),  # keys, blocks, what stays
+                _by_each(4, pictures),  # kinds, keys, blocks, what stays
+                _by_each(kinds, Opened(hosts, kinds, len(KIND_SCHEMA))),
+                _by_each(2 * hosts, Opened(kinds, hosts, len(COPY_SCHEMA))),  # for the keys and for the blocks
                 _by_each(keys, Opened(hosts, keys, len(KEY_SCHEMA))),
                 _by_each(hosts, Opened(keys, hosts, len(SHARED_SCHEMA))),
             ],
