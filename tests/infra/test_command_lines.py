@@ -99,8 +99,9 @@ def bucket(s3_server: str) -> str:
         Bucket="bucket", Key="dumps/enwiki-20260101-pages-articles-multistream.xml.bz2", Body=bz2.compress(dump)
     )
     client.put_object(Bucket="bucket", Key="dumps/pageviews-20260101-000000", Body=b"en Dog 90 0\n")
-    for part in ("noun", "verb", "adj", "adv"):
-        client.put_object(Bucket="bucket", Key=f"wordnet/data.{part}", Body=b"")
+    dog = b"02084071 05 n 02 dog 0 domestic_dog 0 001 @ 02083346 n 0000 | a member of the genus Canis  \n"
+    for part, lines in (("noun", dog), ("verb", b""), ("adj", b""), ("adv", b"")):
+        client.put_object(Bucket="bucket", Key=f"wordnet/data.{part}", Body=lines)
     return "bucket"
 
 
