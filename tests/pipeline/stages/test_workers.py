@@ -111,8 +111,8 @@ def test_the_same_bytes_with_one_worker_and_eight_and_in_small_partitions(
     assert 50 < gone < FILES * ROWS_PER_FILE
 
     for name in (
-        "_ROWS_PER_KIND_PARTITION",
-        "_ROWS_PER_KEY_PARTITION",
+        "ROWS_PER_KIND_PARTITION",
+        "ROWS_PER_KEY_PARTITION",
         "_BLOCK_ROWS_PER_PARTITION",
         "_ROWS_PER_GONE_PARTITION",
     ):

@@ -64,7 +64,8 @@ def pipeline(rows_per_unit: int = 10_000_000, crawl_units: int = 20, **shard: in
 
 
 def test_every_figure_by_hand() -> None:
-    """100 million rows of sources: 10 files, which 382 partitions of 2**18 rows cut across; 40 partitions of 250,000 rows' keys."""
+    """100 million rows of sources: 10 files, which 382 partitions of 2**18 rows cut across; 10 of 2**20 rows' kinds, 40 of 250,000
+    rows' keys."""
     found = {line.stage: line for line in plan.lines(RATES, CONFIG, pipeline())}
     assert {name: (line.rows_in, line.rows_out) for name, line in found.items()} == {
         "candidates": (100_000_000, 100_000_000),  # exact lets 0.8 through, filter 0.5
@@ -84,7 +85,7 @@ def test_every_figure_by_hand() -> None:
         [(382, 1)],
         [(3 * 382, 1)],
         [(2 * 382, 1), (20 * 382, 20)],
-        [(3 * 20, 1193), (40 * 20, 40), (20 * 40, 20)],
+        [(4 * 20, 1193), (10 * 20, 10), (2 * 20 * 10, 20), (40 * 20, 40), (20 * 40, 20)],
         [(3 * 20, 1)],
         [(50 * 20, 1), (50 * 20, 1193)],
     ]
@@ -108,7 +109,7 @@ def test_every_figure_by_hand() -> None:
         50_000_000_000,
     ]
     assert [line.bytes for line in found.values()] == sizes
-    columns = [[20], [8], [20], [20], [20, 10], [20, 4, 4], [20], [20, 20]]
+    columns = [[20], [8], [20], [20], [20, 10], [20, 5, 2, 6, 4], [20], [20, 20]]
     footers = [
         131 * sum(files * groups * width for (files, groups), width in zip(stage, widths, strict=True))
         for stage, widths in zip(opened, columns, strict=True)
