@@ -148,7 +148,7 @@ def img2dataset(urls: list[str], folder: Path, ray: Path) -> Cost:
 
 def ours(urls: list[str], hashes: bool, folder: Path, ray: Path) -> Cost:
     out, config = folder / "ours", folder / "config.toml"
-    (folder / "urls.csv").write_text("url,caption\n" + "".join(f"{url},picture {n}\n" for n, url in enumerate(urls)))
+    (folder / "urls.csv").write_text("url,caption\n" + "".join(f"{url},a picture of scene {n}\n" for n, url in enumerate(urls)))
     (folder / "queries.txt").write_text("picture\n")
     config.write_text(
         f"""
@@ -161,13 +161,15 @@ paths = ["{folder}/urls.csv"]
 [filter]
 queries = "{folder}/queries.txt"
 [precap]
-per_query = {len(urls)}
+per_query = 1000000
 [crawl]
 units = 8
 host_split = 8
 per_host = 512
 perceptual_hashes = {str(hashes).lower()}
 allow_addresses = ["127.0.0.0/8"]
+[dedup]
+by = "caption"
 """
     )
     command = pipelines.command(config, str(out), name="crawl")
