@@ -148,7 +148,9 @@ def img2dataset(urls: list[str], folder: Path, ray: Path) -> Cost:
 
 def ours(urls: list[str], hashes: bool, folder: Path, ray: Path) -> Cost:
     out, config = folder / "ours", folder / "config.toml"
-    (folder / "urls.csv").write_text("url,caption\n" + "".join(f"{url},a picture of scene {n}\n" for n, url in enumerate(urls)))
+    (folder / "urls.csv").write_text(
+        "url,caption\n" + "".join(f"{url},a picture of scene {n}\n" for n, url in enumerate(urls))
+    )
     (folder / "queries.txt").write_text("picture\n")
     config.write_text(
         f"""
