@@ -14,6 +14,7 @@ from pipeline.content.kernels import compiled
 
 _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
+_Ints = npt.NDArray[np.int64]
 
 
 def shrink(rgb: _Bytes, width: int, height: int) -> _Bytes:
@@ -24,32 +25,48 @@ def shrink(rgb: _Bytes, width: int, height: int) -> _Bytes:
 
 
 @compiled
+def _coverage(source: int, target: int) -> tuple[_Ints, _Floats]:
+    """What each of `target` pixels covers of a line of `source`: the first pixel of each, and the share of it and of those behind it."""
+    first = np.empty(target, np.int64)
+    shares = np.zeros((target, source // target + 2), np.float32)
+    for place in range(target):
+        # Edges in units of 1/target of a source pixel: whole numbers, so that coverage is exact.
+        begin, end = place * source, (place + 1) * source
+        first[place] = begin // target
+        at = first[place]
+        while at * target < end:
+            shares[place, at - first[place]] = np.float32(
+                (min(end, (at + 1) * target) - max(begin, at * target)) / source
+            )
+            at += 1
+    return first, shares
+
+
+@compiled
 def _shrink(source: _Bytes, target: _Bytes) -> _Bytes:
     height, width = source.shape[0], source.shape[1]
     rows, columns = target.shape[0], target.shape[1]
     flat = source.reshape(height, width * 3)
+    top, down = _coverage(height, rows)
+    left, across = _coverage(width, columns)
     summed = np.empty(width * 3, np.float32)
     for row in range(rows):
-        # Edges in units of 1/rows of a source row: whole numbers, so that coverage is exact.
-        top, bottom = row * height, (row + 1) * height
         summed[:] = 0.0
-        y = top // rows
-        while y * rows < bottom:
-            weight = np.float32((min(bottom, (y + 1) * rows) - max(top, y * rows)) / height)
-            line = flat[y]
-            for x in range(width * 3):
-                summed[x] += weight * np.float32(line[x])
-            y += 1
+        for more in range(down.shape[1]):
+            share = down[row, more]
+            if share > 0:
+                line = flat[top[row] + more]
+                for x in range(width * 3):
+                    summed[x] += share * np.float32(line[x])
         for column in range(columns):
-            left, right = column * width, (column + 1) * width
             red, green, blue = np.float32(0.0), np.float32(0.0), np.float32(0.0)
-            x = left // columns
-            while x * columns < right:
-                weight = np.float32((min(right, (x + 1) * columns) - max(left, x * columns)) / width)
-                red += weight * summed[3 * x]
-                green += weight * summed[3 * x + 1]
-                blue += weight * summed[3 * x + 2]
-                x += 1
+            for more in range(across.shape[1]):
+                share = across[column, more]
+                if share > 0:
+                    x = 3 * (left[column] + more)
+                    red += share * summed[x]
+                    green += share * summed[x + 1]
+                    blue += share * summed[x + 2]
             target[row, column, 0] = np.uint8(np.rint(red))
             target[row, column, 1] = np.uint8(np.rint(green))
             target[row, column, 2] = np.uint8(np.rint(blue))
