@@ -10,17 +10,15 @@ from pipeline.config import PipelineConfig
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, semantic
 from pipeline.engine import Result, Run, Unit
-from pipeline.shard import shard_count, shard_of
+from pipeline.shard import shard_of
 from pipeline.sources import rows as source_rows
 from pipeline.sources.files import SourceFile, SourcesConfig
-from pipeline.stages.common import Output, partition_units, read_partition, run_stage, with_partition
+from pipeline.stages.common import Output, partition_count, partition_units, read_partition, run_stage, with_partition
 
-ROWS_PER_PARTITION = 1 << 18
-"""Rows of one partition of the uid space, on average. It is a unit of `exact` and, less what is rejected, of `filter`, which hold all of
-its rows at once: with 175 bytes of text a row, 650 and 1,100 bytes a row, so that a worker needs 0.2 and 0.3 GB.
-
-It does not follow `sources.rows_per_unit`: every partition opens every file of `candidates` and starts a row group in each of them, so
-that partitions as small as those files would open as many files as the square of the rows and store row groups of a few rows.
+ROWS_PER_PARTITION = (1 << 18, 1 << 21)
+"""Rows of one partition of the uid space, on average, in a small run and at most. It is a unit of `exact` and, less what is rejected, of
+`filter`, which hold all of its rows at once: with 175 bytes of text a row, 650 and 1,100 bytes a row, so that a worker needs 0.2 and 0.3 GB
+in a small run, up to 1.4 and 2.3 GB in a large one. It does not follow `sources.rows_per_unit`, because of what `partition_count` says.
 """
 _VERSION = 2
 """Of what `candidates` makes of the same sources; raise it when pipeline/sources reads a file differently."""
@@ -29,7 +27,7 @@ _VERSION = 2
 def candidates(driver: Run, config: PipelineConfig, files: Sequence[SourceFile]) -> Output:
     """Units are row ranges of Parquet files and whole other files; rows are partitioned by uid for the next stage."""
     facts = driver.map(functools.partial(_file_facts, config=config.sources), files)
-    partitions = shard_count(sum(rows for _, rows in facts), ROWS_PER_PARTITION)
+    partitions = partition_count(sum(rows for _, rows in facts), *ROWS_PER_PARTITION)
     units = []
     for number, (file, (sha256, rows)) in enumerate(zip(files, facts, strict=True)):
         step = config.sources.rows_per_unit if source_rows.is_cut(file) else max(1, rows)

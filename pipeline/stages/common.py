@@ -2,7 +2,8 @@
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,13 @@ from pipeline.contracts.manifest import StageCounts
 from pipeline.engine import Result, Run, Stage, Unit, stage_digest
 from pipeline.keys import sort_order, words
 from pipeline.records import Record, count_rows, output_root
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+READERS = 16
+"""Files that a unit opens at once: an object store answers each of them after some tens of milliseconds."""
+_MOST_PARTITIONS = 1_000
 
 
 class Generation(NamedTuple):
@@ -104,11 +112,32 @@ def read_part(out: str, columns: list[str] | None, unit: Unit) -> pa.Table:
     return parquet.read(storage.join(out, unit.inputs[0]), columns)
 
 
+def partition_count(rows: int, least: int, most: int) -> int:
+    """Into how many partitions `rows` are cut: of `least` rows each, until there are a thousand; from there on of more, up to `most`.
+
+    A partition is a unit of the stage that reads it: a small run needs small ones to keep its workers busy. But each opens every file of
+    the stage before and has a row group in it, so twice as many partitions on both sides are four times as many files to open, with
+    footers twice as long. `most` is what a worker's memory holds.
+    """
+    return max(1, min(-(-rows // least), max(_MOST_PARTITIONS, -(-rows // most))))
+
+
 def read_partition(out: str, files: Sequence[str], unit: Unit) -> pa.Table:
     number = unit.params["partition"]
     assert isinstance(number, int)
-    parts = [parquet.read_where_equal(storage.join(out, name), "partition", number) for name in files]
+    return read_of_partition(out, files, number)
+
+
+def read_of_partition(out: str, files: Sequence[str], number: int) -> pa.Table:
+    """The rows that the files of a partitioned stage have for partition `number`, file by file."""
+    parts = at_once(lambda name: parquet.read_where_equal(storage.join(out, name), "partition", number), files)
     return pa.concat_tables(parts).drop_columns(["partition"]).combine_chunks()
+
+
+def at_once(function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
+    """`function` of each item, in their order, READERS at a time: for what waits for the store."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(function, items))
 
 
 def with_partition(rows: pa.Table, partition: npt.NDArray[np.int32]) -> pa.Table:

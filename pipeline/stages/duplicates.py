@@ -19,13 +19,23 @@ from pipeline.dedup.clusters import Places
 from pipeline.engine import Result, Run, Unit
 from pipeline.keys import one_array
 from pipeline.shard import shard_count
-from pipeline.stages.common import Output, part_units, partition_units, read_part, read_partition, run_stage
+from pipeline.stages.common import (
+    Output,
+    part_units,
+    partition_count,
+    partition_units,
+    read_of_partition,
+    read_part,
+    read_partition,
+    run_stage,
+)
 
 _VERSION = 2
 ROWS_PER_KIND_PARTITION = 1 << 20
 """Rows of the corpus whose kinds make a partition, on average: 0.15 GB while they are sorted."""
-ROWS_PER_KEY_PARTITION = 250_000
-"""Rows of the corpus whose keys (15 of 32 bytes each) make a partition, on average: 0.5 GB while they are sorted."""
+ROWS_PER_KEY_PARTITION = (250_000, 500_000)
+"""Rows of the corpus whose keys (15 of 32 bytes each) make a partition, on average, in a small run and at most: 0.5 and 1 GB while they are
+sorted."""
 _BLOCK_ROWS_PER_PARTITION = 500_000
 """Rows of blocks, of about 150 bytes, that make a partition, on average: 0.5 GB with the captions' shingles."""
 _ROWS_PER_GONE_PARTITION = 1 << 20
@@ -90,7 +100,7 @@ def _find_copies(driver: Run, config: PipelineConfig, fetched: Output) -> _Copie
 
 
 def _make_blocks(driver: Run, config: PipelineConfig, fetched: Output, copies: _CopiesFound) -> Output:
-    partitions = shard_count(fetched.rows, ROWS_PER_KEY_PARTITION)
+    partitions = partition_count(fetched.rows, *ROWS_PER_KEY_PARTITION)
     read = functools.partial(_read_originals, driver.out, copies.within, copies.copies.files)
     keys = run_stage(
         driver,
@@ -179,11 +189,6 @@ def _nothing(unit: Unit) -> pa.Table:
     return dedup.DECISION_SCHEMA.empty_table()
 
 
-def _of_file(out: str, files: Sequence[str], unit: Unit) -> pa.Table:
-    """The rows of a partitioned stage that are for the file of this unit."""
-    return read_partition(out, files, Unit(unit.id, (), {"partition": int(unit.id)}))
-
-
 def _kinds(config: dedup.DedupConfig, seed: int, partitions: int, table: pa.Table, unit: Unit) -> Result:
     found = dedup.kinds(table, config, seed, partitions, int(unit.id))
     return Result(found.rows, beside={WITHIN_SUFFIX: found.within})
@@ -196,7 +201,7 @@ def _copies(seed: int, partitions: int, table: pa.Table, unit: Unit) -> Result:
 
 def _read_originals(out: str, within: Sequence[str], copies: Sequence[str], unit: Unit) -> pa.Table:
     table = read_part(out, dedup.COLUMNS, unit)
-    copied = _of_file(out, copies, unit)
+    copied = read_of_partition(out, copies, int(unit.id))
     mine = parquet.read(storage.join(out, within[int(unit.id)]))
     return table.take(pa.array(dedup.originals(table.num_rows, mine, copied)))
 
@@ -213,7 +218,7 @@ def _shared(config: dedup.DedupConfig, table: pa.Table, unit: Unit) -> Result:
 def _blocks(
     out: str, shared: Sequence[str], config: dedup.DedupConfig, partitions: int, table: pa.Table, unit: Unit
 ) -> Result:
-    return Result(dedup.blocks(table, _of_file(out, shared, unit), config, partitions, int(unit.id)))
+    return Result(dedup.blocks(table, read_of_partition(out, shared, int(unit.id)), config, partitions, int(unit.id)))
 
 
 def _edges(config: dedup.DedupConfig, seed: int, partitions: int, table: pa.Table, unit: Unit) -> Result:
@@ -241,4 +246,4 @@ def _drop(
     out: str, config: dedup.DedupConfig, clusters: Sequence[str], within: Sequence[str], table: pa.Table, unit: Unit
 ) -> Result:
     copies = parquet.read(storage.join(out, within[int(unit.id)]))
-    return Result(*dedup.apply(table, _of_file(out, clusters, unit), copies, config))
+    return Result(*dedup.apply(table, read_of_partition(out, clusters, int(unit.id)), copies, config))

@@ -9,13 +9,20 @@ import functools
 import pyarrow as pa
 
 from pipeline.config import PipelineConfig
-from pipeline.contracts import parquet, storage
 from pipeline.contracts.schema import INDEX_SCHEMA
 from pipeline.dedup import exact_keys
 from pipeline.dedup.exact_keys import ExactKey
 from pipeline.engine import Result, Run, Unit
 from pipeline.shard import shard_count
-from pipeline.stages.common import Output, part_units, partition_units, read_part, read_partition, run_stage
+from pipeline.stages.common import (
+    Output,
+    part_units,
+    partition_units,
+    read_of_partition,
+    read_part,
+    read_partition,
+    run_stage,
+)
 
 _ROWS_PER_PARTITION = 1 << 20
 """Keys of one partition, on average: about 150 MB while they are sorted."""
@@ -69,5 +76,4 @@ def _repeated(by: ExactKey, seed: int, table: pa.Table, unit: Unit) -> Result:
 
 
 def _drop(out: str, gone: list[str], by: ExactKey, table: pa.Table, unit: Unit) -> Result:
-    mine = [parquet.read_where_equal(storage.join(out, name), "partition", int(unit.id)) for name in gone]
-    return Result(*exact_keys.drop(table, pa.concat_tables(mine), by))
+    return Result(*exact_keys.drop(table, read_of_partition(out, gone, int(unit.id)), by))

@@ -17,7 +17,7 @@ from pipeline.engine import Result, Run, Unit
 from pipeline.keys import one_array
 from pipeline.match import QueryList
 from pipeline.shard import DEFAULT_ROWS, shard_count, shard_table
-from pipeline.stages.common import Output, partition_units, run_stage
+from pipeline.stages.common import Output, at_once, partition_units, run_stage
 
 INDEX_SUFFIX = ".index.parquet"
 
@@ -85,13 +85,15 @@ def _read_range(out: str, pairs: Sequence[tuple[str, str]], number: int, unit: U
     place = unit.params["partition"]
     assert isinstance(place, int)
     low, high = _first_uid(place, number), _first_uid(place + 1, number) if place + 1 < number else None
-    parts = []
-    for kept, fetched in pairs:
-        rows = parquet.read_uid_range(storage.join(out, kept), low, high)
-        pictures = parquet.read_uid_range(storage.join(out, fetched), low, high, ["uid", "image"])
-        at = pc.index_in(rows["uid"], one_array(pictures["uid"]))
-        parts.append(rows.append_column("image", pictures["image"].take(at)))
-    return pa.concat_tables(parts)
+    return pa.concat_tables(at_once(functools.partial(_read_pair, out, low, high), pairs))
+
+
+def _read_pair(out: str, low: bytes, high: bytes | None, pair: tuple[str, str]) -> pa.Table:
+    kept, fetched = (storage.join(out, name) for name in pair)
+    rows = parquet.read_uid_range(kept, low, high)
+    pictures = parquet.read_uid_range(fetched, low, high, ["uid", "image"])
+    at = pc.index_in(rows["uid"], one_array(pictures["uid"]))
+    return rows.append_column("image", pictures["image"].take(at))
 
 
 def _first_uid(place: int, number: int) -> bytes:

@@ -32,6 +32,7 @@ from pipeline.contracts import storage
 from pipeline.contracts.config import StrictModel, load_config
 from pipeline.contracts.errors import InputError
 from pipeline.records import Record
+from pipeline.stages.common import READERS
 from pipeline.tools.units import FOOTER_BYTES, FOOTER_SECONDS, READS_PER_FILE, Cut, cut
 
 STAGES = ("candidates", "exact", "filter", "precap", "crawl", "dedup", "balance", "shards")
@@ -78,7 +79,7 @@ class ClusterConfig(StrictModel):
     network_gbit_per_node: float = Field(gt=0)
     """To the store and to the web, both ways together."""
     read_ms: float = Field(default=20.0, ge=0)
-    """Until the store answers a read. A unit waits for one after the other."""
+    """Until the store answers a read. A unit waits for READERS of them at once."""
 
     @property
     def cores(self) -> int:
@@ -229,14 +230,14 @@ def lines(rates: Mapping[str, Rate], config: PlanConfig, pipeline: PipelineConfi
         "crawl": kept["precap"] + config.target.fetched * config.target.fetch_bytes,
         "dedup": kept["dedup"],
         "balance": kept["dedup"],
-        "shards": kept["balance"] + kept["crawl"],
+        "shards": kept["balance"] + cuts["shards"].picture_bytes,
     }
     found: list[Line] = []
     for name in STAGES:
         rate, opened, (rows_in, rows_out) = rates[name], cuts[name].opened, rows[name]
         factor = rows_in / rate.rows_in
         reads = sum(each.files for each in opened) * READS_PER_FILE
-        opening = reads * config.cluster.read_ms / 1000 + sum(each.footer_seconds for each in opened)
+        opening = reads * config.cluster.read_ms / 1000 / READERS + sum(each.footer_seconds for each in opened)
         size = kept[name] + round(rate.bytes_more * factor) + _rejected_bytes(name, rates, rows)
         size += cuts[name].footers.footer_bytes
         found.append(

@@ -16,6 +16,7 @@ from pipeline.dedup.blocks import KEY_SCHEMA, SHARED_SCHEMA
 from pipeline.dedup.copies import COPY_SCHEMA, KIND_SCHEMA
 from pipeline.shard import DEFAULT_ROWS, shard_count
 from pipeline.stages.candidates import ROWS_PER_PARTITION
+from pipeline.stages.common import partition_count
 from pipeline.stages.duplicates import ROWS_PER_KEY_PARTITION, ROWS_PER_KIND_PARTITION
 
 READS_PER_FILE = 4
@@ -57,6 +58,8 @@ class Cut(NamedTuple):
     """Memory that a unit takes, on average."""
     opened: Sequence[Opened]
     """What all its units with their steps open. Steps of one unit and those a query are left out: they are few."""
+    picture_bytes: int = 0
+    """What it reads of the crawl's pictures, in whole row groups: where its ranges are narrower than those, each is read several times."""
     footers: Opened = Opened(0)
     """The files that it writes for the units of another stage: their footers are disk that a small run does not have."""
 
@@ -70,11 +73,11 @@ def cut(
     """
     candidates = rows["candidates"][0]
     files = math.ceil(candidates / pipeline.sources.rows_per_unit)
-    parts = shard_count(candidates, ROWS_PER_PARTITION)
+    parts = partition_count(candidates, *ROWS_PER_PARTITION)
     hosts = pipeline.crawl.units
     kinds = shard_count(rows["crawl"][1], ROWS_PER_KIND_PARTITION)
-    keys = shard_count(rows["crawl"][1], ROWS_PER_KEY_PARTITION)
-    pictures = Opened(hosts, math.ceil(picture_bytes / hosts / ROW_GROUP_BYTES))
+    keys = partition_count(rows["crawl"][1], *ROWS_PER_KEY_PARTITION)
+    pictures = Opened(hosts, max(1, math.ceil(picture_bytes / hosts / ROW_GROUP_BYTES)))
     if pipeline.shard.bytes is not None:
         shards = shard_count(shard_bytes, pipeline.shard.bytes)
     else:
@@ -87,7 +90,7 @@ def cut(
     by_uid = Opened(files, min(parts, math.ceil(rows["candidates"][1] / files)), len(CANDIDATE_SCHEMA) + 1)
     by_host = Opened(parts, min(hosts, math.ceil(rows["crawl"][0] / parts)), len(MATCHED_SCHEMA) + 1)
     return {
-        "candidates": Cut(files, held("candidates", files), [Opened(files)], by_uid),
+        "candidates": Cut(files, held("candidates", files), [Opened(files)], footers=by_uid),
         "exact": Cut(parts, held("exact", parts), [_by_each(parts, by_uid)]),
         "filter": Cut(parts, held("filter", parts), [Opened(parts)]),
         "precap": Cut(parts, held("precap", parts), [Opened(3 * parts)]),  # counts, heads, the cap
@@ -95,7 +98,7 @@ def cut(
             hosts,
             round(picture_bytes * _HELD_PER_STORED / hosts),
             [Opened(2 * parts), _by_each(hosts, by_host)],  # domains, the split; a unit's rows
-            by_host,
+            footers=by_host,
         ),
         "dedup": Cut(
             hosts,
@@ -113,6 +116,8 @@ def cut(
             shards,
             round(shard_bytes * _HELD_PER_STORED / shards),
             [Opened(shards * hosts), _by_each(shards, pictures)],  # a range of uids lies in every file of both
+            # and begins in the middle of a row group
+            round(picture_bytes / pictures.groups * min(pictures.groups + shards, pictures.groups * shards)),
         ),
     }
 

@@ -110,9 +110,9 @@ def test_the_same_bytes_with_one_worker_and_eight_and_in_small_partitions(
     gone = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "one").glob(f"{last}/*/*.rejected.parquet"))
     assert 50 < gone < FILES * ROWS_PER_FILE
 
+    monkeypatch.setattr("pipeline.stages.duplicates.ROWS_PER_KEY_PARTITION", (250, 250))
     for name in (
         "ROWS_PER_KIND_PARTITION",
-        "ROWS_PER_KEY_PARTITION",
         "_BLOCK_ROWS_PER_PARTITION",
         "_ROWS_PER_GONE_PARTITION",
     ):
