@@ -30,14 +30,15 @@ class Phrases(NamedTuple):
     Open addressing by a hash, 0 where a slot is empty:
 
     heads: by a first token, uint64 (slots, 4): its hash; the lengths of the texts in `longer` that begin with it (bit n - 1: n tokens;
-    bit 31: some of `long_lengths`); 1 + the text that is this token alone (0: none), and where that one begins in `texts`.
-    longer: by a text of several tokens, uint64 (slots, 2): its hash; its number in the high half, its place in `texts` in the low one. A
+    bit 31: some of `long_lengths`); 1 + the answer of the text that is this token alone (0: none), and where that one begins in `texts`.
+    longer: by a text of several tokens, uint64 (slots, 2): its hash; its answer in the high half, its place in `texts` in the low one. A
     text of one token is here too when the hash of its token is another one's.
+    An answer is the phrase whose text it is, and where there are several of them _SHARED | the number of the text.
     sieve: a bit for each hash of `longer`, modulo its size: most look-ups end here, in a megabyte that stays in the cache.
     """
 
     texts: Bytes  # each ends with _END
-    members: _Ids  # phrases, by text
+    members: _Ids  # phrases, by text: text i has those from `member_starts[i]` on
     member_starts: _Places
     heads: _Words
     longer: _Words
@@ -57,14 +58,17 @@ def build(phrases: pa.Array, usable: npt.NDArray[np.bool_], cut: bool) -> Phrase
     longest = int(np.diff(texts.starts).max(initial=1)) - 1
     powers = np.full(longest + 1, _BASE, np.uint64)
     powers[0] = 1
+    member_starts = np.concatenate([[0], np.cumsum(sizes_of)]).astype(np.int64)
+    answers = np.arange(len(sizes_of), dtype=np.uint32) | _SHARED
+    answers[sizes_of == 1] = members[member_starts[:-1][sizes_of == 1]]
     slots = 1 << max(4, (2 * len(sizes_of)).bit_length())
     heads, longer = np.zeros((slots, 4), np.uint64), np.zeros((slots, 2), np.uint64)
     sieve, has_long = np.zeros(slots // 8, np.uint64), np.zeros(longest + 2, np.bool_)
-    _fill(*texts, sizes_of > 0, spaceless_points(), cut, heads, longer, sieve, has_long)
+    _fill(*texts, sizes_of > 0, answers, spaceless_points(), cut, heads, longer, sieve, has_long)
     tables = Phrases(
         texts.data,
         members.astype(np.int32),
-        np.concatenate([[0], np.cumsum(sizes_of)]).astype(np.int64),
+        member_starts,
         heads,
         longer,
         sieve,
@@ -89,6 +93,7 @@ def find(text: Text, phrases: Phrases, cut: bool) -> pa.Array:
 # ---- kernels
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial hash; odd
+_SHARED = np.uint32(1 << 31)  # the sign of an answer as int32
 _END = np.uint8(0xFF)  # behind each text: no byte of UTF-8
 _BLOCK_BYTES = 8192
 _LOW_HALF = np.uint64(0xFFFFFFFF)
@@ -161,6 +166,7 @@ def _fill(
     texts: Bytes,
     starts: _Places,
     used: npt.NDArray[np.bool_],
+    answers: npt.NDArray[np.uint32],
     spaceless: npt.NDArray[np.bool_],
     cut: bool,
     heads: _Words,
@@ -184,7 +190,7 @@ def _fill(
             slot = (slot + np.uint64(1)) & last
         heads[slot, 0] = head
         if count == 1 and heads[slot, 2] == 0:
-            heads[slot, 2], heads[slot, 3] = text + 1, start
+            heads[slot, 2], heads[slot, 3] = np.uint64(answers[text]) + np.uint64(1), start
             continue
         heads[slot, 1] |= np.uint64(1) << np.uint64(min(count, 32) - 1)
         has_long[count] |= count > 31
@@ -194,7 +200,7 @@ def _fill(
         slot = whole & last
         while longer[slot, 0] != 0:
             slot = (slot + np.uint64(1)) & last
-        longer[slot, 0], longer[slot, 1] = whole, np.uint64(text) << np.uint64(32) | np.uint64(start)
+        longer[slot, 0], longer[slot, 1] = whole, np.uint64(answers[text]) << np.uint64(32) | np.uint64(start)
 
 
 @compiled
@@ -297,7 +303,7 @@ def _block_runs(
 ) -> tuple[_Places, _Words, np.uint64]:
     """Runs of tokens that may be a text, and the hashes of those of several tokens; row i's are those from `bounds[i]` on.
 
-    A run is where it begins, its bytes, its text (-1: to be looked up in `longer`), and the text's place. What is returned is `runs` and
+    A run is where it begins, its bytes, the answer (-1: to be looked up in `longer`), and its text's place. What is returned is `runs` and
     `hashes` again, or longer ones.
     """
     last, sieve_last = np.uint64(len(phrases.heads) - 1), np.uint64(64 * len(phrases.sieve) - 1)
@@ -366,7 +372,7 @@ def _look_up(runs: _Places, hashes: _Words, count: int, phrases: Phrases) -> np.
 
 @compiled
 def _verified(data: Bytes, runs: _Places, hashes: _Words, first: int, stop: int, phrases: Phrases, found: _Ids) -> int:
-    """The texts that runs `first`..`stop` are, byte by byte, into `found`; returns how many."""
+    """The answers of runs `first`..`stop` whose texts they are, byte by byte, into `found`; returns how many."""
     last, hits = np.uint64(len(phrases.longer) - 1), 0
     for run in range(first, stop):
         begin, size = runs[run, 0], runs[run, 1]
@@ -390,19 +396,25 @@ def _verified(data: Bytes, runs: _Places, hashes: _Words, first: int, stop: int,
 
 @compiled
 def _put_members(found: _Ids, hits: int, phrases: Phrases, out: _Ids, start: int) -> int:
-    """Write the phrases of the texts `found[:hits]`, sorted, to `out[start:]`; returns where they end, or -1 when there is no room."""
-    needed = 0
-    for hit in range(hits):
-        needed += phrases.member_starts[found[hit] + 1] - phrases.member_starts[found[hit]]
+    """Write the phrases of the answers `found[:hits]`, sorted, to `out[start:]`; returns where they end, or -1 when there is no room."""
+    needed, shared = 0, 0  # answers of several phrases are negative, and so come first
+    while shared < hits and found[shared] < 0:
+        text = np.int64(found[shared]) & 0x7FFFFFFF
+        needed += phrases.member_starts[text + 1] - phrases.member_starts[text]
+        shared += 1
+    needed += hits - shared
     if start + needed > len(out):
         return -1
     filled = start
-    for hit in range(hits):
-        for member in range(phrases.member_starts[found[hit]], phrases.member_starts[found[hit] + 1]):
+    for hit in range(shared):
+        text = np.int64(found[hit]) & 0x7FFFFFFF
+        for member in range(phrases.member_starts[text], phrases.member_starts[text + 1]):
             out[filled] = phrases.members[member]
             filled += 1
-    # Texts are numbered by their first phrase, so that their phrases come sorted; those of a text with several lie apart.
-    if needed > hits:
+    for hit in range(shared, hits):
+        out[filled] = found[hit]
+        filled += 1
+    if shared:
         _sorted_distinct(out[start:filled], needed)
     return filled
 
