@@ -61,9 +61,12 @@ def build(phrases: pa.Array, usable: npt.NDArray[np.bool_], cut: bool) -> Phrase
     member_starts = np.concatenate([[0], np.cumsum(sizes_of)]).astype(np.int64)
     answers = np.arange(len(sizes_of), dtype=np.uint32) | _SHARED
     answers[sizes_of == 1] = members[member_starts[:-1][sizes_of == 1]]
-    slots = 1 << max(4, (2 * len(sizes_of)).bit_length())
-    heads, longer = np.zeros((slots, 4), np.uint64), np.zeros((slots, 2), np.uint64)
-    sieve, has_long = np.zeros(slots // 8, np.uint64), np.zeros(longest + 2, np.bool_)
+    firsts = np.unique(_head_hashes(*texts, spaceless_points(), cut, longest))
+    # Few texts begin with a new token: a table of that size is looked up in the cache, where one for all texts is not.
+    heads, longer = (
+        np.zeros((_slots(count), width), np.uint64) for count, width in ((len(firsts), 4), (len(sizes_of), 2))
+    )
+    sieve, has_long = np.zeros(len(longer) // 8, np.uint64), np.zeros(longest + 2, np.bool_)
     _fill(*texts, sizes_of > 0, answers, spaceless_points(), cut, heads, longer, sieve, has_long)
     tables = Phrases(
         texts.data,
@@ -78,6 +81,11 @@ def build(phrases: pa.Array, usable: npt.NDArray[np.bool_], cut: bool) -> Phrase
     for array in tables:
         array.setflags(write=False)  # as they are when they come back from Ray: one compiled loop for both
     return tables
+
+
+def _slots(count: int) -> int:
+    """A power of two that `count` entries fill to a half at most."""
+    return 1 << max(4, (2 * count).bit_length())
 
 
 def find(text: Text, phrases: Phrases, cut: bool) -> pa.Array:
@@ -162,6 +170,22 @@ def _tokens(
 
 
 @compiled
+def _head_hashes(
+    texts: Bytes, starts: _Places, spaceless: npt.NDArray[np.bool_], cut: bool, longest: int
+) -> npt.NDArray[np.uint64]:
+    """The hash of each text's first token."""
+    hashes = np.empty(len(starts) - 1, np.uint64)
+    prefixes = np.empty(longest + 2, np.uint64)
+    tokens = np.empty((longest + 2, 2), np.int64)
+    for text in range(len(hashes)):
+        start, end = starts[text], starts[text + 1] - 1
+        _tokens(texts, start, end, spaceless, cut, tokens, 0)
+        _hash_prefixes(texts, start, tokens[0, 1], prefixes)
+        hashes[text] = _mixed(prefixes[tokens[0, 1] - start])
+    return hashes
+
+
+@compiled
 def _fill(
     texts: Bytes,
     starts: _Places,
@@ -177,7 +201,7 @@ def _fill(
     """Enter every used text into the tables."""
     prefixes = np.empty(len(has_long), np.uint64)
     tokens = np.empty((len(has_long), 2), np.int64)
-    last = np.uint64(len(heads) - 1)
+    last_head, last = np.uint64(len(heads) - 1), np.uint64(len(longer) - 1)
     for text in range(len(starts) - 1):
         if not used[text]:
             continue
@@ -185,9 +209,9 @@ def _fill(
         _hash_prefixes(texts, start, end, prefixes)
         count = _tokens(texts, start, end, spaceless, cut, tokens, 0)
         head = _mixed(prefixes[tokens[0, 1] - start])
-        slot = head & last
+        slot = head & last_head
         while heads[slot, 0] != 0 and heads[slot, 0] != head:
-            slot = (slot + np.uint64(1)) & last
+            slot = (slot + np.uint64(1)) & last_head
         heads[slot, 0] = head
         if count == 1 and heads[slot, 2] == 0:
             heads[slot, 2], heads[slot, 3] = np.uint64(answers[text]) + np.uint64(1), start
