@@ -6,7 +6,8 @@ resizes, encodes and hashes, which Pillow and numba do without holding the inter
 
 Two things let a host hold its unit no longer. One that is not there (no address, no connection, no answer in time) or not now (429, 503)
 `host_failures` times in a row is given up: what still waits for the same port of it is refused with the name of the last failure. And
-one that asks to be waited for (Retry-After, Crawl-delay) is waited for `max_host_wait_s` seconds in all; what is left then is refused.
+one that wants to be waited for (Retry-After, Crawl-delay, answers that take long) is waited for `max_host_wait_s` seconds in all; what is
+left then is refused.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from pipeline.crawl.picture import store
 from pipeline.crawl.urls import Target, UrlRefused, parse
 
 _QUEUED_BODIES = 16  # that wait for the decoder or are in it
+_PROMPT_S = 2.0  # a fetch that takes longer has the unit wait
 
 
 def fetch_pictures(
@@ -107,7 +109,7 @@ class _Unit:
     def _lose_patience(self, host: str) -> None:
         """Refuse what waits for a host that has had the unit wait for too long."""
         if self.queues.waits_s(host) > self._config.max_host_wait_s:
-            self._refuse_waiting(self.queues.drop(host), Refused(Reason.TIMEOUT, "its host asks for long waits"))
+            self._refuse_waiting(self.queues.drop(host), Refused(Reason.TIMEOUT, "its host wants long waits"))
 
     # ---- one URL
 
@@ -115,11 +117,16 @@ class _Unit:
         self, index: int, target: Target, fetcher: Fetcher, decoder: concurrent.futures.ThreadPoolExecutor
     ) -> None:
         fetched: bytes | Refused
+        now = asyncio.get_running_loop().time
+        began = now()
         try:
             fetched = await fetcher.fetch(target)
         except Exception as error:  # noqa: BLE001 - logged there; no single URL may end a run
             fetched = unforeseen(error, Reason.CONNECTION, "fetching")
         self._note(target, fetched)
+        # A host that answers its `limit` fetches at once in N seconds holds the unit for N seconds.
+        self.queues.waited(target.host, max(0.0, now() - began - _PROMPT_S) / self._host_limit(target.host))
+        self._lose_patience(target.host)
         self.queues.give_back(target.host)
         self._changed.set()
         if isinstance(fetched, Refused):

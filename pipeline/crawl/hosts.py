@@ -132,8 +132,14 @@ class HostQueues:
             host.rests_until = max(host.rests_until, now) + host.gap_s
             host.waits_s += host.gap_s - host.spacing_s
 
+    def waited(self, name: str, seconds: float) -> None:
+        """The host has had the caller wait by answering late."""
+        host = self._hosts.get(name)
+        if host is not None:
+            host.waits_s += seconds
+
     def waits_s(self, name: str) -> float:
-        """Seconds that the host has had us wait in all, beyond our own pace, at its own asking."""
+        """Seconds that the host has had us wait in all, beyond our own pace."""
         host = self._hosts.get(name)
         return host.waits_s if host is not None else 0.0
 

@@ -93,6 +93,9 @@ class Hostile:
             await write(self.robots.get(host, whole(404, b"")))
         elif path in self.answers:
             await write(self.answers[path])
+        elif path == "/slowly":
+            await asyncio.sleep(0.25)
+            await write(whole(200, JPEG))
         elif path == "/reset":
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await write(head(200, length=1000) + b"x" * 100)

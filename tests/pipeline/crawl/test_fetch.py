@@ -207,7 +207,20 @@ def test_a_host_that_wants_to_be_waited_for_has_a_budget() -> None:
     stored = [isinstance(outcome, Stored) for outcome in outcomes]
     assert 3 <= sum(stored[:100]) <= 6
     assert stored[:100] == sorted(stored[:100], reverse=True)  # the first in the list are those that were asked for
-    assert set(outcomes[sum(stored[:100]) : 100]) == {Refused(Reason.TIMEOUT, "its host asks for long waits")}
+    assert set(outcomes[sum(stored[:100]) : 100]) == {Refused(Reason.TIMEOUT, "its host wants long waits")}
+    assert all(stored[100:])
+
+
+def test_a_host_that_answers_late_has_the_same_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.2 s of lateness for each of two at once: 1 s is over after ten."""
+    monkeypatch.setattr("pipeline.crawl.engine._PROMPT_S", 0.05)
+    with Hostile(hosts=2, answers=ANSWERS).running() as web:
+        slow = [web.url(f"/slowly?{number:03}") for number in range(100)]
+        other = [web.url(f"/ok?{number:03}", 1) for number in range(20)]
+        outcomes = unit([*slow, *other], config(max_host_wait_s=1.0), at_once=2)
+    stored = [isinstance(outcome, Stored) for outcome in outcomes]
+    assert 5 <= sum(stored[:100]) <= 14
+    assert set(outcomes[sum(stored[:100]) : 100]) == {Refused(Reason.TIMEOUT, "its host wants long waits")}
     assert all(stored[100:])
 
 
@@ -326,7 +339,7 @@ def test_a_host_that_is_always_busy_does_not_hold_a_unit() -> None:
         assert time.monotonic() - began < 10
         assert set(outcomes[: len(busy)]) == {
             Refused(Reason.HTTP_STATUS, "429"),
-            Refused(Reason.TIMEOUT, "its host asks for long waits"),
+            Refused(Reason.TIMEOUT, "its host wants long waits"),
         }
         assert all(isinstance(outcome, Stored) for outcome in outcomes[len(busy) :])
 
