@@ -21,6 +21,7 @@ from pipeline.content.hashes import (
     HASH_SHORT_SIDE,
     HASH_VERSION,
     as_codes,
+    halve,
     hamming,
     pdq,
     phash64,
@@ -125,6 +126,11 @@ def test_pdq_knows_the_eight_turns_of_a_photograph_apart() -> None:
     distances = hamming(theirs[:, None], ours[None, :])
     assert distances.diagonal().max() <= 2
     assert distances[~np.eye(8, dtype=bool)].min() > 90
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3))))
+def test_halving_is_what_pillow_calls_reduce(rgb: Pixels) -> None:
+    assert np.array_equal(halve(rgb), np.asarray(Image.fromarray(rgb).reduce(2)))
 
 
 def test_phash_equals_imagehash() -> None:
