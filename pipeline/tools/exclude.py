@@ -137,8 +137,8 @@ _MOST_LABELS = 127
 def host_spellings(url: str) -> list[str]:
     """The host of a URL that the crawl may well refuse: user names, bad ports, stray letters and dots, no or other schemes.
 
-    In ASCII, by IDNA 2003 (which the crawl keeps to) and with what that would fold left as it is (as browsers have it since IDNA 2008:
-    `straße` is not `strasse`); and an address as the crawl spells it. At most its last 127 labels: no name has more.
+    In ASCII, by IDNA 2003 (`straße` is `strasse`) and with what that folds left as it is, as browsers have had it since IDNA 2008; and as
+    the crawl spells it, which may be either. At most its last 127 labels: no name has more.
     """
     text = re.sub(r"[\t\r\n]", "", url).strip("".join(map(chr, range(0x21)))).replace("\\", "/")
     authority = _authority(_BEFORE_HOST.sub("", text, count=1))
