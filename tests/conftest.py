@@ -59,6 +59,20 @@ def wait_for(url: str, seconds: float = 60.0) -> None:
         return
 
 
+def wait_for_port(port: int, seconds: float = 60.0) -> None:
+    """Wait until something listens on a port of this machine."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+            continue
+        return
+
+
 @pytest.fixture
 def s3_endpoint(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The S3 server, with the environment that every AWS client reads pointing at it."""

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.crawl [PICTURES]
 
-4,000 JPEGs of 1024 x 768, drawn here, are served by nginx on the loopback (`apt-get install nginx-light`; without it by an aiohttp
-server in a process of its own, which is slower and takes more of the cores). img2dataset writes Parquet with 2 processes of 64 threads;
-ours is the command line from the URL table to the committed crawl, 8 units on 2 workers, once without perceptual hashes and once with.
-Same output: keep_ratio 256, JPEG 95.
+10,000 JPEGs of 1024 x 768, drawn here, are served by nginx on the loopback (`apt-get install nginx-light`; without it by an aiohttp
+server in a process of its own, which is slower and takes more of the cores), over http and then over https, as most of the web is.
+img2dataset writes Parquet with 2 processes of 64 threads; ours is the command line from the URL table to the committed crawl, 8 units on 2
+workers, once without perceptual hashes and once with. Same output: keep_ratio 256, JPEG 95. For https both trust the certificates that
+Python trusts by default and the server's own.
 
 End to end is the whole command, cold: for img2dataset with its processes' imports, for ours with the start of Ray and the four stages
 before the crawl. CPU is that of all processes the command started, read from /proc ten times a second; the server's is not counted. Both
@@ -18,6 +19,7 @@ import io
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -32,16 +34,21 @@ import numpy as np
 import PIL.Image
 
 from pipeline import status
-from tests.conftest import free_port, wait_for
+from tests.certificates import write_certificate
+from tests.conftest import free_port, wait_for_port
 from tests.e2e import pipelines
 
 NGINX = Path("/usr/sbin/nginx")
 STATIC_SERVER = """
-import sys
+import ssl, sys
 from aiohttp import web
 app = web.Application()
 app.router.add_static("/", sys.argv[1])
-web.run_app(app, host="127.0.0.1", port=int(sys.argv[2]), print=None)
+context = None
+if len(sys.argv) > 3:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*sys.argv[3:])
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[2]), print=None, ssl_context=context)
 """
 DISTINCT = 200  # pictures drawn; each is served under many names
 
@@ -63,26 +70,39 @@ def draw(seed: int) -> bytes:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[int]:
+def server(folder: Path, scheme: str) -> Iterator[str]:
+    """Serves `folder`/web; yields where. The certificate of https is `folder`/own.pem."""
     port = free_port()
+    pair = [str(folder / "own.pem"), str(folder / "key.pem")] if scheme == "https" else []
     if NGINX.exists():
         settings = folder / "nginx.conf"
+        tls = f"ssl_certificate {pair[0]}; ssl_certificate_key {pair[1]};" if pair else ""
         settings.write_text(
             f"worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log; daemon off;\n"
             "events { worker_connections 4096; }\n"
-            "http { access_log off; sendfile on; keepalive_requests 100000; types { image/jpeg jpg; }\n"
-            f"server {{ listen 127.0.0.1:{port} backlog=4096; root {folder}/web; }} }}\n"
+            + f"http {{ access_log off; sendfile on; keepalive_requests 100000; types {{ image/jpeg jpg; }} {tls}\n"
+            f"server {{ listen 127.0.0.1:{port} {'ssl ' if pair else ''}backlog=4096; root {folder}/web; }} }}\n"
         )
         command = [str(NGINX), "-c", str(settings), "-p", str(folder)]
     else:
-        command = [sys.executable, "-c", STATIC_SERVER, f"{folder}/web", str(port)]
+        command = [sys.executable, "-c", STATIC_SERVER, f"{folder}/web", str(port), *pair]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        wait_for(f"http://127.0.0.1:{port}/0.jpg")
-        yield port
+        wait_for_port(port)
+        yield f"{scheme}://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
+
+
+def trusted(folder: Path) -> dict[str, str]:
+    """Environment in which Python trusts what it trusts by default and a new certificate of 127.0.0.1, `folder`/own.pem."""
+    write_certificate("127.0.0.1", folder / "own.pem", folder / "key.pem")
+    paths = ssl.get_default_verify_paths()
+    default = Path(paths.cafile or paths.openssl_cafile)
+    bundle = folder / "trusted.pem"
+    bundle.write_bytes((default.read_bytes() if default.exists() else b"") + (folder / "own.pem").read_bytes())
+    return {"SSL_CERT_FILE": str(bundle)}
 
 
 class Cost(NamedTuple):
@@ -128,7 +148,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def img2dataset(urls: list[str], folder: Path, ray: Path) -> Cost:
+def img2dataset(urls: list[str], folder: Path, env: Mapping[str, str]) -> Cost:
     table, out, script = folder / "urls.txt", folder / "peer", folder / "peer.py"
     table.write_text("\n".join(urls))
     script.write_text(
@@ -138,7 +158,7 @@ def img2dataset(urls: list[str], folder: Path, ray: Path) -> Cost:
         "        processes_count=2, thread_count=64, image_size=256, resize_mode='keep_ratio', resize_only_if_bigger=True,\n"
         "        encode_quality=95, number_sample_per_shard=500, retries=0, enable_wandb=False)\n"
     )
-    env = {**pipelines.environment(ray), "NO_ALBUMENTATIONS_UPDATE": "1"}
+    env = {**env, "NO_ALBUMENTATIONS_UPDATE": "1"}
     seconds, cpu = timed([sys.executable, "-W", "ignore", str(script)], folder / "peer.log", env)
     stats = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
     assert sum(each["successes"] for each in stats) == len(urls), stats
@@ -146,7 +166,7 @@ def img2dataset(urls: list[str], folder: Path, ray: Path) -> Cost:
     return Cost(seconds, cpu, max(each["end_time"] for each in stats) - min(each["start_time"] for each in stats))
 
 
-def ours(urls: list[str], hashes: bool, folder: Path, ray: Path) -> Cost:
+def ours(urls: list[str], hashes: bool, folder: Path, env: Mapping[str, str]) -> Cost:
     out, config = folder / "ours", folder / "config.toml"
     (folder / "urls.csv").write_text(
         "url,caption\n" + "".join(f"{url},a picture of scene {n}\n" for n, url in enumerate(urls))
@@ -175,7 +195,7 @@ by = "caption"
 """
     )
     command = pipelines.command(config, str(out), name="crawl")
-    seconds, cpu = timed(command, folder / "ours.log", pipelines.environment(ray))
+    seconds, cpu = timed(command, folder / "ours.log", env)
     [crawl] = [stage for stage in status.stages(str(out)) if stage.name == "crawl"]
     assert sum(record.rows_out for record in crawl.records) == len(urls), [record.rejected for record in crawl.records]
     ends = [record.started + record.seconds for record in crawl.records]
@@ -184,7 +204,7 @@ by = "caption"
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     with tempfile.TemporaryDirectory() as name, pipelines.ray_folder() as ray:
         folder = Path(name)
         folder.chmod(0o755)
@@ -195,24 +215,27 @@ def main() -> None:
                 path.write_bytes(draw(number))
             else:
                 os.link(folder / "web" / f"{number % DISTINCT}.jpg", path)
-        mean = sum((folder / "web" / f"{number}.jpg").stat().st_size for number in range(DISTINCT)) / DISTINCT
-        with server(folder) as port:
-            urls = [f"http://127.0.0.1:{port}/{number}.jpg" for number in range(count)]
-            by = "nginx" if NGINX.exists() else "aiohttp"
-            print(f"{count:,} JPEGs of 1024 x 768, mean {mean / 1000:.0f} kB, from {by}; ratios to img2dataset")
-            print(
-                f"{'':20}{'end to end, 1/s':>17}{'own count, 1/s':>17}{'CPU ms each':>14}{'end to end':>13}{'own':>7}{'CPU':>7}"
-            )
-            peer = img2dataset(urls, folder, ray)
-            told("img2dataset", count, peer, peer)
-            for hashes in (False, True):
-                told(f"ours, hashes {'on' if hashes else 'off'}", count, ours(urls, hashes, folder, ray), peer)
+        mean = sum((folder / "web" / f"{number}.jpg").stat().st_size for number in range(count)) / count
+        env = {**pipelines.environment(ray), **trusted(folder)}
+        by = "nginx" if NGINX.exists() else "aiohttp"
+        print(f"{count:,} JPEGs of 1024 x 768, mean {mean / 1000:.0f} kB, from {by}; ratios to img2dataset")
+        print(
+            f"{'':27}{'end to end, 1/s':>17}{'own count, 1/s':>17}{'CPU ms each':>14}{'end to end':>13}{'own':>7}{'CPU':>7}"
+        )
+        for scheme in ("http", "https"):
+            with server(folder, scheme) as base:
+                urls = [f"{base}/{number}.jpg" for number in range(count)]
+                peer = img2dataset(urls, folder, env)
+                told(f"{scheme:7}img2dataset", count, peer, peer)
+                for hashes in (False, True):
+                    name = f"{scheme:7}ours, hashes {'on' if hashes else 'off'}"
+                    told(name, count, ours(urls, hashes, folder, env), peer)
 
 
 def told(name: str, count: int, cost: Cost, peer: Cost) -> None:
     ratios = (peer.seconds / cost.seconds, peer.own_seconds / cost.own_seconds, cost.cpu_seconds / peer.cpu_seconds)
     print(
-        f"{name:20}{count / cost.seconds:>17.0f}{count / cost.own_seconds:>17.0f}{cost.cpu_seconds / count * 1e3:>14.2f}"
+        f"{name:27}{count / cost.seconds:>17.0f}{count / cost.own_seconds:>17.0f}{cost.cpu_seconds / count * 1e3:>14.2f}"
         f"{ratios[0]:>12.2f}x{ratios[1]:>6.2f}x{ratios[2]:>6.2f}x"
     )
 

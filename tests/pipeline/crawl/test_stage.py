@@ -5,7 +5,6 @@ img2dataset's resizer called directly on the source bytes.
 """
 
 import contextlib
-import datetime
 import hashlib
 import http.server
 import importlib.util
@@ -30,9 +29,6 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +43,7 @@ from pipeline.crawl.outcome import Refused, Stored
 from pipeline.crawl.stage import crawl, domain_counts, image_chunks, partition, split_ways
 from pipeline.crawl.stage import require as require_engine
 from pipeline.crawl.urls import UrlRefused, parse, registered_domain
+from tests.certificates import write_certificate
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -616,26 +613,6 @@ def test_certificates_are_held_against_the_name_of_the_url(
     assert rows["url"].to_pylist() == [good]
     assert reasons_by_url(rejected) == {wrong: ("tls", "certificate or handshake")}
     assert "localhost" in asked
-
-
-def write_certificate(name: str, certificate: Path, key: Path) -> None:
-    """A self-signed certificate of one day."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(subject, subject, private.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
 
 
 def test_the_same_origin_gives_the_same_tables_whatever_the_threads(web: Web, engine: str) -> None:
