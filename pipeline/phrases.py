@@ -91,7 +91,8 @@ def _slots(count: int) -> int:
 def find(text: Text, phrases: Phrases, cut: bool) -> pa.Array:
     """For each row of the text the sorted indices of the phrases in it, every overlapping one: list<int32>. `cut` as for `build`."""
     rows = len(text.starts) - 1
-    found, starts = np.empty(4 * rows + 64, np.int32), np.zeros(rows + 1, np.int32)
+    # Room that stays untouched costs nothing; what is outgrown is copied.
+    found, starts = np.empty(32 * rows + 64, np.int32), np.zeros(rows + 1, np.int32)
     row = 0
     while (row := _find(*text, phrases, spaceless_points(), cut, row, found, starts)[0]) < rows:
         found = np.concatenate([found, np.empty_like(found)])
