@@ -253,7 +253,7 @@ def test_the_shipped_table_and_configuration_give_a_plan(
     assert [line.split()[0] for line in text.splitlines()[3:11]] == list(plan.STAGES)
     assert not re.search(r"^(too large|too few|doubtful): ", text, re.MULTILINE)
     hours = {nodes: _all_hours(capsys, nodes) for nodes in (8, 16)}
-    assert hours[8] == pytest.approx(2 * hours[16], rel=0.01)
+    assert hours[8] == pytest.approx(2 * hours[16], abs=0.15)  # printed to 0.1
 
 
 def _all_hours(capsys: pytest.CaptureFixture[str], nodes: int) -> float:
