@@ -28,8 +28,8 @@ HASH_SHORT_SIDE = 512
 
 HASH_VERSION: dict[str, str] = {
     "sha256": "1",
-    "phash64": "imagehash-phash-8x8 short-side-256",
-    "pdq256": "pdq-2019 short-side-256",
+    "phash64": "imagehash-phash-8x8 short-side-256-by-halves",
+    "pdq256": "pdq-2019 short-side-256-by-halves",
 }
 """Name of each hash to its version. Written into every manifest; hashes of different versions are never compared."""
 

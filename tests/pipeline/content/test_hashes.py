@@ -128,6 +128,7 @@ def test_pdq_knows_the_eight_turns_of_a_photograph_apart() -> None:
     assert distances[~np.eye(8, dtype=bool)].min() > 90
 
 
+@settings(deadline=None)  # the first call compiles
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3))))
 def test_halving_is_what_pillow_calls_reduce(rgb: Pixels) -> None:
     assert np.array_equal(halve(rgb), np.asarray(Image.fromarray(rgb).reduce(2)))
