@@ -34,7 +34,6 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -45,6 +44,7 @@ import ray
 import ray.exceptions
 
 from pipeline.contracts import parquet, storage
+from pipeline.contracts.at_once import at_once
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
 from pipeline.contracts.errors import HouseError, InputError, RunError
@@ -432,8 +432,7 @@ def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[st
     present = storage.sizes(folder)
     wanted = {unit.id: input_digest(unit) for unit in units}
     names = [f"{unit}.json" for unit in wanted if f"{unit}.json" in present]
-    with ThreadPoolExecutor(16) as pool:
-        records = list(pool.map(lambda name: read_record(storage.join(folder, name)), names))
+    records = at_once(lambda name: read_record(storage.join(folder, name)), names)
     return {
         record.unit: record
         for record in records

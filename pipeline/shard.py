@@ -2,8 +2,7 @@
 in their order are the corpus in uid order, without a global sort.
 
 The number of shards follows from the number of rows, or from the bytes of their pictures; uids are hashes, so shards differ in rows by
-about the square root of
-their size. Files are written by `contracts.manifest.write_shard`: the same rows give the same bytes.
+about the square root of their size. Files are written by `contracts.manifest.write_shard`: the same rows give the same bytes.
 """
 
 from typing import Any, cast

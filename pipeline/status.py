@@ -8,11 +8,11 @@ what records say; `verify` reads every byte again.
 import dataclasses
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import pydantic
 
 from pipeline.contracts import manifest, storage
+from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.records import (
@@ -70,8 +70,7 @@ def stages(out: str) -> list[StageStatus]:
         names = [
             name for name in storage.sizes(folder) if name.endswith(".json") and storage.TEMPORARY_MARK not in name
         ]
-        with ThreadPoolExecutor(16) as pool:
-            records = list(pool.map(read_record, [storage.join(folder, name) for name in sorted(names)]))
+        records = at_once(read_record, [storage.join(folder, name) for name in sorted(names)])
         done = stage.done or (told.get("state") == "done" and not is_earlier)
         found.append(StageStatus(stage.name, stage.folder, stage.units, records, done, is_earlier))
     return found

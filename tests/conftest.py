@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,32 +45,30 @@ def s3_server() -> Iterator[str]:
 
 def wait_for(url: str, seconds: float = 60.0) -> None:
     """Wait until a server answers."""
-    until = time.monotonic() + seconds
-    while True:
+
+    def ask() -> None:
         try:
             urllib.request.urlopen(url, timeout=2).close()
         except urllib.error.HTTPError as answer:
             answer.close()
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
-            continue
-        return
+
+    _wait_for(ask, seconds)
 
 
 def wait_for_port(port: int, seconds: float = 60.0) -> None:
     """Wait until something listens on a port of this machine."""
+    _wait_for(lambda: socket.create_connection(("127.0.0.1", port), timeout=2).close(), seconds)
+
+
+def _wait_for(connect: Callable[[], None], seconds: float) -> None:
     until = time.monotonic() + seconds
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+            return connect()
         except OSError:
             if time.monotonic() > until:
                 raise
             time.sleep(0.1)
-            continue
-        return
 
 
 @pytest.fixture

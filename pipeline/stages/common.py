@@ -2,25 +2,20 @@
 
 import collections
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.contracts import parquet, storage
+from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json
 from pipeline.contracts.manifest import StageCounts
 from pipeline.engine import Result, Run, Stage, Unit, stage_digest
 from pipeline.keys import sort_order, words
 from pipeline.records import Record, count_rows, output_root
 
-Item = TypeVar("Item")
-Value = TypeVar("Value")
-
-READERS = 16
-"""Files that a unit opens at once: an object store answers each of them after some tens of milliseconds."""
 _MOST_PARTITIONS = 1_000
 
 
@@ -132,12 +127,6 @@ def read_of_partition(out: str, files: Sequence[str], number: int) -> pa.Table:
     """The rows that the files of a partitioned stage have for partition `number`, file by file."""
     parts = at_once(lambda name: parquet.read_where_equal(storage.join(out, name), "partition", number), files)
     return pa.concat_tables(parts).drop_columns(["partition"]).combine_chunks()
-
-
-def at_once(function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
-    """`function` of each item, in their order, READERS at a time: for what waits for the store."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(function, items))
 
 
 def with_partition(rows: pa.Table, partition: npt.NDArray[np.int32]) -> pa.Table:

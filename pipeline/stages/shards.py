@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 from pipeline.config import PipelineConfig
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import manifest, merkle, parquet, storage
+from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import digest, semantic
 from pipeline.contracts.schema import FORMAT_VERSION
 from pipeline.engine import Result, Run, Unit
 from pipeline.keys import one_array
 from pipeline.match import QueryList
 from pipeline.shard import DEFAULT_ROWS, shard_count, shard_table
-from pipeline.stages.common import Output, at_once, partition_units, run_stage
+from pipeline.stages.common import Output, partition_units, run_stage
 
 INDEX_SUFFIX = ".index.parquet"
 
@@ -42,9 +43,8 @@ def shards(driver: Run, config: PipelineConfig, balanced: Output, fetched: Outpu
 def _picture_bytes(driver: Run, balanced: Output, fetched: Output) -> int:
     """Bytes of the pictures that the balanced rows have in the crawl's files.
 
-    Footers tell the bytes of each row group, which its rows are taken to share equally: a group is a few hundred neighbours in uid order,
-    so
-    that no picture need be read twice.
+    Footers tell the bytes of each row group, which its rows are taken to share equally: a group is a few hundred neighbours in uid order.
+    So no picture need be read twice.
     """
     sizes = run_stage(
         driver,

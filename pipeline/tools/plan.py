@@ -29,10 +29,10 @@ from pydantic import Field
 from pipeline import status
 from pipeline.config import PipelineConfig
 from pipeline.contracts import storage
+from pipeline.contracts.at_once import READERS
 from pipeline.contracts.config import StrictModel, load_config
 from pipeline.contracts.errors import InputError
 from pipeline.records import Record
-from pipeline.stages.common import READERS
 from pipeline.tools.units import FOOTER_BYTES, FOOTER_SECONDS, READS_PER_FILE, Cut, cut
 
 STAGES = ("candidates", "exact", "filter", "precap", "crawl", "dedup", "balance", "shards")

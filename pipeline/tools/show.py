@@ -7,12 +7,12 @@ picture), and an audit path leads from it to the manifest's content root.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.compute as pc
 
 from pipeline import status
 from pipeline.contracts import manifest, merkle, parquet, storage
+from pipeline.contracts.at_once import at_once
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.manifest import Manifest
 from pipeline.status import StageStatus
@@ -81,8 +81,7 @@ def _uris(out: str, stage: StageStatus, names: Sequence[str]) -> list[str]:
 
 def find(uris: Sequence[str], uid: bytes) -> list[tuple[str, Row]]:
     """(file, row without its picture) for every row of the files that has the uid."""
-    with ThreadPoolExecutor(16) as pool:
-        found = pool.map(lambda uri: [(uri, row) for row in _rows_in(uri, uid)], uris)
+    found = at_once(lambda uri: [(uri, row) for row in _rows_in(uri, uid)], uris)
     return [each for one in found for each in one]
 
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.contracts import parquet
-from pipeline.stages.common import READERS, partition_count, read_of_partition
+from pipeline.contracts.at_once import READERS
+from pipeline.stages.common import partition_count, read_of_partition
 
 
 @pytest.mark.parametrize(
