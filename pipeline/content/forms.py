@@ -189,22 +189,29 @@ def _join(
     and not in front of one.
     """
     ascii_entries = entries[pages[0]]
-    letters = np.zeros(128, np.uint8)  # what an ASCII letter or digit becomes; 0 for what is none
+    # What an ASCII character becomes that is one letter or digit (its byte) or one space (0); 255 for any other.
+    plain = np.full(128, 255, np.uint8)
     for byte in range(128):
-        if ascii_entries[byte] & 255 == 1 and kinds[ascii_entries[byte] >> 8] == 1:
-            letters[byte] = pool[ascii_entries[byte] >> 8]
+        if ascii_entries[byte] & 255 == 1 and kinds[ascii_entries[byte] >> 8] <= 1:
+            piece = ascii_entries[byte] >> 8
+            plain[byte] = pool[piece] if kinds[piece] == 1 else 0
     at = out_starts[row]
     while row < len(starts) - 1:
         place, end, begin = starts[row], starts[row + 1], at
         if at + 20 * (end - place) > len(out):
             return row
-        before, gap, run = 0, False, at
+        before, gap, run = 0, 0, at
         while place < end:
             byte = data[place]
             if byte < 0x80:
-                if before == 1 and letters[byte] != 0:  # the next one of a word: most characters are
-                    out[at] = letters[byte]
-                    at += 1
+                if before != 3 and plain[byte] != 255:
+                    # Most characters, in words of unforeseeable length: no branch on which of the two it is.
+                    before = int(plain[byte] != 0)
+                    out[at] = 32
+                    at += before & gap
+                    out[at] = plain[byte]
+                    at += before
+                    gap = (1 - before) & int(at > begin)
                     place += 1
                     continue
                 entry = ascii_entries[byte]
@@ -221,16 +228,16 @@ def _join(
                 kind = kinds[piece]
                 if kind == 1:  # a letter or digit
                     if before == 3:
-                        at, gap = run, True
-                    if gap and at > begin:
+                        at, gap = run, 1
+                    if gap:
                         out[at] = 32
                         at += 1
-                    gap = False
+                    gap = 0
                     before = 1
                     out[at] = pool[piece]
                     at += 1
                 elif kind == 0:
-                    gap = True
+                    gap = int(at > begin)
                     before = 0
                 elif kind == 4:
                     out[at] = pool[piece]
@@ -243,13 +250,13 @@ def _join(
                         out[at] = pool[piece]
                         at += 1
                     else:
-                        gap = True
+                        gap = int(at > begin)
                         before = 0
                 else:
-                    if gap and at > begin:
+                    if gap:
                         out[at] = 32
                         at += 1
-                    gap = False
+                    gap = 0
                     before = 2
                     out[at] = pool[piece]
                     at += 1
