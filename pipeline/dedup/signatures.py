@@ -3,7 +3,7 @@
 Shingles are the character 5-grams of the padded normal form (as UTF-8): they work without word spaces, and a caption of one
 short word has at least one, so that no two captions fall together for being short. Signatures are bit-identical to
 `datasketch.MinHash(num_perm, seed, scheme="affine32")` over the same shingles, which stays the oracle. The number of bands and
-their rows come from datasketch's own optimum.
+their rows come from datasketch's own optimum, but are never fewer than two bands.
 
 datasketch hashes a shingle with SHA-1 and keeps its first four bytes, so what a caption costs is sixty SHA-1s. They are computed 64 at a
 time, one round of all of them after the other, which the compiler turns into vector instructions: 16 ns each, where hashlib takes 500.
@@ -83,10 +83,17 @@ def permutations(num_perm: int, seed: int) -> npt.NDArray[np.uint32]:
 
 @functools.cache
 def bands_and_rows(threshold: float, num_perm: int) -> tuple[int, int]:
-    """Bands and rows per band of datasketch's MinHashLSH, nine tenths of the weight on not missing a pair."""
+    """Bands and rows per band of datasketch's MinHashLSH, nine tenths of the weight on not missing a pair.
+
+    Near threshold 1 (from 0.995 with 128 permutations) its optimum is one band, which it refuses: there it is two, of half the values each.
+    A pair that is equal in all its shingles meets in both.
+    """
     from datasketch import MinHashLSH  # as above
 
-    lsh = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
+    try:
+        lsh = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
+    except ValueError:  # of what a DedupConfig allows, it refuses one band and nothing else
+        return 2, num_perm // 2
     return int(lsh.b), int(lsh.r)
 
 

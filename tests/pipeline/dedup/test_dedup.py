@@ -204,6 +204,20 @@ def test_equals_brute_force_over_all_pairs(by: By, distance: int) -> None:
     assert _ours(shuffled, config, partitions=7, shards=5) == ours
 
 
+@pytest.mark.parametrize("by", ["pair", "caption"])
+@pytest.mark.parametrize("max_block", [3, 16_384])
+def test_threshold_one_is_equality_of_the_shingle_sets(by: By, max_block: int) -> None:
+    """Also of different texts: repeating a word more than once adds no shingle. Nothing is missed, so blocks need no lower threshold."""
+    rows = _corpus(random.Random(31), 120, 15)
+    often = ["dog " * count for count in (3, 4, 5, 6)] * 3
+    rows += [_row(len(rows) + n, caption, "dogs", 1) for n, caption in enumerate(often)]
+    assert len({normal_form(caption) for caption in often}) == 4
+    config = DedupConfig(by=by, threshold=1.0, max_block=max_block)
+    truth = _brute(rows, config)
+    assert _as_dict(_ours(rows, config, looser=1.0)) == truth
+    assert 30 < len(truth) < len(rows)
+
+
 @pytest.mark.parametrize("by", ["pair", "caption", "image"])
 def test_details_tell_how_alike_the_two_rows_are(by: By) -> None:
     rows = _corpus(random.Random(21), 60, 12)

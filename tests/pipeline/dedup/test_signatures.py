@@ -63,6 +63,13 @@ def test_bands_are_datasketchs() -> None:
         assert bands_and_rows(threshold, 128) == (lsh.b, lsh.r)
 
 
+@pytest.mark.parametrize(("threshold", "num_perm"), [(1.0, 128), (1.0, 16), (0.99, 16), (0.995, 128), (0.97, 17)])
+def test_where_datasketch_would_have_one_band_there_are_two(threshold: float, num_perm: int) -> None:
+    with pytest.raises(ValueError, match="b < 2"):
+        MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
+    assert bands_and_rows(threshold, num_perm) == (2, num_perm // 2)
+
+
 def test_band_keys_are_equal_where_the_values_are() -> None:
     values = np.random.default_rng(8).integers(0, 2, (400, 24), dtype=np.uint32)
     keys = band_keys(values, 6, 4)
