@@ -37,6 +37,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pydantic
@@ -49,6 +50,7 @@ from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
 from pipeline.contracts.errors import HouseError, InputError, RunError
 from pipeline.contracts.schema import REJECTED_SCHEMA, Reason, rejected_rows
+from pipeline.keys import take_rows
 from pipeline.records import (
     Record,
     StageEntry,
@@ -550,7 +552,9 @@ def in_order(table: pa.Table, *keys: str) -> pa.Table:
     if not present or table.num_rows < 2:
         return table
     order = pc.sort_indices(table, sort_keys=present)
-    return table if order.equals(pa.array(range(table.num_rows), order.type)) else table.take(order)
+    if order.equals(pa.array(range(table.num_rows), order.type)):
+        return table
+    return take_rows(table, order.to_numpy().astype(np.int64))
 
 
 def _count_reasons(rejected: pa.Table) -> dict[str, int]:

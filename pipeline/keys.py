@@ -1,4 +1,4 @@
-"""Row identities and choice keys as numpy words, for the stages that sort, compare and look rows up by them.
+"""Row identities and choice keys as numpy words, for the stages that sort, compare and look rows up by them; rows taken by their numbers.
 
 A uid and a choice key are 16 bytes, compared as big-endian numbers. numpy has no such type, so each becomes two uint64 words (high, low):
 `np.lexsort` over the words sorts like the bytes, and equality of both words is equality of the bytes.
@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.contracts.schema import choice_key
 
@@ -23,6 +24,45 @@ def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(column, pa.ChunkedArray):
         return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     return column
+
+
+_MOST_BYTES = 1 << 30  # of one array of 32-bit offsets that `take_rows` makes; Arrow's end is 2 GiB
+
+
+def take_rows(table: pa.Table, at: Indices, most_bytes: int = _MOST_BYTES) -> pa.Table:
+    """`table.take(at)` for tables whose pictures may exceed the 2 GiB that one Arrow array of 32-bit offsets holds, where `take` fails.
+
+    `at` names no row twice. A column of more than `most_bytes` comes in chunks of about as many; one of less as `take` gives it.
+    """
+    columns = [
+        column.take(pa.array(at)) if column.nbytes <= most_bytes else _take_in_chunks(column, at, most_bytes)
+        for column in table.columns
+    ]
+    return pa.table(columns, schema=table.schema)
+
+
+def _take_in_chunks(column: pa.ChunkedArray, at: Indices, most_bytes: int) -> pa.ChunkedArray:
+    starts = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
+    chunk_of = np.searchsorted(starts, at, side="right") - 1
+    sizes = np.concatenate([_value_bytes(chunk) for chunk in column.chunks])[at]
+    piece_of = np.cumsum(sizes) // most_bytes
+    pieces = []
+    for rows in np.split(np.arange(len(at)), np.flatnonzero(piece_of[1:] != piece_of[:-1]) + 1):
+        rows = rows[np.argsort(chunk_of[rows], kind="stable")]
+        parts = [
+            column.chunk(number).take(pa.array(at[rows[chunk_of[rows] == number]] - starts[number]))
+            for number in np.unique(chunk_of[rows])
+        ]
+        joined = pa.concat_arrays(parts) if parts else pa.array([], column.type)
+        pieces.append(joined.take(pa.array(np.argsort(rows))))
+    return pa.chunked_array(pieces, column.type)
+
+
+def _value_bytes(array: pa.Array) -> Indices:
+    """Bytes of each value, int64 [n]; of lists and of values of one width, as if all had the same."""
+    if pa.types.is_binary(array.type) or pa.types.is_string(array.type):
+        return cast(Indices, pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64))
+    return np.full(len(array), array.nbytes // max(1, len(array)), np.int64)
 
 
 def fixed_bytes(column: pa.Array | pa.ChunkedArray, width: int) -> npt.NDArray[np.uint8]:

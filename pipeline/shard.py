@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pipeline.contracts.config import StrictModel
 from pipeline.contracts.schema import SHARD_SCHEMA
-from pipeline.keys import one_array, sort_order, words
+from pipeline.keys import sort_order, take_rows, words
 
 DEFAULT_ROWS = 10_000
 
@@ -55,13 +55,12 @@ def shard_of(uids: pa.Array | pa.ChunkedArray, shards: int) -> npt.NDArray[np.in
 
 
 def shard_table(rows: pa.Table) -> pa.Table:
-    """The rows of one shard in SHARD_SCHEMA, sorted by uid, in one chunk; columns that are absent become null.
+    """The rows of one shard in SHARD_SCHEMA, sorted by uid; columns that are absent become null.
 
-    A picture column may exceed what one Arrow array of 32-bit offsets holds (2 GiB); shards are far smaller.
+    Every column is one chunk, but for pictures of more than 1 GiB: one Arrow array of 32-bit offsets ends at 2 GiB.
     """
     columns = [
         rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
         for field in SHARD_SCHEMA
     ]
-    ordered = pa.table(columns, schema=SHARD_SCHEMA).take(pa.array(sort_order(words(rows["uid"]))))
-    return pa.table([one_array(column) for column in ordered.columns], schema=SHARD_SCHEMA)
+    return take_rows(pa.table(columns, schema=SHARD_SCHEMA), sort_order(words(rows["uid"])))

@@ -15,7 +15,7 @@ from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import digest, semantic
 from pipeline.contracts.schema import FORMAT_VERSION
 from pipeline.engine import Result, Run, Unit
-from pipeline.keys import one_array
+from pipeline.keys import find, one_array, take_rows, words
 from pipeline.match import QueryList
 from pipeline.shard import DEFAULT_ROWS, shard_count, shard_table
 from pipeline.stages.common import Output, partition_units, run_stage
@@ -92,8 +92,8 @@ def _read_pair(out: str, low: bytes, high: bytes | None, pair: tuple[str, str]) 
     kept, fetched = (storage.join(out, name) for name in pair)
     rows = parquet.read_uid_range(kept, low, high)
     pictures = parquet.read_uid_range(fetched, low, high, ["uid", "image"])
-    at = pc.index_in(rows["uid"], one_array(pictures["uid"]))
-    return rows.append_column("image", pictures["image"].take(at))
+    at = find(words(rows["uid"]), words(pictures["uid"]))
+    return rows.append_column("image", take_rows(pictures, at)["image"])
 
 
 def _first_uid(place: int, number: int) -> bytes:
