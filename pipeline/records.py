@@ -1,6 +1,7 @@
 """What a driver leaves behind: the commit record of a unit, which `engine` writes last of all and which resuming, `status` and `verify`
 believe; run.json, the story of the last driver; and who an owner is, that both name."""
 
+import collections
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -128,4 +129,26 @@ def count_rows(records: Sequence[Record]) -> StageCounts:
         rows_in=sum(record.rows_in for record in records),
         rows_out=sum(record.rows_out for record in records),
         rejected=dict(sorted(rejected.items())),
+    )
+
+
+def taken_up(records: Sequence[Record]) -> dict[str, int]:
+    """The rejected rows that a generation of a crawl fetches again, by the reason they had; `records` are those of its `retry-N-rows`."""
+    counts: collections.Counter[str] = collections.Counter()
+    for record in records:
+        noted = record.notes["taken_up"]
+        assert isinstance(noted, dict)
+        counts.update({reason: rows for reason, rows in noted.items() if isinstance(rows, int)})
+    return dict(counts)
+
+
+def with_generation(before: StageCounts, taken: Mapping[str, int], again: StageCounts) -> StageCounts:
+    """The accounting of a crawl with one more generation: every row is counted once, by its last verdict."""
+    rejected = collections.Counter(before.rejected)
+    rejected.subtract(taken)
+    rejected.update(again.rejected)
+    return StageCounts(
+        rows_in=before.rows_in,
+        rows_out=before.rows_out + again.rows_out,
+        rejected={reason: rows for reason, rows in sorted(rejected.items()) if rows},
     )

@@ -2,19 +2,22 @@
 
 A run's output holds `run.json` (the last driver's configuration, state and stages; the stages that it did not reach, as earlier runs of
 the same configuration left them) and, per stage, a folder named by the stage digest with a record per finished unit. `status` only counts
-what records say; `verify` reads every byte again.
+what records say; `verify` reads every byte again, and holds what records say of rows against the files, each other and the manifest.
 """
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import pyarrow.compute as pc
 import pydantic
 
-from pipeline.contracts import manifest, storage
+from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.manifest import StageCounts
 from pipeline.records import (
     Record,
     count_rows,
@@ -23,6 +26,8 @@ from pipeline.records import (
     read_record,
     read_story,
     stage_entries,
+    taken_up,
+    with_generation,
 )
 
 
@@ -170,7 +175,7 @@ def verify(path: str) -> list[str]:
 
 
 def _verify_run(out: str) -> list[str]:
-    found = stages(out)
+    told, found = story(out), stages(out)
     problems = [problem for stage in found for problem in _verify_stage(out, stage)]
     problems += [
         f"{storage.join(out, stage.folder)}: {len(stage.records):,} records of {stage.units:,} units, but the stage was done; "
@@ -178,8 +183,61 @@ def _verify_run(out: str) -> list[str]:
         for stage in found
         if stage.done and len(stage.records) < stage.units
     ]
-    makes_a_list = story(out).get("state") == "done" and any(stage.name == "queries-list" for stage in found)
+    problems += [*_verify_order(found), *_verify_manifest(out, told, found)]
+    makes_a_list = told.get("state") == "done" and any(stage.name == "queries-list" for stage in found)
     return problems + (_verify_list(out) if makes_a_list else [])
+
+
+def _counted(found: Sequence[StageStatus]) -> list[tuple[StageStatus, list[StageCounts]]]:
+    """The stages whose rows are pairs, in order, each with its accounting; of a crawl then that with each generation of `retry`.
+
+    A stage of which records are missing has none.
+    """
+    counted: list[tuple[StageStatus, list[StageCounts]]] = []
+    taken: dict[str, int] = {}
+    for stage in found:
+        complete = bool(stage.records) and len(stage.records) == stage.units
+        if stage.name.startswith("retry-"):
+            if complete and stage.name.endswith("-rows"):
+                taken = taken_up(stage.records)
+            elif complete and counted and counted[-1][1]:
+                generations = counted[-1][1]
+                generations.append(with_generation(generations[-1], taken, count_rows(stage.records)))
+        elif stage.units and _has_pairs(stage):
+            counted.append((stage, [count_rows(stage.records)] if complete else []))
+    return counted
+
+
+def _verify_order(found: Sequence[StageStatus]) -> Iterator[str]:
+    """Every stage takes what the one before it left: after `retry`, what is left of an earlier run took fewer generations."""
+    for (one, left), (two, took) in itertools.pairwise(_counted(found)):
+        if left and took and took[0].rows_in not in [count.rows_out for count in (left if two.earlier else left[-1:])]:
+            yield (
+                f"{two.name}: {took[0].rows_in:,} rows in, but {one.name} left {left[-1].rows_out:,}; "
+                "restore the records of both"
+            )
+
+
+def _verify_manifest(out: str, told: Mapping[str, Json], found: Sequence[StageStatus]) -> Iterator[str]:
+    """Of a run that made a corpus: that its manifest is there, is this run's, and counts what the records count."""
+    last = next(
+        (stage for stage in reversed(found) if stage.name == "shards" or stage.name.startswith("exclude")), None
+    )
+    if last is None or not last.done:
+        return
+    place = manifest.manifest_path(storage.join(out, "shards") if last.name == "shards" else out)
+    if not storage.exists(place):
+        yield f"{place}: is missing, but the stage {last.name} was done; restore it, or run the same command again"
+        return
+    listed = manifest.load(place)
+    if listed.config_digest != told.get("config_digest"):
+        yield f"{place}: config_digest is not that of run.json; restore the manifest, or run the same command again"
+    counted = {stage.name: counts if last.earlier else counts[-1:] for stage, counts in _counted(found)}
+    for name, count in listed.counts.items():
+        right = counted.get(name)
+        # What `exclude` wrote also has the counts of the corpus that it started from; a stage that lacks records was told of above.
+        if count not in right if right else right is None and last.name == "shards":
+            yield f"{place}: counts.{name} is not what the records add up to; restore the manifest from its run"
 
 
 def _verify_list(out: str) -> list[str]:
@@ -202,17 +260,36 @@ def _verify_list(out: str) -> list[str]:
     return problems
 
 
-def _verify_stage(out: str, stage: StageStatus) -> list[str]:
-    problems = []
+def _verify_stage(out: str, stage: StageStatus) -> Iterator[str]:
     for record in stage.records:
-        for file in record.files:
-            uri = storage.join(out, stage.folder, file.name)
-            if not storage.exists(uri):
-                problems.append(f"{uri}: is missing; move its record {record.unit}.json away and run again")
-            elif storage.sha256_file(uri) != file.sha256:
-                problems.append(
-                    f"{uri}: sha256 differs from the record; move it and {record.unit}.json away and run again"
-                )
+        broken = list(_verify_files(out, stage, record))
+        yield from broken
         if record.accounted and record.rows_in != record.rows_out + sum(record.rejected.values()):
-            problems.append(f"{stage.name}: unit {record.unit}: rows do not add up; restore its record")
-    return problems
+            yield f"{stage.name}: unit {record.unit}: rows do not add up; restore its record"
+        elif not broken and not _counts_its_files(storage.join(out, stage.folder), record):
+            yield f"{stage.name}: unit {record.unit}: counts other rows than its files hold; restore its record"
+
+
+def _verify_files(out: str, stage: StageStatus, record: Record) -> Iterator[str]:
+    for file in record.files:
+        uri = storage.join(out, stage.folder, file.name)
+        found = storage.info(uri)
+        if found is None:
+            yield f"{uri}: is missing; move its record {record.unit}.json away and run again"
+        elif storage.sha256_file(uri) != file.sha256:
+            yield f"{uri}: sha256 differs from the record; move it and {record.unit}.json away and run again"
+        elif found.size != file.bytes:  # the hash is right, so it is the record that was edited
+            yield f"{uri}: {found.size:,} bytes, its record {record.unit}.json says {file.bytes:,}; restore the record"
+
+
+def _counts_its_files(folder: str, record: Record) -> bool:
+    """Whether what the record says of rows, and of rejected ones by reason, is what its files hold."""
+    reasons: dict[str, int] = {}
+    for file in record.files:
+        with parquet.open_file(storage.join(folder, file.name)) as source:
+            if source.metadata.num_rows != file.rows:
+                return False
+            if file is record.rejected_file:
+                counted = pc.value_counts(source.read(["reason"])["reason"]).to_pylist()
+                reasons = {entry["values"]: entry["counts"] for entry in counted}
+    return record.rows_out == record.output.rows and record.rejected == reasons

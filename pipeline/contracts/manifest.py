@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
@@ -206,11 +207,17 @@ def publish(folder: str, manifest: Manifest) -> str:
     A copy named by its own hash stays beside it, so that an earlier corpus in the same folder remains readable.
     """
     data = to_json(manifest)
-    name = f"manifest-{hashlib.sha256(data).hexdigest()[:12]}.json"
-    storage.write_atomic(storage.join(folder, name), data)
+    storage.write_atomic(storage.join(folder, _copy_name(data)), data)
     uri = storage.join(folder, FILE_NAME)
     storage.write_atomic(uri, data)
     return uri
+
+
+_COPY = re.compile(r"manifest-[0-9a-f]{12}\.json")
+
+
+def _copy_name(data: bytes) -> str:
+    return f"manifest-{hashlib.sha256(data).hexdigest()[:12]}.json"
 
 
 def to_json(manifest: Manifest) -> bytes:
@@ -260,7 +267,8 @@ def write_corpus(
 def verify(path: str) -> list[str]:
     """Re-hash a corpus against its manifest: one sentence per difference, none when all is as written.
 
-    The manifest is checked too: its sizes and row groups against the files, its counts by their own sum.
+    The manifest is checked too: its sizes and row groups against the files, its counts by their own sum, its config against config_digest,
+    and all of it against the copies beside it, where there are any.
     """
     manifest = load(path)
     problems: list[str] = []
@@ -285,12 +293,24 @@ def verify(path: str) -> list[str]:
     kept = subtrees_uri(storage.parent(manifest_path(path)), manifest.content_root)
     if not problems and storage.exists(kept) and _parts_in(kept) != parts:
         problems.append(f"{kept}: differs from the rows; delete it, proofs then read the indexes")
-    return problems + [
+    problems += [
         f"{manifest_path(path)}: counts.{name}: {count.rows_in:,} rows in are not {count.rows_out:,} out and "
         f"{sum(count.rejected.values()):,} rejected; restore the manifest from its run"
         for name, count in manifest.counts.items()
         if count.rows_in != count.rows_out + sum(count.rejected.values())
     ]
+    if manifest.config_digest not in (None, config.digest_json(manifest.config)):
+        problems.append(f"{manifest_path(path)}: config_digest differs from config; restore the manifest from its run")
+    return problems or _verify_copies(manifest_path(path))
+
+
+def _verify_copies(place: str) -> list[str]:
+    """A manifest that none of the copies beside it equals was edited. Who moves a corpus may leave the copies behind."""
+    folder = storage.parent(place)
+    copies = [name for name in storage.sizes(folder) if _COPY.fullmatch(name)]
+    if not copies or _copy_name(storage.read_bytes(place)) in copies:
+        return []
+    return [f"{place}: differs from every copy beside it, like {copies[-1]}; restore it from the one of its run"]
 
 
 def _verify_files(path: str, shard: Shard) -> list[str]:

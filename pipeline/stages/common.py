@@ -1,6 +1,5 @@
 """What the stages share: what a stage leaves behind, and the four ways in which a unit gets its rows."""
 
-import collections
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.manifest import StageCounts
 from pipeline.engine import Result, Run, Stage, Unit, stage_digest
 from pipeline.keys import sort_order, words
-from pipeline.records import Record, count_rows, output_root
+from pipeline.records import Record, count_rows, output_root, with_generation
 
 _MOST_PARTITIONS = 1_000
 
@@ -60,16 +59,10 @@ class Output(NamedTuple):
     @property
     def counts(self) -> StageCounts:
         """The accounting over all generations: every row is counted once, by its last verdict."""
-        first = count_rows(self.records)
-        rejected = collections.Counter(first.rejected)
+        counts = count_rows(self.records)
         for generation in self.later:
-            rejected.subtract(generation.taken_up)
-            rejected.update(count_rows(generation.output.records).rejected)
-        return StageCounts(
-            rows_in=first.rows_in,
-            rows_out=self.rows,
-            rejected={reason: rows for reason, rows in sorted(rejected.items()) if rows},
-        )
+            counts = with_generation(counts, generation.taken_up, count_rows(generation.output.records))
+        return counts
 
 
 def run_stage(

@@ -1,6 +1,5 @@
 """crawl: rows to the unit that owns their host, then every unit fetched. The fetching is pipeline/crawl's."""
 
-import collections
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +13,7 @@ from pipeline.contracts.config import Json, semantic
 from pipeline.contracts.schema import REJECTED_SCHEMA
 from pipeline.crawl import stage as hosts
 from pipeline.engine import Result, Run, Unit
+from pipeline.records import taken_up
 from pipeline.sources.files import expand
 from pipeline.stages.common import (
     Generation,
@@ -112,7 +112,7 @@ def _generations(
             row_wise=True,
         )
         asked.append(rows)
-        fetched = fetched._replace(later=(*fetched.later, Generation(again, _taken_up(rows))))
+        fetched = fetched._replace(later=(*fetched.later, Generation(again, taken_up(rows.records))))
     return fetched
 
 
@@ -147,15 +147,6 @@ def _rejected_files(output: Output) -> list[str | None]:
     ]
 
 
-def _taken_up(rows: Output) -> dict[str, int]:
-    counts: collections.Counter[str] = collections.Counter()
-    for record in rows.records:
-        taken_up = record.notes["taken_up"]
-        assert isinstance(taken_up, dict)
-        counts.update({reason: number for reason, number in taken_up.items() if isinstance(number, int)})
-    return dict(counts)
-
-
 def _rows_to_fetch(
     out: str,
     rejected: Sequence[str | None],
@@ -172,8 +163,8 @@ def _rows_to_fetch(
     ]
     standing = generations.stands(_read_rejected(out, rejected[place]), generations_of_unit)
     rows, counts = generations.rows_to_fetch(table, standing, reasons)
-    taken_up: dict[str, Json] = {**counts}
-    return Result(rows, notes={"taken_up": taken_up})
+    noted: dict[str, Json] = {**counts}
+    return Result(rows, notes={"taken_up": noted})
 
 
 def _read_rejected(out: str, name: str | None) -> pa.Table:

@@ -160,6 +160,51 @@ def test_verify_adds_up_the_rows_of_every_record(out: Path) -> None:
     assert status.verify(str(out)) == ["filter: unit 00001: rows do not add up; restore its record"]
 
 
+def edit(place: Path, **changes: Json) -> None:
+    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+
+
+def test_verify_counts_the_rows_of_the_files(out: Path) -> None:
+    """Also where the numbers of the record go together: rows out, rows of its files, reasons, bytes."""
+    place = next(out.glob("filter/*/00001.json"))
+    whole = json.loads(place.read_text())
+    output, rejected = whole["output"], whole["rejected_file"]
+    said = "filter: unit 00001: counts other rows than its files hold; restore its record"
+    for changes in (
+        {"rows_in": 1006, "rows_out": 1004},
+        {"rows_in": 1006, "rows_out": 1004, "output": [*output[:1], 1004, *output[2:]]},
+        {"rows_in": 7, "rejected": {"no_query": 2, "empty_caption": 1}},
+        {"rejected": {"no_query": 2}},
+        {"rejected_file": [*rejected[:1], 3, *rejected[2:]]},
+    ):
+        edit(place, **changes)
+        assert status.verify(str(out)) == [said]
+        place.write_text(json.dumps(whole))
+    edit(place, output=[*output[:2], output[2] + 1, *output[3:]])
+    [problem] = status.verify(str(out))
+    assert problem.endswith(f"{output[2]:,} bytes, its record 00001.json says {output[2] + 1:,}; restore the record")
+
+
+def test_verify_counts_the_rows_from_stage_to_stage(tmp_path: Path) -> None:
+    """Not through a step whose rows are no pairs, and not where units are left to do."""
+    commit(tmp_path, "exact", 3)
+    commit(tmp_path, "helper", 1, accounted=False)
+    commit(tmp_path, "filter", 2)
+    entries: list[dict[str, Json]] = [
+        {"name": name, "folder": f"{name}/{name.encode().hex().ljust(64, '0')[:12]}", "units": units}
+        for name, units in (("exact", 3), ("helper", 1), ("filter", 2))
+    ]
+    (tmp_path / "run.json").write_text(json.dumps({"state": "done", "stages": entries}))
+    assert status.verify(str(tmp_path)) == []
+    next(tmp_path.glob("exact/*/00002.json")).unlink()
+    edit(tmp_path / "run.json", state="failed")
+    assert status.verify(str(tmp_path)) == []
+    edit(tmp_path / "run.json", stages=[{**entries[0], "units": 2}, *entries[1:]])
+    assert status.verify(str(tmp_path)) == [
+        "filter: 12 rows in, but exact left 8; restore the records of both",
+    ]
+
+
 def test_a_half_written_record_is_no_record(out: Path) -> None:
     """What a task leaves that was killed while it wrote one."""
     before = status.describe(str(out)).replace("1 temporary", "2 temporary")

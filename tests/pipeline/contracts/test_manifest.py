@@ -128,6 +128,36 @@ def test_counts_that_do_not_add_up(tmp_path: Path) -> None:
     ]
 
 
+def test_a_configuration_that_is_not_the_one_of_the_digest(tmp_path: Path) -> None:
+    manifest.write_corpus(str(tmp_path), [rows(4)], config_values={"dedup": {"threshold": 0.8}})
+    assert manifest.verify(str(tmp_path)) == []
+    place = tmp_path / "manifest.json"
+    place.write_text(place.read_text().replace("0.8", "0.5"))
+    assert manifest.verify(str(tmp_path)) == [
+        f"{place}: config_digest differs from config; restore the manifest from its run"
+    ]
+
+
+def test_an_edited_manifest_differs_from_its_copies(tmp_path: Path) -> None:
+    """Whatever was edited; an earlier manifest of the folder is as good, and so is one that was moved without copies."""
+    for count in (5, 4):
+        manifest.write_corpus(str(tmp_path), [rows(count)])
+        assert manifest.verify(str(tmp_path)) == []
+    place = tmp_path / "manifest.json"
+    values = json.loads(place.read_text())
+    copies = sorted(tmp_path.glob("manifest-*.json"))
+    for copy in copies:
+        place.write_bytes(copy.read_bytes())
+        assert manifest.verify(str(tmp_path)) == manifest.verify(str(copy)) == []
+    place.write_text(json.dumps(values | {"query_list_digest": "0" * 64}))
+    assert manifest.verify(str(tmp_path)) == [
+        f"{place}: differs from every copy beside it, like {copies[-1].name}; restore it from the one of its run"
+    ]
+    for copy in copies:
+        copy.unlink()
+    assert manifest.verify(str(tmp_path)) == []
+
+
 @pytest.mark.parametrize("field", ["rows", "offset", "bytes", "one more"])
 def test_row_groups_that_lie(tmp_path: Path, field: str) -> None:
     manifest.write_corpus(str(tmp_path), [rows(40)], rows_per_shard=20)

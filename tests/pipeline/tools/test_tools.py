@@ -217,6 +217,32 @@ def test_verify_reads_the_optional_stages_too(
     assert f"{damaged}: sha256 differs from the record" in capsys.readouterr().out
 
 
+def test_verify_misses_the_manifest_and_compares_it_with_the_run(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the copies beside it nothing but the run can tell."""
+    out = tmp_path / "out"
+    shutil.copytree(runs.plain, out)
+    for copy in out.glob("shards/manifest-*.json"):
+        copy.unlink()
+    place = out / "shards/manifest.json"
+    values = json.loads(place.read_text())
+    cli.main(["verify", str(out)])
+    digests = {"config": {}, "config_digest": hashlib.sha256(b"{}").hexdigest()}
+    counts = values["counts"] | {"dedup": {"rows_in": 3, "rows_out": 2, "rejected": {"near_duplicate": 1}}}
+    for changes, said in (
+        (digests, "config_digest is not that of run.json"),
+        ({"counts": counts}, "counts.dedup is not what the records add up to"),
+        ({"counts": values["counts"] | {"own": counts["dedup"]}}, "counts.own is not what the records add up to"),
+        (None, "is missing, but the stage shards was done; restore it, or run the same command again"),
+    ):
+        place.unlink() if changes is None else place.write_text(json.dumps(values | changes))
+        capsys.readouterr()
+        with pytest.raises(AuditFinding, match="1 differences"):
+            cli.main(["verify", str(out)])
+        assert f"{place}: {said}" in capsys.readouterr().out
+
+
 # ---- show
 
 
