@@ -14,7 +14,7 @@ The new corpus holds every shard itself, also those that lose nothing: a takedow
 pointed into it would forbid that. Shards are read, compared with their SHA-256 in the old manifest, and written again; the same rows give
 the same bytes, so an untouched shard keeps its hash as long as pyarrow's writer does. Units are shards, with records: the same command
 again resumes, and another one into the same folder is refused. The new manifest names the old one's content root as its parent and keeps
-its counts, with a stage `exclude` after them.
+its counts, with a stage `exclude` after them (`exclude-2` where the old one has such a stage itself, and so on).
 """
 
 import dataclasses
@@ -50,6 +50,8 @@ KINDS = {
 """The lists in the order in which they are asked, and what their rows are rejected as."""
 _VERSION = 2
 """Of what the stage writes for the same rows and lists."""
+_NAME = re.compile(r"exclude(-\d+)?")
+"""Of the stage, which counts how many takedowns a corpus has behind it."""
 NAMED_SUFFIX = ".named.parquet"
 NAMED_SCHEMA = pa.schema([("list", pa.string()), ("value", pa.string())])
 """What of the lists a shard has rows of, whichever list those are counted for. Hashes are hexadecimal."""
@@ -276,11 +278,13 @@ def exclude(config: ExcludeConfig) -> str:
     """Write the new version; returns the URI of its manifest."""
     old, _ = check(config)
     identity = _identity(config, old)
+    before = sum(_NAME.fullmatch(name) is not None for name in old.counts)
+    stage = f"exclude-{before + 1}" if before else "exclude"
     with Run(config.out, config.engine, config.model_dump(mode="json"), digest_json(identity)) as driver:
         units = [Unit(f"{n:05d}", (shard.sha256,), {"shard": n}) for n, shard in enumerate(old.shards)]
         left = run_stage(
             driver,
-            "exclude",
+            stage,
             [identity, FORMAT_VERSION],
             [],
             units,
@@ -298,14 +302,14 @@ def exclude(config: ExcludeConfig) -> str:
             config_digest=digest_json(identity),
             query_list_digest=old.query_list_digest,
             parents=[old.content_root],
-            counts={**old.counts, "exclude": count_rows(left.records)},
+            counts={**old.counts, stage: count_rows(left.records)},
         )
         return manifest.publish(config.out, new)
 
 
 def not_found(config: ExcludeConfig) -> dict[str, list[str]]:
     """By list, its entries that name no row of the old corpus, as they are written: for the answer to those who asked."""
-    [stage] = [stage for stage in status.stages(config.out) if stage.name == "exclude"]
+    [stage] = status.stages(config.out)
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for record in stage.records:
         table = parquet.read(storage.join(config.out, stage.folder, record.beside[NAMED_SUFFIX].name))

@@ -473,6 +473,12 @@ def test_a_second_takedown_needs_a_folder_of_its_own(
         cli.main(["exclude", *first[:2], f"ids={tmp_path / '1.txt'}"])
     assert {path: path.read_bytes() for path in (tmp_path / "new").rglob("*") if path.is_file()} == before
     cli.main(["exclude", f"corpus={tmp_path / 'new'}", f"out={tmp_path / 'newer'}", f"ids={tmp_path / '1.txt'}"])
+    cli.main(["verify", str(tmp_path / "newer")])
+    counts = [manifest.load(str(tmp_path / name)).counts for name in ("new", "newer")]
+    assert list(counts[1].items())[:-1] == list(counts[0].items()), "the first takedown stays in the accounting"
+    assert list(counts[1])[-2:] == ["exclude", "exclude-2"]
+    assert counts[1]["exclude-2"].rows_in == counts[1]["exclude"].rows_out
+    assert counts[1]["exclude-2"].rejected == {"excluded_uid": 1}
     left = {row["uid"] for row in rows_of(tmp_path / "newer").to_pylist()}
     # A URL with two captions has two rows, which have what was fetched in common.
     gone = [row for row in rows if row["url"] == rows[2]["url"] or row["source_sha256"] == rows[3]["source_sha256"]]
