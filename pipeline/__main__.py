@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.contracts.cli import add_config_arguments, run_cli
-from pipeline.contracts.config import digest, load_config, to_toml
+from pipeline.contracts.config import digest, digest_json, load_config, to_toml
 from pipeline.contracts.errors import AuditFinding
 
 STAGES = (
@@ -57,13 +57,13 @@ _a_run_or_corpus = _argument("path", help="a run or a corpus (local or s3://)")
 @_command("run", "all stages; the same command again resumes", add_config_arguments)
 def _run(given: argparse.Namespace) -> None:
     from pipeline import check, run, status
-    from pipeline.config import PipelineConfig
+    from pipeline.config import PipelineConfig, identity
 
     config = load_config(PipelineConfig, given.config, given.overrides)
     until = run.STAGES[-1] if given.command == "run" else given.command
     run.require_stage(config, until)
     if given.check:
-        print(f"{to_toml(config)}\n# config digest {digest(config)}\n{check.describe(config)}")
+        print(f"{to_toml(config)}\n# config digest {digest_json(identity(config))}\n{check.describe(config)}")
         return
     place = run.run(config, until)
     print(status.describe(config.run.out))

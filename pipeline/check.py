@@ -7,13 +7,15 @@ from pipeline.contracts import storage
 from pipeline.contracts.schema import FORMAT_VERSION
 from pipeline.crawl import stage as crawling
 from pipeline.match import load_queries
-from pipeline.policy.hook import load as load_hook
 from pipeline.sources import rows
 from pipeline.sources.files import expand
 
 
 def describe(config: PipelineConfig) -> str:
-    """The plan in lines for people. Raises InputError for what a run would stop at: missing sources, columns, or queries."""
+    """The plan in lines for people. Raises InputError for what a run would stop at: missing sources, columns, or queries.
+
+    (Policy hooks are tried by `config.identity`, of which the digest is shown.)
+    """
     files = expand(config.sources)
     for file in files:
         rows.check(file, config.sources)
@@ -25,8 +27,6 @@ def describe(config: PipelineConfig) -> str:
     units = sum(math.ceil(count / config.sources.rows_per_unit) for count in counts)
     whole = len(files) - len(counts)
     bare = len(rows.without_captions(files))
-    for policy in config.policy:
-        load_hook(policy)
     once = "".join(f"one row a {key}, " for key in config.dedup.exact)
     shard = config.shard
     size = f"{shard.rows:,} rows" if shard.rows is not None else f"{shard.bytes:,} bytes of pictures"

@@ -3,11 +3,12 @@
 import pydantic
 
 from pipeline.balance import BalanceConfig
-from pipeline.contracts.config import StrictModel, not_semantic
+from pipeline.contracts.config import Json, StrictModel, not_semantic, semantic
 from pipeline.crawl.config import CrawlConfig
 from pipeline.dedup import DedupConfig
 from pipeline.engine import EngineConfig
 from pipeline.match import Mode
+from pipeline.policy import hook
 from pipeline.policy.hook import PolicyConfig
 from pipeline.quality import QualityConfig
 from pipeline.shard import ShardConfig
@@ -83,3 +84,12 @@ class PipelineConfig(StrictModel):
                 "fetch at least what the cap keeps: raise precap.per_query or lower balance.cap"
             )
         return self
+
+
+def identity(config: PipelineConfig) -> dict[str, Json]:
+    """What of a configuration makes the corpus, as the manifest has it: the semantic keys, a hook's files by their content.
+
+    Raises InputError for a hook that cannot be called.
+    """
+    policies: list[Json] = [hook.identity(policy, hook.load(policy)) for policy in config.policy]
+    return {**semantic(config), "policy": policies}

@@ -19,14 +19,13 @@ names and counts passes through the driver.
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.config import PipelineConfig
+from pipeline.config import PipelineConfig, identity
 from pipeline.contracts import storage
-from pipeline.contracts.config import digest
+from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import InputError
 from pipeline.crawl import stage as crawling
 from pipeline.engine import Run
 from pipeline.match import QueryList, load_queries
-from pipeline.policy.hook import load as load_hook
 from pipeline.sources import rows
 from pipeline.sources.files import SourceFile, expand
 from pipeline.stages.candidates import candidates, exact
@@ -76,16 +75,15 @@ def run(config: PipelineConfig, until: str = STAGES[-1]) -> str:
     if STAGES.index(until) >= STAGES.index("crawl"):
         crawling.require(config.crawl)
     queries = load_queries(config.filter.queries, config.filter.mode)
-    for policy in config.policy:
-        load_hook(policy)
-    with Run(config.run.out, config.engine, config.model_dump(mode="json"), digest(config)) as driver:
+    made_from = identity(config)
+    with Run(config.run.out, config.engine, config.model_dump(mode="json"), digest_json(made_from)) as driver:
         outputs: dict[str, Output] = {}
         for name, output in zip(stages_of(config), _outputs(driver, config, files, queries), strict=False):
             outputs[name] = output
             if name == until:
                 break
         if until == "shards":
-            return publish(driver, config, queries, outputs)
+            return publish(driver, made_from, queries, outputs)
         return storage.join(config.run.out, outputs[until].folder)
 
 

@@ -92,7 +92,7 @@ def load(config: PolicyConfig) -> Hook:
 
 
 def identity(config: PolicyConfig, found: Hook) -> dict[str, Json]:
-    """What of a hook can change a verdict: for the stage's digest. A file counts by its content, not by its place."""
+    """What of a hook can change a verdict: for the stage's digest and the manifest. A file counts by its content, not by its place."""
     hashed = {option: storage.sha256_file(str(config.options[option])) for option in found.files}
     return {"name": config.name, "hook": config.hook, "options": {**config.options, **hashed}, "version": found.version}
 

@@ -12,7 +12,7 @@ from pipeline.config import PipelineConfig
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import manifest, merkle, parquet, storage
 from pipeline.contracts.at_once import at_once
-from pipeline.contracts.config import digest, semantic
+from pipeline.contracts.config import Json, digest_json
 from pipeline.contracts.schema import FORMAT_VERSION
 from pipeline.engine import Result, Run, Unit
 from pipeline.keys import find, one_array, take_rows, words
@@ -106,8 +106,8 @@ def _shard(table: pa.Table, unit: Unit) -> Result:
     return Result(rows, beside={INDEX_SUFFIX: rows.drop_columns(["image"])})
 
 
-def publish(driver: Run, config: PipelineConfig, queries: QueryList, outputs: Mapping[str, Output]) -> str:
-    """The manifest, written last: from here on the corpus is there. Returns its URI."""
+def publish(driver: Run, made_from: dict[str, Json], queries: QueryList, outputs: Mapping[str, Output]) -> str:
+    """The manifest, written last: from here on the corpus is there. `made_from` is the configuration's identity. Returns its URI."""
     last = outputs["shards"]
     folder = storage.join(driver.out, "shards")
     found = manifest.Manifest(
@@ -116,8 +116,8 @@ def publish(driver: Run, config: PipelineConfig, queries: QueryList, outputs: Ma
         content_root=content_root(driver, last, folder),
         shards=entries(last, last.folder.removeprefix("shards/")),
         hashes=dict(HASH_VERSION),
-        config=semantic(config),
-        config_digest=digest(config),
+        config=made_from,
+        config_digest=digest_json(made_from),
         query_list_digest=queries.digest,
         counts={name: output.counts for name, output in outputs.items()},
     )

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import PipelineConfig, identity
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import HouseError, InputError, RunError
 from pipeline.contracts.schema import SHARD_SCHEMA, uid
@@ -39,6 +40,23 @@ def details(configs: list[PolicyConfig], rows: pa.Table) -> dict[str | None, str
     assert set(rejected["reason"].to_pylist()) <= {"policy"}
     captions = dict(zip(rows["uid"].to_pylist(), rows["caption"].to_pylist(), strict=True))
     return {captions[row["uid"]]: row["detail"] for row in rejected.to_pylist()}
+
+
+# ---- what it is in the manifest
+
+
+def test_a_configuration_is_told_by_the_content_of_its_lists_wherever_they_lie(tmp_path: Path) -> None:
+    def made_from(name: str, content: str) -> dict[str, Json]:
+        place = tmp_path / name
+        place.write_text(content)
+        found = policy("pipeline.policy.block_list:source_hashes", hashes=str(place))
+        table = {"run": {"out": "o"}, "sources": {"paths": ["x"]}, "filter": {"queries": "q"}, "policy": [found]}
+        return identity(PipelineConfig.model_validate(table))
+
+    one, moved, other = made_from("a", "ab" * 32), made_from("b", "ab" * 32), made_from("a", "cd" * 32)
+    assert one == moved
+    assert {key for key in one if one[key] != other[key]} == {"policy"}
+    assert str(tmp_path) not in str(one)
 
 
 # ---- block lists

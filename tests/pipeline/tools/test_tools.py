@@ -159,6 +159,14 @@ def test_blocked_pictures_are_rejected_by_name(runs: Runs) -> None:
     assert set(gone["uid"].to_pylist()) == named
 
 
+def test_the_manifest_names_a_block_list_by_its_content(runs: Runs) -> None:
+    listed = runs.config.parent / "blocked.txt"
+    place = runs.strict / "shards/manifest.json"
+    [policy, _] = manifest.load(str(place)).config["policy"]
+    assert policy["options"] == {"hashes": hashlib.sha256(listed.read_bytes()).hexdigest()}
+    assert str(listed.parent) not in place.read_text()
+
+
 def test_the_ledger_says_what_was_drawn_and_kept(runs: Runs) -> None:
     [path] = runs.strict.glob("ledger/*/*.parquet")
     ledger = pq.read_table(path).to_pylist()
