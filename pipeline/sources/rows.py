@@ -30,7 +30,7 @@ def check(file: SourceFile, config: SourcesConfig) -> None:
 
 
 def require_rows(files: Sequence[SourceFile], config: SourcesConfig) -> None:
-    """Raise InputError when no file can have a pair: all are lists of URLs without captions, or tables without a row.
+    """Raise InputError when no file can have a pair: all are lists of URLs without captions, or tables and shards without a row.
 
     Reads one row of the first table that has one.
     """
@@ -38,11 +38,17 @@ def require_rows(files: Sequence[SourceFile], config: SourcesConfig) -> None:
         raise InputError(
             "sources.paths: only lists of URLs without captions (.txt); name tables with a caption column, web archives or shards"
         )
-    tables = [file for file in files if file.kind == "table"]
-    if len(tables) == len(files) and all(next(url_tables.scan(file, config, 1), None) is None for file in files):
+    if all(_is_empty(file, config) for file in files):
         raise InputError(
             f"sources.paths: no rows in any of {len(files):,} files; check that the lists were written whole"
         )
+
+
+def _is_empty(file: SourceFile, config: SourcesConfig) -> bool:
+    """Whether a table or a shard has no row. (An archive is never called empty: that is seen by reading it.)"""
+    if file.kind == "table":
+        return next(url_tables.scan(file, config, 1), None) is None
+    return file.kind == "img2dataset" and formats.parquet_rows(file.uri) == 0
 
 
 def without_captions(files: Sequence[SourceFile]) -> list[SourceFile]:

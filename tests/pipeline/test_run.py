@@ -143,6 +143,23 @@ def test_every_url_was_fetched_once(first: Site) -> None:
 
 
 @pytest.mark.parametrize("check", [True, False])
+def test_shards_of_img2dataset_without_rows_are_the_users_to_mend(first: Site, tmp_path: Path, check: bool) -> None:
+    """It leaves one where no URL of its part could be fetched. Beside a table that has rows it says nothing."""
+    columns = dict.fromkeys(("url", "caption", "key", "status"), pa.array([], pa.string()))
+    (tmp_path / "shards").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "shards/00000.parquet")
+    (tmp_path / "shards/00000_stats.json").write_text("{}")
+    (tmp_path / "empty.csv").write_text("url,caption\n")
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://e.org/1,a dog\n")
+    places = [f"{tmp_path}/{name}" for name in ("shards", "empty.csv", "list.csv")]
+    for wrong in (places[:1], places[:2]):
+        with pytest.raises(InputError, match=rf"^sources\.paths: no rows in any of {len(wrong)} files; check that"):
+            pipeline("run", first.config, tmp_path / "out", f"sources.paths={wrong}", check=check)
+    assert not (tmp_path / "out").exists()
+    pipeline("candidates", first.config, tmp_path / "out", f"sources.paths={places}", check=check)
+
+
+@pytest.mark.parametrize("check", [True, False])
 def test_lists_without_rows_are_the_users_to_mend(first: Site, tmp_path: Path, check: bool) -> None:
     (tmp_path / "a.csv").write_text("url,caption\n")
     pq.write_table(
