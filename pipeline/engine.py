@@ -31,7 +31,9 @@ import itertools
 import logging
 import os
 import platform
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -167,6 +169,7 @@ class Run:
         }
 
     def __enter__(self) -> Self:
+        _be_interrupted_by_sigterm()
         storage.make_folder(self.out)
         self._take_over()
         self._tell()
@@ -183,10 +186,11 @@ class Run:
     ) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
         code = 0 if error is None else error.exit_code if isinstance(error, HouseError) else 130 if interrupted else 1
+        said = "interrupted; the same command again resumes" if interrupted else f"{type(error).__name__}: {error}"
         self._story |= {
             "state": "done" if error is None else "failed",
             "exit_code": code,
-            "error": None if error is None else f"{type(error).__name__}: {error}",
+            "error": None if error is None else said,
             "ended": time.time(),
         }
         self._tell()
@@ -412,6 +416,7 @@ def connect(engine: EngineConfig) -> None:
                 logging_level=logging.WARNING,
                 log_to_driver=True,
             )
+            _be_interrupted_by_sigterm()  # Ray has put a handler of its own there, which ends the process without a word
         except (OSError, RuntimeError, ValueError) as error:  # Ray has no class for an address where nothing answers
             if address is None:
                 raise
@@ -420,6 +425,12 @@ def connect(engine: EngineConfig) -> None:
             raise InputError(
                 f"{place}: no Ray cluster answers at {address!r} ({said}); check the address and the network"
             ) from None
+
+
+def _be_interrupted_by_sigterm() -> None:
+    """What ends a job (Ray, Kubernetes, a scheduler) interrupts it like Ctrl-C, so that the driver says so and run.json tells it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _knock(address: str) -> None:

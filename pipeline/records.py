@@ -97,12 +97,16 @@ def this_process() -> dict[str, Json]:
 
 
 def start_ticks(pid: int) -> str | None:
-    """When a process started, as /proc tells (field 22 of proc(5) stat); tells a process from a later one with its number."""
+    """When a process started, as /proc tells (field 22 of proc(5) stat); tells a process from a later one with its number.
+
+    None when it is gone, or has ended and only waits for its parent to ask how (Z, X).
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as source:
-            return source.read().rsplit(")", 1)[1].split()[19]
+            fields = source.read().rsplit(")", 1)[1].split()
     except OSError:
         return None
+    return None if fields[0] in ("Z", "X", "x") else fields[19]
 
 
 def is_here(owner: Mapping[str, Json]) -> bool:

@@ -446,6 +446,29 @@ def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     assert (story(str(tmp_path))["state"], story(str(tmp_path))["exit_code"]) == ("failed", 130)
 
 
+def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path) -> None:
+    """Also when Ray has started, which has a handler of its own."""
+    program = (
+        "import sys, time; from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
+        "def main(argv):\n with Run(argv[0], EngineConfig(), {}, '0' * 64):\n  print('in', flush=True)\n  time.sleep(300)\n"
+        "run_cli(main)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [
+        "error: interrupted; the same command again resumes"
+    ]
+    assert "Traceback" not in said
+    assert (story(str(tmp_path))["state"], story(str(tmp_path))["exit_code"]) == ("failed", 130)
+    last = status.describe(str(tmp_path)).splitlines()[-1]
+    assert last == "state: failed (interrupted; the same command again resumes)"
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nonsense"])
 def test_a_wrong_cluster_address_is_one_sentence(tmp_path: Path, unused_port: int, address: str) -> None:
     """In a process of its own, because Ray is up in this one."""
@@ -484,6 +507,22 @@ def dead() -> dict[str, Json]:
     owner = {**records.this_process(), "pid": process.pid, "started": records.start_ticks(process.pid)}
     process.wait()
     return owner
+
+
+def test_a_killed_driver_that_its_parent_has_not_asked_for_is_dead(tmp_path: Path) -> None:
+    """As under a container's first process that reaps nobody: a zombie has its entry in /proc, its start and all."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    owner = {**records.this_process(), "pid": process.pid, "started": records.start_ticks(process.pid)}
+    assert not records.has_died(owner)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not reaped
+    try:
+        assert Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        assert records.has_died(owner)
+        say(tmp_path, "running", owner)
+        assert len(run(tmp_path, toy(), units(1))) == 1
+    finally:
+        process.wait()
 
 
 def say(out: Path, state: str, owner: dict[str, Json]) -> None:
