@@ -12,7 +12,8 @@ from pipeline.sources.files import expand
 
 
 def describe(config: PipelineConfig) -> str:
-    """The plan in lines for people. Raises InputError for what a run would stop at: missing sources, columns, or queries.
+    """The plan in lines for people. Raises InputError for what a run would stop at: missing sources, columns or queries, a place
+    where no output can be.
 
     (Policy hooks are tried by `config.identity`, of which the digest is shown.)
     """
@@ -21,6 +22,7 @@ def describe(config: PipelineConfig) -> str:
         rows.check(file, config.sources)
     rows.require_rows(files, config.sources)
     crawling.require(config.crawl)
+    storage.require_folder(config.run.out)
     queries = load_queries(config.filter.queries, config.filter.mode)
     total_bytes = sum(storage.size(file.uri) for file in files)
     counts = [rows.count_rows(file, config.sources) for file in files if rows.is_cut(file)]

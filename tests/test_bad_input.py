@@ -193,6 +193,15 @@ CASES = {
     "wrong S3 endpoint for a source": Case(
         f"{RUN} sources.paths=['s3://bucket/x.parquet']", "check AWS_ENDPOINT_URL", spoil=nobody_listens
     ),
+    "output of another store": Case(
+        f"{RUN} --check run.out=gs://bucket/x", "'gs://bucket/x': unknown kind of place; use a"
+    ),
+    "output with a colon": Case(f"{RUN} --check run.out=exp:1", "./exp:1 for a file of this name"),
+    "checked output is a file": Case(
+        f"{RUN} --check", "out: is a file, not a folder; choose another output", spoil=file_in_the_way
+    ),
+    "folder for a configuration": Case("pipeline run --config .", ".: is a folder, not a file; name a file"),
+    "folder for a query list": Case(f"{RUN} filter.queries=.", ".: is a folder, not a file; name a file"),
     "no bucket": Case(f"{RUN} run.out=s3:///x", "no bucket; write s3://BUCKET/KEY"),
     "status of nothing": Case(
         "pipeline status nowhere", "nowhere: no run.json here; give the run.out of a pipeline run"

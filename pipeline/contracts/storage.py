@@ -40,8 +40,18 @@ TEMPORARY_MARK = ".tmp-"
 # ---- names
 
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,35}:")
+"""What a URI begins with, as pyarrow tells it from a path."""
+
+
 def is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
+    """Whether a place is in an object store, else it is a local path. Raises InputError for one that is neither, like gs://b/k."""
+    if uri.startswith("s3://"):
+        return True
+    if _SCHEME.match(uri):
+        local = "" if "://" in uri else f", ./{uri} for a file of this name"
+        raise InputError(f"{uri!r}: unknown kind of place; use a local path or s3://BUCKET/KEY{local}")
+    return False
 
 
 def join(uri: str, *parts: str) -> str:
@@ -129,8 +139,6 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if is_s3(uri):
         bucket, key = _bucket_key(uri)
         return _s3_filesystem(*_environment()), f"{bucket}/{key}".rstrip("/")
-    if "://" in uri:
-        raise InputError(f"{uri!r}: unknown kind of place; use a local path or s3://BUCKET/KEY")
     return _local_filesystem(), uri
 
 
@@ -322,6 +330,8 @@ def open_input(uri: str) -> pa.NativeFile:
     """A random-access file for pyarrow readers. Raises InputError when it cannot be opened."""
     files, path = filesystem(uri)
     with plain_errors(uri, "read"):
+        if not is_s3(uri) and os.path.isdir(path):  # pyarrow has no class of its own for it
+            raise IsADirectoryError
         return files.open_input_file(path)
 
 
@@ -383,6 +393,26 @@ def sha256_file(uri: str) -> str:
 # ---- writing
 
 
+def require_folder(uri: str) -> None:
+    """Raise InputError where no folder can be written to, without writing: at a file, below one, without the right, in no store."""
+    if exists(uri):
+        raise _is_a_file(uri)
+    if is_s3(uri):
+        return
+    there = absolute(uri)
+    while not os.path.lexists(there):
+        there = parent(there)
+    with plain_errors(uri, "create"):
+        if not os.path.isdir(there):
+            raise NotADirectoryError
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError
+
+
+def _is_a_file(uri: str) -> InputError:
+    return InputError(f"{uri}: is a file, not a folder; choose another output")
+
+
 def make_folder(uri: str) -> None:
     """Create a local folder with its parents; on S3 there are none to create."""
     if not is_s3(uri):
@@ -390,7 +420,7 @@ def make_folder(uri: str) -> None:
             try:
                 os.makedirs(uri, exist_ok=True)
             except FileExistsError:
-                raise InputError(f"{uri}: is a file, not a folder; choose another output") from None
+                raise _is_a_file(uri) from None
 
 
 def temporary_name(uri: str) -> str:
@@ -420,8 +450,11 @@ def write_atomic(uri: str, data: bytes) -> None:
     make_folder(parent(uri))
     temporary = temporary_name(uri)
     with plain_errors(uri, "write"):
-        _write_local(temporary, data)
-        os.replace(temporary, uri)
+        try:
+            _write_local(temporary, data)
+            os.replace(temporary, uri)
+        finally:
+            remove_own(temporary)
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

@@ -12,6 +12,7 @@ from pipeline.queries.inputs import File, look
 def describe(config: QueriesConfig) -> str:
     """The plan in lines for people. Raises InputError for what a run would stop at; touches nothing."""
     inputs = look(config)
+    storage.require_folder(config.run.out)
     lines = []
     if config.wikipedia is not None:
         units = sum(-(-file.bytes // config.wikipedia.unit_bytes) for file in inputs.dumps)

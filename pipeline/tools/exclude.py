@@ -246,6 +246,7 @@ def check(config: ExcludeConfig) -> tuple[Manifest, Lists]:
             f"out={config.out!r} and the folder of the corpus, {folder!r}, lie one in the other; "
             "give the new version a folder of its own"
         )
+    storage.require_folder(config.out)
     for place in (storage.join(config.out, "run.json"), manifest.manifest_path(config.out)):
         if storage.exists(place) and read_story(place).get("config_digest") != digest_json(_identity(config, found)):
             raise InputError(

@@ -284,6 +284,61 @@ def test_an_unknown_kind_of_place() -> None:
         storage.read_bytes("ftp://host/file")
 
 
+@pytest.mark.parametrize(
+    "place", ["s3:/bucket/x", "s3:bucket", "s3:", "s3://", "s3:///x", "exp:1", "gs://b/x", "file:///tmp/x"]
+)
+def test_a_place_that_looks_like_a_uri_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Wherever it is given; nothing is created on the way."""
+    monkeypatch.chdir(tmp_path)
+    acts = (
+        storage.read_bytes, storage.make_folder, storage.list_files, storage.glob, storage.absolute, storage.require_folder,
+        storage.sha256_file, lambda uri: storage.write_atomic(storage.join(uri, "x"), b""),
+        lambda uri: storage.put_if_absent(uri, b""), lambda uri: storage.commit_file("none", uri),
+    )  # fmt: skip
+    for act in acts:
+        if act is storage.make_folder and place.startswith("s3://"):
+            continue  # there is none to make
+        with pytest.raises(InputError, match=r"unknown kind of place; use a local path or s3|no bucket; write s3"):
+            act(place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_local_name_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"or s3://BUCKET/KEY, \./exp:1 for a file of this name"):
+        storage.write_atomic("exp:1", b"x")
+    for name in ("./exp:1", "a/exp:1", str(tmp_path / "b:c"), "x:1", "1a:2"):
+        storage.write_atomic(name, b"x")
+        assert storage.read_bytes(name) == b"x"
+        assert storage.size(name) == 1
+
+
+def test_a_folder_to_write_to_is_told_before_it_is_made(root: str) -> None:
+    storage.require_folder(storage.join(root, "new", "folder"))
+    storage.write_atomic(storage.join(root, "file"), b"x")
+    storage.require_folder(root)
+    with pytest.raises(InputError, match="file: is a file, not a folder; choose another output"):
+        storage.require_folder(storage.join(root, "file"))
+    if not storage.is_s3(root):
+        with pytest.raises(InputError, match="a part of the path is a file, not a folder"):
+            storage.require_folder(storage.join(root, "file", "below"))
+    assert [storage.name(uri) for uri in storage.list_files(root, recursive=True)] == ["file"]
+
+
+def test_a_folder_for_a_file(tmp_path: Path) -> None:
+    for act in (
+        storage.read_bytes,
+        storage.read_text,
+        storage.sha256_file,
+        lambda uri: storage.write_atomic(uri, b"x"),
+    ):
+        with pytest.raises(InputError, match="is a folder, not a file; name a file"):
+            act(str(tmp_path / "."))
+    assert list(tmp_path.parent.glob(f"{storage.TEMPORARY_MARK}*")) == []
+
+
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="file"):
