@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 
 from pipeline.contracts import storage
-from pipeline.contracts.cli import add_config_arguments, run_cli
+from pipeline.contracts.cli import add_config_arguments, parse, run_cli
 from pipeline.contracts.config import StrictModel, digest, load_config, to_toml
 from pipeline.contracts.errors import AuditFinding
 
 
 def main(argv: list[str]) -> int | None:
     """Parse `argv` and run one command; returns its exit code (None is 0)."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(_parser(), argv)
     if arguments.command == "overlap":
         return _overlap(arguments)
     if arguments.command in ("zeroshot", "retrieval"):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.contracts.cli import add_config_arguments, run_cli
+from pipeline.contracts.cli import add_config_arguments, parse, run_cli
 from pipeline.contracts.config import digest, digest_json, load_config, to_toml
 from pipeline.contracts.errors import AuditFinding
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         command.set_defaults(act=act)
         for add in arguments:
             add(command)
-    given = parser.parse_args(argv)
+    given = parse(parser, argv)
     given.act(given)
 
 
@@ -51,6 +51,7 @@ def _argument(*names: str, **options: Any) -> Argument:
 
 
 _a_run = _argument("path", help="the run's output (local or s3://)")
+_a_run_or_version = _argument("path", help="the output of a run or of exclude (local or s3://)")
 _a_run_or_corpus = _argument("path", help="a run or a corpus (local or s3://)")
 
 
@@ -117,7 +118,7 @@ def _verify(given: argparse.Namespace) -> None:
     print(f"{given.path}: everything is as it was recorded")
 
 
-@_command("show", "the whole history of one row", _a_run, _argument("uid", help="32 hexadecimal digits"))
+@_command("show", "the whole history of one row", _a_run_or_version, _argument("uid", help="32 hexadecimal digits"))
 def _show(given: argparse.Namespace) -> None:
     from pipeline.tools import show
 

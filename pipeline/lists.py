@@ -22,6 +22,10 @@ def read(uri: str, column: str) -> list[tuple[int, str | bytes]]:
 
 
 def _lines(uri: str) -> list[str | bytes | None]:
+    if (size := storage.size(uri)) > storage.MOST_TEXT_BYTES:
+        raise InputError(
+            f"{uri}: {size:,} bytes, more than the {storage.MOST_TEXT_BYTES:,} of a text list; give it as Parquet"
+        )
     lines = (line.strip() for line in storage.read_text(uri).splitlines())
     return [None if line.startswith("#") else line for line in lines]
 

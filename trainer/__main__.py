@@ -8,7 +8,7 @@ import argparse
 import os
 import time
 
-from pipeline.contracts.cli import config_parser, run_cli
+from pipeline.contracts.cli import config_parser, parse, run_cli
 from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import HouseError
 from trainer.config import TrainConfig, resolve
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     """The command line of one process; returns the exit code."""
     parser = config_parser("deepspeed --module trainer", "Train a CLIP model on a corpus of image-text pairs.")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     try:
         config = resolve(load_config(TrainConfig, arguments.config, arguments.overrides))
     except HouseError:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -42,6 +42,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         metavar="key=value",
         help="values that replace those of the file, for example run.seed=17",
     )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """`parser.parse_args`, but overrides may stand on both sides of a flag: argparse takes them from one place only."""
+    given, left = parser.parse_known_args(argv)
+    if left and ("overrides" not in given or any(argument.startswith("-") for argument in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        given.overrides = [*given.overrides, *left]
+    return given
 
 
 def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:

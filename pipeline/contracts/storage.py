@@ -373,10 +373,13 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
         return cast(bytes, source.read_at(length, offset))
 
 
+MOST_TEXT_BYTES = 64 << 20
+
+
 def read_text(uri: str) -> str:
-    """A whole small file as UTF-8 text."""
+    """A whole small file as UTF-8 text, of at most MOST_TEXT_BYTES."""
     try:
-        return read_bytes(uri, limit=64 << 20).decode("utf-8-sig")
+        return read_bytes(uri, limit=MOST_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{uri}: byte {error.start} is not UTF-8; convert the file") from None
 

@@ -74,3 +74,13 @@ def test_a_column_that_is_not_there_or_twice(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=said):
             lists.texts(str(tmp_path / f"{name}.parquet"), "url")
+
+
+def test_a_text_list_that_is_too_large_goes_as_parquet(tmp_path: Path) -> None:
+    place = tmp_path / "list.txt"
+    with place.open("wb") as sink:
+        sink.truncate((64 << 20) + 1)  # a hole in the file, that takes no disk
+    with pytest.raises(
+        InputError, match=r"list\.txt: 67,108,865 bytes, more than the 67,108,864 of a text list; give it as P"
+    ):
+        lists.hashes(str(place), "sha256", 32)

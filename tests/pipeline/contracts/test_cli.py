@@ -1,10 +1,13 @@
 """Exit codes and error lines, from real processes."""
 
+import argparse
 import re
 import subprocess
 import sys
 
 import pytest
+
+from pipeline.contracts.cli import add_config_arguments, config_parser, parse
 
 PROGRAM = """
 import sys
@@ -103,3 +106,22 @@ def test_a_reader_that_goes_away_is_no_failure() -> None:
     said = writer.stderr.read()
     writer.stderr.close()
     assert (writer.wait(30), said) == (0, b"")
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """In their order, since the last one of a key counts. A flag that is not known, and a place too many, stay mistakes."""
+    one = config_parser("one", "")
+    several = argparse.ArgumentParser()
+    commands = several.add_subparsers()
+    add_config_arguments(commands.add_parser("run"))
+    commands.add_parser("status").add_argument("path")
+    for parser, before in ((one, []), (several, ["run"])):
+        for line in ("a=1 b=2 --config F --check a=3", "a=1 --config F b=2 --check a=3", "--config F a=1 b=2 --check a=3",
+                     "--config F --check a=1 b=2 a=3", "a=1 b=2 a=3 --check --config F"):  # fmt: skip
+            given = parse(parser, [*before, *line.split()])
+            assert (given.config, given.check, given.overrides) == ("F", True, ["a=1", "b=2", "a=3"])
+    for wrong in ("run a=1 --config F --chekc a=2", "run --config F a=1 --x=2", "status here there"):
+        with pytest.raises(SystemExit) as left:
+            parse(several, wrong.split())
+        assert left.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
