@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
@@ -21,6 +22,8 @@ from pipeline.contracts.config import Json, StrictModel
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.parquet import RowGroup, TableFile
 from pipeline.contracts.schema import FORMAT_VERSION, INDEX_SCHEMA, SHARD_SCHEMA
+
+log = logging.getLogger("pipeline")
 
 FILE_NAME = "manifest.json"
 
@@ -181,7 +184,10 @@ def write_subtrees(folder: str, root: str, parts: Iterable[merkle.Subtree]) -> N
 
 
 def read_subtrees(path: str) -> list[merkle.Subtree]:
-    """The parts of the tree of the corpus at `path`: from the file beside its manifest when it gives the root, else from all indexes."""
+    """The parts of the tree of the corpus at `path`: from the file beside its manifest when it gives the root, else from all indexes.
+
+    The file is a help: of one that is damaged a warning is logged.
+    """
     found = load(path)
     uri = subtrees_uri(storage.parent(manifest_path(path)), found.content_root)
     if storage.exists(uri):
@@ -189,6 +195,7 @@ def read_subtrees(path: str) -> list[merkle.Subtree]:
         with contextlib.suppress(ValueError):
             if merkle.root_of_subtrees(parts) == found.content_root:
                 return parts
+        log.warning("%s: is damaged or of other rows; all indexes are read instead; delete it", uri)
     parts, start = [], 0
     for shard in found.shards:
         parts += merkle.subtrees(shard_leaves(index_uri(path, shard)), start)
@@ -197,7 +204,14 @@ def read_subtrees(path: str) -> list[merkle.Subtree]:
 
 
 def _parts_in(uri: str) -> list[merkle.Subtree]:
-    columns = (parquet.read(uri)[name].to_pylist() for name in SUBTREE_SCHEMA.names)
+    """What the file says; of one that cannot be read nothing."""
+    try:
+        table = parquet.read(uri)
+    except InputError:
+        return []
+    if table.schema != SUBTREE_SCHEMA or any(column.null_count for column in table.columns):
+        return []
+    columns = (table[name].to_pylist() for name in SUBTREE_SCHEMA.names)
     return [merkle.Subtree(*row) for row in zip(*columns, strict=True)]
 
 
@@ -307,7 +321,7 @@ def verify(path: str) -> list[str]:
 def _verify_copies(place: str) -> list[str]:
     """A manifest that none of the copies beside it equals was edited. Who moves a corpus may leave the copies behind."""
     folder = storage.parent(place)
-    copies = [name for name in storage.sizes(folder) if _COPY.fullmatch(name)]
+    copies = sorted(name for name in storage.sizes(folder) if _COPY.fullmatch(name))
     if not copies or _copy_name(storage.read_bytes(place)) in copies:
         return []
     return [f"{place}: differs from every copy beside it, like {copies[-1]}; restore it from the one of its run"]
