@@ -81,6 +81,23 @@ def stages(out: str) -> list[StageStatus]:
     return found
 
 
+def corpus(path: str) -> str:
+    """The corpus at `path`: the one in `shards` of a run, else `path` itself (also where `exclude` left it, beside its run.json)."""
+    inside = storage.join(path, "shards")
+    is_itself = path.endswith(".json") or storage.exists(manifest.manifest_path(path))
+    return inside if not is_itself and storage.exists(manifest.manifest_path(inside)) else path
+
+
+def ledger(corpus: str) -> list[str]:
+    """The ledger of the last run that worked on a corpus, where it is at hand: beside the manifest (`exclude`), or above its `shards`."""
+    folder = storage.parent(manifest.manifest_path(corpus))
+    for out in (folder, storage.parent(folder)):
+        if storage.exists(storage.join(out, "run.json")):
+            found = [stage for stage in stages(out) if stage.name == "ledger"]
+            return [storage.join(out, stage.folder, record.output.name) for stage in found for record in stage.records]
+    return []
+
+
 def is_running(told: Mapping[str, Json]) -> bool:
     """Whether the driver of run.json goes on, as far as this machine can tell: a process that was killed could not say so there."""
     owner = told.get("owner")

@@ -44,16 +44,12 @@ def write(path: str, rows: int, place: str) -> int:
     """
     if not 1 <= rows <= MOST_ROWS:
         raise InputError(f"--rows {rows}: give 1 to {MOST_ROWS:,}; a page with more does not load")
-    corpus = path
-    if not path.endswith(".json") and storage.exists(manifest.manifest_path(storage.join(path, "shards"))):
-        corpus = storage.join(path, "shards")
+    corpus = status.corpus(path)
     found = manifest.load(corpus)
     if not found.rows:
         raise InputError(f"{corpus}: the corpus has no rows; there is nothing to show")
     shown = sample(corpus, found, rows)
-    storage.write_atomic(
-        place, page(found, shown, _query_texts(storage.parent(storage.parent(manifest.manifest_path(corpus))))).encode()
-    )
+    storage.write_atomic(place, page(found, shown, _query_texts(corpus)).encode())
     return len(shown)
 
 
@@ -82,17 +78,9 @@ def sample(corpus: str, found: Manifest, number: int) -> list[dict[str, object]]
     return shown
 
 
-def _query_texts(out: str) -> dict[int, str]:
-    """Queries by number, from the ledger of the last run at `out`, where there is one."""
-    if not storage.exists(storage.join(out, "run.json")):
-        return {}
-    names = [
-        storage.join(out, stage.folder, record.output.name)
-        for stage in status.stages(out)
-        if stage.name == "ledger"
-        for record in stage.records
-    ]
-    tables = [parquet.read(name, ["query_id", "query"]) for name in names]
+def _query_texts(corpus: str) -> dict[int, str]:
+    """Queries by number, from the ledger, where there is one."""
+    tables = [parquet.read(uri, ["query_id", "query"]) for uri in status.ledger(corpus)]
     return {
         number: text
         for table in tables

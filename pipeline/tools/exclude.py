@@ -14,7 +14,8 @@ The new corpus holds every shard itself, also those that lose nothing: a takedow
 pointed into it would forbid that. Shards are read, compared with their SHA-256 in the old manifest, and written again; the same rows give
 the same bytes, so an untouched shard keeps its hash as long as pyarrow's writer does. Units are shards, with records: the same command
 again resumes, and another one into the same folder is refused. The new manifest names the old one's content root as its parent and keeps
-its counts, with a stage `exclude` after them (`exclude-2` where the old one has such a stage itself, and so on).
+its counts, with a stage `exclude` after them (`exclude-2` where the old one has such a stage itself, and so on). The ledger of the run that
+made the old one is copied where it is at hand, for the texts of the queries.
 """
 
 import dataclasses
@@ -38,6 +39,7 @@ from pipeline.contracts.schema import FORMAT_VERSION, REJECTED_SCHEMA, SHARD_SCH
 from pipeline.crawl.urls import Target, UrlRefused, parse
 from pipeline.engine import EngineConfig, Result, Run, Unit
 from pipeline.records import count_rows, read_story
+from pipeline.stages.cap import as_read
 from pipeline.stages.common import run_stage
 from pipeline.stages.shards import INDEX_SUFFIX, content_root, entries
 
@@ -282,6 +284,7 @@ def exclude(config: ExcludeConfig) -> str:
     before = sum(_NAME.fullmatch(name) is not None for name in old.counts)
     stage = f"exclude-{before + 1}" if before else "exclude"
     with Run(config.out, config.engine, config.model_dump(mode="json"), digest_json(identity)) as driver:
+        _copy_ledger(driver, config)
         units = [Unit(f"{n:05d}", (shard.sha256,), {"shard": n}) for n, shard in enumerate(old.shards)]
         left = run_stage(
             driver,
@@ -308,9 +311,21 @@ def exclude(config: ExcludeConfig) -> str:
         return manifest.publish(config.out, new)
 
 
+def _copy_ledger(driver: Run, config: ExcludeConfig) -> None:
+    if files := status.ledger(config.corpus):
+        digests = [storage.sha256_file(uri) for uri in files]
+        read = functools.partial(_read_whole, files)
+        unit = Unit("all", tuple(digests))
+        run_stage(driver, "ledger", None, [], [unit], read, as_read, accounted=False, roots=digests)
+
+
+def _read_whole(files: Sequence[str], unit: Unit) -> pa.Table:
+    return pa.concat_tables([parquet.read(uri) for uri in files])
+
+
 def not_found(config: ExcludeConfig) -> dict[str, list[str]]:
     """By list, its entries that name no row of the old corpus, as they are written: for the answer to those who asked."""
-    [stage] = status.stages(config.out)
+    [stage] = [stage for stage in status.stages(config.out) if _NAME.fullmatch(stage.name)]
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for record in stage.records:
         table = parquet.read(storage.join(config.out, stage.folder, record.beside[NAMED_SUFFIX].name))

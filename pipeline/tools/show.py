@@ -1,8 +1,9 @@
 """show: the whole history of one row, from what a run committed: which stages saw it and what each did, up to its place in the corpus.
 
-Only footers and the row groups that may hold the uid are read: a stage's files and rejected files are looked up by the statistics of
-their uids. At the end the row is proved to be in the corpus: its leaf is hashed from the shard's own bytes (uid, caption, SHA-256 of the
-picture), and an audit path leads from it to the manifest's content root.
+Footers and the row groups that may hold the uid are read: a stage's files and rejected files are looked up by the statistics of
+their uids. Only of `dedup` all rejections are read (their uids and details), which tell for whom the row stays. At the end the row is
+proved to be in the corpus: its leaf is hashed from the shard's own bytes (uid, caption, SHA-256 of the picture), and an audit path
+leads from it to the manifest's content root.
 """
 
 import hashlib
@@ -37,9 +38,9 @@ def describe(out: str, uid_text: str) -> str:
     if all(line.endswith(_UNSEEN) for _, line in told):
         raise InputError(f"{out}: no stage has seen the uid {uid_text!r}; check it, or give the output of another run")
     lines = [line + ("  (in an earlier run)" if stage.earlier else "") for stage, line in told]
-    shards = storage.join(out, "shards")
-    if storage.exists(manifest.manifest_path(shards)):
-        lines += _corpus_lines(shards, uid)
+    corpus = status.corpus(out)
+    if storage.exists(manifest.manifest_path(corpus)):
+        lines += _corpus_lines(corpus, uid)
     return "\n".join([f"uid {uid.hex()}", *lines])
 
 

@@ -329,6 +329,30 @@ def test_show_sees_a_picture_that_was_exchanged(runs: Runs, tmp_path: Path, caps
     assert "does NOT lead to the content root" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", ["empty", "garbage", "columns"])
+def test_a_damaged_help_for_proofs_is_told_and_not_used(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    shutil.copytree(runs.plain, tmp_path / "out")
+    [place] = (tmp_path / "out/shards").glob("subtrees-*.parquet")
+    uid = rows_of(tmp_path / "out/shards")["uid"][3].as_py().hex()
+    cli.main(["show", str(tmp_path / "out"), uid])
+    whole = capsys.readouterr().out
+    assert not caplog.records
+    place.write_bytes({"empty": b"", "garbage": place.read_bytes()[:-40], "columns": b""}[damage])
+    if damage == "columns":
+        pq.write_table(pa.table({"start": [0]}), place)
+    cli.main(["show", str(tmp_path / "out"), uid])
+    assert capsys.readouterr().out == whole
+    assert "leads to the content root" in whole
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{place}: is damaged or of other rows; all indexes are read instead; delete it"
+    ]
+    with pytest.raises(AuditFinding, match="1 differences"):
+        cli.main(["verify", str(tmp_path / "out")])
+    assert f"{place}: differs from the rows; delete it, proofs then read the indexes" in capsys.readouterr().out
+
+
 def test_the_history_stays_when_a_single_stage_is_run_again(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -487,7 +511,24 @@ def test_a_second_takedown_needs_a_folder_of_its_own(
     assert list(counts[1])[-2:] == ["exclude", "exclude-2"]
     assert counts[1]["exclude-2"].rows_in == counts[1]["exclude"].rows_out
     assert counts[1]["exclude-2"].rejected == {"excluded_uid": 1}
-    left = {row["uid"] for row in rows_of(tmp_path / "newer").to_pylist()}
+    kept = rows_of(tmp_path / "newer").to_pylist()
+    for row, verdict, last in (
+        (kept[5], "kept", f"leads to the content root {manifest.load(str(tmp_path / 'newer')).content_root[:16]}"),
+        (rows[1], "rejected  excluded_uid", "the row is not in it"),
+    ):
+        capsys.readouterr()
+        cli.main(["show", str(tmp_path / "newer"), row["uid"].hex()])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].startswith(f"exclude-2     {verdict}")
+        assert last in lines[-1]
+    cli.main(["contact-sheet", str(tmp_path / "newer"), "--rows", "4", "--out", str(tmp_path / "sheet.html")])
+    queries = (runs.config.parent / "queries.txt").read_text().splitlines()
+    page = Page()
+    page.feed((tmp_path / "sheet.html").read_text())
+    shown = [row for row in kept if row["uid"].hex() in page.text]
+    assert len(shown) == 4
+    assert all(any(f"{queries[row['query_id']]} (counted)" in part for part in page.text) for row in shown)
+    left = {row["uid"] for row in kept}
     # A URL with two captions has two rows, which have what was fetched in common.
     gone = [row for row in rows if row["url"] == rows[2]["url"] or row["source_sha256"] == rows[3]["source_sha256"]]
     assert left == {row["uid"] for row in rows} - {row["uid"] for row in [*rows[:2], *gone]}
