@@ -14,7 +14,8 @@ from pipeline.contracts.errors import InputError, RunError
 from pipeline.contracts.manifest import StageCounts
 from pipeline.contracts.parquet import TableFile
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+"""2: without the row groups of the files."""
 
 
 class Record(StrictModel):

@@ -128,17 +128,17 @@ def write_shard(rows: pa.Table, folder: str, stem: str) -> Shard:
         raise ValueError(f"a shard must follow SHARD_SCHEMA, got {rows.schema}")
     shard = parquet.commit(rows, folder, stem)
     index = parquet.commit(rows.drop_columns(["image"]), folder, stem, suffix=".index.parquet")
-    return shard_entry(shard, index)
+    return shard_entry(shard, parquet.layout(storage.join(folder, shard.name)), index)
 
 
-def shard_entry(shard: TableFile, index: TableFile, *, below: str = "") -> Shard:
+def shard_entry(shard: TableFile, row_groups: list[RowGroup], index: TableFile, *, below: str = "") -> Shard:
     """The manifest's line for a committed shard and its index; `below` is their folder relative to the manifest."""
     return Shard(
         path=storage.join(below, shard.name),
         rows=shard.rows,
         bytes=shard.bytes,
         sha256=shard.sha256,
-        row_groups=shard.row_groups,
+        row_groups=row_groups,
         index_path=storage.join(below, index.name),
         index_bytes=index.bytes,
         index_sha256=index.sha256,
@@ -354,9 +354,7 @@ def _verify_rows(path: str, shard: Shard, index: pa.Table, last_uid: bytes) -> l
             f"{index_uri(path, shard)}: columns differ from format version {FORMAT_VERSION}; rebuild the corpus"
         )
         return problems
-    with parquet.open_file(uri) as source:
-        layout = parquet.row_groups(source.metadata)
-    if layout != shard.row_groups:
+    if parquet.layout(uri) != shard.row_groups:
         # Who seeks by the manifest would read other bytes; nothing below can be compared group by group.
         problems.append(
             f"{uri}: row_groups (rows, offsets, bytes) differ from the file's footer; restore the manifest from its run"

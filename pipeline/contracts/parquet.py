@@ -55,13 +55,16 @@ def write(table: pa.Table, local_path: str, *, boundaries: Sequence[int] = ()) -
 
 
 class TableFile(NamedTuple):
-    """A committed table: its file name (which carries the first 12 digits of its SHA-256), size and layout."""
+    """A committed table: its file name (which carries the first 12 digits of its SHA-256) and size.
+
+    Its layout is in its footer, for who needs it: a driver holds one of these for every unit of every stage, and a file that is cut for
+    thousands of other units has as many row groups.
+    """
 
     name: str
     rows: int
     bytes: int
     sha256: str
-    row_groups: list[RowGroup]
 
 
 def commit(
@@ -76,13 +79,13 @@ def commit(
     temporary = storage.local_temporary(storage.join(folder, stem + suffix))
     try:
         with storage.plain_errors(folder, "write"):
-            groups = write(table, temporary, boundaries=boundaries)
+            write(table, temporary, boundaries=boundaries)
         sha256, size = storage.sha256_file(temporary), os.path.getsize(temporary)
         file_name = f"{stem}-{sha256[:12]}{suffix}"
         storage.commit_file(temporary, storage.join(folder, file_name))
     finally:
         storage.remove_own(temporary)
-    return TableFile(file_name, table.num_rows, size, sha256, groups)
+    return TableFile(file_name, table.num_rows, size, sha256)
 
 
 def _dictionary_columns(table: pa.Table) -> list[str]:
@@ -121,6 +124,12 @@ def _row_bytes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
         lengths *= max(1, kind.value_type.bit_width // 8)
         return lengths
     return np.full(len(column), max(1, kind.bit_width // 8), np.int64)
+
+
+def layout(uri: str) -> list[RowGroup]:
+    """The row groups of a file, from its footer. Raises InputError when it is not Parquet."""
+    with open_file(uri) as source:
+        return row_groups(source.metadata)
 
 
 def row_groups(metadata: Any) -> list[RowGroup]:

@@ -114,7 +114,7 @@ def publish(driver: Run, made_from: dict[str, Json], queries: QueryList, outputs
         format_version=FORMAT_VERSION,
         rows=last.rows,
         content_root=content_root(driver, last, folder),
-        shards=entries(last, last.folder.removeprefix("shards/")),
+        shards=entries(driver, last, last.folder.removeprefix("shards/")),
         hashes=dict(HASH_VERSION),
         config=made_from,
         config_digest=digest_json(made_from),
@@ -124,9 +124,13 @@ def publish(driver: Run, made_from: dict[str, Json], queries: QueryList, outputs
     return manifest.publish(folder, found)
 
 
-def entries(shards: Output, below: str) -> list[manifest.Shard]:
+def entries(driver: Run, shards: Output, below: str) -> list[manifest.Shard]:
     """The manifest's lines for committed shards; `below` is their folder relative to the manifest."""
-    return [manifest.shard_entry(record.output, record.beside[INDEX_SUFFIX], below=below) for record in shards.records]
+    layouts = driver.map(parquet.layout, [storage.join(driver.out, name) for name in shards.files])
+    return [
+        manifest.shard_entry(record.output, layout, record.beside[INDEX_SUFFIX], below=below)
+        for record, layout in zip(shards.records, layouts, strict=True)
+    ]
 
 
 def content_root(driver: Run, shards: Output, folder: str) -> str:

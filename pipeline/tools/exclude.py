@@ -300,7 +300,7 @@ def exclude(config: ExcludeConfig) -> str:
             format_version=FORMAT_VERSION,
             rows=left.rows,
             content_root=content_root(driver, left, config.out),
-            shards=entries(left, left.folder),
+            shards=entries(driver, left, left.folder),
             hashes=old.hashes,
             config=identity,
             config_digest=digest_json(identity),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -106,6 +107,10 @@ def in_partitions(work: Callable[[pa.Table, Unit], Result], table: pa.Table, uni
     rows = done.rows.take(order)
     partition = pa.array([number % 3 for number in rows["number"].to_pylist()], pa.int32())
     return Result(rows.add_column(0, "partition", partition), done.rejected)
+
+
+def a_partition_a_row(table: pa.Table, unit: Unit) -> Result:
+    return Result(table.add_column(0, "partition", table["number"].cast(pa.int32())))
 
 
 def refuses(table: pa.Table, unit: Unit) -> Result:
@@ -680,6 +685,17 @@ def test_rows_do_not_pass_through_the_driver(tmp_path: Path) -> None:
     records = run(tmp_path / "big", toy(big, accounted=False), units(10))
     assert sum(record.output.bytes for record in records) > 200e6
     assert peak_bytes() - before < 40e6
+
+
+def test_what_a_driver_holds_of_a_unit_does_not_grow_with_the_partitions(tmp_path: Path) -> None:
+    """Each unit of a stage that is cut for thousands of others has a row group for each of them."""
+    told = []
+    for rows in (2, 5_000):
+        [record] = run(tmp_path / str(rows), toy(a_partition_a_row, rows=rows, partitioned=True), units(1))
+        [path] = (tmp_path / str(rows)).glob("toy/*/*.parquet")
+        assert pq.read_metadata(path).num_row_groups == rows
+        told.append(len(record.model_dump_json()))
+    assert told[1] < told[0] + 50
 
 
 def peak_bytes() -> int:
