@@ -7,6 +7,7 @@ what records say; `verify` reads every byte again, and holds what records say of
 
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,7 +17,7 @@ import pydantic
 from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import HouseError, InputError
 from pipeline.contracts.manifest import StageCounts
 from pipeline.records import (
     Record,
@@ -29,6 +30,8 @@ from pipeline.records import (
     taken_up,
     with_generation,
 )
+
+log = logging.getLogger("pipeline")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +64,8 @@ def story(out: str) -> dict[str, Json]:
     return read_story(place)
 
 
-def stages(out: str) -> list[StageStatus]:
-    """The stages of the last run, then what earlier runs left of later ones, each with the records found now.
+def stages(out: str, name: str | None = None) -> list[StageStatus]:
+    """The stages of the last run, then what earlier runs left of later ones, each with the records found now; `name`: only that stage.
 
     Raises InputError when run.json is damaged.
     """
@@ -70,6 +73,8 @@ def stages(out: str) -> list[StageStatus]:
     own, earlier = stage_entries(storage.join(out, "run.json"), told)
     found = []
     for stage, is_earlier in [*((entry, False) for entry in own), *((entry, True) for entry in earlier)]:
+        if name not in (None, stage.name):
+            continue
         folder = storage.join(out, stage.folder)
         # A record's temporary name is what a killed task leaves; it was never committed.
         names = [
@@ -89,12 +94,25 @@ def corpus(path: str) -> str:
 
 
 def ledger(corpus: str) -> list[str]:
-    """The ledger of the last run that worked on a corpus, where it is at hand: beside the manifest (`exclude`), or above its `shards`."""
+    """The ledger of the last run that worked on a corpus, where it is at hand: beside the manifest (`exclude`), or above its `shards`.
+
+    It is a help, which tells the texts of queries: of one that is damaged a warning is logged.
+    """
     folder = storage.parent(manifest.manifest_path(corpus))
-    for out in (folder, storage.parent(folder)):
-        if storage.exists(storage.join(out, "run.json")):
-            found = [stage for stage in stages(out) if stage.name == "ledger"]
-            return [storage.join(out, stage.folder, record.output.name) for stage in found for record in stage.records]
+    out = next((out for out in (folder, storage.parent(folder)) if storage.exists(storage.join(out, "run.json"))), None)
+    if out is None:
+        return []
+    try:
+        found = [
+            (storage.join(out, stage.folder), record) for stage in stages(out, "ledger") for record in stage.records
+        ]
+        files = {storage.join(place, record.output.name): record.output.sha256 for place, record in found}
+        if all(storage.sha256_file(uri) == sha256 for uri, sha256 in files.items()):
+            return list(files)
+        said = "its sha256 differs from the record"
+    except HouseError as error:
+        said = str(error)
+    log.warning("%s: no ledger is read from it, so that queries have no texts (%s)", out, said)
     return []
 
 

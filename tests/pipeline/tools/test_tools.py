@@ -556,6 +556,26 @@ def test_exclude_tells_what_is_wrong_before_the_work(
     assert not Path("new").exists()
 
 
+@pytest.mark.parametrize("damage", ["story", "file"])
+def test_a_takedown_does_not_fail_for_the_texts_of_queries(
+    runs: Runs, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    shutil.copytree(runs.plain, tmp_path / "out")
+    row = rows_of(runs.plain / "shards").slice(0, 1).to_pylist()[0]
+    (tmp_path / "ids.txt").write_text(row["uid"].hex())
+    [ledger] = (tmp_path / "out").glob("ledger/*/*.parquet")
+    damaged = tmp_path / "out/run.json" if damage == "story" else ledger
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    caplog.clear()
+    corpus_of_it = tmp_path / "out/shards"
+    cli.main(["exclude", f"corpus={corpus_of_it}", f"out={tmp_path / 'new'}", f"ids={tmp_path / 'ids.txt'}"])
+    assert [record.getMessage().split(" (")[0] for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{tmp_path / 'out'}: no ledger is read from it, so that queries have no texts"
+    ]
+    assert rows_of(tmp_path / "new").num_rows == rows_of(corpus_of_it).num_rows - 1
+    assert not (tmp_path / "new/ledger").exists()
+
+
 def test_exclude_does_not_write_into_the_corpus_itself(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("00" * 16)
     shards = runs.plain / "shards"
