@@ -11,11 +11,7 @@ from typing import Any
 from pipeline.contracts.cli import add_config_arguments, parse, run_cli
 from pipeline.contracts.config import digest, digest_json, load_config, to_toml
 from pipeline.contracts.errors import AuditFinding
-
-STAGES = (
-    "candidates", "exact", "filter", "exact-url", "exact-caption", "precap",
-    "crawl", "policy", "exact-source", "dedup", "balance", "shards",
-)  # fmt: skip
+from pipeline.records import STAGES
 
 Argument = Callable[[argparse.ArgumentParser], object]
 Act = Callable[[argparse.Namespace], None]
@@ -61,7 +57,7 @@ def _run(given: argparse.Namespace) -> None:
     from pipeline.config import PipelineConfig, identity
 
     config = load_config(PipelineConfig, given.config, given.overrides)
-    until = run.STAGES[-1] if given.command == "run" else given.command
+    until = STAGES[-1] if given.command == "run" else given.command
     run.require_stage(config, until)
     if given.check:
         print(f"{to_toml(config)}\n# config digest {digest_json(identity(config))}\n{check.describe(config)}")
@@ -69,7 +65,7 @@ def _run(given: argparse.Namespace) -> None:
     place = run.run(config, until)
     print(status.describe(config.run.out))
     following = ["verify", place]
-    if until != run.STAGES[-1]:
+    if until != STAGES[-1]:
         stages = run.stages_of(config)
         following = [stages[stages.index(until) + 1], "--config", given.config, *given.overrides]
     print(f"next: {shlex.join(['python', '-m', 'pipeline', *following])}")

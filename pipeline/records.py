@@ -1,5 +1,5 @@
 """What a driver leaves behind: the commit record of a unit, which `engine` writes last of all and which resuming, `status` and `verify`
-believe; run.json, the story of the last driver; and who an owner is, that both name."""
+believe; run.json, the story of the last driver; who an owner is, that both name; and which stages there are."""
 
 import collections
 import os
@@ -14,6 +14,21 @@ from pipeline.contracts.errors import InputError, RunError
 from pipeline.contracts.manifest import StageCounts
 from pipeline.contracts.parquet import TableFile
 
+STAGES = (
+    "candidates",
+    "exact",
+    "filter",
+    "exact-url",
+    "exact-caption",
+    "precap",
+    "crawl",
+    "policy",
+    "exact-source",
+    "dedup",
+    "balance",
+    "shards",
+)
+"""The stages of the pipeline whose rows are pairs, in order: each takes what the one before it left, and has its line in the manifest."""
 RECORD_VERSION = 2
 """2: without the row groups of the files."""
 

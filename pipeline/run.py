@@ -26,6 +26,7 @@ from pipeline.contracts.errors import InputError
 from pipeline.crawl import stage as crawling
 from pipeline.engine import Run
 from pipeline.match import QueryList, load_queries
+from pipeline.records import STAGES
 from pipeline.sources import rows
 from pipeline.sources.files import SourceFile, expand
 from pipeline.stages.candidates import candidates, exact
@@ -38,22 +39,6 @@ from pipeline.stages.exact_keys import exact_key
 from pipeline.stages.filter import filter_by_queries
 from pipeline.stages.policy import apply_policy
 from pipeline.stages.shards import publish, shards
-
-STAGES = (
-    "candidates",
-    "exact",
-    "filter",
-    "exact-url",
-    "exact-caption",
-    "precap",
-    "crawl",
-    "policy",
-    "exact-source",
-    "dedup",
-    "balance",
-    "shards",
-)
-"""The stages whose rows are pairs, in order; each has its line in the manifest's accounting."""
 
 
 def stages_of(config: PipelineConfig) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import HouseError, InputError
 from pipeline.contracts.manifest import StageCounts
 from pipeline.records import (
+    STAGES,
     Record,
     count_rows,
     has_died,
@@ -224,7 +225,7 @@ def _verify_run(out: str) -> list[str]:
 
 
 def _counted(found: Sequence[StageStatus]) -> list[tuple[StageStatus, list[StageCounts]]]:
-    """The stages whose rows are pairs, in order, each with its accounting; of a crawl then that with each generation of `retry`.
+    """The stages of the pipeline and of `exclude`, in order, each with its accounting; of a crawl then that with each generation of `retry`.
 
     A stage of which records are missing has none.
     """
@@ -238,7 +239,7 @@ def _counted(found: Sequence[StageStatus]) -> list[tuple[StageStatus, list[Stage
             elif complete and counted and counted[-1][1]:
                 generations = counted[-1][1]
                 generations.append(with_generation(generations[-1], taken, count_rows(stage.records)))
-        elif stage.units and _has_pairs(stage):
+        elif stage.name in STAGES or stage.name.startswith("exclude"):
             counted.append((stage, [count_rows(stage.records)] if complete else []))
     return counted
 

@@ -88,6 +88,14 @@ def _bucket_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _object(uri: str) -> tuple[str, str]:
+    """Bucket and key of a file. Raises InputError when there is no key: a bucket is no file."""
+    bucket, key = _bucket_key(uri)
+    if not key:
+        raise InputError(f"{uri!r}: is a bucket, not a file; write s3://BUCKET/KEY")
+    return bucket, key
+
+
 # ---- stores
 
 
@@ -349,7 +357,7 @@ def _read_bytes_s3(uri: str, limit: int) -> bytes:
     """In one request: pyarrow asks for the size first, and a file that is replaced in between would come back torn."""
     import botocore.exceptions  # only reached by users of S3
 
-    bucket, key = _bucket_key(uri)
+    bucket, key = _object(uri)
     with _s3_errors(uri):
         try:
             answer = _client().get_object(Bucket=bucket, Key=key)
@@ -446,7 +454,7 @@ def flush_to_disk(sink: IO[bytes]) -> None:
 def write_atomic(uri: str, data: bytes) -> None:
     """Write a small file so that a reader sees the old bytes or the new ones, never a part."""
     if is_s3(uri):
-        bucket, key = _bucket_key(uri)
+        bucket, key = _object(uri)
         with _s3_errors(uri):
             _client().put_object(Bucket=bucket, Key=key, Body=data)
         return
@@ -480,7 +488,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 def _put_if_absent_s3(uri: str, data: bytes) -> bool:
     import botocore.exceptions  # only reached by users of S3
 
-    bucket, key = _bucket_key(uri)
+    bucket, key = _object(uri)
     waits = list(_CONFLICT_WAITS_S)
     with _s3_errors(uri):
         while True:
@@ -515,7 +523,7 @@ def commit_file(local_path: str, uri: str) -> None:
     Replaces a file of the same name: names of data files carry a hash of their content, so that it has the same bytes.
     """
     if is_s3(uri):
-        bucket, key = _bucket_key(uri)
+        bucket, key = _object(uri)
         with _s3_errors(uri):
             _client().upload_file(local_path, bucket, key)
         os.unlink(local_path)

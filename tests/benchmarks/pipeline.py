@@ -27,7 +27,7 @@ import tomli_w
 
 from pipeline import status
 from pipeline.contracts import manifest
-from pipeline.run import STAGES
+from pipeline.records import STAGES
 from pipeline.tools import plan
 from pipeline.tools.plan import Rates
 from tests.e2e import pipelines

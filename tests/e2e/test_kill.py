@@ -24,7 +24,7 @@ import pytest
 
 from pipeline import status
 from pipeline.contracts import manifest
-from pipeline.run import STAGES
+from pipeline.records import STAGES
 from tests.e2e import pipelines
 from tests.web import server
 from tests.web.site import Web
