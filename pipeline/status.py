@@ -225,7 +225,7 @@ def _verify_run(out: str) -> list[str]:
 
 
 def _counted(found: Sequence[StageStatus]) -> list[tuple[StageStatus, list[StageCounts]]]:
-    """The stages of the pipeline and of `exclude`, in order, each with its accounting; of a crawl then that with each generation of `retry`.
+    """The stages of the pipeline and of `exclude` with their accounting; of a crawl also that with each generation of `retry`.
 
     A stage of which records are missing has none.
     """
