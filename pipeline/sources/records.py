@@ -1,8 +1,9 @@
 """The records of a web archive, one at a time and in bounded memory: WARC (ISO 28500), by fastwarc, and ARC, which fastwarc 2 has given up.
 
 An archive is a stranger's file. So a record's content is read only as far as the caller asks, a damaged place is told as a `Damage` and
-costs the records that lie in it and no others, and the number of fresh starts is bounded. Compressed archives hold one member a record,
-by convention; the place of that member is the record's offset, from which it can be read again alone.
+costs the records that lie in it and no others, and the number of fresh starts is bounded. Every record is followed to its end, also those
+of types that nobody asks for, so that none of them can take others with it unseen. Compressed archives hold one member a record, by
+convention; the place of that member is the record's offset, from which it can be read again alone.
 
 ARC is a line (URL, address, date, type, length; version 2 has five fields more in front of the length), then that many bytes, then a line
 end: https://archive.org/web/researcher/ArcFileFormat.php. The line tells its version by itself, so that a record can be read without the
@@ -33,7 +34,7 @@ _MAX_STARTS = 100
 _MAX_DAMAGES = 10_000
 """Damaged places of one ARC file, which needs no fresh start for most of them."""
 
-_WANTED = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.metadata
+_WANTED = (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.metadata)
 _MEMBER = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _PLAIN = b"\nWARC/1."
 _ARC_LINE = re.compile(
@@ -225,12 +226,17 @@ def _warc_records(uri: str, start: int) -> Iterator[Record | Damage]:
         last, seen = place, False
         with contextlib.closing(_Input(uri, place)) as source:
             try:
-                for record in ArchiveIterator(source, _WANTED, parse_http=False, max_header_len=MAX_HEADER):
+                for record in ArchiveIterator(source, parse_http=False, max_header_len=MAX_HEADER):
                     last, seen = record.stream_pos, True
-                    yield _warc_record(record)
+                    if not (record.headers.get("Content-Length") or "").strip().isdecimal():
+                        raise OSError("a record without its length")  # or one whose header the file's end cut off
+                    if record.record_type in _WANTED:
+                        yield _warc_record(record)
                     left = record.content_length - record.reader.tell()
                     if left > 0 and record.consume(left) < left:
                         raise OSError("the file ends inside a record")
+                if uri.lower().endswith(".gz"):
+                    _check_gzip_end(uri, place, last)
                 return
             except OSError as error:
                 if seen or not fresh:  # otherwise it is the damage that was told already
@@ -242,6 +248,17 @@ def _warc_records(uri: str, start: int) -> Iterator[Record | Damage]:
             return
         place = found
     yield Damage(place, f"more than {_MAX_STARTS:,} damaged places; what follows is not read")
+
+
+def _check_gzip_end(uri: str, start: int, last: int) -> None:
+    """Raise OSError where the file ends inside a gzip member, which fastwarc takes for its end: what is lost may be a record's header, so
+    that no record tells. `last` is where the last record was, `start` where reading began.
+
+    The last member is unpacked once more; where records share a member, so that `last` is no member's start, all that was read."""
+    with contextlib.closing(_Input(uri, last)) as source:
+        begins = source.read(3) == _MEMBER[".gz"]
+    with contextlib.closing(_Input(uri, place := last if begins else start)) as source:
+        _Members(source, place, packed=True).skip()
 
 
 def _warc_record(record: WarcRecord) -> Record:
@@ -344,6 +361,11 @@ class _Members:
             parts.append(self._take(size))
             size -= len(parts[-1])
         return b"".join(parts)
+
+    def skip(self) -> None:
+        """Pass over all that is left. Raises OSError where the data is damaged or ends inside a member."""
+        while self._fill():
+            self._held = b""
 
     def line(self) -> bytes:
         """The next line with its end, at most MAX_HEADER bytes; empty at the end of the file."""

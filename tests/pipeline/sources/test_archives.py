@@ -164,6 +164,53 @@ def test_a_damaged_place_costs_its_own_records_and_is_told(tmp_path: Path, name:
     assert len([row for row in cut if row["problem"]]) >= 1
 
 
+def _with_requests(name: str, count: int) -> list[bytes]:
+    """An archive's parts; in a WARC a request stands in front of each page, as crawlers write them."""
+    blocks = [(f"http://e.org/{n}", _http(_page(n))) for n in range(count)]
+    if ".arc" in name:
+        return _archive(name, blocks)
+    request = _warc("http://e.org/", b"GET / HTTP/1.1\r\n\r\n", "request", "application/http; msgtype=request")
+    return [_archive(name, [])[0], *(part for url, block in blocks for part in (request, _warc(url, block)))]
+
+
+@pytest.mark.parametrize("name", _KINDS)
+def test_a_file_that_was_cut_off_anywhere_is_told(tmp_path: Path, name: str) -> None:
+    """Also where no record shows it: inside a header, or inside a record of a type that is not read."""
+    parts = [_packed(name, [part]) for part in _with_requests(name, 2)]
+    whole = b"".join(parts)
+    bounds = {sum(map(len, parts[:place])) for place in range(len(parts) + 1)}
+    if name in ("t.warc", "t.arc"):  # the line ends behind a record: without them nothing is lost
+        bounds |= {bound - back for bound in bounds for back in range(1, 5 if name == "t.warc" else 2)}
+    assert [row["problem"] for row in _read(tmp_path / name, whole)] == [None, None]
+    for size in [*range(1, len(whole), 11), *range(len(whole) - 40, len(whole))]:
+        told = any(row["problem"] for row in _read(tmp_path / name, whole[:size]))
+        assert told == (size not in bounds), size
+
+
+@pytest.mark.parametrize("name", ["t.warc.gz", "t.warc.zst"])
+def test_an_archive_of_one_member_that_was_cut_off_is_told(tmp_path: Path, name: str) -> None:
+    packed = _packed(name, [b"".join(_with_requests(name, 3))])
+    assert [row["problem"] for row in _read(tmp_path / name, packed)] == [None] * 3
+    for back in (1, 8, 9, 40, 100):
+        assert any(row["problem"] for row in _read(tmp_path / name, packed[:-back]))
+
+
+@pytest.mark.parametrize("name", ["t.warc", "t.warc.gz", "t.warc.zst"])
+@pytest.mark.parametrize("kind", ["warcinfo", "request"])
+def test_a_record_that_is_not_read_takes_no_other_with_it(tmp_path: Path, name: str, kind: str) -> None:
+    """One whose length claims the rest of the file, or that has none."""
+    sane = _warc("http://e.org/", b"GET / HTTP/1.1\r\n\r\n", kind)
+    pages = [_warc(f"http://e.org/{n}", _http(_page(n))) for n in range(3)]
+    for broken in (
+        sane.replace(b"Content-Length: ", b"Content-Length: 99999"),
+        sane.replace(b"Content-Length: 18", b"Content-Length: x"),
+        sane.replace(b"Content-Length: ", b"X-Length: "),
+    ):
+        found = _read(tmp_path / name, _packed(name, [pages[0], broken, *pages[1:]]))
+        assert [row["caption_raw"] for row in found if row["caption_raw"]] == [f"picture {n}" for n in range(3)]
+        assert len([row for row in found if row["problem"]]) == 1
+
+
 @pytest.mark.parametrize(
     "data",
     [
