@@ -26,6 +26,7 @@ from resiliparse.parse.html import HTMLTree
 from resiliparse.parse.html.node import TEXT, ElementNode, Node
 
 from pipeline.content import opt_out
+from pipeline.sources import tags
 from pipeline.sources.files import SourcesConfig, cut
 
 MAX_CLIMB = 8
@@ -92,7 +93,7 @@ def read(html: bytes, url: str, charset: str | None, config: SourcesConfig) -> P
 
     At most `max_images_per_page` of them, with URLs and captions that are cut after `max_url_bytes` and `max_caption_bytes` characters.
     """
-    document = HTMLTree.parse(decode(html, charset)).document
+    document = HTMLTree.parse(tags.bounded(decode(html, charset))).document
     if document is None:
         return Page([], 0, None)
 
