@@ -359,6 +359,8 @@ def test_useless_places_and_columns(tmp_path: Path) -> None:
     for place, sentence in (("empty", "in folder"), ("absent.csv", "no file, folder"), ("*.csv", "nothing matches")):
         with pytest.raises(InputError, match=sentence):
             expand(_config(tmp_path / place))
+    with pytest.raises(InputError, match=r"sources\.paths: a path is empty; write a file, a folder or a pattern"):
+        expand(SourcesConfig(paths=[""]))
     with pytest.raises(InputError, match="ends in none of"):
         expand(_config(_bytes(tmp_path / "t.xlsx", b"x")))
     pq.write_table(pa.table({"url": [1], "caption": ["a"]}), tmp_path / "t.parquet")
