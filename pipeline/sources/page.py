@@ -146,7 +146,7 @@ def _charsets(html: bytes, charset: str | None) -> Iterator[str | None]:
 
 def _declared(start: bytes) -> str | None:
     """The first known charset that a meta element in the first bytes of a page names (HTML, "prescan a byte stream"): in its `charset`, or
-    in its `content` where `http-equiv` says that this is a content type. Unlike the standard's, this prescan passes over scripts and styles."""
+    in its `content` where `http-equiv` says that this is a content type. Scripts and styles are passed over, unlike in the standard."""
     place = 0
     while (tag := _TAG.search(start, place)) is not None:
         place = tag.end()
