@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
 
 from pipeline.contracts.errors import InputError
 from pipeline.sources import rows
+from pipeline.sources.archived import read_bytes
 from pipeline.sources.files import SOURCE_SCHEMA, SourceFile, SourcesConfig, expand
 from pipeline.sources.records import Damage, Record, records
 
@@ -130,6 +132,36 @@ def test_pictures_in_the_archive_are_named_and_those_that_are_not_there_are_not(
     found = _read(tmp_path / name, _packed(name, parts))
     first, third = (len(_packed(name, parts[:place])) for place in (1, 3))
     assert [row["archived"] for row in found] == [f"record:{first}", None, f"record:{third}", None, None]
+
+
+@pytest.mark.parametrize("packed_dictionary", [True, False])
+def test_an_archive_with_a_dictionary_is_entered_anywhere(tmp_path: Path, packed_dictionary: bool) -> None:
+    """As the Internet Archive's are: a dictionary in front, without which no record can be unpacked."""
+    images = [_warc(f"http://e.org/{n}.jpg", _http(b"\xff\xd8%d" % n, "Content-Type: image/jpeg")) for n in range(5)]
+    parts = [part for n in range(5) for part in (_warc(f"http://e.org/{n}", _http(_page(n))), images[n])]
+    samples = [_warc(f"http://e.org/{n}", _http(_page(n))) for n in range(500)]
+    path = tmp_path / "t.warc.zst"
+    offsets = []
+    with path.open("wb") as file:
+        dictionary = zstd_train_dictionary_from_samples(samples, 4000)
+        writer = ZstdWriter(file, dictionary=dictionary, compress_dictionary_frame=packed_dictionary)
+        for part in parts:
+            writer.write(part)
+            writer.finish()
+            writer.flush()
+            offsets.append(file.tell())
+        writer.close()
+    data = path.read_bytes()
+    assert data.startswith(b"\x5d\x2a\x4d\x18")
+    found = _read(path, data)
+    assert [row["archived"] for row in found] == [f"record:{offset}" for offset in offsets[0:10:2]]
+    for number, row in enumerate(found):
+        assert read_bytes(str(path), row["archived"] or "", 100, row["url"]) == b"\xff\xd8%d" % number
+    broken = bytearray(data)
+    broken[offsets[3] + 8 : offsets[3] + 40] = bytes(32)
+    found = _read(path, bytes(broken))
+    assert [row["caption_raw"] for row in found if row["caption_raw"]] == [f"picture {n}" for n in (0, 1, 3, 4)]
+    assert [row["archived"] for row in found if row["url"]][-1] == f"record:{offsets[8]}"
 
 
 def test_resources_have_no_http_headers(tmp_path: Path) -> None:
