@@ -246,8 +246,7 @@ def _warc_records(uri: str, start: int) -> Iterator[Record | Damage]:
                     left = record.content_length - record.reader.tell()
                     if left > 0 and record.consume(left) < left:
                         raise OSError("the file ends inside a record")
-                if uri.lower().endswith(".gz"):
-                    _check_gzip_end(uri, place, last)
+                _check_gzip_end(uri, place, last)
                 return
             except OSError as error:
                 if seen or not fresh:  # otherwise it is the damage that was told already
@@ -266,10 +265,13 @@ def _check_gzip_end(uri: str, start: int, last: int) -> None:
     that no record tells. `last` is where the last record was, `start` where reading began.
 
     The last member is unpacked once more; where records share a member, so that `last` is no member's start, all that was read."""
-    with contextlib.closing(_Input(uri, last)) as source:
-        begins = source.read(3) == _MEMBER[".gz"]
-    with contextlib.closing(_Input(uri, place := last if begins else start)) as source:
-        _Members(source, place, packed=True).skip()
+    for place in (last, start):
+        with contextlib.closing(_Input(uri, place)) as source:
+            packed = source.read(len(_MEMBER[".gz"])) == _MEMBER[".gz"]  # whatever its name says
+        if packed:
+            with contextlib.closing(_Input(uri, place)) as source:
+                _Members(source, place, packed=True).skip()
+            return
 
 
 def _dictionary_frame(uri: str) -> bytes:

@@ -227,6 +227,13 @@ def test_an_archive_of_one_member_that_was_cut_off_is_told(tmp_path: Path, name:
         assert any(row["problem"] for row in _read(tmp_path / name, packed[:-back]))
 
 
+def test_an_archive_whose_name_does_not_fit_its_bytes_is_read_and_checked(tmp_path: Path) -> None:
+    packed = _packed("t.warc.gz", _with_requests("t.warc", 2))
+    assert [row["problem"] for row in _read(tmp_path / "t.warc.gz", gzip.decompress(packed))] == [None, None]
+    assert [row["problem"] for row in _read(tmp_path / "t.warc", packed)] == [None, None]
+    assert any(row["problem"] for row in _read(tmp_path / "t.warc", packed[:-100]))
+
+
 @pytest.mark.parametrize("name", ["t.warc", "t.warc.gz", "t.warc.zst"])
 @pytest.mark.parametrize("kind", ["warcinfo", "request"])
 def test_a_record_that_is_not_read_takes_no_other_with_it(tmp_path: Path, name: str, kind: str) -> None:
