@@ -40,7 +40,7 @@ def without_compression(name: str) -> str:
 class TextFile(io.TextIOWrapper):
     """Text whose lines end with `end`: "\\n", so that they may end with "\\r\\n" too, or "\\r"."""
 
-    def __init__(self, binary: BinaryIO, end: str) -> None:
+    def __init__(self, binary: BinaryIO | gzip.GzipFile, end: str) -> None:
         # With a line end that is given, all others stay as they are: inside csv fields they are text.
         super().__init__(binary, encoding="utf-8-sig", errors="surrogateescape", newline=end)
         self.end = end

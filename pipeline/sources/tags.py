@@ -111,6 +111,6 @@ def _is_merged(data: Bytes, at: int) -> bool:
     if not (end == 32 or end == 10 or end == 9 or end == 13 or end == 12 or end == 47):
         return False
     first, second, third, fourth = data[at] | 32, data[at + 1] | 32, data[at + 2] | 32, data[at + 3] | 32
-    return (first == 104 and second == 116 and third == 109 and fourth == 108) or (
-        first == 98 and second == 111 and third == 100 and fourth == 121
-    )
+    html = first == 104 and second == 116 and third == 109 and fourth == 108
+    body = first == 98 and second == 111 and third == 100 and fourth == 121
+    return bool(html or body)
