@@ -115,8 +115,13 @@ class Matcher:
         """For each caption (string array of length n) the sorted indices of its queries: list<int32> of length n. Null: an
         empty list."""
         batches = (captions.slice(start, _BATCH) for start in range(0, max(1, len(captions)), _BATCH))
-        cut = self.mode == "normalised"
-        return pa.concat_arrays([phrases.find(_prepared(batch, self.mode), self._phrases, cut) for batch in batches])
+        return pa.concat_arrays([self._match_batch(batch) for batch in batches])
+
+    def _match_batch(self, captions: pa.Array | pa.ChunkedArray) -> pa.Array:
+        array = captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions
+        found = phrases.find(_prepared(array, self.mode), self._phrases, cut=self.mode == "normalised")
+        # As text a null is empty, and an empty query of mode `metaclip` stands in that.
+        return pc.if_else(array.is_valid(), found, pa.scalar([], found.type)) if array.null_count else found
 
     def match_one(self, caption: str) -> list[int]:
         """Sorted indices of the queries in one caption."""

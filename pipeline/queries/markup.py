@@ -8,7 +8,8 @@ out before, by scans that look at each character a bounded number of times (whic
 and text nested deeper than the parser follows is refused.
 
 What becomes of what. Comments, references, formulas, code, galleries and other elements whose content is no prose vanish with their
-content, and so do templates, categories, pictures and tables: cells are figures and names rather than sentences. Other tags go and
+content, and so do templates, categories, pictures and tables: cells are figures and names rather than sentences. What stood before and
+behind them are no neighbours, since a reader sees something between; a comment and a reference's mark part nothing. Other tags go and
 their content stays. Links leave their text. Addresses go. A heading, a list item and a paragraph are each a text of their own.
 """
 
@@ -20,7 +21,7 @@ import mwparserfromhell
 from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Text, Wikilink
 from mwparserfromhell.parser import ParserError
 
-MARKUP_VERSION = f"2, mwparserfromhell {metadata.version('mwparserfromhell')}"
+MARKUP_VERSION = f"3, mwparserfromhell {metadata.version('mwparserfromhell')}"
 """Enters the digest of what is counted."""
 
 BREAK = "\x1f"
@@ -80,7 +81,7 @@ def plain_lines(text: str, namespaces: frozenset[str]) -> list[str]:
     except _TROUBLE as error:
         raise Unreadable(str(error)) from None
     # A line that begins like a row or a cell is what is left of a broken table or template.
-    return [line for line in "".join(parts).split("\n") if line and line[0] not in "|!"]
+    return [line for line in "".join(parts).split("\n") if line.lstrip(BREAK)[:1] not in ("", "|", "!")]
 
 
 # ---- what is flat
@@ -178,7 +179,9 @@ def _collect(code: Any, namespaces: frozenset[str], parts: list[str]) -> None:
             parts.append(node.value)
         elif isinstance(node, Wikilink):
             prefix, colon, _ = str(node.title).partition(":")
-            if not (colon and prefix.strip().casefold() in namespaces):
+            if colon and prefix.strip().casefold() in namespaces:
+                parts.append(BREAK)
+            else:
                 _collect(node.title if node.text is None else node.text, namespaces, parts)
         elif isinstance(node, Heading):
             parts.append("\n")
@@ -190,5 +193,8 @@ def _collect(code: Any, namespaces: frozenset[str], parts: list[str]) -> None:
             parts.append(BREAK)
             if node.title is not None:
                 _collect(node.title, namespaces, parts)
-        elif isinstance(node, Tag) and node.contents is not None:  # of tags the parser makes from signs: lists, rules
-            _collect(node.contents, namespaces, parts)
+        elif isinstance(node, Tag):  # the parser makes them from signs: lists, rules
+            if node.contents is not None:
+                _collect(node.contents, namespaces, parts)
+        else:  # a template or its parameter
+            parts.append(BREAK)

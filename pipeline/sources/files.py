@@ -145,6 +145,8 @@ def expand(config: SourcesConfig) -> list[SourceFile]:
     """The files of `config.paths`, each once, sorted by name. Raises InputError for a place without sources or an unknown suffix."""
     kinds: dict[str, Kind] = {}
     for path in config.paths:
+        if not path:
+            raise InputError("sources.paths: a path is empty; write a file, a folder or a pattern")
         kinds.update(_files_of(path if storage.is_s3(path) else os.path.abspath(path), path))
     levels = zip(*(uri.split("/")[:-1] for uri in kinds), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, levels))
@@ -166,7 +168,11 @@ def _files_of(place: str, written: str) -> dict[str, Kind]:
         raise InputError(f"sources.paths: no file, folder or pattern {written!r}; check the path")
     shards = _img2dataset_shards(present, whole=is_folder)
     kinds: dict[str, Kind] = {f"{shard}.parquet": "img2dataset" for shard in shards}
-    rest = [uri for uri in present if not _belongs_to(uri, shards)]
+    described = {uri.removesuffix(".tar") for uri in present if uri.endswith(".tar")} | set(
+        map(storage.parent, present)
+    )
+    statistics = {uri for uri in present if uri.endswith(_STATS) and uri.removesuffix(_STATS) in described}
+    rest = [uri for uri in present if uri not in statistics and not _belongs_to(uri, shards)]
     kinds |= {uri: kind for uri in rest if (kind := kind_of(uri)) is not None}
     if is_folder:
         if not kinds:

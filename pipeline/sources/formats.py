@@ -6,7 +6,6 @@ What makes a whole file useless (not parquet, corrupt gzip, no JSON array) raise
 
 import collections
 import csv
-import io
 import itertools
 import json
 import re
@@ -21,9 +20,11 @@ from pipeline.contracts.errors import InputError
 from pipeline.sources.streams import (
     COMPRESSIONS,
     MAX_PIECE,
+    TextFile,
     array_elements,
     bounded_line,
     corrupt_is_input_error,
+    line_end,
     lines,
     open_text,
     without_compression,
@@ -74,7 +75,7 @@ def column_names(uri: str) -> list[str]:
     if kind == ".parquet":
         with open_parquet(uri) as parquet:
             return list(parquet.schema_arrow.names)
-    with open_text(uri) as stream, corrupt_is_input_error(uri):
+    with _opened(uri, kind) as stream, corrupt_is_input_error(uri):
         if kind not in (".json", ".jsonl"):
             return header(stream, uri, kind or "")
         texts = array_elements(stream, uri) if kind == ".json" else lines(stream)
@@ -117,7 +118,7 @@ def records(uri: str, chosen: Columns, names: list[str], rows: range | None = No
 
 def _text_records(uri: str, chosen: Columns, names: list[str]) -> Iterator[Record]:
     kind = suffix_of(uri)
-    with open_text(uri) as stream, corrupt_is_input_error(uri):
+    with _opened(uri, kind) as stream, corrupt_is_input_error(uri):
         if kind == ".csv":
             yield from csv_records(stream, names or header(stream, uri, kind), chosen)
         elif kind == ".tsv":
@@ -132,10 +133,14 @@ def _text_records(uri: str, chosen: Columns, names: list[str]) -> Iterator[Recor
 # ---- text formats
 
 
+def _opened(uri: str, kind: str | None) -> TextFile:
+    return open_text(uri, line_end(uri, quoted=kind == ".csv") if kind in (".csv", ".tsv") else "\n")
+
+
 _TOO_LONG = Record(None, None, f"the line or element is longer than {MAX_PIECE:,} characters")
 
 
-def header(stream: io.TextIOWrapper, uri: str, kind: str) -> list[str]:
+def header(stream: TextFile, uri: str, kind: str) -> list[str]:
     """The names in the first line that is not blank."""
     try:
         if kind == ".csv":
@@ -156,7 +161,7 @@ class _Lines:
     Raises csv.Error where a record takes more lines or characters than a sane one has; that bounds the memory too.
     """
 
-    def __init__(self, stream: io.TextIOWrapper) -> None:
+    def __init__(self, stream: TextFile) -> None:
         self._stream = stream
         self._again: collections.deque[str | None] = collections.deque()
         self._taken: list[str | None] = []
@@ -187,7 +192,7 @@ class _Lines:
         self.accept()
 
 
-def csv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[Record]:
+def csv_records(stream: TextFile, names: list[str], chosen: Columns) -> Iterator[Record]:
     """The records of a csv file. Where a line does not parse, it alone is a bad row, and the next line starts a record.
 
     So a quote that is never closed costs one row, although the reader looks for its end through the lines after it, and up to
@@ -210,7 +215,7 @@ def csv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> 
             yield _fields(row, names, chosen)
 
 
-def tsv_records(stream: io.TextIOWrapper, names: list[str], chosen: Columns) -> Iterator[Record]:
+def tsv_records(stream: TextFile, names: list[str], chosen: Columns) -> Iterator[Record]:
     for line in lines(stream):
         yield _TOO_LONG if line is None else _fields([_unquoted(field) for field in line.split("\t")], names, chosen)
 

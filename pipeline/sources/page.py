@@ -10,7 +10,8 @@ the `<source>` elements of the `<picture>` around it, whose formats are newer. I
 browsers do it: white space around it, tabs and line breaks inside it and its fragment vanish, backslashes are slashes. `<noscript>` is
 read like the page around it, so that the fallback of a lazy picture counts. Elements in templates do not.
 
-The charset: a byte order mark, else the HTTP header's, else a meta element's in the first kilobytes, else a guess (resiliparse).
+The charset: a byte order mark, else the HTTP header's, else a meta element's in the first kilobytes, outside of comments and scripts, else
+a guess (resiliparse).
 HTML is parsed by resiliparse (lexbor, the WHATWG algorithm), whose own data structures bear a million nested elements; we never climb more
 than MAX_CLIMB levels. What images take from an element around them is made once, and over-long texts are cut (`files.cut`): a base or a
 caption that stands in every reference of a page must not multiply it.
@@ -26,6 +27,7 @@ from resiliparse.parse.html import HTMLTree
 from resiliparse.parse.html.node import TEXT, ElementNode, Node
 
 from pipeline.content import opt_out
+from pipeline.sources import tags
 from pipeline.sources.files import SourcesConfig, cut
 
 MAX_CLIMB = 8
@@ -58,7 +60,13 @@ _DESCRIPTORS = re.compile(r"(?:[^,(]+|\([^)]*+\)?)*+")  # up to a comma outside 
 _SIZE = re.compile(
     r"(?:(?P<w>[0-9]+)w(?: [0-9]+h)?|[0-9]+h (?P<hw>[0-9]+)w|(?P<x>(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)x)?"
 )
-_META_CHARSET = re.compile(rb"<meta[^>]{0,1000}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]{1,40})", re.IGNORECASE)
+_PRESCAN = 16 << 10  # bytes of a page in which its meta elements may name the charset; the standard's 1,024 are too few
+_TAG = re.compile(rb"<(?:!--|[!?]|(/?[A-Za-z][^\s/>]*+))")
+_ATTRIBUTE = re.compile(
+    rb"[\s/]*+(=?[^\s/>=]*+)(?:\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)'|(?![\"'])([^\s>]*+)))?", re.DOTALL
+)
+_RAW_END = {name: re.compile(rb"</" + name, re.IGNORECASE) for name in (b"script", b"style")}
+_IN_CONTENT = re.compile(rb"charset\s*=\s*(?:\"([^\"]*+)\"|'([^']*+)'|([^\s;\"']++))", re.IGNORECASE)
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _NO_LINE_BREAKS = str.maketrans("", "", "\t\n\r")
 _AROUND = "".join(map(chr, range(0x21)))  # C0 controls and space
@@ -92,7 +100,7 @@ def read(html: bytes, url: str, charset: str | None, config: SourcesConfig) -> P
 
     At most `max_images_per_page` of them, with URLs and captions that are cut after `max_url_bytes` and `max_caption_bytes` characters.
     """
-    document = HTMLTree.parse(decode(html, charset)).document
+    document = HTMLTree.parse(tags.bounded(decode(html, charset))).document
     if document is None:
         return Page([], 0, None)
 
@@ -117,8 +125,7 @@ def decode(html: bytes, charset: str | None) -> str:
     for mark, name in _BOMS:
         if html.startswith(mark):
             return html[len(mark) :].decode(name, "replace")
-    named = _META_CHARSET.search(html[: 16 << 10])
-    for found in (charset, named[1].decode() if named else None, detect_encoding(html)):
+    for found in _charsets(html, charset):
         known = map_encoding_to_html5(found, fallback_utf8=False) if found else None
         # A page whose markup can be searched byte by byte is not UTF-16, whatever it says (HTML, "prescan a byte stream").
         known = "utf-8" if known and known.startswith("utf-16") and found != charset else known
@@ -128,6 +135,46 @@ def decode(html: bytes, charset: str | None) -> str:
             except LookupError:  # a charset of the HTML standard that Python lacks
                 continue
     return html.decode("utf-8", "replace")
+
+
+def _charsets(html: bytes, charset: str | None) -> Iterator[str | None]:
+    """What may be the page's charset, most trusted first; each is looked for only where those before it do not serve."""
+    yield charset
+    yield _declared(html[:_PRESCAN])
+    yield detect_encoding(html)
+
+
+def _declared(start: bytes) -> str | None:
+    """The first known charset that a meta element in the first bytes of a page names (HTML, "prescan a byte stream"): in its `charset`, or
+    in its `content` where `http-equiv` says that this is a content type. Scripts and styles are passed over, unlike in the standard."""
+    place = 0
+    while (tag := _TAG.search(start, place)) is not None:
+        place = tag.end()
+        if tag[1] is None:
+            mark = b"-->" if tag[0] == b"<!--" else b">"
+            place = start.find(mark, tag.start() + 2)  # `<!-->` is a whole comment
+            if place < 0:
+                return None
+            continue
+        attributes: dict[bytes, bytes] = {}
+        while (found := _ATTRIBUTE.match(start, place)) is not None and found[1]:
+            place = found.end()
+            attributes.setdefault(found[1].lower(), found[2] or found[3] or found[4] or b"")
+        name = tag[1].lower()
+        if name in _RAW_END:
+            end = _RAW_END[name].search(start, place)
+            if end is None:
+                return None
+            place = end.start()
+        elif name == b"meta":
+            said = attributes.get(b"charset")
+            if said is None and attributes.get(b"http-equiv", b"").lower() == b"content-type":
+                inside = _IN_CONTENT.search(attributes.get(b"content", b""))
+                said = None if inside is None else inside[1] or inside[2] or inside[3]
+            label = (said or b"").decode("latin-1").strip()
+            if label and map_encoding_to_html5(label, fallback_utf8=False) is not None:
+                return label
+    return None
 
 
 # ---- URLs

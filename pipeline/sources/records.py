@@ -1,8 +1,9 @@
 """The records of a web archive, one at a time and in bounded memory: WARC (ISO 28500), by fastwarc, and ARC, which fastwarc 2 has given up.
 
 An archive is a stranger's file. So a record's content is read only as far as the caller asks, a damaged place is told as a `Damage` and
-costs the records that lie in it and no others, and the number of fresh starts is bounded. Compressed archives hold one member a record,
-by convention; the place of that member is the record's offset, from which it can be read again alone.
+costs the records that lie in it and no others, and the number of fresh starts is bounded. Every record is followed to its end, also those
+of types that nobody asks for, so that none of them can take others with it unseen. Compressed archives hold one member a record, by
+convention; the place of that member is the record's offset, from which it can be read again alone.
 
 ARC is a line (URL, address, date, type, length; version 2 has five fields more in front of the length), then that many bytes, then a line
 end: https://archive.org/web/researcher/ArcFileFormat.php. The line tells its version by itself, so that a record can be read without the
@@ -33,9 +34,11 @@ _MAX_STARTS = 100
 _MAX_DAMAGES = 10_000
 """Damaged places of one ARC file, which needs no fresh start for most of them."""
 
-_WANTED = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.metadata
+_WANTED = (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.metadata)
 _MEMBER = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _PLAIN = b"\nWARC/1."
+_DICTIONARY = b"\x5d\x2a\x4d\x18"
+_MAX_DICTIONARY = 16 << 20  # bytes; those in use have 100 kB to 1 MB
 _ARC_LINE = re.compile(
     rb"(?P<url>[A-Za-z][A-Za-z0-9+.-]*:.*) \S* \d{12,14} (?P<type>\S*)(?: \S+){0,8} (?P<length>\d{1,15})"
 )
@@ -187,16 +190,24 @@ def _pieces(reader: _Reader, most: int) -> Iterator[bytes]:
 
 
 class _Input:
-    """A file whose own troubles are a RunError: fastwarc raises OSError over damaged data, and the two must not be mistaken."""
+    """A file whose own troubles are a RunError: fastwarc raises OSError over damaged data, and the two must not be mistaken.
 
-    def __init__(self, uri: str, start: int) -> None:
-        self._uri = uri
+    It is read from `start` on, behind `head`, as if nothing lay between the two: then `shift` is what must be added to a place in it to
+    have the place in the file."""
+
+    def __init__(self, uri: str, start: int, head: bytes = b"") -> None:
+        self._uri, self._head = uri, head
         self._file = storage.open_input(uri)
         self._file.seek(start)
+        self.shift = start - len(head) if head else 0
 
     def read(self, size: int = -1) -> bytes:
+        if self._head and size >= 0:
+            part, self._head = self._head[:size], self._head[size:]
+            return part
         try:
-            found: bytes = self._file.read(None if size < 0 else size)
+            found: bytes = self._head + self._file.read(None if size < 0 else size)
+            self._head = b""
         except (OSError, pa.ArrowException) as error:
             said = " ".join(str(error).split())[:200]
             raise RunError(f"{self._uri}: reading stopped ({said}); run the same command again") from None
@@ -206,7 +217,7 @@ class _Input:
         return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
-        return int(self._file.tell())
+        return int(self._file.tell()) - self.shift - len(self._head)
 
     def size(self) -> int:
         return int(self._file.size())
@@ -223,14 +234,19 @@ def _warc_records(uri: str, start: int) -> Iterator[Record | Damage]:
     fresh = 0  # starts since the last record
     for _ in range(_MAX_STARTS):
         last, seen = place, False
-        with contextlib.closing(_Input(uri, place)) as source:
+        head = _dictionary_frame(uri) if place and uri.lower().endswith(".zst") else b""
+        with contextlib.closing(_Input(uri, place, head)) as source:
             try:
-                for record in ArchiveIterator(source, _WANTED, parse_http=False, max_header_len=MAX_HEADER):
-                    last, seen = record.stream_pos, True
-                    yield _warc_record(record)
+                for record in ArchiveIterator(source, parse_http=False, max_header_len=MAX_HEADER):
+                    last, seen = record.stream_pos + source.shift, True
+                    if not (record.headers.get("Content-Length") or "").strip().isdecimal():
+                        raise OSError("a record without its length")  # or one whose header the file's end cut off
+                    if record.record_type in _WANTED:
+                        yield _warc_record(record, last)
                     left = record.content_length - record.reader.tell()
                     if left > 0 and record.consume(left) < left:
                         raise OSError("the file ends inside a record")
+                _check_gzip_end(uri, place, last)
                 return
             except OSError as error:
                 if seen or not fresh:  # otherwise it is the damage that was told already
@@ -244,7 +260,30 @@ def _warc_records(uri: str, start: int) -> Iterator[Record | Damage]:
     yield Damage(place, f"more than {_MAX_STARTS:,} damaged places; what follows is not read")
 
 
-def _warc_record(record: WarcRecord) -> Record:
+def _check_gzip_end(uri: str, start: int, last: int) -> None:
+    """Raise OSError where the file ends inside a gzip member, which fastwarc takes for its end: what is lost may be a record's header, so
+    that no record tells. `last` is where the last record was, `start` where reading began.
+
+    The last member is unpacked once more; where records share a member, so that `last` is no member's start, all that was read."""
+    for place in (last, start):
+        with contextlib.closing(_Input(uri, place)) as source:
+            packed = source.read(len(_MEMBER[".gz"])) == _MEMBER[".gz"]  # whatever its name says
+        if packed:
+            with contextlib.closing(_Input(uri, place)) as source:
+                _Members(source, place, packed=True).skip()
+            return
+
+
+def _dictionary_frame(uri: str) -> bytes:
+    """The dictionary that the records of a .warc.zst may be packed with: a skippable frame in front of them, which fastwarc looks for where
+    its stream begins (IIPC, "Zstandard compression for WARC"). Empty where there is none."""
+    with contextlib.closing(_Input(uri, 0)) as source:
+        head = source.read(8)
+        size = int.from_bytes(head[4:], "little")
+        return head + source.read(size) if head[:4] == _DICTIONARY and size <= _MAX_DICTIONARY else b""
+
+
+def _warc_record(record: WarcRecord, offset: int) -> Record:
     def read(size: int) -> bytes:
         parts: list[bytes] = []
         with contextlib.suppress(OSError):  # the iterator meets it again, and tells of it
@@ -253,7 +292,7 @@ def _warc_record(record: WarcRecord) -> Record:
 
     url = (record.headers.get("WARC-Target-URI") or "").strip()
     return Record(
-        record.stream_pos,
+        offset,
         (record.headers.get("WARC-Type") or "").strip().lower(),
         url.removeprefix("<").removesuffix(">"),  # WARC 1.0's grammar asks for the brackets, its examples lack them
         (record.headers.get("Content-Type") or "").split(";")[0].strip().lower(),
@@ -344,6 +383,11 @@ class _Members:
             parts.append(self._take(size))
             size -= len(parts[-1])
         return b"".join(parts)
+
+    def skip(self) -> None:
+        """Pass over all that is left. Raises OSError where the data is damaged or ends inside a member."""
+        while self._fill():
+            self._held = b""
 
     def line(self) -> bytes:
         """The next line with its end, at most MAX_HEADER bytes; empty at the end of the file."""

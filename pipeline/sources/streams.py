@@ -13,6 +13,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -25,6 +26,8 @@ MAX_PIECE = 1 << 20
 
 _CHUNK = 1 << 16
 _OUTSIDE = re.compile(r'["{}\[\],]')  # where the nesting of JSON can change
+_QUOTED = re.compile(r'"[^"]*+(?:"|\Z)')
+_LINE_END = re.compile(r"\r?\n|\r(?=.)", re.DOTALL)
 _INSIDE = re.compile(r'["\\]')  # where a string of JSON can end
 
 
@@ -34,7 +37,16 @@ def without_compression(name: str) -> str:
     return next((lower.removesuffix(suffix) for suffix in COMPRESSIONS if lower.endswith(suffix)), lower)
 
 
-def open_text(uri: str) -> io.TextIOWrapper:
+class TextFile(io.TextIOWrapper):
+    """Text whose lines end with `end`: "\\n", so that they may end with "\\r\\n" too, or "\\r"."""
+
+    def __init__(self, binary: BinaryIO | gzip.GzipFile, end: str) -> None:
+        # With a line end that is given, all others stay as they are: inside csv fields they are text.
+        super().__init__(binary, encoding="utf-8-sig", errors="surrogateescape", newline=end)
+        self.end = end
+
+
+def open_text(uri: str, end: str = "\n") -> TextFile:
     """A file as text: decompressed by its suffix, UTF-8 with bytes that are none as surrogates, line ends as they are."""
     raw = storage.open_input(uri)
     lower = uri.lower()
@@ -45,8 +57,18 @@ def open_text(uri: str) -> io.TextIOWrapper:
         if lower.endswith(".zst")
         else raw
     )
-    # newline="\n": line ends inside csv fields stay as they are; a record ends at "\n" or "\r\n".
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+    return TextFile(binary, end)
+
+
+def line_end(uri: str, quoted: bool) -> str:
+    """What ends the lines of a file: "\\r" where most of its first lines end with that alone, as some spreadsheets write them, else "\\n".
+
+    With `quoted`, line ends in double quotes do not count.
+    """
+    with open_text(uri) as stream, corrupt_is_input_error(uri):
+        start = stream.read(_CHUNK)
+    ends = _LINE_END.findall(_QUOTED.sub("", start) if quoted else start)
+    return "\r" if 2 * ends.count("\r") > len(ends) else "\n"
 
 
 @contextlib.contextmanager
@@ -63,7 +85,7 @@ def corrupt_is_input_error(uri: str) -> Iterator[None]:
         raise InputError(f"{uri}: corrupt zstd file ({said}); replace it or take it out") from None
 
 
-def lines(stream: io.TextIOWrapper) -> Iterator[str | None]:
+def lines(stream: TextFile) -> Iterator[str | None]:
     """Lines that are not blank, without their ends; None stands for one that is too long."""
     while (line := bounded_line(stream)) != "":
         if line is None:
@@ -72,12 +94,12 @@ def lines(stream: io.TextIOWrapper) -> Iterator[str | None]:
             yield line.rstrip("\r\n")
 
 
-def bounded_line(stream: io.TextIOWrapper) -> str | None:
+def bounded_line(stream: TextFile) -> str | None:
     """The next line with its end; empty at the end of the file; None for one that is too long, which is skipped."""
     line = stream.readline(MAX_PIECE)
-    if len(line) < MAX_PIECE or line.endswith("\n"):
+    if len(line) < MAX_PIECE or line.endswith(stream.end):
         return line
-    while (rest := stream.readline(MAX_PIECE)) and not rest.endswith("\n"):
+    while (rest := stream.readline(MAX_PIECE)) and not rest.endswith(stream.end):
         pass
     return None
 

@@ -14,6 +14,7 @@ How each format is read (the list is what img2dataset reads, and Zstandard):
 * json: one array of objects, read element by element; jsonl: one object a line. An absent key is null.
 * txt: one URL a line. img2dataset reads it, and so do we, but a row without a caption is no pair: each is rejected as no_caption, and
   sources that are nothing else are an InputError (`rows.require_rows`), like a table without a caption column.
+The lines of csv and tsv files may also end with a carriage return alone, when most of the first 64 kB do.
 Blank lines of text formats are not rows. `source` is `name#row` with the row's number in its file from 0.
 """
 

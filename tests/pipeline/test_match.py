@@ -5,6 +5,7 @@ import pickle
 import random
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +50,15 @@ def _naive(caption: str, queries: list[str]) -> list[int]:
 
 _WORDS = ["dog", "dogs", "red", "St. Louis", "(dog)", "C++", "C", "new", "york", "AT&T", "50%", "café", "ＣＡＦÉ", "ß"]
 _WORDS += ["狗", "红色", "红", "東京タワー", "タワー", "東京", "แมว", "แมวน้ำ", "🐕", "it's", "x-ray", "Ünder"]
+
+
+@pytest.mark.parametrize(("mode", "in_empty"), [("normalised", []), ("metaclip", [0])])
+def test_a_null_matches_nothing(mode: Literal["normalised", "metaclip"], in_empty: list[int]) -> None:
+    """Unlike an empty caption, in which MetaCLIP finds an empty entry."""
+    captions = pa.array([None, "a dog", "", None], pa.string())
+    matcher = Matcher(["", "dog"], mode)
+    for column in (captions, pa.chunked_array([captions[:1], captions[1:]])):
+        assert matcher.match(column).to_pylist() == [[], [1], in_empty, []]
 
 
 def test_equals_the_naive_twin_on_random_captions() -> None:

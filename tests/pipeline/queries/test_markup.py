@@ -18,7 +18,7 @@ NAMESPACES = frozenset({"category", "file", "image"})
         ("'''Dogs''' are ''good'' animals", ["Dogs are good animals"]),
         ("a [[dog]] and [[cat|two cats]] and [[wolf]]s", ["a dog and two cats and wolfs"]),
         ("see [http://x.org/a?b the page] or http://x.org/c now", [f"see  the page or {BREAK} now"]),
-        ("one {{template|with [[link]]|a={{inner|x}}}} two", ["one  two"]),
+        ("one {{template|with [[link]]|a={{inner|x}}}} two", [f"one {BREAK} two"]),
         ("{{Infobox\n| name = Rex\n| breed = [[Dog]]\n}}\nRex is a dog", ["Rex is a dog"]),
         ("a<!-- hidden --> b", ["a b"]),
         ("a <!-- never closed b", ["a "]),
@@ -29,7 +29,7 @@ NAMESPACES = frozenset({"category", "file", "image"})
         ("first<br/>second", [f"first{BREAK}second"]),
         ("a < b and c > d", [f"a {BREAK} b and c > d"]),
         ("<ref>never closed", ["never closed"]),
-        ("[[File:a.jpg|thumb|upright|A [[dog]] at 5px]] text", [" text"]),
+        ("[[File:a.jpg|thumb|upright|A [[dog]] at 5px]] text", [f"{BREAK} text"]),
         ("[[Category:Dogs]]\ntext [[:category:Dogs|the dogs]]", ["text the dogs"]),
         ("== Early life ==\n* one\n** two\n# three\n: four", [" Early life ", "one", "two", "three", "four"]),
         ('{| class="wikitable"\n! head\n|-\n| cell || cell\n|}\nafter', ["after"]),
@@ -39,12 +39,14 @@ NAMESPACES = frozenset({"category", "file", "image"})
         ("caf&eacute;&nbsp;&amp;&#32;bar", ["café\xa0& bar"]),
         ("__NOTOC__text __TOC__", ["text "]),
         ("{{open [[and not closed", [f"{BREAK}open {BREAK}and not closed"]),
-        ("{{a [[b }} c ]] d", [" c ]] d"]),
-        ("{{{parameter|default}}} text", [" text"]),
-        ("{{{{{nested}}}}} text", [" text"]),
-        ("{{a|{{{b}}}}} text", [" text"]),
-        ("{{{a}} text", [" text"]),
+        ("{{a [[b }} c ]] d", [f"{BREAK} c ]] d"]),
+        ("{{{parameter|default}}} text", [f"{BREAK} text"]),
+        ("{{{{{nested}}}}} text", [f"{BREAK} text"]),
+        ("{{a|{{{b}}}}} text", [f"{BREAK} text"]),
+        ("{{{a}} text", [f"{BREAK} text"]),
         ("<gallery>\nFile:a.jpg|caption\n</gallery>text", ["text"]),
+        ("the river[[File:a.jpg|thumb|x]] flows {{convert|10|km}} north", [f"the river{BREAK} flows {BREAK} north"]),
+        ("{{a}}{{b}}\n{{c}}| a row without its table", []),
     ],
 )
 def test_what_becomes_of_markup(wikitext: str, lines: list[str]) -> None:
@@ -52,7 +54,7 @@ def test_what_becomes_of_markup(wikitext: str, lines: list[str]) -> None:
 
 
 def test_depth_is_bounded() -> None:
-    assert plain_lines("{{a|" * 30 + "x" + "}}" * 30 + " text", NAMESPACES) == [" text"]
+    assert plain_lines("{{a|" * 30 + "x" + "}}" * 30 + " text", NAMESPACES) == [f"{BREAK} text"]
     with pytest.raises(TooDeep):
         plain_lines("{{a|" * 31 + "x" + "}}" * 31, NAMESPACES)
     # What is only opened is not deep.

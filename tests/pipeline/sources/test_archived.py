@@ -109,6 +109,22 @@ def test_a_shard_is_one_however_it_was_named(tmp_path: Path, form: str) -> None:
     assert read_bytes(files["00003.parquet"].uri, row["archived"], 100, row["url"]) == b"picture"
 
 
+@pytest.mark.parametrize("form", ["", "*"])
+def test_statistics_beside_tars_without_their_tables_are_no_source(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    sample = [("0.jpg", _picture(0)), ("0.json", b'{"url": "http://e.org/0", "caption": "a dog"}')]
+    (folder / "00000.tar").write_bytes(_tar(sample))
+    (folder / "00000_stats.json").write_text('{"count": 1}')
+    (folder / "own_stats.json").write_text('[{"url": "http://e.org/1", "caption": "a table that is called so"}]')
+    config = SourcesConfig(paths=[str(folder / form)])
+    assert [(file.name, file.kind) for file in expand(config)] == [("00000.tar", "tar"), ("own_stats.json", "table")]
+    (folder / "own").mkdir()
+    (folder / "own" / "1.jpg").write_bytes(_picture(1))
+    config = SourcesConfig(paths=[str(folder)])
+    assert [file.name for file in expand(config)] == ["00000.tar"]
+
+
 def test_shards_and_tars_in_an_object_store(tmp_path: Path, s3_endpoint: str) -> None:
     assert s3_endpoint
     boto3.client("s3").create_bucket(Bucket="shards")

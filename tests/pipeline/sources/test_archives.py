@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
 
 from pipeline.contracts.errors import InputError
 from pipeline.sources import rows
+from pipeline.sources.archived import read_bytes
 from pipeline.sources.files import SOURCE_SCHEMA, SourceFile, SourcesConfig, expand
 from pipeline.sources.records import Damage, Record, records
 
@@ -132,6 +134,36 @@ def test_pictures_in_the_archive_are_named_and_those_that_are_not_there_are_not(
     assert [row["archived"] for row in found] == [f"record:{first}", None, f"record:{third}", None, None]
 
 
+@pytest.mark.parametrize("packed_dictionary", [True, False])
+def test_an_archive_with_a_dictionary_is_entered_anywhere(tmp_path: Path, packed_dictionary: bool) -> None:
+    """As the Internet Archive's are: a dictionary in front, without which no record can be unpacked."""
+    images = [_warc(f"http://e.org/{n}.jpg", _http(b"\xff\xd8%d" % n, "Content-Type: image/jpeg")) for n in range(5)]
+    parts = [part for n in range(5) for part in (_warc(f"http://e.org/{n}", _http(_page(n))), images[n])]
+    samples = [_warc(f"http://e.org/{n}", _http(_page(n))) for n in range(500)]
+    path = tmp_path / "t.warc.zst"
+    offsets = []
+    with path.open("wb") as file:
+        dictionary = zstd_train_dictionary_from_samples(samples, 4000)
+        writer = ZstdWriter(file, dictionary=dictionary, compress_dictionary_frame=packed_dictionary)
+        for part in parts:
+            writer.write(part)
+            writer.finish()
+            writer.flush()
+            offsets.append(file.tell())
+        writer.close()
+    data = path.read_bytes()
+    assert data.startswith(b"\x5d\x2a\x4d\x18")
+    found = _read(path, data)
+    assert [row["archived"] for row in found] == [f"record:{offset}" for offset in offsets[0:10:2]]
+    for number, row in enumerate(found):
+        assert read_bytes(str(path), row["archived"] or "", 100, row["url"]) == b"\xff\xd8%d" % number
+    broken = bytearray(data)
+    broken[offsets[3] + 8 : offsets[3] + 40] = bytes(32)
+    found = _read(path, bytes(broken))
+    assert [row["caption_raw"] for row in found if row["caption_raw"]] == [f"picture {n}" for n in (0, 1, 3, 4)]
+    assert [row["archived"] for row in found if row["url"]][-1] == f"record:{offsets[8]}"
+
+
 def test_resources_have_no_http_headers(tmp_path: Path) -> None:
     parts = [
         _warc("http://e.org/", b"\xef\xbb\xbf<img src=a.jpg title='caf\xc3\xa9'>", "resource", "text/html"),
@@ -162,6 +194,60 @@ def test_a_damaged_place_costs_its_own_records_and_is_told(tmp_path: Path, name:
     cut = _read(tmp_path / name, b"".join(packed)[:-1500])
     assert {row["caption_raw"] for row in cut if row["caption_raw"]} >= {f"picture {number}" for number in range(5)}
     assert len([row for row in cut if row["problem"]]) >= 1
+
+
+def _with_requests(name: str, count: int) -> list[bytes]:
+    """An archive's parts; in a WARC a request stands in front of each page, as crawlers write them."""
+    blocks = [(f"http://e.org/{n}", _http(_page(n))) for n in range(count)]
+    if ".arc" in name:
+        return _archive(name, blocks)
+    request = _warc("http://e.org/", b"GET / HTTP/1.1\r\n\r\n", "request", "application/http; msgtype=request")
+    return [_archive(name, [])[0], *(part for url, block in blocks for part in (request, _warc(url, block)))]
+
+
+@pytest.mark.parametrize("name", _KINDS)
+def test_a_file_that_was_cut_off_anywhere_is_told(tmp_path: Path, name: str) -> None:
+    """Also where no record shows it: inside a header, or inside a record of a type that is not read."""
+    parts = [_packed(name, [part]) for part in _with_requests(name, 2)]
+    whole = b"".join(parts)
+    bounds = {sum(map(len, parts[:place])) for place in range(len(parts) + 1)}
+    if name in ("t.warc", "t.arc"):  # the line ends behind a record: without them nothing is lost
+        bounds |= {bound - back for bound in bounds for back in range(1, 5 if name == "t.warc" else 2)}
+    assert [row["problem"] for row in _read(tmp_path / name, whole)] == [None, None]
+    for size in [*range(1, len(whole), 11), *range(len(whole) - 40, len(whole))]:
+        told = any(row["problem"] for row in _read(tmp_path / name, whole[:size]))
+        assert told == (size not in bounds), size
+
+
+@pytest.mark.parametrize("name", ["t.warc.gz", "t.warc.zst"])
+def test_an_archive_of_one_member_that_was_cut_off_is_told(tmp_path: Path, name: str) -> None:
+    packed = _packed(name, [b"".join(_with_requests(name, 3))])
+    assert [row["problem"] for row in _read(tmp_path / name, packed)] == [None] * 3
+    for back in (1, 8, 9, 40, 100):
+        assert any(row["problem"] for row in _read(tmp_path / name, packed[:-back]))
+
+
+def test_an_archive_whose_name_does_not_fit_its_bytes_is_read_and_checked(tmp_path: Path) -> None:
+    packed = _packed("t.warc.gz", _with_requests("t.warc", 2))
+    assert [row["problem"] for row in _read(tmp_path / "t.warc.gz", gzip.decompress(packed))] == [None, None]
+    assert [row["problem"] for row in _read(tmp_path / "t.warc", packed)] == [None, None]
+    assert any(row["problem"] for row in _read(tmp_path / "t.warc", packed[:-100]))
+
+
+@pytest.mark.parametrize("name", ["t.warc", "t.warc.gz", "t.warc.zst"])
+@pytest.mark.parametrize("kind", ["warcinfo", "request"])
+def test_a_record_that_is_not_read_takes_no_other_with_it(tmp_path: Path, name: str, kind: str) -> None:
+    """One whose length claims the rest of the file, or that has none."""
+    sane = _warc("http://e.org/", b"GET / HTTP/1.1\r\n\r\n", kind)
+    pages = [_warc(f"http://e.org/{n}", _http(_page(n))) for n in range(3)]
+    for broken in (
+        sane.replace(b"Content-Length: ", b"Content-Length: 99999"),
+        sane.replace(b"Content-Length: 18", b"Content-Length: x"),
+        sane.replace(b"Content-Length: ", b"X-Length: "),
+    ):
+        found = _read(tmp_path / name, _packed(name, [pages[0], broken, *pages[1:]]))
+        assert [row["caption_raw"] for row in found if row["caption_raw"]] == [f"picture {n}" for n in range(3)]
+        assert len([row for row in found if row["problem"]]) == 1
 
 
 @pytest.mark.parametrize(

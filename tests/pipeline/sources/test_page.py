@@ -136,6 +136,37 @@ def test_charset(charset: str | None, encoding: str, head: str) -> None:
     assert found.caption == words
 
 
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [
+        ("<meta charset=koi8-r>", True),
+        ("<META data-x='>' CHARSET = ' KOI8-R ' >", True),
+        ("<meta/charset=koi8-r/>", False),  # the value is "koi8-r/"
+        ("<meta/charset='koi8-r'/>", True),
+        ("<meta content='text/html; charset=koi8-r' http-equiv=Content-Type>", True),
+        ("<meta http-equiv=content-type content='text/html; charset = \"koi8-r\"'>", True),
+        ("<!-- a > b <meta charset=utf-8> --><meta charset=koi8-r>", True),
+        ("<!--><meta charset=koi8-r>", True),
+        ("<script>document.write('<meta charset=utf-8>')</script><style>/*<meta charset=utf-8>*/</STYLE ><meta charset=koi8-r>", True),
+        ("<meta charset=nonsense><meta charset=koi8-r>", True),
+        ("<!doctype html><?xml encoding='utf-8'?><title>t</title><meta charset=koi8-r><meta charset=utf-8>", True),
+        ("<!-- <meta charset=koi8-r> -->", False),
+        ("<!-- never closed <meta charset=koi8-r>", False),
+        ("<script>'<meta charset=koi8-r>'</script>", False),
+        ("<a title='<meta charset=koi8-r>'>", False),
+        ("<meta name=description content='how to set charset=koi8-r'>", False),
+        ("<meta name=description content='text/html; charset=koi8-r'>", False),
+        ("<meta property=charset content=koi8-r>", False),
+        ("<metacharset=koi8-r>", False),
+        ("<meta charset='koi8-r", False),
+    ],
+)  # fmt: skip
+def test_a_charset_is_a_meta_elements_own(head: str, named: bool) -> None:
+    """Bytes that UTF-8 and KOI8-R read differently, and that are UTF-8 for any guess."""
+    words = "Двое детей играют в саду"
+    assert (words in decode(f"{head}<p>{words * 20}".encode(), None)) is not named
+
+
 def test_bytes_that_the_charset_lacks_are_replaced_and_nothing_raises() -> None:
     assert "\ufffd" in decode(b"caf\xe9 <p>", "utf-8")
     for name in ("x-user-defined", "iso-8859-8-i", "utf-7", "\x00", "hz-gb-2312", "replacement"):
@@ -158,6 +189,9 @@ def test_bytes_that_the_charset_lacks_are_replaced_and_nothing_raises() -> None:
         "<img alt='" + "d" * 3_000_000 + "' src=a.jpg>",
         "<img src='" + "../" * 1_000_000 + "a.jpg' alt=d>",
         "<meta charset" + " " * 1_000_000 + "<img src=a.jpg alt=d>",
+        "<meta charset=" + "'<meta a=" * 400_000,
+        "<meta charset" + "/ = " * 700_000,
+        "<!--" + "<meta charset" * 200_000,
         f"<base href='http://e.org/{'a' * 2_000_000}/'>" + "<img src=a.jpg alt=d>" * 1000,
         f"<base href='{'a/' * 1_000_000}'>" + "<img src=a.jpg alt=d>" * 1000,
         "<figure><img src=a.jpg><figcaption>" * 1000 + "word " * 700_000,

@@ -16,6 +16,7 @@ from types import FrameType
 
 import boto3
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -308,6 +309,35 @@ def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path, after: int
     assert count_rows(file, config) == after + 2
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
+@pytest.mark.parametrize("names", [(), ("url", "caption")])
+def test_lines_that_end_with_a_carriage_return_alone(tmp_path: Path, name: str, names: tuple[str, ...]) -> None:
+    """img2dataset reads them with pyarrow's reader, which is asked here too."""
+    separator = "\t" if ".tsv" in name else ","
+    texts = ["a dog", *([] if ".tsv" in name else ["two\rlines", "two\nlines"]), "a cat"]
+    lines = [f'"http://e.org/{number}"{separator}"{text}"' for number, text in enumerate(texts)]
+    data = "\r".join([f"url{separator}caption", *lines, ""][len(names) // 2 :]).encode()
+    twin = pyarrow.csv.read_csv(
+        io.BytesIO(data),
+        read_options=pyarrow.csv.ReadOptions(column_names=names or None),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+    )
+    assert twin["caption"].to_pylist() == texts
+    path = _bytes(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
+    found = read(*_one(path, column_names=names))
+    assert (found["url"].to_pylist(), found["caption_raw"].to_pylist()) == (twin["url"].to_pylist(), texts)
+
+
+def test_a_carriage_return_inside_a_field_is_text(tmp_path: Path) -> None:
+    data = b'url,caption\nhttp://e.org/0,"one\rtwo\rthree\r"\nhttp://e.org/1,four\r\n'
+    assert read(*_one(_bytes(tmp_path / "t.csv", data)))["caption_raw"].to_pylist() == ["one\rtwo\rthree\r", "four"]
+    data = b"url\tcaption\nhttp://e.org/0\tone\rtwo\nhttp://e.org/1\tfour\n"
+    assert read(*_one(_bytes(tmp_path / "t.tsv", data)))["caption_raw"].to_pylist() == ["one\rtwo", "four"]
+    many = b"url\tcaption\r" + b"http://e.org/0\t" + b"x" * (1 << 20) + b"\rhttp://e.org/1\tfour\r"
+    found = read(*_one(_bytes(tmp_path / "t.tsv", many)))
+    assert found["caption_raw"].to_pylist() == [None, "four"]
+
+
 def test_csv_lines_that_are_too_long_and_quotes_on_every_line(tmp_path: Path) -> None:
     """Each bad line is one bad row; the file is read in time and memory that do not grow with its square."""
     stray = [f'"http://e.org/{number}""" , x\n' for number in range(3000)]
@@ -359,6 +389,8 @@ def test_useless_places_and_columns(tmp_path: Path) -> None:
     for place, sentence in (("empty", "in folder"), ("absent.csv", "no file, folder"), ("*.csv", "nothing matches")):
         with pytest.raises(InputError, match=sentence):
             expand(_config(tmp_path / place))
+    with pytest.raises(InputError, match=r"sources\.paths: a path is empty; write a file, a folder or a pattern"):
+        expand(SourcesConfig(paths=[""]))
     with pytest.raises(InputError, match="ends in none of"):
         expand(_config(_bytes(tmp_path / "t.xlsx", b"x")))
     pq.write_table(pa.table({"url": [1], "caption": ["a"]}), tmp_path / "t.parquet")
