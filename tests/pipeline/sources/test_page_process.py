@@ -194,9 +194,11 @@ def _record(url: str, body: bytes) -> bytes:
     return gzip.compress(head.encode() + block + b"\r\n\r\n", mtime=0)
 
 
-def _archive(place: Path, pages: list[str]) -> Path:
-    place.write_bytes(b"".join(_record(f"http://e.org/{number}", text.encode()) for number, text in enumerate(pages)))
-    return place
+def _archive(place: Path, pages: list[str]) -> list[int]:
+    """Write an archive of pages; returns the offsets of their records."""
+    records = [_record(f"http://e.org/{number}", text.encode()) for number, text in enumerate(pages)]
+    place.write_bytes(b"".join(records))
+    return [len(b"".join(records[:number])) for number in range(len(records))]
 
 
 def _honest(number: int) -> str:
@@ -206,14 +208,13 @@ def _honest(number: int) -> str:
 def test_pages_around_a_hostile_one_give_their_rows(tmp_path: Path) -> None:
     pages = [_honest(number) for number in range(6)]
     hostile = {1: _COPIED + pages[1], 4: _STRAY}
-    config = SourcesConfig(
-        paths=[str(_archive(tmp_path / "t.warc.gz", [hostile.get(n, p) for n, p in enumerate(pages)]))]
-    )
+    offsets = _archive(tmp_path / "t.warc.gz", [hostile.get(number, text) for number, text in enumerate(pages)])
+    config = SourcesConfig(paths=[str(tmp_path / "t.warc.gz")])
     (file,) = expand(config)
     kept, rejected = rows.candidates(rows.read(file, config), config)
     assert kept["caption_raw"].to_pylist() == [f"picture {number}" for number in (0, 2, 3, 5)]
-    told = [(row["page_url"], row["reason"], row["detail"]) for row in rejected.to_pylist()]
-    assert told == [(f"http://e.org/{number}", "bad_row", TOO_MUCH) for number in hostile]
+    told = [(row["source"], row["reason"], row["detail"]) for row in rejected.to_pylist()]
+    assert told == [(f"t.warc.gz#{offsets[number]}", "bad_row", TOO_MUCH) for number in hostile]
 
 
 def test_one_worker_and_two_commit_the_same_bytes(tmp_path: Path) -> None:
