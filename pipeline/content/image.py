@@ -62,8 +62,13 @@ __all__ = ["ImageRejected", "Picture", "decode", "encode", "resize", "sniff"]
 RGB = npt.NDArray[np.uint8]  # [height, width, 3]
 ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
 
-MAX_PIXELS = 64_000_000  # width x height of the source; 64 million take 256 MB while Pillow holds them
+MAX_PIXELS = 64_000_000
+"""Width x height of the source. Pillow holds four bytes for each, libwebp another four, and transparency takes two more copies: 64 million
+of a lossless WebP take 1.05 GB while they are decoded, of an RGBA PNG 0.85 GB, of a JPEG that is not scaled down 0.4 GB."""
 MAX_JPEG_SCANS = 256  # a progressive JPEG of ten thousand empty scans costs minutes of CPU for a few kB
+MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
+"""Scans times pixels of a JPEG: libjpeg visits all blocks again for each scan, whatever it holds. Progressive encoders write 10 to 12."""
+MAX_JPEG_SEGMENTS = 1 << 16
 _INFLATE_STEP = 1 << 20  # bytes of PNG rows counted at a time
 BACKGROUND = (255, 255, 255)  # what shows through transparency, and the border of resize mode "border"
 
@@ -138,16 +143,22 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
     elif kind == "webp":
         # libwebp allocates its canvas when the reader is made, so the size has to be known before.
         check_size(*webp_size(data), max_pixels)
-    elif kind == "jpeg" and (scans := _count_scans(data)) > MAX_JPEG_SCANS:
+    scans = _count_scans(data) if kind == "jpeg" else 0
+    if scans > MAX_JPEG_SCANS:
         raise ImageRejected(Reason.IMAGE_CORRUPT, f"jpeg with {scans} scans (limit {MAX_JPEG_SCANS})")
 
     image: Image.Image = _reader(kind)(io.BytesIO(data))
     check_size(*image.size, max_pixels)
+    width, height = image.size
+    if scans * width * height > MAX_SCANNED_PIXELS:
+        raise ImageRejected(
+            Reason.IMAGE_CORRUPT,
+            f"jpeg of {width} x {height} with {scans} scans (limit {MAX_SCANNED_PIXELS} pixels scanned)",
+        )
     if kind == "tiff":
         _check_tiff(image, max_pixels)
     else:
         orientation = exif_orientation(image.info.get("exif") or b"") if kind != "png" else orientation
-    width, height = image.size
     if min_long_side is not None:
         min_short_side = max(1, -(-min_long_side * min(width, height) // max(width, height)))
     fast = _fast_jpeg(image, data, min_short_side) if kind == "jpeg" else None
@@ -180,10 +191,26 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
 
 
 def _count_scans(data: bytes) -> int:
-    """Start-of-scan markers; `data.count` takes three times as long."""
+    """Scans of a JPEG up to its end marker, found as libjpeg finds them (T.81, annex B): from segment to segment, and from coded data to
+    the next marker. What stands inside a segment (a thumbnail) or behind the end (a phone's second picture, its film) is none."""
     bytes_ = np.frombuffer(data, np.uint8)
-    markers = np.flatnonzero(bytes_[:-1] == 0xFF)
-    return int(np.count_nonzero(bytes_[markers + 1] == 0xDA))
+    places = np.flatnonzero(bytes_[:-1] == 0xFF)
+    codes = bytes_[places + 1]
+    places = places[
+        (codes != 0) & (codes != 0xFF) & ((codes < 0xD0) | (codes > 0xD7))
+    ]  # no stuffing, filling, restarts
+    scans, at = 0, 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = int(np.searchsorted(places, at))
+        if found == len(places) or scans > MAX_JPEG_SCANS:
+            return scans
+        at = int(places[found])
+        code = data[at + 1]
+        if code == 0xD9:
+            return scans
+        scans += code == 0xDA
+        at += 2 if code in (0x01, 0xD8) else 2 + int.from_bytes(data[at + 2 : at + 4])
+    raise ImageRejected(Reason.IMAGE_CORRUPT, f"jpeg with more than {MAX_JPEG_SEGMENTS} segments")
 
 
 def _fast_jpeg(image: Image.Image, data: bytes, min_short_side: int | None) -> RGB | None:
