@@ -13,16 +13,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pipeline.contracts.schema import Reason
+from pipeline.crawl.files import OURS
 from pipeline.crawl.guard import Guard, resolver_words
 from pipeline.crawl.outcome import Refused
 from pipeline.crawl.urls import Address
 
 _KEPT = 100_000  # names
 _KEPT_S = {True: 600.0, False: 60.0}  # an answer, and the lack of one; the system's resolver tells no time to live
+_TRIED = 2  # addresses of each family that are connected to, beside each other
 _ATTEMPTS = 2  # a resolver that answers nothing is asked again, one that knows no such name is not
 
 
@@ -40,7 +41,7 @@ class Names:
     Each takes one of at most `threads` threads (made when needed), and keeps it until the system's resolver returns, which may be long
     after everybody has given up. So there must be enough of them that names which hang leave some for the others; a name that hangs
     is not looked up a second time beside itself, and when its answer comes after all, it is an answer. Running out of time says
-    nothing about a name: it is not kept.
+    nothing about a name: it is not kept. Nor does running out of files, which is raised as an OSError of `files.OURS`.
     """
 
     def __init__(self, guard: Guard, limit_s: float, threads: int = 256) -> None:
@@ -49,6 +50,8 @@ class Names:
         self._threads = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="names")
         self._answers: OrderedDict[str, tuple[float, list[Address] | Refused]] = OrderedDict()
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[list[Address] | Refused]]] = {}
+        self.starved = 0
+        """Sockets that could not be made for want of files."""
 
     async def addresses(self, host: str) -> list[Address] | Refused:
         """The addresses of a host name, all of them public or allowed; else the refusal. Askers at the same time share one look-up."""
@@ -92,6 +95,8 @@ class Names:
             except UnicodeError:
                 return Refused(Reason.BAD_URL, "host name")
             except OSError as error:
+                if error.errno in OURS:
+                    raise
                 answer = Refused(Reason.DNS, resolver_words(error))
                 if error.errno != socket.EAI_AGAIN:
                     break
@@ -106,7 +111,12 @@ class Names:
         refusal = self._guard.refuse_addresses([ipaddress.ip_address(str(place[0]).partition("%")[0])])
         if refusal is not None:
             raise AddressRefused(Refused(*refusal))
-        return socket.socket(family, kind, protocol)
+        try:
+            return socket.socket(family, kind, protocol)
+        except OSError as error:
+            # Told here too: where several addresses fail, aiohttp's error has the number of none of them.
+            self.starved += error.errno in OURS
+            raise
 
     async def close(self) -> None:
         running = [task for _, task in self._running.values()]
@@ -117,7 +127,7 @@ class Names:
 
 
 class Resolver(AbstractResolver):
-    """What aiohttp asks: the answers of `Names`."""
+    """What aiohttp asks: the answers of `Names`, no more of each than may be tried at once without costing others their files."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
@@ -137,20 +147,9 @@ class Resolver(AbstractResolver):
                 proto=socket.IPPROTO_TCP,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for address in answer
+            for place, address in enumerate(answer)
+            if sum(earlier.version == address.version for earlier in answer[:place]) < _TRIED
         ]
 
     async def close(self) -> None:
         """Nothing of its own to close."""
-
-
-def connector(names: Names, context: Any) -> aiohttp.TCPConnector:
-    """Connections through judged addresses only, kept open between requests; how many at once is the caller's to limit."""
-    return aiohttp.TCPConnector(
-        limit=0,
-        resolver=Resolver(names),
-        use_dns_cache=False,  # the cache is ours: aiohttp's would keep answers that were not judged
-        socket_factory=names.gate,
-        ssl=context,
-        keepalive_timeout=15.0,
-    )
