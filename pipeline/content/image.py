@@ -97,13 +97,15 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 class Picture:
     """One decoded picture: `rgb` is uint8[h, w, 3], upright, read-only; the original size is the source's, upright too.
 
-    `rgb` may be smaller than the original when `decode` was given `min_short_side`.
+    `rgb` may be smaller than the original when `decode` was given `min_short_side`; its last column and row may then hold less of the
+    source than the others. Where it was turned so that these come first, `mirrored` (across, down) says so.
     """
 
     rgb: RGB
     format: str
     original_width: int
     original_height: int
+    mirrored: tuple[bool, bool] = (False, False)
 
 
 # ---------------------------------------------------------------- decoding: the main path
@@ -187,7 +189,7 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
             width, height = height, width
     pixels = np.ascontiguousarray(np.asarray(rgb))
     pixels.setflags(write=False)
-    return Picture(pixels, kind, width, height)
+    return Picture(pixels, kind, width, height, (orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)))
 
 
 def _count_scans(data: bytes) -> int:
@@ -398,6 +400,7 @@ def resize(
     mode: ResizeMode,
     only_if_bigger: bool = False,
     original_size: tuple[int, int] | None = None,
+    mirrored: tuple[bool, bool] = (False, False),
 ) -> RGB:
     """Resize uint8[h, w, 3] by one of img2dataset's modes, to the same sizes: sides rounded half to even.
 
@@ -405,7 +408,8 @@ def resize(
     keep_ratio, then the central square. border: as keep_ratio_largest, then centred on a white square. With
     `only_if_bigger` a picture whose deciding side is not above `size` is returned as it is, neither cropped nor padded.
     `original_size` is (width, height) of the source where `rgb` was scaled down while it was decoded: the result has the
-    sides that the source gives, which those of `rgb`, rounded once already, may miss by one.
+    sides that the source gives, which those of `rgb`, rounded once already, may miss by one, and shows all of it and nothing else.
+    `mirrored` as in `Picture`.
     Shrinking averages areas exactly (`area.py`), enlarging is bicubic.
     Raises ImageRejected(image_too_large) where the result would exceed MAX_PIXELS (a very thin picture, scaled up).
     """
@@ -419,7 +423,7 @@ def resize(
         width, height = max(1, round(full_width * size / full_side)), max(1, round(full_height * size / full_side))
         check_size(width, height, MAX_PIXELS)
         if side >= size:
-            rgb = shrink(rgb, width, height)
+            rgb = shrink(rgb, width, height, original_size, mirrored)
         else:
             rgb = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
     if mode == "center_crop":

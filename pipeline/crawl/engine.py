@@ -20,6 +20,7 @@ from pipeline.contracts.errors import HouseError
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.fetch import Fetcher, host_failed
+from pipeline.crawl.files import WAIT_S, starved
 from pipeline.crawl.guard import Guard
 from pipeline.crawl.hosts import HostQueues, Waiting
 from pipeline.crawl.outcome import Outcome, Refused, unforeseen
@@ -183,6 +184,13 @@ class _Unit:
 
 
 def _store(data: bytes, config: CrawlConfig) -> tuple[Outcome, float]:
-    """What becomes of a body, and the seconds that it took."""
-    began = time.monotonic()
-    return store(data, config), time.monotonic() - began
+    """What becomes of a body, and the seconds that it took. Tried again for as long as a URL may take where no file can be opened."""
+    until = time.monotonic() + config.deadline_s
+    while True:
+        began = time.monotonic()
+        try:
+            return store(data, config), time.monotonic() - began
+        except OSError:
+            if time.monotonic() + WAIT_S > until:
+                raise starved(config.deadline_s, config.at_once_key) from None
+        time.sleep(WAIT_S)
