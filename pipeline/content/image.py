@@ -64,7 +64,7 @@ ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "b
 
 MAX_PIXELS = 64_000_000
 """Width x height of the source. Pillow holds four bytes for each, libwebp another four, and transparency takes two more copies: 64 million
-of a lossless WebP take 1.05 GB while they are decoded, of an RGBA PNG 0.85 GB, of a JPEG that is not scaled down 0.4 GB."""
+of a lossless WebP take 1.05 GB while they are decoded, of an RGBA PNG 0.85 GB."""
 MAX_JPEG_SCANS = 256  # a progressive JPEG of ten thousand empty scans costs minutes of CPU for a few kB
 MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
 """Scans times pixels of a JPEG: libjpeg visits all blocks again for each scan, whatever it holds. Progressive encoders write 10 to 12."""
