@@ -12,10 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 
+from pipeline.crawl.names import AddressRefused, Names
+from pipeline.crawl.outcome import Refused
+
 _KEEPALIVE_S = 15.0
+_TRIED = 2  # addresses of each family that are connected to, beside each other
 
 MOST_INTERIM = 16
 """Interim answers (1xx) to one request."""
@@ -25,6 +29,35 @@ MOST_BESIDE = 1 << 13
 """Bytes of sizes of chunks, their extensions and trailers, beside one for sixteen of the body: chunks of a hundred bytes are always let
 through, of smaller ones a thousand."""
 _SLICE = 1 << 13  # bytes that are parsed before the counts are looked at again
+
+
+class Resolver(AbstractResolver):
+    """What aiohttp asks: the answers of `Names`, no more of each than may be tried at once without costing others their files."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        answer = await self._names.addresses(host)
+        if isinstance(answer, Refused):
+            raise AddressRefused(answer)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address),
+                port=port,
+                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
+                proto=socket.IPPROTO_TCP,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for place, address in enumerate(answer)
+            if sum(earlier.version == address.version for earlier in answer[:place]) < _TRIED
+        ]
+
+    async def close(self) -> None:
+        """Nothing of its own to close."""
 
 
 class Connector(aiohttp.TCPConnector):
@@ -45,7 +78,8 @@ class Connector(aiohttp.TCPConnector):
             ssl=context,
             keepalive_timeout=_KEEPALIVE_S,
         )
-        self._factory = functools.partial(_Bounded, loop=self._loop)  # aiohttp's own, read for each new connection
+        # aiohttp's own, read for each new connection.
+        self._factory = functools.partial[ResponseHandler](_Bounded, loop=self._loop)
         self._most_idle = most_idle
         self._released = 0
 

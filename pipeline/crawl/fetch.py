@@ -37,10 +37,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from pipeline.content import opt_out
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.connections import Connector, Wasteful
+from pipeline.crawl.connections import Connector, Resolver, Wasteful
 from pipeline.crawl.files import OURS, WAIT_S, require_files, starved
 from pipeline.crawl.guard import Guard
-from pipeline.crawl.names import AddressRefused, Names, Resolver
+from pipeline.crawl.names import AddressRefused, Names
 from pipeline.crawl.outcome import Refused
 from pipeline.crawl.robots import MAX_BYTES, MAX_REDIRECTS, Robots
 from pipeline.crawl.urls import Target, UrlRefused, parse

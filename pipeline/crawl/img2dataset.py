@@ -169,10 +169,11 @@ def _fetch_once(
         try:
             _, stream, message = download_image((0, target.url), config.timeout_s, token, directives)
         except Ended as ended:
-            return ended.refused
-        if stream is not None:
-            return stream.getvalue()
-        refused = refused_by(message or "")
+            refused = ended.refused
+        else:
+            if stream is not None:
+                return stream.getvalue()
+            refused = refused_by(message or "")
         if not _may_pass(refused):
             break
     return refused

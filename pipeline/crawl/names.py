@@ -1,7 +1,7 @@
 """Host names to judged addresses, for the event loop: a cache, a time limit for each look-up, and the last gate before a connection.
 
 Between the guard's decision and the connection lie a resolver and a library, and a name may be answered differently each time. So
-there is one look-up whose answer is judged whole and kept, aiohttp is handed that answer and no other (`Resolver`), and whatever address
+there is one look-up whose answer is judged whole and kept, aiohttp is handed that answer and no other (`connections.Resolver`), and whatever address
 a socket is made for is judged once more (`gate`): that also covers hosts written as numbers, for which aiohttp asks no resolver.
 """
 
@@ -13,8 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp.abc import AbstractResolver, ResolveResult
-
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.files import OURS
 from pipeline.crawl.guard import Guard, resolver_words
@@ -23,7 +21,6 @@ from pipeline.crawl.urls import Address
 
 _KEPT = 100_000  # names
 _KEPT_S = {True: 600.0, False: 60.0}  # an answer, and the lack of one; the system's resolver tells no time to live
-_TRIED = 2  # addresses of each family that are connected to, beside each other
 _ATTEMPTS = 2  # a resolver that answers nothing is asked again, one that knows no such name is not
 
 
@@ -124,32 +121,3 @@ class Names:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-class Resolver(AbstractResolver):
-    """What aiohttp asks: the answers of `Names`, no more of each than may be tried at once without costing others their files."""
-
-    def __init__(self, names: Names) -> None:
-        self._names = names
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        answer = await self._names.addresses(host)
-        if isinstance(answer, Refused):
-            raise AddressRefused(answer)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address),
-                port=port,
-                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for place, address in enumerate(answer)
-            if sum(earlier.version == address.version for earlier in answer[:place]) < _TRIED
-        ]
-
-    async def close(self) -> None:
-        """Nothing of its own to close."""
