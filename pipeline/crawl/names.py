@@ -1,7 +1,7 @@
 """Host names to judged addresses, for the event loop: a cache, a time limit for each look-up, and the last gate before a connection.
 
 Between the guard's decision and the connection lie a resolver and a library, and a name may be answered differently each time. So
-there is one look-up whose answer is judged whole and kept, aiohttp is handed that answer and no other (`connections.Resolver`), and whatever address
+there is one look-up whose answer is judged whole and kept, aiohttp is handed that answer and no other (`Resolver`), and whatever address
 a socket is made for is judged once more (`gate`): that also covers hosts written as numbers, for which aiohttp asks no resolver.
 """
 
