@@ -79,7 +79,7 @@ class Connector(aiohttp.TCPConnector):
             keepalive_timeout=_KEEPALIVE_S,
         )
         # aiohttp's own, read for each new connection.
-        self._factory = functools.partial[ResponseHandler](_Bounded, loop=self._loop)
+        self._factory = functools.partial(_bounded, loop=self._loop)
         self._most_idle = most_idle
         self._released = 0
 
@@ -96,6 +96,10 @@ class Connector(aiohttp.TCPConnector):
             for idle, _ in self._conns.pop(oldest):
                 idle.close()
                 over -= 1
+
+
+def _bounded(loop: Any) -> ResponseHandler:
+    return _Bounded(loop)
 
 
 class Wasteful(aiohttp.ClientPayloadError):
