@@ -39,7 +39,7 @@ DOORS = {
     "botocore": {"pipeline/contracts/storage.py"},
     "pyarrow.fs": {"pipeline/contracts/storage.py"},
     "img2dataset": {"pipeline/crawl/img2dataset.py"},
-    "aiohttp": {"pipeline/crawl/fetch.py", "pipeline/crawl/names.py"},
+    "aiohttp": {"pipeline/crawl/fetch.py", "pipeline/crawl/connections.py"},
     "idna": {"pipeline/crawl/urls.py"},
     "simplejpeg": {"pipeline/content/image.py"},
     "mwparserfromhell": {"pipeline/queries/markup.py"},

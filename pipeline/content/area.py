@@ -17,38 +17,60 @@ _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int64]
 
 
-def shrink(rgb: _Bytes, width: int, height: int) -> _Bytes:
-    """uint8[h, w, 3] to uint8[height, width, 3], with `width` <= w and `height` <= h; halves are rounded to even."""
+def shrink(
+    rgb: _Bytes,
+    width: int,
+    height: int,
+    original_size: tuple[int, int] | None = None,
+    mirrored: tuple[bool, bool] = (False, False),
+) -> _Bytes:
+    """uint8[h, w, 3] to uint8[height, width, 3], with `width` <= w and `height` <= h; halves are rounded to even.
+
+    `original_size` is (width, height) of the source where `rgb` was decoded at 1/2, 1/4 or 1/8. A side that is no multiple of that ends
+    in a pixel of which the source has only a part: on the right and below, or on the left and above where `mirrored` (across, down).
+    Only that part is covered; a picture stretched by the rest is off by up to seven pixels of its source at the edge.
+    """
     pixels = np.ascontiguousarray(rgb).view()
     pixels.setflags(write=False)  # numba compiles anew for writeable arrays; a decoded picture is none
-    return cast(_Bytes, _shrink(pixels, np.empty((height, width, 3), np.uint8)))
+    rows, columns = rgb.shape[:2]
+    full_width, full_height = original_size or (columns, rows)
+    scale = next((scale for scale in (1, 2, 4, 8) if columns * scale >= full_width and rows * scale >= full_height), 0)
+    if (-(-full_width // max(scale, 1)), -(-full_height // max(scale, 1))) != (columns, rows):
+        raise ValueError(f"{columns} x {rows} is no 1/1, 1/2, 1/4 or 1/8 of {full_width} x {full_height}")
+    top = rows * scale - full_height if mirrored[1] else 0
+    left = columns * scale - full_width if mirrored[0] else 0
+    target = np.empty((height, width, 3), np.uint8)
+    return cast(_Bytes, _shrink(pixels, target, scale, (top, full_height), (left, full_width)))
 
 
 @compiled
-def _coverage(source: int, target: int) -> tuple[_Ints, _Floats]:
-    """What each of `target` pixels covers of a line of `source`: the first pixel of each, and the share of it and of those behind it."""
+def _coverage(begins: int, source: int, scale: int, target: int) -> tuple[_Ints, _Floats]:
+    """What each of `target` pixels covers of a line whose pixels are `scale` of the source wide and whose picture begins at `begins` of
+    those and is `source` of them long: the first pixel of each, and the share of it and of those behind it."""
     first = np.empty(target, np.int64)
-    shares = np.zeros((target, source // target + 2), np.float32)
+    pixel = scale * target
+    shares = np.zeros((target, source // pixel + 2), np.float32)
     for place in range(target):
         # Edges in units of 1/target of a source pixel: whole numbers, so that coverage is exact.
-        begin, end = place * source, (place + 1) * source
-        first[place] = begin // target
+        begin = begins * target + place * source
+        end = begin + source
+        first[place] = begin // pixel
         at = first[place]
-        while at * target < end:
+        while at * pixel < end:
             shares[place, at - first[place]] = np.float32(
-                (min(end, (at + 1) * target) - max(begin, at * target)) / source
+                (min(end, (at + 1) * pixel) - max(begin, at * pixel)) / source
             )
             at += 1
     return first, shares
 
 
 @compiled
-def _shrink(source: _Bytes, target: _Bytes) -> _Bytes:
+def _shrink(source: _Bytes, target: _Bytes, scale: int, down_of: tuple[int, int], across_of: tuple[int, int]) -> _Bytes:
     height, width = source.shape[0], source.shape[1]
     rows, columns = target.shape[0], target.shape[1]
     flat = source.reshape(height, width * 3)
-    top, down = _coverage(height, rows)
-    left, across = _coverage(width, columns)
+    top, down = _coverage(down_of[0], down_of[1], scale, rows)
+    left, across = _coverage(across_of[0], across_of[1], scale, columns)
     summed = np.empty(width * 3, np.float32)
     for row in range(rows):
         summed[:] = 0.0

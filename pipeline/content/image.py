@@ -62,8 +62,13 @@ __all__ = ["ImageRejected", "Picture", "decode", "encode", "resize", "sniff"]
 RGB = npt.NDArray[np.uint8]  # [height, width, 3]
 ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
 
-MAX_PIXELS = 64_000_000  # width x height of the source; 64 million take 256 MB while Pillow holds them
+MAX_PIXELS = 64_000_000
+"""Width x height of the source. Pillow holds four bytes for each, libwebp another four, and transparency takes two more copies: 64 million
+of a lossless WebP take 1.05 GB while they are decoded, of an RGBA PNG 0.85 GB."""
 MAX_JPEG_SCANS = 256  # a progressive JPEG of ten thousand empty scans costs minutes of CPU for a few kB
+MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
+"""Scans times pixels of a JPEG: libjpeg visits all blocks again for each scan, whatever it holds. Progressive encoders write 10 to 12."""
+MAX_JPEG_SEGMENTS = 1 << 16
 _INFLATE_STEP = 1 << 20  # bytes of PNG rows counted at a time
 BACKGROUND = (255, 255, 255)  # what shows through transparency, and the border of resize mode "border"
 
@@ -92,13 +97,15 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 class Picture:
     """One decoded picture: `rgb` is uint8[h, w, 3], upright, read-only; the original size is the source's, upright too.
 
-    `rgb` may be smaller than the original when `decode` was given `min_short_side`.
+    `rgb` may be smaller than the original when `decode` was given `min_short_side`; its last column and row may then hold less of the
+    source than the others. Where it was turned so that these come first, `mirrored` (across, down) says so.
     """
 
     rgb: RGB
     format: str
     original_width: int
     original_height: int
+    mirrored: tuple[bool, bool] = (False, False)
 
 
 # ---------------------------------------------------------------- decoding: the main path
@@ -138,16 +145,22 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
     elif kind == "webp":
         # libwebp allocates its canvas when the reader is made, so the size has to be known before.
         check_size(*webp_size(data), max_pixels)
-    elif kind == "jpeg" and (scans := _count_scans(data)) > MAX_JPEG_SCANS:
+    scans = _count_scans(data) if kind == "jpeg" else 0
+    if scans > MAX_JPEG_SCANS:
         raise ImageRejected(Reason.IMAGE_CORRUPT, f"jpeg with {scans} scans (limit {MAX_JPEG_SCANS})")
 
     image: Image.Image = _reader(kind)(io.BytesIO(data))
     check_size(*image.size, max_pixels)
+    width, height = image.size
+    if scans * width * height > MAX_SCANNED_PIXELS:
+        raise ImageRejected(
+            Reason.IMAGE_CORRUPT,
+            f"jpeg of {width} x {height} with {scans} scans (limit {MAX_SCANNED_PIXELS} pixels scanned)",
+        )
     if kind == "tiff":
         _check_tiff(image, max_pixels)
     else:
         orientation = exif_orientation(image.info.get("exif") or b"") if kind != "png" else orientation
-    width, height = image.size
     if min_long_side is not None:
         min_short_side = max(1, -(-min_long_side * min(width, height) // max(width, height)))
     fast = _fast_jpeg(image, data, min_short_side) if kind == "jpeg" else None
@@ -176,14 +189,30 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
             width, height = height, width
     pixels = np.ascontiguousarray(np.asarray(rgb))
     pixels.setflags(write=False)
-    return Picture(pixels, kind, width, height)
+    return Picture(pixels, kind, width, height, (orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)))
 
 
 def _count_scans(data: bytes) -> int:
-    """Start-of-scan markers; `data.count` takes three times as long."""
+    """Scans of a JPEG up to its end marker, found as libjpeg finds them (T.81, annex B): from segment to segment, and from coded data to
+    the next marker. What stands inside a segment (a thumbnail) or behind the end (a phone's second picture, its film) is none."""
     bytes_ = np.frombuffer(data, np.uint8)
-    markers = np.flatnonzero(bytes_[:-1] == 0xFF)
-    return int(np.count_nonzero(bytes_[markers + 1] == 0xDA))
+    places = np.flatnonzero(bytes_[:-1] == 0xFF)
+    codes = bytes_[places + 1]
+    places = places[
+        (codes != 0) & (codes != 0xFF) & ((codes < 0xD0) | (codes > 0xD7))
+    ]  # no stuffing, filling, restarts
+    scans, at = 0, 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = int(np.searchsorted(places, at))
+        if found == len(places) or scans > MAX_JPEG_SCANS:
+            return scans
+        at = int(places[found])
+        code = data[at + 1]
+        if code == 0xD9:
+            return scans
+        scans += code == 0xDA
+        at += 2 if code in (0x01, 0xD8) else 2 + int.from_bytes(data[at + 2 : at + 4])
+    raise ImageRejected(Reason.IMAGE_CORRUPT, f"jpeg with more than {MAX_JPEG_SEGMENTS} segments")
 
 
 def _fast_jpeg(image: Image.Image, data: bytes, min_short_side: int | None) -> RGB | None:
@@ -371,6 +400,7 @@ def resize(
     mode: ResizeMode,
     only_if_bigger: bool = False,
     original_size: tuple[int, int] | None = None,
+    mirrored: tuple[bool, bool] = (False, False),
 ) -> RGB:
     """Resize uint8[h, w, 3] by one of img2dataset's modes, to the same sizes: sides rounded half to even.
 
@@ -378,7 +408,8 @@ def resize(
     keep_ratio, then the central square. border: as keep_ratio_largest, then centred on a white square. With
     `only_if_bigger` a picture whose deciding side is not above `size` is returned as it is, neither cropped nor padded.
     `original_size` is (width, height) of the source where `rgb` was scaled down while it was decoded: the result has the
-    sides that the source gives, which those of `rgb`, rounded once already, may miss by one.
+    sides that the source gives, which those of `rgb`, rounded once already, may miss by one, and shows all of it and nothing else.
+    `mirrored` as in `Picture`.
     Shrinking averages areas exactly (`area.py`), enlarging is bicubic.
     Raises ImageRejected(image_too_large) where the result would exceed MAX_PIXELS (a very thin picture, scaled up).
     """
@@ -392,7 +423,7 @@ def resize(
         width, height = max(1, round(full_width * size / full_side)), max(1, round(full_height * size / full_side))
         check_size(width, height, MAX_PIXELS)
         if side >= size:
-            rgb = shrink(rgb, width, height)
+            rgb = shrink(rgb, width, height, original_size, mirrored)
         else:
             rgb = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
     if mode == "center_crop":

@@ -11,7 +11,8 @@ Both are defined by what search engines publish (Google Search Central, "Robots 
 Where a value can be read in two ways it is read as search engines read it. A fold of `otherbot: nofollow` and `noai` looks exactly like
 one line for otherbot, and passes.
 
-Agents are product tokens (`ExampleBot`), compared without case. Of a value the first 8,192 characters are read.
+Agents are product tokens (`ExampleBot`), compared without case. Of an answer's lines together, and of an element's content, the first
+8,192 characters are read.
 """
 
 import re
@@ -20,24 +21,26 @@ from collections.abc import Collection, Iterable
 DIRECTIVES = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 # A name begins with a letter: what stands before a colon of a time of day or an ISO date is none.
-_NAME = re.compile(r"\s*(\*|[A-Za-z][A-Za-z0-9_.\-]*)(?:/[0-9.]+)?\s*:(.*)", re.DOTALL)
+_NAME = re.compile(r"\s*(\*|[A-Za-z][A-Za-z0-9_.\-]*)(?:/[0-9.]+)?\s*:")
 _LONGEST = 8192
 
 
 def in_headers(values: Iterable[str], agents: Collection[str]) -> str | None:
     """The first directive of an answer's X-Robots-Tag lines that opts out for everybody or for one of `agents`; None without one."""
     ours = {"*", *(agent.lower() for agent in agents)}
+    left = _LONGEST
     for value in values:
+        read, left = value[:left], max(0, left - len(value))
         concerns_us = True  # a new line is for everybody until it names somebody
-        for piece in re.split(r"[,;]", value[:_LONGEST].lower()):
-            rest = piece
-            while (named := _NAME.match(rest)) is not None:
-                name, rest = named.groups()
-                if name in _WITH_VALUE:
-                    rest = ""
+        for piece in re.split(r"[,;]", read.lower()):
+            at = 0
+            while (named := _NAME.match(piece, at)) is not None:
+                at = named.end()
+                if named[1] in _WITH_VALUE:
+                    at = len(piece)
                 else:
-                    concerns_us = name in ours
-            found = _first_directive(rest)
+                    concerns_us = named[1] in ours
+            found = _first_directive(piece[at:])
             if found is not None and concerns_us:
                 return found
     return None

@@ -42,12 +42,12 @@ class CrawlConfig(StrictModel):
     max_retry_after_s: float = not_semantic(60.0, ge=0, le=3600)
     """Seconds that a host is left alone at most when it answers 429 or 503 with Retry-After (engine `fetch`)."""
     host_failures: Positive = 16
-    """URLs of a host in a row that find no address or no connection, time out, or are answered 429 or 503, after which the rest of the
-    unit's are not tried (engine `fetch`)."""
+    """URLs of a host in a row that find no address, no connection or no HTTP, time out, or are answered 429 or 503, after which the rest of
+    the unit's are not tried (engine `fetch`)."""
     max_host_wait_s: float = pydantic.Field(default=600.0, ge=0)
-    """Seconds that one host may have a unit wait in all: by Crawl-delay, by Retry-After, and by fetches that take more than two seconds
-    (what is beyond, over the host's fetches at once). What still waits for it then is refused as `timeout` (engine `fetch`). At a
-    Crawl-delay of 5 s the default lets 120 URLs through; `per_host_rate` does not count."""
+    """Seconds that one host may have a unit wait in all: by Crawl-delay, by Retry-After, by fetches that take more than two seconds
+    (what is beyond, over the host's fetches at once) and by pictures that take more than one to decode. What still waits for it then is
+    refused as `timeout` (engine `fetch`). At a Crawl-delay of 5 s the default lets 120 URLs through; `per_host_rate` does not count."""
     host_split: Positive = 4
     """In how many units a registered domain with more rows than a unit's share may lie; at most `per_host`."""
     timeout_s: float = pydantic.Field(default=10.0, gt=0, le=600)
@@ -143,3 +143,8 @@ class CrawlConfig(StrictModel):
     def at_once(self) -> int:
         """Fetches at once in one unit, with the engine that is chosen."""
         return self.concurrency if self.engine == "fetch" else self.threads
+
+    @property
+    def at_once_key(self) -> str:
+        """Where that number stands."""
+        return "crawl.concurrency" if self.engine == "fetch" else "crawl.threads"

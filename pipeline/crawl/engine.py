@@ -4,20 +4,23 @@ An event loop in the calling thread fetches, `concurrency` URLs at once, hosts t
 resizes, encodes and hashes, which Pillow and numba do without holding the interpreter. A fetched body keeps its place among the
 `concurrency` until the decoder's short queue has room for it, so memory holds at most that many bodies however slow the decoder is.
 
-Two things let a host hold its unit no longer. One that is not there (no address, no connection, no answer in time) or not now (429, 503)
-`host_failures` times in a row is given up: what still waits for the same port of it is refused with the name of the last failure. And
-one that wants to be waited for (Retry-After, Crawl-delay, answers that take long) is waited for `max_host_wait_s` seconds in all; what is
-left then is refused.
+Two things let a host hold its unit no longer. One that is not there (no address, no connection, no HTTP, no answer in time) or not now
+(429, 503) `host_failures` times in a row is given up: what still waits for the same port of it is refused with the name of the last
+failure. And one that wants to be waited for (Retry-After, Crawl-delay, answers and pictures that take long) is waited for
+`max_host_wait_s` seconds in all; what is left then is refused.
 """
 
 import asyncio
 import concurrent.futures
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 
+from pipeline.contracts.errors import HouseError
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.fetch import Fetcher, host_failed
+from pipeline.crawl.files import WAIT_S, starved
 from pipeline.crawl.guard import Guard
 from pipeline.crawl.hosts import HostQueues, Waiting
 from pipeline.crawl.outcome import Outcome, Refused, unforeseen
@@ -26,19 +29,30 @@ from pipeline.crawl.urls import Target, UrlRefused, parse
 
 _QUEUED_BODIES = 16  # that wait for the decoder or are in it
 _PROMPT_S = 2.0  # a fetch that takes longer has the unit wait
+_PROMPT_DECODING_S = 1.0  # as has a picture that takes longer to decode and to store
+_LONG_WAITS = Refused(Reason.TIMEOUT, "its host wants long waits")
 
 
 def fetch_pictures(
     urls: Sequence[str], config: CrawlConfig, host_limit: Callable[[str], int], guard: Guard | None = None
 ) -> list[Outcome]:
-    """Fetch every URL once; one outcome per URL, in their order (see `outcome.Engine`). To be called where no event loop runs."""
+    """Fetch every URL once; one outcome per URL, in their order (see `outcome.Engine`). To be called where no event loop runs.
+
+    Raises InputError where the process may not open enough files, RunError where it ran out of them all the same.
+    """
     unit = _Unit(config, host_limit)
     for index, url in enumerate(urls):
         try:
             unit.queues.add(index, parse(url))
         except UrlRefused as refused:
             unit.outcomes[index] = Refused(refused.reason, refused.detail)
-    asyncio.run(unit.run(guard))
+    try:
+        asyncio.run(unit.run(guard))
+    except BaseExceptionGroup as group:
+        told = group.subgroup(HouseError)
+        if told is None:
+            raise
+        raise told.exceptions[0] from None
     return [unit.outcomes[index] for index in range(len(urls))]
 
 
@@ -53,6 +67,7 @@ class _Unit:
         self._host_limit = host_limit
         self._failures: dict[tuple[str, int], int] = {}  # in a row, by host and port
         self._paced: set[str] = set()
+        self._slow_pictures: set[str] = set()  # hosts that sent one which took long to decode
 
     async def run(self, guard: Guard | None) -> None:
         self._changed = asyncio.Event()
@@ -108,8 +123,11 @@ class _Unit:
 
     def _lose_patience(self, host: str) -> None:
         """Refuse what waits for a host that has had the unit wait for too long."""
-        if self.queues.waits_s(host) > self._config.max_host_wait_s:
-            self._refuse_waiting(self.queues.drop(host), Refused(Reason.TIMEOUT, "its host wants long waits"))
+        if self._is_out_of_patience(host):
+            self._refuse_waiting(self.queues.drop(host), _LONG_WAITS)
+
+    def _is_out_of_patience(self, host: str) -> bool:
+        return self.queues.waits_s(host) > self._config.max_host_wait_s
 
     # ---- one URL
 
@@ -121,6 +139,8 @@ class _Unit:
         began = now()
         try:
             fetched = await fetcher.fetch(target)
+        except HouseError:  # about this machine, not about the URL
+            raise
         except Exception as error:  # noqa: BLE001 - logged there; no single URL may end a run
             fetched = unforeseen(error, Reason.CONNECTION, "fetching")
         self._note(target, fetched)
@@ -135,8 +155,18 @@ class _Unit:
             return
         async with self._decoding:
             self._slots.release()
+            # A body that was fetched is decoded, but for those of a host whose pictures have cost the unit its patience.
+            if target.host in self._slow_pictures and self._is_out_of_patience(target.host):
+                self.outcomes[index] = _LONG_WAITS
+                return
             loop = asyncio.get_running_loop()
-            self.outcomes[index] = await loop.run_in_executor(decoder, store, fetched, self._config)
+            self.outcomes[index], seconds = await loop.run_in_executor(decoder, _store, fetched, self._config)
+        # There is one decoder: however many fetches a host may have at once, its pictures hold the unit one after the other.
+        if seconds > _PROMPT_DECODING_S:
+            self._slow_pictures.add(target.host)
+            self.queues.waited(target.host, seconds - _PROMPT_DECODING_S)
+            self._lose_patience(target.host)
+            self._changed.set()
 
     def _note(self, target: Target, fetched: bytes | Refused) -> None:
         """Count failures in a row, and give a host up after enough of them. Those of a redirect's target are not the redirecting host's."""
@@ -151,3 +181,16 @@ class _Unit:
     def _refuse_waiting(self, waiting: Sequence[Waiting], refused: Refused) -> None:
         for index, _ in waiting:
             self.outcomes[index] = refused
+
+
+def _store(data: bytes, config: CrawlConfig) -> tuple[Outcome, float]:
+    """What becomes of a body, and the seconds that it took. Tried again for as long as a URL may take where no file can be opened."""
+    until = time.monotonic() + config.deadline_s
+    while True:
+        began = time.monotonic()
+        try:
+            return store(data, config), time.monotonic() - began
+        except OSError:
+            if time.monotonic() + WAIT_S > until:
+                raise starved(config.deadline_s, config.at_once_key) from None
+        time.sleep(WAIT_S)

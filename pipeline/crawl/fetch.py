@@ -6,12 +6,16 @@ inflated here under the cap; there are no cookies and no proxies. What a server 
 
 * time: `deadline_s` for the URL as a whole, `timeout_s` for connecting and for each read;
 * bytes: `max_bytes` of the body, as sent and as inflated, whatever length was announced; a header of 8 kB, at most 128 of them;
+* wrapping: sixteen interim answers (1xx), and little more around the chunks of a body than is in them (`connections.py`);
 * requests: ten redirects, `retries` further attempts, and those only where asking again may help: after a broken connection, a 5xx, or a
   429 or 503 that says when to come back (the whole host is then left alone until that time).
 
 A Fetcher belongs to one event loop and one unit. Whose turn it is at a host is the caller's affair (`hosts.py`, `engine.py`): what the
 servers themselves ask for in that respect is told to `Manners` at once. A host that said when to come back (Retry-After) is sent nothing
 before that, whatever leads there: a URL, a redirect, another attempt, a robots.txt.
+
+A process that has no file left for a socket says nothing about a URL. Such a hop is tried again until the deadline; after that RunError
+ends the run, for what a unit records is never fetched again.
 """
 
 import asyncio
@@ -24,7 +28,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 import yarl
@@ -33,8 +37,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from pipeline.content import opt_out
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.connections import Connector, Resolver, Wasteful
+from pipeline.crawl.files import OURS, WAIT_S, require_files, starved
 from pipeline.crawl.guard import Guard
-from pipeline.crawl.names import AddressRefused, Names, connector
+from pipeline.crawl.names import AddressRefused, Names
 from pipeline.crawl.outcome import Refused
 from pipeline.crawl.robots import MAX_BYTES, MAX_REDIRECTS, Robots
 from pipeline.crawl.urls import Target, UrlRefused, parse
@@ -46,7 +52,10 @@ _HEADERS = {
     "Accept": "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.9,*/*;q=0.5",
     "Accept-Encoding": "identity",
 }
-_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # of zlib, by the name in Content-Encoding
+_GZIP = 16 + zlib.MAX_WBITS
+_GZIP_MAGIC = b"\x1f\x8b"
+_WINDOW_BITS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}  # of zlib, by the name in Content-Encoding
+_INFLATED_AT_ONCE = 1 << 14  # bytes as sent: what follows a member is copied for each member
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +67,13 @@ class _Purpose:
     is_robots: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Hop:
-    """A stop on the way of one attempt, and the time of the event loop at which it was come to."""
+    """A stop on the way of one attempt, the time of the event loop at which it was come to, and whether files were wanting there."""
 
     target: Target
     began: float
+    starved: bool = False
 
     @property
     def origin(self) -> tuple[str, int]:
@@ -104,11 +114,12 @@ class Fetcher:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        most_idle = require_files(self._config.at_once, self._config.at_once_key)
         # One context for all connections: loading the system's certificates takes 23 ms of CPU.
         context = ssl.create_default_context()
         context.set_alpn_protocols(["http/1.1"])
         self._session = aiohttp.ClientSession(
-            connector=connector(self._names, context),
+            connector=Connector(Resolver(self._names), self._names.gate, context, most_idle),
             headers={**_HEADERS, "User-Agent": self._config.agent_header},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -129,7 +140,10 @@ class Fetcher:
             await self._session.close()
 
     async def fetch(self, url: str | Target) -> bytes | Refused:
-        """The body of an answer of 2xx, else why there is none; within `deadline_s`. Raises nothing for what a server does."""
+        """The body of an answer of 2xx, else why there is none; within `deadline_s`.
+
+        Raises nothing for what a server does; RunError where this process had no file left to open all that time.
+        """
         try:
             target = url if isinstance(url, Target) else parse(url)
         except UrlRefused as refused:
@@ -149,6 +163,8 @@ class Fetcher:
             async with asyncio.timeout(seconds):
                 answer = await self._attempts(way, purpose, now() + seconds)
         except TimeoutError:
+            if any(hop.starved for hop in way):
+                raise starved(self._config.deadline_s, self._config.at_once_key) from None
             ends = [*(hop.began for hop in way[1:]), now()]
             _, slowest = max((end - hop.began, hop.origin) for hop, end in zip(way, ends, strict=True))
             answer = Refused(Reason.TIMEOUT, "deadline", at=slowest)
@@ -194,13 +210,8 @@ class Fetcher:
             target = way[-1].target
             if seen and (given_up := self._given_up.get(way[-1].origin)) is not None:
                 return given_up
-            refused = await self._refuse(target, purpose) or await self._pause_is_over(target, deadline)
-            if refused is not None:
-                return refused
-            if self._manners is not None and (out_of_turn or seen):
-                self._manners.extra_request(target.host)
+            answer = await self._visit(way[-1], purpose, deadline, out_of_turn=out_of_turn or bool(seen))
             seen.add(target.url)
-            answer = await self._ask(target, purpose)
             if not isinstance(answer, str):
                 return answer
             try:
@@ -209,6 +220,26 @@ class Fetcher:
                 where = "to another scheme" if error.reason is Reason.SCHEME else f"to no URL: {error.detail}"
                 return Refused(Reason.REDIRECT, where)
         return Refused(Reason.REDIRECT, "loop, or too many")
+
+    async def _visit(
+        self, hop: _Hop, purpose: _Purpose, deadline: float, *, out_of_turn: bool
+    ) -> bytes | str | Refused:
+        """One hop, tried again for as long as this process has no file left to open for it."""
+        while True:
+            try:
+                refused = await self._refuse(hop.target, purpose) or await self._pause_is_over(hop.target, deadline)
+                if refused is not None:
+                    return refused
+                if self._manners is not None and out_of_turn:
+                    self._manners.extra_request(hop.target.host)
+                return await self._ask(hop.target, purpose)
+            except OSError as error:
+                if error.errno not in OURS:
+                    raise
+            hop.starved = True
+            if asyncio.get_running_loop().time() + WAIT_S > deadline:
+                raise starved(self._config.deadline_s, self._config.at_once_key)
+            await asyncio.sleep(WAIT_S)
 
     async def _refuse(self, target: Target, purpose: _Purpose) -> Refused | None:
         """The guard's word over a hop, then that of the origin's robots.txt."""
@@ -242,13 +273,22 @@ class Fetcher:
     # ---- one exchange
 
     async def _ask(self, target: Target, purpose: _Purpose) -> bytes | str | Refused:
-        """One request: the body, where a redirect leads (as written), or a refusal."""
+        """One request: the body, where a redirect leads (as written), or a refusal. Raises an OSError of `OURS` for want of files."""
         assert self._session is not None, "enter the Fetcher first"
+        wanting, answered = self._names.starved, False
+        answer: bytes | str | Refused
         try:
             async with self._session.get(yarl.URL(target.url, encoded=True), allow_redirects=False) as response:
-                return await self._read(response, target, purpose)
+                answered = True
+                answer = await self._read(response, target, purpose)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, zlib.error) as error:
-            return refused_by(error)
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            if isinstance(cause, OSError) and cause.errno in OURS:
+                raise cause from None
+            if isinstance(error, aiohttp.ClientConnectorError) and self._names.starved > wanting:
+                raise OSError(errno.EMFILE, "while connecting") from None
+            answer = refused_by(error)
+        return dataclasses.replace(answer, answered=answered) if isinstance(answer, Refused) else answer
 
     async def _read(self, response: aiohttp.ClientResponse, target: Target, purpose: _Purpose) -> bytes | str | Refused:
         status, headers = response.status, response.headers
@@ -282,10 +322,15 @@ def _may_pass(refused: Refused) -> bool:
 
 
 def host_failed(refused: Refused) -> bool:
-    """Whether a refusal says that its host is not there, or not now: enough of them in a row, and it is asked no more."""
+    """Whether a refusal says that its host is not there, or not now: enough of them in a row, and it is asked no more.
+
+    A body that breaks off says that the host is there; one that does not come in time holds the unit up, and counts.
+    """
     if refused.reason is Reason.HTTP_STATUS:
         return refused.detail in ("429", "503")
-    return refused.reason in (Reason.TIMEOUT, Reason.CONNECTION, Reason.DNS)
+    if refused.reason is Reason.CONNECTION:
+        return not refused.answered
+    return refused.reason in (Reason.TIMEOUT, Reason.DNS)
 
 
 def _joined(base: str, location: str) -> str:
@@ -313,27 +358,81 @@ def _seconds(retry_after: str, now: Callable[[], datetime]) -> float:
 
 
 async def _body(response: aiohttp.ClientResponse, purpose: _Purpose) -> bytes | Refused:
-    """The body, inflated where it says so, held to the cap in both shapes; a robots.txt is cut off there, a picture refused."""
+    """The body, inflated where it says so, held to the cap in both shapes; there a picture is refused, and a robots.txt cut off behind
+    the last line that is whole: half a rule is one that nobody wrote."""
     announced = response.content_length
     if announced is not None and announced > purpose.max_bytes and not purpose.is_robots:
         return Refused(Reason.TOO_MANY_BYTES, f"{announced} bytes")
     bits = _WINDOW_BITS.get(response.headers.get("Content-Encoding", "").strip().lower())
-    inflate = zlib.decompressobj(bits) if bits else None
+    inflate = _Inflater(bits) if bits else None
     body, sent = bytearray(), 0
     async for piece in response.content.iter_any():
-        if inflate is not None and not sent and bits == 31 and not piece.startswith(b"\x1f"):
-            inflate = None  # said to be gzip and is not, as pictures often are
         sent += len(piece)
-        body += inflate.decompress(piece, purpose.max_bytes + 1 - len(body)) if inflate is not None else piece
+        body += inflate.feed(piece, purpose.max_bytes + 1 - len(body)) if inflate is not None else piece
         if len(body) > purpose.max_bytes or sent > purpose.max_bytes:
             if purpose.is_robots:
-                break
+                return _whole_lines(body[: purpose.max_bytes])
             return Refused(Reason.TOO_MANY_BYTES, f"more than {purpose.max_bytes} bytes")
-        if inflate is not None and inflate.eof:
+        if inflate is not None and inflate.is_over:
             break  # what a server sends behind the end of its stream is nothing to wait for, or to hold
-    if inflate is not None and not inflate.eof and not purpose.is_robots:
-        return Refused(Reason.CONNECTION, "ended early")
-    return bytes(body[: purpose.max_bytes])
+    if inflate is not None and not inflate.is_whole:
+        return _whole_lines(body) if purpose.is_robots else Refused(Reason.CONNECTION, "ended early")
+    return bytes(body)
+
+
+def _whole_lines(body: bytes | bytearray) -> bytes:
+    return bytes(body[: max(body.rfind(b"\n"), body.rfind(b"\r")) + 1])
+
+
+class _Inflater:
+    """A body in gzip (of several members, one after the other) or deflate (in zlib's wrapper, as it should be, or not), piece by piece.
+
+    What says to be gzip and does not begin like it is given back as it is: pictures are often sent so.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self._begun = b""  # of a stream whose first two bytes have not come yet
+        self._stream: Any = None  # of zlib; mypy knows no name for its type
+        self._is_plain = False
+        self.is_over = False
+        """The stream has ended and something else follows."""
+
+    @property
+    def is_whole(self) -> bool:
+        return self._is_plain or (self._stream is not None and self._stream.eof)
+
+    def feed(self, piece: bytes, most: int) -> bytes:
+        """What a piece inflates to, at most `most` bytes; raises zlib.error."""
+        made = bytearray()
+        for start in range(0, len(piece), _INFLATED_AT_ONCE):
+            rest = piece[start : start + _INFLATED_AT_ONCE]
+            while rest and len(made) < most and not self.is_over:
+                rest = self._step(rest, most - len(made), made)
+        return bytes(made)
+
+    def _step(self, data: bytes, most: int, made: bytearray) -> bytes:
+        """Inflate as much of `data` as belongs to one stream; what is left of it."""
+        if self._is_plain:
+            made += data
+            return b""
+        if self._stream is None or self._stream.eof:
+            is_first = self._stream is None
+            data, self._begun = self._begun + data, b""
+            if len(data) < 2:
+                self._begun = data
+                return b""
+            if not is_first and not (self._bits == _GZIP and data.startswith(_GZIP_MAGIC)):
+                self.is_over = True
+                return b""
+            if self._bits == _GZIP and not data.startswith(_GZIP_MAGIC):
+                self._is_plain = True
+                return data
+            # RFC 1950, 2.2: the method in the low bits of the first byte, and both bytes together a multiple of 31.
+            is_zlib = data[0] & 15 == 8 and int.from_bytes(data[:2]) % 31 == 0
+            self._stream = zlib.decompressobj(self._bits if self._bits == _GZIP or is_zlib else -zlib.MAX_WBITS)
+        made += self._stream.decompress(data, most)
+        return bytes(self._stream.unused_data)
 
 
 _ERRNO_WORDS = {
@@ -357,6 +456,8 @@ def refused_by(error: Exception) -> Refused:
     number = cause.errno if isinstance(cause, OSError) else None
     if isinstance(error, TimeoutError) or number == errno.ETIMEDOUT:
         return Refused(Reason.TIMEOUT, "timed out")
+    if isinstance(error, Wasteful):
+        return Refused(Reason.CONNECTION, error.detail)
     if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
         return Refused(Reason.CONNECTION, "ended early")
     if isinstance(error, aiohttp.InvalidURL):

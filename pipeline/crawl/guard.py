@@ -10,13 +10,16 @@ A decision before the connection is not enough: a redirect leads elsewhere, and 
 asks again at every hop, and connects only to addresses that it has judged itself (`names.py`; `img2dataset.py`, "the way out").
 """
 
+import errno
 import ipaddress
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
+from pipeline.crawl.files import OURS, no_file_to_open
 from pipeline.crawl.urls import Address, Target, UrlRefused, parse
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -60,8 +63,15 @@ _ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # RFC 5214: the middle of the interface id
 
 
 def resolve(host: str) -> list[Address]:
-    """All addresses of a host name, in the order of the system's resolver; raises OSError (socket.gaierror) where it has none."""
-    found = dict.fromkeys(entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+    """All addresses of a host name, in the order of the system's resolver; raises OSError: socket.gaierror where it has none, one of
+    `files.OURS` where it could open neither its files nor a socket, which it calls having none."""
+    try:
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        if error.errno not in OURS and no_file_to_open():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+        raise
+    found = dict.fromkeys(entry[4][0] for entry in entries)
     # A link-local answer carries its zone ("fe80::1%eth0"); the zone changes nothing here.
     return [ipaddress.ip_address(str(text).partition("%")[0]) for text in found]
 
@@ -84,7 +94,7 @@ class Guard:
         """None where `url` may be fetched; else the reason and a detail.
 
         Resolves the host (the system's resolver has no timeout of its own) and refuses it where any of its addresses is not public: a
-        host that mixes the two is up to something.
+        host that mixes the two is up to something. Raises an OSError of `files.OURS` for want of files.
         """
         try:
             return self.refuse_target(parse(url))
@@ -101,6 +111,8 @@ class Guard:
         try:
             answer = self.refuse_addresses(self.resolve(target.host))
         except OSError as error:
+            if error.errno in OURS:
+                raise
             answer = (Reason.DNS, resolver_words(error))
         except UnicodeError:
             answer = (Reason.BAD_URL, "host name")

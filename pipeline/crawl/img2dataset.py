@@ -26,9 +26,10 @@ import re
 import socket
 import ssl
 import sys
+import time
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import ModuleType
 from typing import IO, Any
 
@@ -39,19 +40,19 @@ from pipeline.content.image import decode
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.files import OURS, WAIT_S, require_files, starved
 from pipeline.crawl.guard import Guard
 from pipeline.crawl.hosts import HostQueues
 from pipeline.crawl.outcome import Outcome, Refused
 from pipeline.crawl.picture import examine, is_plain, stored
 from pipeline.crawl.urls import Target, UrlRefused, parse
 
-_STATUS = re.compile(r"HTTP Error (\d{3})")
+_STATUS = re.compile(r"HTTP Error (\d{3}): (.*)", re.DOTALL)
+_REDIRECTS = ("301", "302", "303", "307", "308")
 _MESSAGES: tuple[tuple[re.Pattern[str], Reason, str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), reason, detail)
     for pattern, reason, detail in (
         (r"X-Robots-Tag", Reason.OPT_OUT, "X-Robots-Tag"),
-        (r"would lead to an infinite loop", Reason.REDIRECT, "loop, or too many"),
-        (r"Redirection to url .* is not allowed", Reason.REDIRECT, "to another scheme"),
         (r"timed out", Reason.TIMEOUT, "timed out"),
         (r"Errno -\d+\]|getaddrinfo|Name or service not known", Reason.DNS, "no such name"),
         (r"\bSSL\b|_ssl\.c|certificate", Reason.TLS, "certificate or handshake"),
@@ -82,12 +83,16 @@ def require(version: tuple[int, int] = sys.version_info[:2]) -> None:
 def fetch_pictures(urls: Sequence[str], config: CrawlConfig, host_limit: Callable[[str], int]) -> list[Outcome]:
     """Fetch every URL once; one outcome per URL, in their order (see `outcome.Engine`).
 
+    Raises InputError where the process may not open enough files, RunError where it ran out of them all the same.
     At most `config.threads` fetches run at once and twice as many pictures are held in memory before they are resized.
     """
+    require_files(config.at_once, config.at_once_key)
     downloader, resizer = _library()
     resize = _make_resizer(resizer, config)
     guard = Guard(config.allow_addresses)
-    urllib.request.install_opener(make_opener(guard, config.max_bytes))
+    agents = [config.user_agent_token] if config.user_agent_token else []
+    opener = make_opener(guard, config.max_bytes, agents if config.respect_opt_out else None)
+    urllib.request.install_opener(opener)
     outcomes: dict[int, Outcome] = {}
     queues = HostQueues(host_limit)
     for index, url in enumerate(urls):
@@ -134,7 +139,27 @@ def _fetch(
     config: CrawlConfig,
     target: Target,
 ) -> bytes | Refused:
-    refusal = guard.refuse_target(target)
+    until = time.monotonic() + config.deadline_s
+    while True:
+        try:
+            return _fetch_once(download_image, guard, config, target)
+        except Starved:
+            if time.monotonic() + WAIT_S > until:
+                raise starved(config.deadline_s, config.at_once_key) from None
+            time.sleep(WAIT_S)
+
+
+def _fetch_once(
+    download_image: Callable[..., tuple[int, io.BytesIO | None, str | None]],
+    guard: Guard,
+    config: CrawlConfig,
+    target: Target,
+) -> bytes | Refused:
+    """As `_fetch`; raises Starved for want of files."""
+    try:
+        refusal = guard.refuse_target(target)
+    except OSError:
+        raise Starved from None
     if refusal is not None:
         return Refused(*refusal)
     token = config.user_agent_token.lower() if config.user_agent_token else None
@@ -144,10 +169,11 @@ def _fetch(
         try:
             _, stream, message = download_image((0, target.url), config.timeout_s, token, directives)
         except Ended as ended:
-            return ended.refused
-        if stream is not None:
-            return stream.getvalue()
-        refused = refused_by(message or "")
+            refused = ended.refused
+        else:
+            if stream is not None:
+                return stream.getvalue()
+            refused = refused_by(message or "")
         if not _may_pass(refused):
             break
     return refused
@@ -155,12 +181,18 @@ def _fetch(
 
 def refused_by(message: str) -> Refused:
     """Name what `download_image` says only as free text (the text of whatever exception urllib raised)."""
+    status = _STATUS.match(message)
+    if status is not None:
+        # What follows the number is the server's own words, but for what urllib says of redirects.
+        number, words = status.groups()
+        if number in _REDIRECTS and words.startswith(urllib.request.HTTPRedirectHandler.inf_msg):
+            return Refused(Reason.REDIRECT, "loop, or too many")
+        if number in _REDIRECTS and re.search(r" - Redirection to url '.*' is not allowed$", words, re.DOTALL):
+            return Refused(Reason.REDIRECT, "to another scheme")
+        return Refused(Reason.HTTP_STATUS, number)
     for pattern, reason, detail in _MESSAGES:
         if pattern.search(message):
             return Refused(reason, detail)
-    status = _STATUS.match(message)
-    if status is not None:
-        return Refused(Reason.HTTP_STATUS, status.group(1))
     # What is left is an answer that is not HTTP, and rare errors of sockets.
     return Refused(Reason.CONNECTION, " ".join(message.split())[:200])
 
@@ -175,6 +207,10 @@ def _may_pass(refused: Refused) -> bool:
 # ---- the way out
 
 
+class Starved(BaseException):
+    """The process has no file left to open; not an `Exception` for the reason of `Ended`."""
+
+
 class Ended(BaseException):
     """Ends a fetch with a named reason.
 
@@ -186,12 +222,15 @@ class Ended(BaseException):
         self.refused = refused
 
 
-def make_opener(guard: Guard, max_bytes: int) -> urllib.request.OpenerDirector:
-    """An opener for http and https and nothing else: no `file:`, `ftp:`, `data:`, and no proxy, which would resolve and connect for us."""
+def make_opener(guard: Guard, max_bytes: int, agents: Collection[str] | None = None) -> urllib.request.OpenerDirector:
+    """An opener for http and https and nothing else: no `file:`, `ftp:`, `data:`, and no proxy, which would resolve and connect for us.
+
+    Redirects are followed unless an X-Robots-Tag opts out for everybody or for one of `agents`; with None nobody looks.
+    """
     opener = urllib.request.OpenerDirector()
     for handler in (
         _Handler(guard, max_bytes),
-        _Redirects(guard),
+        _Redirects(guard, agents),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.UnknownHandler(),
@@ -240,7 +279,12 @@ class _Connection(http.client.HTTPConnection):
         self._context = context
 
     def connect(self) -> None:
-        addresses = self._guard.resolve(self.host)
+        try:
+            addresses = self._guard.resolve(self.host)
+        except OSError as error:
+            if error.errno in OURS:
+                raise Starved from None
+            raise
         refusal = self._guard.refuse_addresses(addresses)
         if refusal is not None:
             raise Ended(Refused(*refusal))
@@ -249,6 +293,8 @@ class _Connection(http.client.HTTPConnection):
             try:
                 plain = socket.create_connection((str(address), self.port), self.timeout)
             except OSError as error:
+                if error.errno in OURS:
+                    raise Starved from None
                 failure = error
                 continue
             # The certificate is held against the name of the URL, not the address.
@@ -267,8 +313,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = 10
     max_repeats = 1  # nothing is remembered between hops (cookies), so that a second visit ends like the first
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, agents: Collection[str] | None) -> None:
         self._guard = guard
+        self._agents = agents
 
     def redirect_request(
         self,
@@ -279,6 +326,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
+        if self._agents is not None:
+            directive = opt_out.in_headers(headers.get_all("X-Robots-Tag", []), self._agents)
+            if directive is not None:
+                fp.close()
+                raise Ended(Refused(Reason.OPT_OUT, f"X-Robots-Tag: {directive}"))
         try:
             target = parse(newurl)
         except UrlRefused as refused:
@@ -296,6 +348,15 @@ def _capped(max_bytes: int) -> type[http.client.HTTPResponse]:
     """Responses whose `read()` holds at most `max_bytes` and the piece that was too much, whatever the server announces."""
 
     class Capped(http.client.HTTPResponse):
+        def begin(self) -> None:
+            try:
+                super().begin()
+            except http.client.RemoteDisconnected:
+                raise
+            except http.client.HTTPException:
+                # Its text is the server's first line, in which it could write whatever reason it liked.
+                raise Ended(Refused(Reason.CONNECTION, "not HTTP")) from None
+
         def read(self, amt: int | None = None) -> bytes:
             if amt is not None:
                 return super().read(amt)

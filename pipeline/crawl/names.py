@@ -13,10 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-
 from pipeline.contracts.schema import Reason
+from pipeline.crawl.files import OURS
 from pipeline.crawl.guard import Guard, resolver_words
 from pipeline.crawl.outcome import Refused
 from pipeline.crawl.urls import Address
@@ -40,7 +38,7 @@ class Names:
     Each takes one of at most `threads` threads (made when needed), and keeps it until the system's resolver returns, which may be long
     after everybody has given up. So there must be enough of them that names which hang leave some for the others; a name that hangs
     is not looked up a second time beside itself, and when its answer comes after all, it is an answer. Running out of time says
-    nothing about a name: it is not kept.
+    nothing about a name: it is not kept. Nor does running out of files, which is raised as an OSError of `files.OURS`.
     """
 
     def __init__(self, guard: Guard, limit_s: float, threads: int = 256) -> None:
@@ -49,6 +47,8 @@ class Names:
         self._threads = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="names")
         self._answers: OrderedDict[str, tuple[float, list[Address] | Refused]] = OrderedDict()
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[list[Address] | Refused]]] = {}
+        self.starved = 0
+        """Sockets that could not be made for want of files."""
 
     async def addresses(self, host: str) -> list[Address] | Refused:
         """The addresses of a host name, all of them public or allowed; else the refusal. Askers at the same time share one look-up."""
@@ -92,6 +92,8 @@ class Names:
             except UnicodeError:
                 return Refused(Reason.BAD_URL, "host name")
             except OSError as error:
+                if error.errno in OURS:
+                    raise
                 answer = Refused(Reason.DNS, resolver_words(error))
                 if error.errno != socket.EAI_AGAIN:
                     break
@@ -106,7 +108,12 @@ class Names:
         refusal = self._guard.refuse_addresses([ipaddress.ip_address(str(place[0]).partition("%")[0])])
         if refusal is not None:
             raise AddressRefused(Refused(*refusal))
-        return socket.socket(family, kind, protocol)
+        try:
+            return socket.socket(family, kind, protocol)
+        except OSError as error:
+            # Told here too: where several addresses fail, aiohttp's error has the number of none of them.
+            self.starved += error.errno in OURS
+            raise
 
     async def close(self) -> None:
         running = [task for _, task in self._running.values()]
@@ -114,43 +121,3 @@ class Names:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-class Resolver(AbstractResolver):
-    """What aiohttp asks: the answers of `Names`."""
-
-    def __init__(self, names: Names) -> None:
-        self._names = names
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        answer = await self._names.addresses(host)
-        if isinstance(answer, Refused):
-            raise AddressRefused(answer)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address),
-                port=port,
-                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for address in answer
-        ]
-
-    async def close(self) -> None:
-        """Nothing of its own to close."""
-
-
-def connector(names: Names, context: Any) -> aiohttp.TCPConnector:
-    """Connections through judged addresses only, kept open between requests; how many at once is the caller's to limit."""
-    return aiohttp.TCPConnector(
-        limit=0,
-        resolver=Resolver(names),
-        use_dns_cache=False,  # the cache is ours: aiohttp's would keep answers that were not judged
-        socket_factory=names.gate,
-        ssl=context,
-        keepalive_timeout=15.0,
-    )

@@ -39,12 +39,14 @@ class Stored:
 class Refused:
     """Why there is no picture. `detail` is the same at every run against the same origin: no times, no thread, no local path.
 
-    `at` is the host and port that it was met at, where that may be another than the URL's (a redirect); no part of the outcome.
+    `at` is the host and port that it was met at, where that may be another than the URL's (a redirect); `answered` whether that host
+    had begun an answer. Both are no part of the outcome.
     """
 
     reason: Reason
     detail: str
     at: tuple[str, int] | None = dataclasses.field(default=None, compare=False)
+    answered: bool = dataclasses.field(default=False, compare=False)
 
 
 Outcome = Stored | Refused

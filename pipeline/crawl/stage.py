@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import REJECTED_SCHEMA, SHARD_SCHEMA, Reason
 from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.files import require_files
 from pipeline.crawl.outcome import Engine, Outcome, Refused, Stored
 from pipeline.crawl.picture import store
 from pipeline.crawl.urls import UrlRefused, parse, registered_domain
@@ -167,6 +168,7 @@ def _from_archives(table: pa.Table, config: CrawlConfig, archives: Mapping[str, 
 
 def require(config: CrawlConfig) -> None:
     """Raise InputError where the engine cannot run here; cheap, for a `--check`."""
+    require_files(config.at_once, config.at_once_key)
     if config.engine == "img2dataset":
         from pipeline.crawl import img2dataset
 

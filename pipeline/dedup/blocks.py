@@ -68,6 +68,7 @@ BLOCK_SCHEMA = pa.schema(
     [
         pa.field("partition", pa.int32(), nullable=False),
         pa.field("block", pa.uint64(), nullable=False),
+        pa.field("place", pa.int64(), nullable=False),
         pa.field("uid", pa.binary(16), nullable=False),
         pa.field("part", pa.int32(), nullable=False),
         pa.field("text", pa.string()),
@@ -76,13 +77,21 @@ BLOCK_SCHEMA = pa.schema(
         pa.field("pdq_quality", pa.uint8()),
     ]
 )
-"""A row of table `part` in one of its blocks. `text` is the caption in normal form; what the mode does not compare is null."""
+"""A row of table `part` in one of its blocks. `text` is the caption in normal form; what the mode does not compare is null.
+
+`place` says which part of a split block this is, -1 where it is whole, so that a pair is compared in the first part only that it shares:
+`pair`: 0 for the stored bytes, 1 + a byte's number in the picture's hash, 33 + the first one's number of two bytes; `caption`: of the
+group that is shared its number, the values of a group times GROUP_VALUES, and the place in the signature where the first group begins times
+GROUP_START; `image`: -1 always, for comparing costs less than to know.
+"""
 
 _SLOTS = 16
 _OCTETS = 32  # of a PDQ hash
+_FIRST_PLACE = {1: 1, 2: 1 + _OCTETS}  # of the parts by one byte, and by two
 _WIDE = (
     64  # a block this many times too large is split by two bytes: by one, a part would have a quarter of what it may
 )
+GROUP_VALUES, GROUP_START = 1 << 11, 1 << 22
 _MISSED = 1e-3  # of the pairs at the threshold, by splitting captions
 _TEXT_SALT, _SLOT_SALT, _BYTES_SALT, _PART_SALT = (np.uint64(salt) for salt in (0x1A, 0x2B, 0x3C, 0x4D))
 
@@ -160,8 +169,13 @@ def _item_keys(rows: pa.Table, config: DedupConfig) -> tuple[_Keys, Keys]:
     return _Keys(np.concatenate([found, whole[:, None]], axis=1), np.ones((len(found), bands + 1), np.bool_)), whole
 
 
+def signatures(texts: pa.Array, config: DedupConfig) -> npt.NDArray[np.uint32]:
+    """MinHash of captions in normal form: (n, num_perm)."""
+    return minhash_forms(texts, config.num_perm, config.seed)
+
+
 def _signatures(rows: pa.Table, config: DedupConfig) -> npt.NDArray[np.uint32]:
-    return minhash_forms(one_array(rows["text"]), config.num_perm, config.seed)
+    return signatures(one_array(rows["text"]), config)
 
 
 def _slot_keys(rows: pa.Table) -> Keys:
@@ -267,45 +281,61 @@ def blocks(table: pa.Table, shared_rows: pa.Table, config: DedupConfig, partitio
     ends = np.cumsum(sizes)
     within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - sizes, sizes)
     at = items.members[np.repeat(items.starts[item], sizes) + within]
-    at, block = _split(rows, at, np.repeat(block, sizes), np.repeat(width, sizes), config)
+    at, block, place = _split(rows, at, np.repeat(block, sizes), np.repeat(width, sizes), config)
     partition = (block % np.uint64(partitions)).astype(np.int32)
     order = sort_order(words(rows["uid"])[at], partition, block)
     found = rows.take(pa.array(at[order]))
-    columns = {"partition": partition[order], "block": block[order], "part": np.full(len(order), part, np.int32)}
+    columns = {"partition": partition[order], "block": block[order], "place": place[order],
+               "part": np.full(len(order), part, np.int32)}  # fmt: skip
     return pa.table([found[name] if name in found.column_names else pa.array(columns[name]) for name in BLOCK_SCHEMA.names],
                     names=BLOCK_SCHEMA.names).cast(BLOCK_SCHEMA)  # fmt: skip
 
 
 def _split(
     rows: pa.Table, at: Indices, block: Keys, width: npt.NDArray[np.int8], config: DedupConfig
-) -> tuple[Indices, Keys]:
-    """(row, block) with those of hot blocks replaced by one for each part of the block that the row is in."""
+) -> tuple[Indices, Keys, Indices]:
+    """(row, block, place) with those of hot blocks replaced by one for each part of the block that the row is in."""
     split = {"pair": _pair_parts, "image": _image_parts, "caption": _caption_parts}[config.by]
     whole = width == 0
-    rows_of, blocks_of = [at[whole]], [block[whole]]
+    rows_of, blocks_of, places_of = [at[whole]], [block[whole]], [np.full(int(whole.sum()), -1)]
     for octets in (1, 2):
         hot = np.flatnonzero(width == octets)
         if len(hot):
             used, of = np.unique(at[hot], return_inverse=True)
-            place, key = split(rows.take(pa.array(used)), of.reshape(-1), block[hot], octets, config)
-            rows_of.append(at[hot[place]])
-            blocks_of.append(key)
-    return np.concatenate(rows_of), np.concatenate(blocks_of)
+            parts = split(rows.take(pa.array(used)), of.reshape(-1), block[hot], octets, config)
+            rows_of.append(at[hot[parts.entry]])
+            blocks_of.append(parts.key)
+            places_of.append(parts.place)
+    return np.concatenate(rows_of), np.concatenate(blocks_of), np.concatenate(places_of)
 
 
-# Each of the three gets rows, and blocks with the row of each; it gives keys with the number of the block that each is a part of.
+class _Parts(NamedTuple):
+    """Parts of blocks: which of the blocks given, the part's key, its place (see BLOCK_SCHEMA)."""
+
+    entry: Indices
+    key: Keys
+    place: Indices
 
 
-def _pair_parts(rows: pa.Table, of: Indices, block: Keys, octets: int, config: DedupConfig) -> tuple[Indices, Keys]:
+# Each of the three gets rows, and blocks with the row of each.
+
+
+def _pair_parts(rows: pa.Table, of: Indices, block: Keys, octets: int, config: DedupConfig) -> _Parts:
     """By each place of the picture's hash, and by the stored bytes."""
     hashed = np.flatnonzero(has_good_pdq(rows, config)[of])
     stored = np.flatnonzero(np.asarray(one_array(rows["image_sha256"]).is_valid())[of])
     by_hash = mix64(block[hashed][:, None] ^ _octet_codes(rows, octets)[of[hashed]])
     by_bytes = mix64(block[stored] ^ mix64(_heads(rows) ^ _BYTES_SALT)[of[stored]])
-    return np.concatenate([np.repeat(hashed, _OCTETS), stored]), np.concatenate([by_hash.reshape(-1), by_bytes])
+    return _Parts(
+        np.concatenate([np.repeat(hashed, _OCTETS), stored]),
+        np.concatenate([by_hash.reshape(-1), by_bytes]),
+        np.concatenate(
+            [np.tile(_FIRST_PLACE[octets] + np.arange(_OCTETS), len(hashed)), np.zeros(len(stored), np.int64)]
+        ),
+    )
 
 
-def _image_parts(rows: pa.Table, of: Indices, block: Keys, octets: int, config: DedupConfig) -> tuple[Indices, Keys]:
+def _image_parts(rows: pa.Table, of: Indices, block: Keys, octets: int, config: DedupConfig) -> _Parts:
     """A slot's block by each place of the hash outside the slot; a block of equal bytes stays whole."""
     own = _slot_keys(rows)[of] == block[:, None]
     slot = own.argmax(axis=1)
@@ -313,10 +343,12 @@ def _image_parts(rows: pa.Table, of: Indices, block: Keys, octets: int, config: 
     entry, place = np.nonzero(own.any(axis=1)[:, None] & (after >= 2) & (after + octets <= _OCTETS))
     other = np.flatnonzero(~own.any(axis=1))
     key = mix64(block[entry] ^ _octet_codes(rows, octets)[of[entry], place])
-    return np.concatenate([entry, other]), np.concatenate([key, block[other]])
+    return _Parts(
+        np.concatenate([entry, other]), np.concatenate([key, block[other]]), np.full(len(entry) + len(other), -1)
+    )
 
 
-def _caption_parts(rows: pa.Table, of: Indices, block: Keys, octets: int, config: DedupConfig) -> tuple[Indices, Keys]:
+def _caption_parts(rows: pa.Table, of: Indices, block: Keys, octets: int, config: DedupConfig) -> _Parts:
     """A band's block by each group of values outside the band; a block of equal signatures stays whole, and so does one outside of which
     no values are left."""
     signatures = _signatures(rows, config)
@@ -325,11 +357,18 @@ def _caption_parts(rows: pa.Table, of: Indices, block: Keys, octets: int, config
     groups = np.stack([_groups(band * values, values, config) for band in range(bands)])
     cut = own.any(axis=1) & (groups.shape[1] > 0)
     entry, other = np.flatnonzero(cut), np.flatnonzero(~cut)
-    group = groups[own[entry].argmax(axis=1)]  # (entries, groups, values of a group)
+    band = own[entry].argmax(axis=1)
+    group = groups[band]  # (entries, groups, values of a group)
     key = mix64(block[entry][:, None] ^ mix64(np.arange(group.shape[1], dtype=np.uint64) ^ _PART_SALT))
     for place in range(group.shape[2]):
         key = mix64(key ^ signatures[of[entry][:, None], group[:, :, place]].astype(np.uint64))
-    return np.concatenate([np.repeat(entry, group.shape[1]), other]), np.concatenate([key.reshape(-1), block[other]])
+    begins = (band + 1) * values % config.num_perm
+    place = (begins * GROUP_START + group.shape[2] * GROUP_VALUES)[:, None] + np.arange(group.shape[1])
+    return _Parts(
+        np.concatenate([np.repeat(entry, group.shape[1]), other]),
+        np.concatenate([key.reshape(-1), block[other]]),
+        np.concatenate([place.reshape(-1), np.full(len(other), -1)]),
+    )
 
 
 def _octet_codes(rows: pa.Table, octets: int) -> Keys:
@@ -343,7 +382,8 @@ def _octet_codes(rows: pa.Table, octets: int) -> Keys:
 def _groups(start: int, values: int, config: DedupConfig) -> Indices:
     """Groups of the places of a signature outside a band of `values` places from `start`: int64 of shape (groups, places of a group).
 
-    As large as leaves a pair at the threshold a chance of at most _MISSED to share none of them.
+    They follow each other, and the first begins behind the band. As large as leaves a pair at the threshold a chance of at most _MISSED to
+    share none of them.
     """
     outside = (start + values + np.arange(config.num_perm - values)) % config.num_perm
     missed = {size: (1 - config.threshold**size) ** (len(outside) // size) for size in range(1, len(outside) + 1)}

@@ -36,7 +36,7 @@ class DedupConfig(StrictModel):
     """Pictures are near-equal up to this many differing bits of PDQ's 256 (31: the distance that PDQ's authors recommend)."""
     image_quality: int = Field(default=50, ge=0, le=100)
     """PDQ hashes of lower quality (flat pictures) are not compared; equal bytes still are."""
-    max_block: int = Field(default=16_384, ge=2)
+    max_block: int = Field(default=1024, ge=2)
     """Rows of one block that are compared all with all; a larger block is split first (dedup/blocks.py)."""
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.content.kernels import compiled, text_buffers
+from pipeline.dedup.blocks import GROUP_START, GROUP_VALUES, signatures
 from pipeline.dedup.compared import PURPOSE, DedupConfig, has_good_pdq
 from pipeline.dedup.signatures import shingle_sets
 from pipeline.keys import Indices, choice_words, fixed_bytes, one_array, sort_order, words
@@ -66,7 +67,7 @@ def edges(block_rows: pa.Table, config: DedupConfig, seed: int, partitions: int 
 
     `seed` is the corpus seed; `partitions` is the number of partitions that edges are filed in.
     """
-    rows, orders, member, bounds = _grouped(block_rows, seed)
+    rows, orders, member, bounds, places = _grouped(block_rows, seed)
     if not len(bounds):
         return Edges(EDGE_SCHEMA.empty_table(), BlockCounts(0, 0, 0, 0, 0))
     features = _features(rows, config)
@@ -76,11 +77,13 @@ def edges(block_rows: pa.Table, config: DedupConfig, seed: int, partitions: int 
         member[start:end] = features.neighbours(member[start:end])
     windows = np.where(bounded, config.max_block, sizes)
     shingle_codes, shingle_starts = shingle_sets(text_buffers(features.texts))
+    by_groups = config.by == "caption" and bool((places >= 0).any())
     rules = _Rules(
         config.by != "image", config.by != "caption", features.text, shingle_starts, shingle_codes, config.threshold,
         features.pdq, features.good_pdq, features.stored, config.image_distance,
+        signatures(features.texts, config) if by_groups else np.zeros((1, 0), np.uint32),
     )  # fmt: skip
-    later, earlier, similarity, distance, compared, crowded = _compare(member, bounds, windows, rules)
+    later, earlier, similarity, distance, compared, crowded = _compare(member, bounds, windows, places, rules)
     # The same pair may have met in several blocks.
     kept = np.unique(later * np.int64(rows.num_rows) + earlier, return_index=True)[1]
     later, earlier = later[kept], earlier[kept]
@@ -107,8 +110,9 @@ def edges(block_rows: pa.Table, config: DedupConfig, seed: int, partitions: int 
 # ---- rows and features
 
 
-def _grouped(block_rows: pa.Table, seed: int) -> tuple[pa.Table, npt.NDArray[np.uint64], Indices, Indices]:
-    """(distinct rows in the order of choice, their places in it, row of each member, bounds of members of each block with two or more).
+def _grouped(block_rows: pa.Table, seed: int) -> tuple[pa.Table, npt.NDArray[np.uint64], Indices, Indices, Indices]:
+    """(distinct rows in the order of choice, their places in it, row of each member, bounds of members of each block with two or more,
+    which part of a split block each of these is).
 
     Members of a block ascend.
     """
@@ -129,7 +133,8 @@ def _grouped(block_rows: pa.Table, seed: int) -> tuple[pa.Table, npt.NDArray[np.
     ends = np.cumsum(sizes[sizes > 1])
     bounds = np.stack([ends - sizes[sizes > 1], ends], axis=1)
     member = row[used[np.lexsort((row[used], block[used]))]]
-    return block_rows.take(pa.array(distinct[by_choice])), chosen[by_choice, 0], member, bounds
+    places = one_array(block_rows["place"]).to_numpy(zero_copy_only=False)[order[starts[sizes > 1]]].astype(np.int64)
+    return block_rows.take(pa.array(distinct[by_choice])), chosen[by_choice, 0], member, bounds, places
 
 
 class _Features(NamedTuple):
@@ -218,12 +223,14 @@ class _Rules(NamedTuple):
     good_pdq: npt.NDArray[np.bool_]
     stored: Indices
     max_distance: int
+    signatures: npt.NDArray[np.uint32]  # by text; used where blocks of captions are split
 
 
 @compiled
 def _duplicates(
     one: int,
     others: Indices,
+    place: int,
     rules: _Rules,
     found: Indices,
     similarity: npt.NDArray[np.float64],
@@ -232,23 +239,51 @@ def _duplicates(
     """Fill the first _MOST_EDGES of the `others` that are duplicates of row `one`, and how alike they are; returns how many, and how many
     others were compared.
 
-    Pictures first: they cost a few instructions.
+    Pictures first: they cost a few instructions. What shares an earlier part of the same split block than `place` is left to that one: a
+    thousand captions over one placeholder picture share all 33 parts.
     """
     # Arrays that are handed on are counted at every call, which takes longer than to compare two pictures: no calls in this loop with them.
     text, starts, codes, threshold = rules.text, rules.starts, rules.codes, rules.threshold
     pdq, good_pdq, stored = rules.pdq, rules.good_pdq, rules.stored
+    signatures = rules.signatures
     count = 0
     for at in range(len(others)):
         if count == len(found):
             return count, at
         two = others[at]
         bits = np.int64(0)
-        if rules.pictures and not (stored[one] >= 0 and stored[one] == stored[two]):
+        if rules.pictures and stored[one] >= 0 and stored[one] == stored[two]:
+            if place > 0:
+                continue
+        elif rules.pictures:
             if not (good_pdq[one] and good_pdq[two]):
                 continue
             for word in range(4):
                 bits += _bits(pdq[one, word] ^ pdq[two, word])
             if bits > rules.max_distance:
+                continue
+            before, shared = (place - 1) % 32 if place > 0 else 0, False
+            for octet in range(before):
+                differs = pdq[one, octet >> 3] ^ pdq[two, octet >> 3]
+                shared = (differs >> np.uint64(8 * (octet & 7))) & np.uint64(255) == 0
+                if shared and place > 32:
+                    differs = pdq[one, (octet + 1) >> 3] ^ pdq[two, (octet + 1) >> 3]
+                    shared = (differs >> np.uint64(8 * ((octet + 1) & 7))) & np.uint64(255) == 0
+                if shared:
+                    break
+            if shared:
+                continue
+        elif place > 0:
+            shared = False
+            begins, size, group = place // GROUP_START, place % GROUP_START // GROUP_VALUES, place % GROUP_VALUES
+            for first in range(begins, begins + group * size, size):
+                shared = True
+                for value in range(first, first + size):
+                    value %= signatures.shape[1]
+                    shared = shared and signatures[text[one], value] == signatures[text[two], value]
+                if shared:
+                    break
+            if shared:
                 continue
         share = 1.0
         if rules.captions:
@@ -261,8 +296,24 @@ def _duplicates(
 
 
 @compiled
+def _left_to_another_part(rows: Indices, place: int, rules: _Rules) -> bool:
+    """Whether an earlier part of the same split block has the same rows: they have one picture, by its bytes or by its hash."""
+    if not rules.pictures or place <= 0:
+        return False
+    bytes_, hashes = rules.stored[rows[0]] >= 0, rules.good_pdq[rows[0]] and place not in (1, 33)
+    for row in rows:
+        bytes_ &= rules.stored[row] == rules.stored[rows[0]]
+        hashes &= rules.good_pdq[row]
+        for word in range(4):
+            hashes &= rules.pdq[row, word] == rules.pdq[rows[0], word]
+        if not (bytes_ or hashes):
+            return False
+    return True
+
+
+@compiled
 def _compare(
-    member: Indices, bounds: Indices, windows: Indices, rules: _Rules
+    member: Indices, bounds: Indices, windows: Indices, places: Indices, rules: _Rules
 ) -> tuple[Indices, Indices, npt.NDArray[np.float64], npt.NDArray[np.int16], int, int]:
     """Edges (later row, earlier row, similarity, distance) of the members `bounds[i, 0]` to `bounds[i, 1]` of each block, each compared
     with the `windows[i]` before it; the pairs compared; the rows that had enough edges before all were compared."""
@@ -271,6 +322,8 @@ def _compare(
     count, compared, crowded = 0, 0, 0
     for block in range(len(bounds)):
         start = bounds[block, 0]
+        if _left_to_another_part(member[start : bounds[block, 1]], places[block], rules):
+            continue
         for at in range(start + 1, bounds[block, 1]):
             if count + _MOST_EDGES > len(later):
                 later = np.concatenate((later, later))
@@ -280,7 +333,7 @@ def _compare(
             end = count + _MOST_EDGES
             others = member[max(start, at - windows[block]) : at]
             found, looked = _duplicates(
-                member[at], others, rules, earlier[count:end], similarity[count:end], distance[count:end]
+                member[at], others, places[block], rules, earlier[count:end], similarity[count:end], distance[count:end]
             )
             for place in range(count, count + found):
                 later[place] = max(member[at], earlier[place])

@@ -22,7 +22,7 @@ from pipeline.policy.hook import hook
 _MOST_CELLS = 1 << 22  # rows times hashes that are compared at once: 32 bytes a cell
 
 
-@hook(columns=("source_sha256", "image_sha256"), version=1, files=("hashes",))
+@hook(columns=("source_sha256", "image_sha256"), version=1, files=("hashes",), options=("hashes",))
 def source_hashes(rows: pa.Table, options: Mapping[str, Json]) -> list[str | None]:
     """Refuses rows whose bytes, as fetched or as stored, have a SHA-256 of the list `hashes`."""
     blocked = hash_list(str(options["hashes"]), "sha256")
@@ -30,7 +30,7 @@ def source_hashes(rows: pa.Table, options: Mapping[str, Json]) -> list[str | Non
     return ["on the block list" if hit else None for hit in pc.or_(*hits).to_pylist()]
 
 
-@hook(columns=("pdq256", "pdq_quality"), version=1, files=("hashes",))
+@hook(columns=("pdq256", "pdq_quality"), version=1, files=("hashes",), options=("hashes", "distance", "quality"))
 def pdq_hashes(rows: pa.Table, options: Mapping[str, Json]) -> list[str | None]:
     """Refuses rows whose PDQ hash is at most `distance` bits (default 31) from one of the list `hashes`. Flat pictures (quality below
     `quality`, default 50) are not compared: their hashes say little."""

@@ -29,7 +29,7 @@ well. Nothing here deletes.
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -58,17 +58,27 @@ class PolicyConfig(StrictModel):
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """A declared hook: its function, the columns it reads, its version, and the options that name files."""
+    """A declared hook: its function, the columns it reads, its version, the options that name files, and all that it has (None: it looks
+    at their names itself)."""
 
     judge: Judge
     columns: tuple[str, ...]
     version: int
     files: tuple[str, ...] = ()
+    options: tuple[str, ...] | None = None
 
 
-def hook(*, columns: Sequence[str], version: int, files: Sequence[str] = ()) -> Callable[[Judge], Hook]:
-    """Declare the function below as a policy hook."""
-    return functools.partial(Hook, columns=tuple(columns), version=version, files=tuple(files))
+def hook(
+    *, columns: Sequence[str], version: int, files: Sequence[str] = (), options: Sequence[str] | None = None
+) -> Callable[[Judge], Hook]:
+    """Declare the function below as a policy hook. With `options` every other name in a configuration's is refused."""
+    return functools.partial(
+        Hook,
+        columns=tuple(columns),
+        version=version,
+        files=tuple(files),
+        options=None if options is None else tuple(options),
+    )
 
 
 def load(config: PolicyConfig) -> Hook:
@@ -78,12 +88,20 @@ def load(config: PolicyConfig) -> Hook:
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
-        raise InputError(f"{place}: cannot be imported ({error}); check the name and PYTHONPATH") from None
+        raise InputError(f"{place}: cannot be imported ({_short(error)}); check the name and PYTHONPATH") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code, which runs when it is imported
+        raise InputError(
+            f"{place}: cannot be imported ({type(error).__name__}: {_short(error)}); mend the module, or write its name as "
+            "package.module:function"
+        ) from None
     if not isinstance(found, Hook):
         raise InputError(f"{place}: is no policy hook; decorate the function with @hook of pipeline.policy.hook")
     unknown = sorted(set(found.columns) - set(SHARD_SCHEMA.names))
     if unknown:
         raise InputError(f"{place}: asks for unknown columns {unknown!r}; those of SHARD_SCHEMA are there")
+    misspelt = sorted(set(config.options) - set(found.options)) if found.options is not None else []
+    if misspelt:
+        raise InputError(f"{place}: has no option {misspelt[0]!r}; its options are {', '.join(found.options or ())}")
     missing = [option for option in found.files if not isinstance(config.options.get(option), str)]
     if missing:
         raise InputError(f"{place}: needs options.{missing[0]}, the path of a file; add it")
@@ -102,21 +120,32 @@ def verdicts(config: PolicyConfig, found: Hook, rows: pa.Table) -> pa.Array:
     place = f"policy {config.name!r}: hook {config.hook!r}"
     try:
         said = found.judge(rows.select(list(found.columns)), config.options)
+        if isinstance(said, (str, bytes, Mapping)) or not isinstance(said, Iterable):
+            raise InputError(
+                f"gave {_short(repr(said))} for {rows.num_rows:,} rows; return a list with a verdict for each"
+            )
+        values: list[Any] = said.to_pylist() if isinstance(said, (pa.Array, pa.ChunkedArray)) else list(said)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
-    except Exception as error:  # somebody else's code: whatever it raises is told with its name
+    except (Exception, SystemExit) as error:  # somebody else's code: whatever it raises is told with its name
         raise RunError(
             f"{place}: raised {type(error).__name__}: {_short(error)}; mend the hook and raise its version"
         ) from error
-    values: list[Any] = said.to_pylist() if isinstance(said, (pa.Array, pa.ChunkedArray)) else list(said)
     if len(values) != rows.num_rows:
         raise RunError(f"{place}: gave {len(values):,} verdicts for {rows.num_rows:,} rows; return one for each")
     for value in values:
-        if value is not None and not (isinstance(value, str) and 0 < len(value) <= _MOST_CHARACTERS):
+        if not (value is None or _is_verdict(value)):
             raise RunError(
                 f"{place}: gave the verdict {_short(repr(value))}; return None to keep a row, or 1 to {_MOST_CHARACTERS} characters"
             )
     return pa.array(values, pa.string())
+
+
+def _is_verdict(value: object) -> bool:
+    """Whether it is a short text that UTF-8 can write: no lone surrogates."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MOST_CHARACTERS:
+        return False
+    return value.encode(errors="ignore").decode() == value
 
 
 def _short(value: object) -> str:

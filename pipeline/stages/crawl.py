@@ -27,9 +27,7 @@ from pipeline.stages.common import (
     with_partition,
 )
 
-_VERSION = (
-    2  # of what the steps below make of the same rows; 2: hosts by UTS 46, dot segments, robots.txt by `crawl/rules.py`
-)
+_VERSION = 3  # of what the steps below make of the same rows; 3: codings, limits of scans and of wrapping, whole lines of robots.txt
 _DOMAIN_SCHEMA = pa.schema([("domain", pa.string()), ("rows", pa.int64())])
 
 

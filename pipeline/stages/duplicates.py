@@ -30,7 +30,7 @@ from pipeline.stages.common import (
     run_stage,
 )
 
-_VERSION = 2
+_VERSION = 3
 ROWS_PER_KIND_PARTITION = 1 << 20
 """Rows of the corpus whose kinds make a partition, on average: 0.15 GB while they are sorted."""
 ROWS_PER_KEY_PARTITION = (250_000, 500_000)

@@ -412,6 +412,34 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     assert refused(bomb).reason is Reason.IMAGE_CORRUPT
 
 
+def test_few_scans_of_many_pixels_cost_as_much_and_are_refused_before_decoding() -> None:
+    """110 kB that libjpeg works on for seconds; the same picture with the scans that an encoder writes is one."""
+    data = saved(Image.new("L", (2100, 2100), 128), "JPEG", progressive=True, quality=10)
+    at = data.rindex(b"\xff\xda")
+    assert decode(data).rgb.shape == (2100, 2100, 3)
+    bomb = data[:at] + data[at:-2] * 240 + data[-2:]
+    began = time.process_time()
+    said = refused(bomb)
+    assert time.process_time() - began < 0.5
+    assert said.reason is Reason.IMAGE_CORRUPT
+    assert said.detail == "jpeg of 2100 x 2100 with 245 scans (limit 1024000000 pixels scanned)"
+
+
+def test_scans_of_thumbnails_and_of_what_follows_the_picture_are_not_its_own() -> None:
+    """A phone's panorama with a thumbnail in its EXIF, and behind its end another picture and a film, in which any bytes may stand."""
+    picture = saved(Image.new("L", (2100, 2100), 128), "JPEG", progressive=True, quality=10)
+    thumbnail = b"\xff\xe1\xc0\x02" + b"\xff\xda" * 0x6000
+    data = picture[:2] + thumbnail + picture[2:] + picture + b"\xff\xda" * 100_000
+    assert np.array_equal(decode(data).rgb, decode(picture).rgb)
+
+
+def test_a_jpeg_of_endless_segments_is_refused_at_once() -> None:
+    data = saved(Image.fromarray(scene()), "JPEG")
+    began = time.process_time()
+    assert refused(data[:2] + b"\xff\xfe\x00\x02" * 4_000_000 + data[2:]).reason is Reason.IMAGE_CORRUPT
+    assert time.process_time() - began < 3
+
+
 def test_headers_that_lie() -> None:
     few_rows = (b"\0" + bytes([200] * 30)) * 3
     assert refused(png(10, 9, 8, 2, few_rows)).reason is Reason.IMAGE_TRUNCATED

@@ -3,6 +3,8 @@
 The first nine are those that img2dataset was measured on; it lets four of them pass that opt out.
 """
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,6 +94,17 @@ def test_no_value_breaks_it(value: str) -> None:
 
 def test_of_a_long_value_only_the_beginning_is_read() -> None:
     assert in_headers(["x" * 10_000_000 + ", noai"], ["ourbot"]) is None
+
+
+def test_of_many_lines_only_as_much_is_read() -> None:
+    """A hundred lines of 8 kB, the most that an answer may have, in the time of one: every colon of them could follow a name."""
+    lines = ["x" * 4000, "y" * 4000, "z" * 4000 + ", noai"]
+    assert in_headers([*lines[:2], "noai"], ["ourbot"]) == "noai"
+    assert in_headers(lines, ["ourbot"]) is None
+    began = time.process_time()
+    for line in ("a:" * 4000, "a," * 4000, "a:" * 4000 + "a b," * 10):
+        assert in_headers([line] * 100, ["ourbot"]) is None
+    assert time.process_time() - began < 0.2
 
 
 def test_several_names_may_be_ours_and_none_need_be() -> None:

@@ -171,6 +171,34 @@ async def _small_chunks(write: Write) -> None:
         await asyncio.sleep(STEP_S)
 
 
+async def _interim(write: Write) -> None:
+    while True:
+        await write(head(103, "Link: </style.css>; rel=preload") * 2000)
+
+
+async def _tiny_chunks(write: Write) -> None:
+    await write(head(200, "Transfer-Encoding: chunked"))
+    while True:
+        await write(b"1\r\nx\r\n" * 20_000)
+
+
+async def _chunk_extensions(write: Write) -> None:
+    await write(head(200, "Transfer-Encoding: chunked"))
+    while True:
+        await write((b"1;" + b"a" * 50 + b"\r\nx\r\n") * 1000)
+
+
+async def _blank_lines(write: Write) -> None:
+    while True:
+        await write(b"\r\n" * 30_000)
+
+
+async def _more_answers(write: Write) -> None:
+    """The answer, and behind it more of them, which nobody asked for."""
+    while True:
+        await write(whole(200, JPEG) + head(204) * 1000)
+
+
 async def _slow_headers(write: Write) -> None:
     for letter in b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 100_000:
         await write(bytes([letter]))
@@ -221,6 +249,11 @@ TROUBLES: Mapping[str, Callable[[Write], Awaitable[None]]] = {
     "/endless": _endless,
     "/endless_chunked": _endless_chunked,
     "/small_chunks": _small_chunks,
+    "/interim": _interim,
+    "/tiny_chunks": _tiny_chunks,
+    "/chunk_extensions": _chunk_extensions,
+    "/blank_lines": _blank_lines,
+    "/more_answers": _more_answers,
     "/slow_headers": _slow_headers,
     "/headers_without_end": _headers_without_end,
     "/silent": _silent,
@@ -258,6 +291,7 @@ EXPECTED: Mapping[str, tuple[str, str] | None] = {
     "/to_ok": None,
     "/cookie": None,
     "/gzip_tail": None,
+    "/more_answers": None,
     "/bomb": ("too_many_bytes", "more than 1000000 bytes"),
     "/boast": ("too_many_bytes", f"{10**14} bytes"),
     "/endless": ("too_many_bytes", "more than 1000000 bytes"),
@@ -266,6 +300,10 @@ EXPECTED: Mapping[str, tuple[str, str] | None] = {
     "/small_chunks": ("timeout", "deadline"),
     "/slow_headers": ("timeout", "deadline"),
     "/silent": ("timeout", "timed out"),
+    "/interim": ("connection", "more than 16 interim answers"),
+    "/tiny_chunks": ("connection", "more around the body than in it"),
+    "/chunk_extensions": ("connection", "more around the body than in it"),
+    "/blank_lines": ("connection", "more than 1113856 bytes of headers"),
     "/headers_without_end": ("connection", "not HTTP"),
     "/long_line": ("connection", "not HTTP"),
     "/many_headers": ("connection", "not HTTP"),

@@ -4,19 +4,24 @@ Truth: what the server of `hostile.py` counted, and rules of RFC 9309 and RFC 91
 """
 
 import asyncio
+import gzip
+import io
 import ipaddress
 import itertools
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
+import PIL.Image
 import pytest
 
 from pipeline.contracts.schema import Reason
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.engine import fetch_pictures
-from pipeline.crawl.fetch import Fetcher, _joined, _seconds
+from pipeline.crawl.fetch import _WINDOW_BITS, Fetcher, _Inflater, _joined, _seconds
 from pipeline.crawl.guard import Guard
 from pipeline.crawl.names import AddressRefused, Names
 from pipeline.crawl.outcome import Outcome, Refused, Stored
@@ -99,6 +104,12 @@ RULES = b"User-agent: otherbot\nDisallow: /\n\nUser-agent: testbot\nDisallow: /p
 NOBODY = b"User-agent: *\nDisallow: /\n"
 
 
+def filled(first: bytes, before: bytes, behind: bytes) -> bytes:
+    """A robots.txt of which 500 KiB end between `before` and `behind`."""
+    comment = b"#" * (500 * 1024 - len(first) - len(before) - 1) + b"\n"
+    return first + comment + before + behind
+
+
 @pytest.mark.parametrize(
     ("robots", "path", "refused"),
     [
@@ -133,6 +144,19 @@ NOBODY = b"User-agent: *\nDisallow: /\n"
         # Rules count up to 500 KiB; what comes after is not read.
         (whole(200, b"#" * 400_000 + b"\n" + NOBODY), "/ok", Refused(Reason.OPT_OUT, "robots.txt")),
         (whole(200, b"#" * 600_000 + b"\n" + NOBODY), "/ok", None),
+        # A line that the cap cuts through is one that nobody wrote: "Disallow: /" of "/private", or "Allow: /a" of "/ab".
+        (whole(200, filled(b"User-agent: *\nAllow: /open\n", b"Disallow: /", b"private\n")), "/ok", None),
+        (
+            whole(200, filled(b"User-agent: *\nDisallow: /a\n", b"Allow: /a", b"b\n")),
+            "/ac",
+            Refused(Reason.OPT_OUT, "robots.txt"),
+        ),
+        (
+            whole(200, gzip.compress(filled(b"User-agent: *\n", b"Disallow: /", b"x\n")), "Content-Encoding: gzip"),
+            "/ok",
+            None,
+        ),
+        (whole(200, filled(b"User-agent: *\n", b"Disallow: /\n", b"")), "/ok", Refused(Reason.OPT_OUT, "robots.txt")),
         (head(200, "Connection: close"), "/ok", None),
     ],
 )
@@ -375,9 +399,48 @@ def test_a_dead_host_does_not_hold_a_unit() -> None:
 
 def test_one_answer_between_failures_keeps_a_host() -> None:
     with Hostile(answers=ANSWERS).running() as web:
-        urls = [web.url(f"/{'ok' if number % 3 == 2 else 'reset'}?{number}") for number in range(30)]
+        urls = [web.url(f"/{'ok' if number % 3 == 2 else 'garbage'}?{number}") for number in range(30)]
         outcomes = unit(urls, config(retries=0, host_failures=3), at_once=1)
     assert sum(isinstance(outcome, Stored) for outcome in outcomes) == 10
+
+
+@pytest.mark.parametrize("path", ["/reset", "/promises_more", "/bad_gzip", "/tiny_chunks"])
+def test_a_host_that_answers_is_not_dead_however_its_bodies_end(path: str) -> None:
+    """Forty broken bodies in a row and a picture behind them; of a host that sends no HTTP at all, five are enough."""
+    with Hostile(hosts=2, answers=ANSWERS).running() as web:
+        broken = [web.url(f"{path}?{number}") for number in range(40)]
+        dead = [web.url(f"/garbage?{number}", 1) for number in range(40)]
+        outcomes = unit(
+            [*broken, web.url("/ok"), *dead, web.url("/ok", 1)], config(retries=0, host_failures=5), at_once=1
+        )
+        asked = sum(count for (host, asked), count in web.hits.items() if host == web.hosts[1] and "garbage" in asked)
+    assert isinstance(outcomes[40], Stored)
+    assert asked == 5
+    assert outcomes[-1] == Refused(Reason.CONNECTION, "not HTTP")
+
+
+def heavy_jpeg() -> bytes:
+    """Some 5 kB that take a fifth of a second to decode; the costliest that is let through takes fifteen times as long."""
+    file = io.BytesIO()
+    PIL.Image.new("L", (1000, 1000), 128).save(file, "JPEG", progressive=True, quality=10)
+    data = file.getvalue()
+    at = data.rindex(b"\xff\xda")
+    return data[:at] + data[at:-2] * 60 + data[-2:]
+
+
+def test_a_host_whose_pictures_take_long_to_decode_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts begins at 20 ms here instead of a second, so that small pictures do. What the decoder has in its
+    queue is still made."""
+    monkeypatch.setattr("pipeline.crawl.engine._PROMPT_DECODING_S", 0.02)
+    heavy = heavy_jpeg()
+    with Hostile(hosts=2, answers={**ANSWERS, "/heavy": whole(200, heavy)}).running() as web:
+        urls = [web.url(f"/heavy?{number}") for number in range(30)]
+        alive = [web.url(f"/ok?{number}", 1) for number in range(20)]
+        outcomes = unit([*urls, *alive], config(max_host_wait_s=0.1, deadline_s=30.0), at_once=1)
+    assert all(isinstance(outcome, Stored) for outcome in outcomes[30:])
+    refused = [outcome for outcome in outcomes[:30] if outcome == Refused(Reason.TIMEOUT, "its host wants long waits")]
+    assert len(refused) >= 5
+    assert isinstance(outcomes[0], Stored)
 
 
 def test_a_live_host_is_not_given_up_for_where_it_redirects_to() -> None:
@@ -409,6 +472,68 @@ def test_the_host_that_took_the_time_is_the_one_that_took_too_long() -> None:
         own = fetch(web.url("/drip"), config(deadline_s=0.5))
         assert isinstance(own, Refused)
         assert own.at == (web.hosts[0], web.port)
+
+
+# ---- codings
+
+
+def deflated(body: bytes) -> bytes:
+    """Deflate without zlib's wrapper, as some servers send it."""
+    stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return stream.compress(body) + stream.flush()
+
+
+def members(*bodies: bytes) -> bytes:
+    return b"".join(map(gzip.compress, bodies))
+
+
+BLOCKS = [bytes([number]) * 3000 for number in range(200)]
+CODED = {
+    "/zlib": ("deflate", zlib.compress(JPEG), JPEG),
+    "/raw": ("deflate", deflated(JPEG), JPEG),
+    "/raw_stored": ("deflate", b"\x01" + struct.pack("<HH", 5, 0xFFFA) + b"hello", b"hello"),
+    "/gzip": ("gzip", members(JPEG), JPEG),
+    "/x_gzip": ("X-GZIP ", members(JPEG), JPEG),
+    "/two_members": ("gzip", members(JPEG[:500], JPEG[500:]), JPEG),
+    "/many_members": ("gzip", members(*BLOCKS), b"".join(BLOCKS)),
+    "/empty_members": ("gzip", members(b"", JPEG, b"", b""), JPEG),
+    "/tail": ("gzip", members(JPEG) + b"and more", JPEG),
+    "/zeros": ("gzip", members(JPEG) + bytes(512), JPEG),
+    "/one_letter": ("gzip", members(JPEG) + b"\n", JPEG),
+    "/not_gzip": ("gzip", JPEG, JPEG),
+    "/second_cut": ("gzip", members(JPEG[:500], JPEG[500:])[:-9], Refused(Reason.CONNECTION, "ended early")),
+    "/raw_cut": ("deflate", deflated(JPEG)[:-9], Refused(Reason.CONNECTION, "ended early")),
+    "/bombs": ("gzip", members(*[bytes(400_000)] * 6), Refused(Reason.TOO_MANY_BYTES, "more than 2000000 bytes")),
+    "/nothing": ("gzip", b"", Refused(Reason.CONNECTION, "ended early")),
+}
+
+
+@pytest.mark.parametrize("sent", ["at once", "in pieces of a byte", "in chunks"])
+def test_codings_of_bodies(sent: str) -> None:
+    """Truth: what Python's gzip and zlib make. However the bytes are cut up on their way, the answer is the same."""
+
+    def answer(coding: str, body: bytes) -> bytes:
+        if sent != "in chunks":
+            return whole(200, body, f"Content-Encoding: {coding}")
+        pieces = [body[start : start + 700] for start in range(0, len(body), 700)]
+        framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+        return head(200, f"Content-Encoding: {coding}", "Transfer-Encoding: chunked") + framed + b"0\r\n\r\n"
+
+    if sent == "in pieces of a byte":
+        for path, (coding, body, expected) in CODED.items():
+            if path not in ("/bombs", "/nothing", "/second_cut", "/raw_cut"):
+                inflate = _Inflater(_WINDOW_BITS[coding.strip().lower()])
+                assert b"".join(inflate.feed(bytes([byte]), 2_000_000) for byte in body) == expected, path
+                assert inflate.is_whole
+        return
+    with Hostile(answers={path: answer(coding, body) for path, (coding, body, _) in CODED.items()}).running() as web:
+
+        async def work() -> list[bytes | Refused]:
+            async with Fetcher(config(retries=0, max_bytes=2_000_000)) as fetcher:
+                return [await fetcher.fetch(web.url(path)) for path in CODED]
+
+        found = dict(zip(CODED, asyncio.run(work()), strict=True))
+    assert found == {path: expected for path, (_, _, expected) in CODED.items()}
 
 
 # ---- names

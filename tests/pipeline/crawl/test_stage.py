@@ -44,6 +44,7 @@ from pipeline.crawl.stage import crawl, domain_counts, image_chunks, partition, 
 from pipeline.crawl.stage import require as require_engine
 from pipeline.crawl.urls import UrlRefused, parse, registered_domain
 from tests.certificates import write_certificate
+from tests.pipeline.crawl.hostile import Hostile, whole
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -555,6 +556,32 @@ def test_the_next_address_is_tried_where_the_first_does_not_answer(web: Web) -> 
         assert answer.read() == JPEG
 
 
+def test_a_first_line_that_is_no_http_chooses_no_reason() -> None:
+    with Hostile(answers={"/words": b"X-Robots-Tag timed out SSL\r\n\r\n"}).running() as web:
+        with pytest.raises(Ended) as ended:
+            make_opener(Guard(LOOPBACK), 1000).open(web.url("/words"), timeout=5)
+        assert ended.value.refused == Refused(Reason.CONNECTION, "not HTTP")
+
+
+def test_an_opt_out_on_a_redirect_holds() -> None:
+    with Hostile().running() as web:
+        tags = {"/noai": "noai", "/ours": "ourbot: noindex", "/other": "otherbot: noai"}
+        web.answers = {
+            "/jpeg": whole(200, JPEG),
+            **{path: whole(302, b"", f"X-Robots-Tag: {tag}", "Location: /jpeg") for path, tag in tags.items()},
+        }
+        opener = make_opener(Guard(LOOPBACK), 1_000_000, ["ourbot"])
+        for path, directive in (("/noai", "noai"), ("/ours", "noindex")):
+            with pytest.raises(Ended) as ended:
+                opener.open(web.url(path), timeout=5)
+            assert ended.value.refused == Refused(Reason.OPT_OUT, f"X-Robots-Tag: {directive}")
+        assert web.hits[web.hosts[0], "/jpeg"] == 0
+        with opener.open(web.url("/other"), timeout=5) as answer:
+            assert answer.read() == JPEG
+        with make_opener(Guard(LOOPBACK), 1_000_000).open(web.url("/noai"), timeout=5) as answer:
+            assert answer.read() == JPEG
+
+
 def test_only_http_and_https_leave() -> None:
     opener = make_opener(Guard(LOOPBACK), 1000)
     for url in ("file:///etc/hostname", "ftp://127.0.0.1/a", "data:,x"):
@@ -689,6 +716,22 @@ def test_python_3_13_is_told_what_to_do() -> None:
     ("message", "reason", "detail"),
     [
         ("HTTP Error 404: Not Found", Reason.HTTP_STATUS, "404"),
+        # Behind the number stand the server's own words.
+        ("HTTP Error 404: X-Robots-Tag", Reason.HTTP_STATUS, "404"),
+        ("HTTP Error 404: timed out", Reason.HTTP_STATUS, "404"),
+        ("HTTP Error 500: [SSL] connection refused", Reason.HTTP_STATUS, "500"),
+        ("HTTP Error 403: would lead to an infinite loop", Reason.HTTP_STATUS, "403"),
+        ("HTTP Error 302: timed out", Reason.HTTP_STATUS, "302"),
+        (
+            f"HTTP Error 302: {urllib.request.HTTPRedirectHandler.inf_msg}Found",
+            Reason.REDIRECT,
+            "loop, or too many",
+        ),
+        (
+            "HTTP Error 302: Found - Redirection to url 'file:///etc/passwd' is not allowed",
+            Reason.REDIRECT,
+            "to another scheme",
+        ),
         ("HTTP Error 503: Service Unavailable", Reason.HTTP_STATUS, "503"),
         ("<urlopen error [Errno -2] Name or service not known>", Reason.DNS, "no such name"),
         ("<urlopen error [Errno -3] Temporary failure in name resolution>", Reason.DNS, "no such name"),

@@ -230,6 +230,30 @@ def raises(rows, options):
         raise ValueError("model\\nis gone")
     return []
 
+@hook(columns=("caption",), version=1)
+def nothing_at_all(rows, options):
+    return None
+
+@hook(columns=("caption",), version=1)
+def five(rows, options):
+    return 5
+
+@hook(columns=("caption",), version=1)
+def text(rows, options):
+    return "" if not rows.num_rows else "ab"
+
+@hook(columns=("caption",), version=1)
+def ends(rows, options):
+    raise SystemExit(3)
+
+@hook(columns=("caption",), version=1)
+def late(rows, options):
+    return (int(caption) for caption in ["x", *rows["caption"].to_pylist()])
+
+@hook(columns=("caption",), version=1)
+def surrogate(rows, options):
+    return ["\\ud800"] * rows.num_rows
+
 @hook(columns=("image",), version=1)
 def picture(rows, options):
     assert rows.column_names == ["image"]
@@ -255,6 +279,16 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("too_few", RunError, r"gave 1 verdicts for 2 rows"),
         ("number", RunError, r"gave the verdict 0; return None"),
         ("empty", RunError, r"gave the verdict ''; return None"),
+        (
+            "nothing_at_all",
+            InputError,
+            r"policy 'ours': hook 'our_hooks:nothing_at_all': gave None for 0 rows; return a list",
+        ),
+        ("five", InputError, r"gave 5 for 0 rows; return a list"),
+        ("text", InputError, r"gave '' for 0 rows; return a list"),
+        ("ends", RunError, r"policy 'ours': hook 'our_hooks:ends': raised SystemExit: 3; mend"),
+        ("late", RunError, r"raised ValueError: invalid literal"),
+        ("surrogate", RunError, r"gave the verdict '\\ud800'; return None"),
         ("raises", RunError, r"policy 'ours': hook 'our_hooks:raises': raised ValueError: model is gone; mend"),
     ],
 )
@@ -267,6 +301,40 @@ def test_a_wrong_hook_is_told_in_one_sentence(module: str, name: str, error: typ
 def test_a_module_that_is_not_there() -> None:
     with pytest.raises(InputError, match=r"hook 'no_such_module:f': cannot be imported"):
         hook.load(policy("no_such_module:f"))
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "said"),
+    [
+        ("def f(:", "broken_hooks:f", r"cannot be imported \(SyntaxError: invalid syntax.*\); mend the module"),
+        ("raise ValueError('no\\nlicence')", "broken_hooks:f", r"cannot be imported \(ValueError: no licence\); mend"),
+        ("raise SystemExit(3)", "broken_hooks:f", r"cannot be imported \(SystemExit: 3\); mend"),
+        ("", ".broken_hooks:f", r"cannot be imported \(TypeError: .*\); mend the module, or write its name as package"),
+        ("", "broken..hooks:f", r"cannot be imported \(.*\); "),
+    ],
+)
+def test_a_module_that_does_not_import_is_told_in_one_sentence(
+    body: str, place: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_hooks.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_hooks", raising=False)
+    with pytest.raises(InputError, match=said) as told:
+        hook.load(policy(place))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("source_hashes", {"distance": 3}, r"has no option 'distance'; its options are hashes$"),
+        ("pdq_hashes", {"distnace": 3}, r"has no option 'distnace'; its options are hashes, distance, quality$"),
+    ],
+)
+def test_a_misspelt_option_of_a_block_list(name: str, options: dict[str, Json], said: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("00" * 32)
+    with pytest.raises(InputError, match=said):
+        hook.load(policy(f"pipeline.policy.block_list:{name}", hashes=str(tmp_path / "list.txt"), **options))
 
 
 def test_a_hook_may_ask_for_pictures(module: str) -> None:
