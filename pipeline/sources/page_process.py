@@ -76,13 +76,19 @@ class PageProcess:
     def _start(self) -> subprocess.Popen[bytes]:
         """A process that is ready for pages. It imports what this one would, wherever Ray has put it."""
         path = os.pathsep.join(part or os.getcwd() for part in sys.path)
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **_KEEP_MEMORY, "PYTHONPATH": path},
-            process_group=0,  # Ctrl-C is the worker's business
-        )
+        try:
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, **_KEEP_MEMORY, "PYTHONPATH": path},
+                process_group=0,  # Ctrl-C is the worker's business
+            )
+        except OSError as error:
+            raise RunError(
+                f"the process that parses pages cannot start ({error.strerror}); see to the machine's memory and its limits of processes "
+                "and open files (ulimit), then run the same command again"
+            ) from None
         try:
             _asked(process, _packed(self._limits))
         except (EOFError, BrokenPipeError):

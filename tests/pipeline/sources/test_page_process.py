@@ -174,6 +174,9 @@ def test_a_process_that_cannot_start_is_no_pages_fault(pages: PageProcess, monke
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     with pytest.raises(RunError, match="ended as it started"):
         pages.read(_HONEST, _URL, None)
+    monkeypatch.setattr("sys.executable", "/dev/null/python")
+    with pytest.raises(RunError, match="cannot start"):
+        pages.read(_HONEST, _URL, None)
 
 
 def test_an_exception_is_no_pages_fault() -> None:
