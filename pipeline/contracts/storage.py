@@ -14,6 +14,7 @@ us-east-1. Both libraries are given the same endpoint and region. These are plac
 
 import contextlib
 import datetime
+import errno
 import fnmatch
 import functools
 import hashlib
@@ -245,7 +246,9 @@ def plain_errors(uri: str, doing: str) -> Iterator[None]:
             raise InputError(
                 f"{uri}: the store cannot {doing} it ({said}); check AWS_ENDPOINT_URL, bucket and credentials"
             ) from None
-        raise RunError(f"{uri}: cannot {doing} ({error.strerror or said}); check the disk") from None
+        files = error.errno in (errno.EMFILE, errno.ENFILE)
+        step = "raise the limit of open files (ulimit -n)" if files else "check the disk"
+        raise RunError(f"{uri}: cannot {doing} ({error.strerror or said}); {step}") from None
 
 
 # ---- looking

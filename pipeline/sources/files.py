@@ -27,6 +27,7 @@ from pipeline.contracts import storage
 from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.contracts.errors import InputError
 from pipeline.sources import formats
+from pipeline.sources.urls import cut
 
 Kind = Literal["table", "warc", "wat", "tar", "img2dataset"]
 
@@ -97,11 +98,6 @@ class Row(NamedTuple):
     archived: str | None = None
     reason: str | None = None
     problem: str | None = None
-
-
-def cut(text: str, most: int) -> str:
-    """The text, or of one with more than `most` characters only those and a sign that there were more, which makes it too long still."""
-    return text if len(text) <= most else text[:most] + "…"
 
 
 def bounded(rows: Iterable[Row], config: SourcesConfig) -> Iterator[Row]:

@@ -13,22 +13,26 @@ read like the page around it, so that the fallback of a lazy picture counts. Ele
 The charset: a byte order mark, else the HTTP header's, else a meta element's in the first kilobytes, outside of comments and scripts, else
 a guess (resiliparse).
 HTML is parsed by resiliparse (lexbor, the WHATWG algorithm), whose own data structures bear a million nested elements; we never climb more
-than MAX_CLIMB levels. What images take from an element around them is made once, and over-long texts are cut (`files.cut`): a base or a
-caption that stands in every reference of a page must not multiply it.
+than MAX_CLIMB levels. What images take from an element around them is made once, and over-long texts are cut (`urls.cut`): a base or a
+caption that stands in every reference of a page must not multiply it. What a parser may cost that keeps the standard's rules has no such
+bounds: `page_process` runs `read` under limits, in a process for which this module imports little.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
+from resiliparse.parse.html.exception import HTMLParserException
 from resiliparse.parse.html.node import TEXT, ElementNode, Node
 
 from pipeline.content import opt_out
-from pipeline.sources import tags
-from pipeline.sources.files import SourcesConfig, cut
+from pipeline.sources.urls import cut
+
+if TYPE_CHECKING:
+    from pipeline.sources.files import SourcesConfig
 
 MAX_CLIMB = 8
 """Elements between an image and its `<figure>` or `<picture>`, at most."""
@@ -79,6 +83,19 @@ _BLOCKS = frozenset(
 )  # fmt: skip
 
 
+class Limits(NamedTuple):
+    """What of SourcesConfig is about pages; see there."""
+
+    max_url_bytes: int
+    max_caption_bytes: int
+    max_images_per_page: int
+    opt_out_agents: Collection[str]
+
+    @classmethod
+    def of(cls, config: "SourcesConfig") -> Self:
+        return cls(config.max_url_bytes, config.max_caption_bytes, config.max_images_per_page, config.opt_out_agents)
+
+
 class Reference(NamedTuple):
     """An image on a page. `url` is None where none could be made, `text_from` is "alt", "figcaption", "title" or "none"."""
 
@@ -95,12 +112,16 @@ class Page(NamedTuple):
     opt_out: str | None
 
 
-def read(html: bytes, url: str, charset: str | None, config: SourcesConfig) -> Page:
+def read(html: bytes, url: str, charset: str | None, limits: Limits) -> Page:
     """The image references of a page that came from `url`; `charset` is what its HTTP header says.
 
     At most `max_images_per_page` of them, with URLs and captions that are cut after `max_url_bytes` and `max_caption_bytes` characters.
+    Raises MemoryError where the parser gives up: no text is wrong by the standard, so that is the only cause.
     """
-    document = HTMLTree.parse(tags.bounded(decode(html, charset))).document
+    try:
+        document = HTMLTree.parse(decode(html, charset)).document
+    except HTMLParserException:
+        raise MemoryError from None
     if document is None:
         return Page([], 0, None)
 
@@ -108,15 +129,15 @@ def read(html: bytes, url: str, charset: str | None, config: SourcesConfig) -> P
     def all_of(tag: str) -> list[ElementNode]:
         return document.get_elements_by_tag_name(tag).values()
 
-    agents = config.opt_out_agents
+    agents = limits.opt_out_agents
     metas = ((meta.getattr("name") or "", meta.getattr("content") or "") for meta in all_of("meta"))
     asked = next((found for name, content in metas if (found := opt_out.in_meta(name, content, agents))), None)
     href = next((found for base in all_of("base") if (found := base.getattr("href")) is not None), None)
-    base = base_url(url, href or "", config.max_url_bytes)
-    around = _Around(all_of("figcaption"), config.max_caption_bytes)
+    base = base_url(url, href or "", limits.max_url_bytes)
+    around = _Around(all_of("figcaption"), limits.max_caption_bytes)
     images = all_of("img")
-    most = config.max_images_per_page
-    references = [_reference(image, base, around, config) for image in images[:most]]
+    most = limits.max_images_per_page
+    references = [_reference(image, base, around, limits) for image in images[:most]]
     return Page(references, max(0, len(images) - most), asked)
 
 
@@ -256,7 +277,7 @@ class _Around:
         return self._sources[picture]
 
 
-def _reference(image: ElementNode, base: str, around: _Around, config: SourcesConfig) -> Reference:
+def _reference(image: ElementNode, base: str, around: _Around, limits: Limits) -> Reference:
     text_from, caption = "alt", image.getattr("alt")
     if not caption or not caption.strip():
         text_from, caption = "figcaption", around.caption(image)
@@ -264,8 +285,8 @@ def _reference(image: ElementNode, base: str, around: _Around, config: SourcesCo
         text_from, caption = "title", image.getattr("title")
     if not caption or not caption.strip():
         text_from, caption = "none", None
-    caption = None if caption is None else cut(caption, config.max_caption_bytes)
-    return Reference(_url(image, base, around, config.max_url_bytes), caption, text_from)
+    caption = None if caption is None else cut(caption, limits.max_caption_bytes)
+    return Reference(_url(image, base, around, limits.max_url_bytes), caption, text_from)
 
 
 def _above(element: ElementNode, tag: str) -> ElementNode | None:

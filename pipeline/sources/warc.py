@@ -6,7 +6,8 @@ for it. URLs are compared after percent-encoding what browsers would encode. `so
 in the file, and which text became the caption (see `page`).
 
 What is found and does not become a row with a URL is a row with a problem: a page whose encoding cannot be undone, one with an over-long
-URL, a damaged place, the images behind the limit of one page; an opt-out rejects each row of its page.
+URL, one that costs too much to parse (`page_process`), a damaged place, the images behind the limit of one page; an opt-out rejects each
+row of its page.
 """
 
 import contextlib
@@ -16,8 +17,9 @@ import pyarrow as pa
 
 from pipeline.content import opt_out
 from pipeline.contracts.schema import Reason
-from pipeline.sources import page
 from pipeline.sources.files import SOURCE_SCHEMA, Row, SourceFile, SourcesConfig, bounded, table_of
+from pipeline.sources.page import Limits
+from pipeline.sources.page_process import TOO_MUCH, PageProcess
 from pipeline.sources.records import MAX_HEADER, Damage, Http, Record, parse_http, records
 from pipeline.sources.urls import picture_key, without_data
 
@@ -27,7 +29,8 @@ HTML = ("text/html", "application/xhtml+xml")
 def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
     """The rows of an archive as a table of SOURCE_SCHEMA, in the order of the file. All of them are held at once."""
     pictures: dict[str, int] = {}
-    table = table_of(bounded(_rows(file, config, pictures), config))
+    with PageProcess(Limits.of(config)) as pages:
+        table = table_of(bounded(_rows(file, config, pages, pictures), config))
     if not pictures:
         return table
     keys = [None if url is None else picture_key(url) for url in table["url"].to_pylist()]
@@ -50,22 +53,24 @@ def _leads_to(uri: str, offset: int, key: str) -> bool:
         return isinstance(record, Record) and picture_key(record.url) == key
 
 
-def _rows(file: SourceFile, config: SourcesConfig, pictures: dict[str, int]) -> Iterator[Row]:
+def _rows(file: SourceFile, config: SourcesConfig, pages: PageProcess, pictures: dict[str, int]) -> Iterator[Row]:
     for record in records(file.uri):
         if isinstance(record, Damage):
             yield Row(None, None, None, f"{file.name}#{record.offset}", problem=f"damaged archive: {record.said}")
         elif record.url.lower().startswith(("http://", "https://")) and record.kind in ("response", "resource"):
-            yield from _record_rows(record, file, config, pictures)
+            yield from _record_rows(record, file, config, pages, pictures)
 
 
-def _record_rows(record: Record, file: SourceFile, config: SourcesConfig, pictures: dict[str, int]) -> Iterator[Row]:
+def _record_rows(
+    record: Record, file: SourceFile, config: SourcesConfig, pages: PageProcess, pictures: dict[str, int]
+) -> Iterator[Row]:
     known = len(record.url) <= config.max_url_bytes  # a longer one is no reference's
     if record.kind == "resource":
         if record.content_type.startswith("image/") and known:
             pictures.setdefault(picture_key(record.url), record.offset)
         elif record.content_type in HTML:
             html = record.read(config.max_page_bytes)
-            yield from _page_rows(record, Http(200, [], html), None, file, config)
+            yield from _page_rows(record, Http(200, [], html), None, file, config, pages)
         return
     head = record.read(MAX_HEADER)
     answer = parse_http(head, 0)
@@ -81,7 +86,7 @@ def _record_rows(record: Record, file: SourceFile, config: SourcesConfig, pictur
             pictures.setdefault(picture_key(record.url), record.offset)
     elif content_type in HTML:
         answer = parse_http(head + record.read(config.max_page_bytes), config.max_page_bytes)
-        yield from _page_rows(record, answer, charset, file, config)
+        yield from _page_rows(record, answer, charset, file, config, pages)
 
 
 def _content_type(answer: Http) -> tuple[str, str | None]:
@@ -94,7 +99,12 @@ def _content_type(answer: Http) -> tuple[str, str | None]:
 
 
 def _page_rows(
-    record: Record, answer: Http | None, charset: str | None, file: SourceFile, config: SourcesConfig
+    record: Record,
+    answer: Http | None,
+    charset: str | None,
+    file: SourceFile,
+    config: SourcesConfig,
+    pages: PageProcess,
 ) -> Iterator[Row]:
     place = f"{file.name}#{record.offset}"
     if len(record.url.encode()) > config.max_url_bytes:
@@ -105,7 +115,10 @@ def _page_rows(
         problem = "the page's content or transfer coding cannot be undone"
         yield Row(None, None, record.url, place, problem=problem)
         return
-    found = page.read(answer.body, record.url, charset, config)
+    found = pages.read(answer.body, record.url, charset)
+    if found is None:
+        yield Row(None, None, record.url, place, problem=TOO_MUCH)
+        return
     asked = None
     if config.respect_opt_out:
         in_header = opt_out.in_headers(answer.values("x-robots-tag"), config.opt_out_agents)

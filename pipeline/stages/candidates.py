@@ -20,7 +20,7 @@ ROWS_PER_PARTITION = (1 << 18, 1 << 21)
 `filter`, which hold all of its rows at once: with 175 bytes of text a row, 650 and 1,100 bytes a row, so that a worker needs 0.2 and 0.3 GB
 in a small run, up to 1.4 and 2.3 GB in a large one. It does not follow `sources.rows_per_unit`, because of what `partition_count` says.
 """
-_VERSION = 3
+_VERSION = 4
 """Of what `candidates` makes of the same sources; raise it when pipeline/sources reads a file differently."""
 
 

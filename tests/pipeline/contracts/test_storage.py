@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import resource
 import subprocess
 import sys
 import threading
@@ -361,3 +362,17 @@ def test_a_full_disk_is_said() -> None:
 def test_importing_storage_does_not_import_boto3() -> None:
     code = "import sys, pipeline.contracts.storage; sys.exit('boto3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_limit_of_open_files_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    storage.read_bytes(str(tmp_path / "a"))  # what is imported on the way is imported
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(RunError) as raised:
+            storage.read_bytes(str(tmp_path / "a"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "Too many open files" in str(raised.value)
+    assert str(raised.value).endswith("raise the limit of open files (ulimit -n)")

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.sources import page
 from pipeline.sources.files import SourcesConfig
-from pipeline.sources.page import Reference, decode, join, read
+from pipeline.sources.page import Limits, Reference, decode, join, read
 
 _URL = "http://e.org/dir/page.html"
 
@@ -17,7 +17,7 @@ def _read(text: str, most: int = 1000, agents: Sequence[str] = (), **values: int
     config = SourcesConfig.model_validate(
         {"paths": ["x"], "max_images_per_page": most, "opt_out_agents": agents, **values}
     )
-    return read(text.encode(), _URL, "utf-8", config)
+    return read(text.encode(), _URL, "utf-8", Limits.of(config))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_charset(charset: str | None, encoding: str, head: str) -> None:
     }
     words = texts.get(encoding, "木のテーブルの上の新鮮な果物、夕暮れの川沿いの古い城")
     text = f"<html>{head}<body><p>{words}</p><p>{words}</p><img src=a.jpg alt='{words}'>"
-    (found,) = read(text.encode(encoding), _URL, charset, SourcesConfig(paths=["x"])).references
+    (found,) = read(text.encode(encoding), _URL, charset, Limits.of(SourcesConfig(paths=["x"]))).references
     assert found.caption == words
 
 
