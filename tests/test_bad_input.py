@@ -297,6 +297,15 @@ CASES = {
     "vocabulary of the wrong size": Case(
         f"{TRAIN} model.vocab_size=700", "has 700 ids, the vocabulary has", process=True
     ),
+    "vocabulary of nothing": Case(
+        "trainer.tokenizer train --manifest nowhere --out v.json", "nowhere/manifest.json: no such file"
+    ),
+    "vocabulary of too few ids": Case(
+        "trainer.tokenizer train --manifest corpus --size 500 --out v.json", "less than the 514 ids"
+    ),
+    "vocabulary into a folder": Case(
+        "trainer.tokenizer train --manifest corpus --out corpus", "--out: 'corpus' is a folder; name the file"
+    ),
     # evaluation
     "unknown evaluation key": Case(
         f"{AUDIT} match.pdq_distanc=3", "override 'match.pdq_distanc': unknown key; did you mean 'pdq_distance'?"
