@@ -69,7 +69,7 @@ def _batch_lines(config: TrainConfig, world_size: int) -> list[str]:
     corpus = corpora.known(corpora.locate(config.data), config.run.dir)
     if corpus is None:
         return [*lines, "corpus       tars, whose samples the run counts before its first step"]
-    plan = batch_plan(config, world_size, sum(corpus.group_rows))
+    plan = batch_plan(config, world_size, corpus.rows)
     lines.append(f"corpus       {plan.rows:,} rows, content_root {corpus.content_root}")
     lines.append(
         f"length       {plan.total_steps:,} steps = {plan.total_samples:,} samples = {plan.epochs:.3f} epochs,"

@@ -290,6 +290,10 @@ def batch_plan(config: TrainConfig, world_size: int, rows: int) -> BatchPlan:
     Raises InputError where there is nothing to train on or the batch does not divide.
     """
     per_device = per_device_size(config, world_size)
+    if rows == 0:
+        raise InputError(
+            f"data: {config.data.manifest or config.data.tars!r} has no rows; train on a corpus that has some"
+        )
     if config.optim.steps is not None:
         steps = config.optim.steps
     else:

@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> None:
     located = locate(config.data)
     rank, world = zero.join_processes()
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
-    plan = batch_plan(config, world, sum(corpus.group_rows))
+    plan = batch_plan(config, world, corpus.rows)
     vocabulary = _open_vocabulary(config, corpus, rank)
     identity = checkpoint.Identity(
         config_digest=configs.digest(config),

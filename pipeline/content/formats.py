@@ -96,11 +96,13 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     at, components, size = 20, 0, (0, 0)
     while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
         marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if at + 2 + length > len(data):
+            return None
         if marker == 0xC0 and not components and length >= 8 and data[at + 4] == 8:
             height, width, components = struct.unpack(">HHB", data[at + 5 : at + 10])
             size = width, height
         elif marker == 0xDA:
-            return size if components in (1, 3) and data[at + 4 : at + 5] == bytes([components]) else None
+            return size if components in (1, 3) and length > 2 and data[at + 4] == components else None
         elif marker not in (0xC4, 0xDB, 0xDD, 0xFE):  # Huffman and quantisation tables, restart interval, comment
             return None
         at += 2 + length

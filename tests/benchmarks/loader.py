@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.loader [SAMPLES] [PEERS]
 
-6,000 JPEGs of quality 95 whose shorter side is 256 (cuts of photographs, drawn ones without the real data; 44 kB each), with real
+3,000 JPEGs of quality 95 whose shorter side is 256 (cuts of photographs, drawn ones without the real data; 44 kB each), with real
 captions, are written as tars and as a corpus of ours. Each loader makes batches of 64 at 224 pixels, whole: read, decoded, cropped,
 tokenised, batched, handed to the training process. Both crops that open_clip knows: RandomResizedCrop(0.9, 1), and the shorter side to 224
 and a random square. One core for the loader, its workers and the process that takes the batches; the numbers of workers that a user would
@@ -129,7 +129,7 @@ def same_pixels(folder: Path, python: str) -> str:
 
 
 def main() -> None:
-    samples = int(sys.argv[1]) if len(sys.argv) > 1 else 6_000
+    samples = int(sys.argv[1]) if len(sys.argv) > 1 else 3_000
     default = Path(tempfile.gettempdir()) / "corpus-and-clip-loader-peers"
     python = peers_python(Path(sys.argv[2]) if len(sys.argv) > 2 else default)
     find = "import importlib.util; print(importlib.util.find_spec('open_clip').submodule_search_locations[0])"

@@ -142,6 +142,10 @@ class Watched:
         return self.corpus.content_root
 
     @property
+    def rows(self) -> int:
+        return self.corpus.rows
+
+    @property
     def group_rows(self) -> list[int]:
         return self.corpus.group_rows
 
@@ -423,6 +427,9 @@ def same(left: list[loader.Batch], right: list[loader.Batch]) -> bool:
     )
 
 
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"
+)  # torch's word on machines of fewer cores than workers
 @pytest.mark.parametrize(("world", "workers"), [(2, 0), (4, 0), (1, 1), (1, 2), (1, 4), (2, 2)])
 def test_ranks_and_workers_change_nothing(plan: loader.LoaderPlan, world: int, workers: int) -> None:
     assert same(whole(plan, world, workers, 0, 15), whole(plan, 1, 0, 0, 15))

@@ -29,16 +29,11 @@ def open_corpus(
 ) -> Corpus:
     """The corpus that `locate` found. Collective, because all processes index tars together: `wait` returns when each has called it.
 
-    Raises InputError where it has no rows, or where tars are damaged or not those that the run has an index of.
+    Raises InputError where a tar is none, or where tars are not those that the run has an index of.
     """
-    corpus: Corpus
     if isinstance(located, ShardCorpus):
-        corpus = located
-    else:
-        corpus = tars.open_tars(located, run_dir, rank=rank, world_size=world_size, wait=wait)
-    if not sum(corpus.group_rows):
-        raise InputError(f"{corpus.place}: has no rows; train on a corpus that has some")
-    return corpus
+        return located
+    return tars.open_tars(located, run_dir, rank=rank, world_size=world_size, wait=wait)
 
 
 def missing(data: DataConfig) -> str | None:

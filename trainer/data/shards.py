@@ -32,6 +32,10 @@ class ShardCorpus:
         return self.manifest.content_root
 
     @property
+    def rows(self) -> int:
+        return self.manifest.rows
+
+    @property
     def group_rows(self) -> list[int]:
         return [group.rows for shard in self.manifest.shards for group in shard.row_groups]
 

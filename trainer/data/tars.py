@@ -8,7 +8,7 @@ groups are to a Parquet shard. It is built by reading each tar once from end to 
 and checked against sizes and names when the run goes on. Its digest over the tars' bytes, in order, is the run's `content_root`.
 
 A tar is a stranger's: sizes are bounded before anything is read (`MAX_SAMPLE_BYTES`, `MAX_CAPTION_BYTES`, `MAX_NAME_BYTES`), a sample that
-is larger is a row that cannot be used, and a tar that is damaged or cut short gives the samples before the damage, with a warning.
+is larger is a row that cannot be used, and a tar that is damaged or cut short gives the whole samples before the damage, with a warning.
 """
 
 import dataclasses
@@ -117,9 +117,12 @@ def _number(field: bytes, at: int) -> int:
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     try:
-        return int(field.split(b"\0")[0].strip() or b"0", 8)
+        number = int(field.split(b"\0")[0].strip() or b"0", 8)
     except ValueError:
-        raise Damaged(f"has a header with the number {field!r} at byte {at:,}") from None
+        number = -1
+    if number < 0:
+        raise Damaged(f"has a header with the number {field!r} at byte {at:,}")
+    return number
 
 
 def _name(header: bytes) -> str:
@@ -241,7 +244,7 @@ def index_tar(uri: str) -> TarFile:
                 raise InputError(
                     f"{uri}: {damage}; give tars as webdataset writes them, or fetch this one again"
                 ) from None
-            log.warning("%s: %s; the %d samples before it are used", uri, damage, rows)
+            log.warning("%s: %s; the %d whole samples before it are used", uri, damage, rows)
         return TarFile(name=storage.name(uri), bytes=stream.size, sha256=stream.digest(), groups=groups)
 
 
@@ -358,6 +361,10 @@ class TarCorpus:
     def content_root(self) -> str:
         """SHA-256 over the digests of the tars, in order."""
         return "tars:" + hashlib.sha256("".join(tar.sha256 for tar in self.index.tars).encode()).hexdigest()
+
+    @property
+    def rows(self) -> int:
+        return sum(self.group_rows)
 
     @property
     def group_rows(self) -> list[int]:
