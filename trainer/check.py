@@ -10,10 +10,10 @@ import json
 import torch
 
 from pipeline.contracts import config as configs
-from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
 from trainer import models, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, per_device_size, settled
+from trainer.data import corpus as corpora
 from trainer.optim import parameter_groups
 from trainer.tokenizer.vocabulary import OPENAI_SOURCE, installed_copy
 
@@ -60,12 +60,17 @@ def _vocabulary_line(config: TrainConfig) -> str:
 def _batch_lines(config: TrainConfig, world_size: int) -> list[str]:
     per_device = per_device_size(config, world_size)
     lines = [f"batch        {config.batch.global_size:,} = {world_size} processes x {per_device:,}, no accumulation"]
-    place = manifests.manifest_path(config.data.manifest)
-    if not storage.exists(place):
-        return [*lines, f"corpus       MISSING, the run needs it: {place}: no such file; give data.manifest=PLACE"]
-    manifest = manifests.load(place)
-    plan = batch_plan(config, world_size, manifest.rows)
-    lines.append(f"corpus       {plan.rows:,} rows, content_root {manifest.content_root}")
+    lacking = corpora.missing(config.data)
+    if lacking is not None:
+        return [
+            *lines,
+            f"corpus       MISSING, the run needs it: {lacking}; give data.manifest=PLACE or data.tars=PLACE",
+        ]
+    corpus = corpora.known(corpora.locate(config.data), config.run.dir)
+    if corpus is None:
+        return [*lines, "corpus       tars, whose samples the run counts before its first step"]
+    plan = batch_plan(config, world_size, corpus.rows)
+    lines.append(f"corpus       {plan.rows:,} rows, content_root {corpus.content_root}")
     lines.append(
         f"length       {plan.total_steps:,} steps = {plan.total_samples:,} samples = {plan.epochs:.3f} epochs,"
         f" {plan.warmup_steps:,} of them warm-up"

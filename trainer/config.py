@@ -33,16 +33,30 @@ CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 class DataConfig(StrictModel):
     """Where the corpus is and how it is read."""
 
-    manifest: str = not_semantic()
+    manifest: str | None = not_semantic(None)
     """manifest.json of a corpus, or its folder; a path or s3://. Its content_root is recorded, its place is not part of the digest."""
+    tars: str | tuple[str, ...] | None = not_semantic(None)
+    """Instead of a manifest: tars as webdataset writes them, a folder of them, a glob or a list of these; paths or s3://. The run keeps an
+    index of them, whose digest takes the place of the content_root."""
     window_row_groups: PositiveInt = 512
     """Rows are shuffled inside windows of this many row groups, which are themselves drawn in random order; part of the sample order."""
     workers: int = not_semantic(2, ge=0)
     """Processes that read and decode, for each training process; 0 decodes in the training process."""
     prefetch: int = not_semantic(2, ge=1)
     """Pieces of a batch that a worker prepares ahead."""
-    cache_mib: int = not_semantic(512, ge=1)
-    """Memory for row groups read, for each training process, shared out among its workers."""
+    cache_mib: int = not_semantic(4096, ge=1)
+    """At most so much memory for row groups, for each training process, shared out among its workers. What a process reads of a window must
+    fit, or row groups are read over and over."""
+    read_ahead: int = not_semantic(4, ge=0, le=64)
+    """Row groups that a worker fetches before it needs them; 0 fetches them when they are needed."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_corpus(self) -> Self:
+        if self.manifest is not None and self.tars is not None:
+            raise ValueError(
+                f"manifest {self.manifest!r} and tars {self.tars!r}: a run reads one of them; drop the other"
+            )
+        return self
 
 
 class ModelConfig(StrictModel):
@@ -277,7 +291,9 @@ def batch_plan(config: TrainConfig, world_size: int, rows: int) -> BatchPlan:
     """
     per_device = per_device_size(config, world_size)
     if rows == 0:
-        raise InputError(f"data.manifest: {config.data.manifest!r} has no rows; train on a corpus that has some")
+        raise InputError(
+            f"data: {config.data.manifest or config.data.tars!r} has no rows; train on a corpus that has some"
+        )
     if config.optim.steps is not None:
         steps = config.optim.steps
     else:

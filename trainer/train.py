@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from pipeline.contracts import config as configs
-from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError, RunError
-from pipeline.contracts.manifest import Manifest
 from trainer import checkpoint, models, tokenizer, zero
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
-from trainer.data.reader import captions
+from trainer.data.corpus import locate, open_corpus
+from trainer.data.reader import Corpus
 from trainer.data.transforms import normalise
 from trainer.metrics import Reporter
 from trainer.objectives.clip import contrastive_loss
@@ -44,13 +43,14 @@ def train(config: TrainConfig) -> None:
     """
     # ---- what this run is
     zero.check_hardware(config)
-    manifest = manifests.load(config.data.manifest)
+    located = locate(config.data)
     rank, world = zero.join_processes()
-    plan = batch_plan(config, world, manifest.rows)
-    vocabulary = _open_vocabulary(config, manifest, rank)
+    corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
+    plan = batch_plan(config, world, corpus.rows)
+    vocabulary = _open_vocabulary(config, corpus, rank)
     identity = checkpoint.Identity(
         config_digest=configs.digest(config),
-        content_root=manifest.content_root,
+        content_root=corpus.content_root,
         vocabulary_sha256=vocabulary.sha256,
     )
     found = checkpoint.find(config.run.dir, identity)
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> None:
         _announce(config, plan, identity, first_step, last_step)
 
     # ---- the steps
-    batches = loader.batches(_loader_plan(config, manifest, vocabulary, rank, world), first_step, last_step)
+    batches = loader.batches(_loader_plan(config, corpus, vocabulary, rank, world), first_step, last_step)
     replaced = 0
     with Reporter(
         config.run.dir, plan, rank=rank, first_step=first_step, last_step=last_step, log_every=config.run.log_every
@@ -144,12 +144,12 @@ class Vocabulary(NamedTuple):
     size: int
 
 
-def _open_vocabulary(config: TrainConfig, manifest: Manifest, rank: int) -> Vocabulary:
+def _open_vocabulary(config: TrainConfig, corpus: Corpus, rank: int) -> Vocabulary:
     """Copy or train the vocabulary into the run's folder (the first process does), and open it from there (all do)."""
     path = os.path.join(config.run.dir, VOCABULARY)
     if rank == 0:
         storage.make_folder(config.run.dir)
-        _provide_vocabulary(config, manifest, path)
+        _provide_vocabulary(config, corpus, path)
     zero.wait_for_all()
     if not os.path.exists(path):
         raise InputError(
@@ -159,13 +159,13 @@ def _open_vocabulary(config: TrainConfig, manifest: Manifest, rank: int) -> Voca
     return Vocabulary(path, storage.sha256_file(path), opened.vocab_size)
 
 
-def _provide_vocabulary(config: TrainConfig, manifest: Manifest, path: str) -> None:
+def _provide_vocabulary(config: TrainConfig, corpus: Corpus, path: str) -> None:
     """Put the vocabulary at `path`. Once the run has a checkpoint, the file there is the run's and stays."""
     wanted = config.tokenizer
     settled_already = os.path.exists(path) and bool(checkpoint.complete_tags(config.run.dir))
     if wanted.train_size is not None:
         if not settled_already:
-            size = tokenizer.train_vocabulary(captions(config.data.manifest, manifest), wanted.train_size, path)
+            size = tokenizer.train_vocabulary(corpus.captions(), wanted.train_size, path)
             log.info("trained a vocabulary of %d ids on the captions of the corpus", size)
         return
     source = wanted.vocab or openai_merges(None)[1]
@@ -190,11 +190,10 @@ def _check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, ids_of_model:
 
 
 def _loader_plan(
-    config: TrainConfig, manifest: Manifest, vocabulary: Vocabulary, rank: int, world: int
+    config: TrainConfig, corpus: Corpus, vocabulary: Vocabulary, rank: int, world: int
 ) -> loader.LoaderPlan:
     return loader.LoaderPlan(
-        manifest_path=config.data.manifest,
-        manifest=manifest,
+        corpus=corpus,
         tokenizer_kind=config.tokenizer.kind,
         vocabulary=vocabulary.path,
         context_length=settled(config).context_length,
@@ -208,6 +207,7 @@ def _loader_plan(
         workers=config.data.workers,
         prefetch=config.data.prefetch,
         cache_bytes=config.data.cache_mib << 20,
+        read_ahead=config.data.read_ahead,
     )
 
 

@@ -85,6 +85,30 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of the plainest kind, which is what most encoders write: a JFIF header, tables and comments, one baseline
+    frame of 8 bits, grey or of three components, all of it in one scan. None for whatever else: metadata, progressive, broken.
+
+    ITU-T T.81, B.2 and T.871 (JFIF). Such a file has no orientation, no ICC profile and no scan to be counted.
+    """
+    if data[2:11] != b"\xff\xe0\x00\x10JFIF\0" or len(data) < 20:
+        return None
+    at, components, size = 20, 0, (0, 0)
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if at + 2 + length > len(data):
+            return None
+        if marker == 0xC0 and not components and length >= 8 and data[at + 4] == 8:
+            height, width, components = struct.unpack(">HHB", data[at + 5 : at + 10])
+            size = width, height
+        elif marker == 0xDA:
+            return size if components in (1, 3) and length > 2 and data[at + 4] == components else None
+        elif marker not in (0xC4, 0xDB, 0xDD, 0xFE):  # Huffman and quantisation tables, restart interval, comment
+            return None
+        at += 2 + length
+    return None
+
+
 def webp_size(data: bytes) -> tuple[int, int]:
     """Canvas of a WebP file from its first chunk (RFC 9649, sections 2.5 to 2.7)."""
     chunk = data[12:16]

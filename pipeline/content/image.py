@@ -51,6 +51,7 @@ from pipeline.content.formats import (
     check_size,
     ends_early,
     exif_orientation,
+    plain_jpeg_size,
     png_pixels_only,
     sniff,
     webp_size,
@@ -124,6 +125,13 @@ def decode(
     kind = sniff(data)
     if kind is None:
         raise ImageRejected(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {bytes(data[:12])!r}")
+    size = plain_jpeg_size(data) if kind == "jpeg" else None
+    if size is not None:
+        check_size(*size, max_pixels)
+        plain = _fast_jpeg(size, data, _least_short_side(size, min_short_side, min_long_side))
+        if plain is not None:
+            plain.setflags(write=False)
+            return Picture(plain, kind, *size)
     try:
         with _PILLOW_WARNINGS_IGNORED:
             return _decode(kind, data, max_pixels, min_short_side, min_long_side)
@@ -161,9 +169,8 @@ def _decode(kind: str, data: bytes, max_pixels: int, min_short_side: int | None,
         _check_tiff(image, max_pixels)
     else:
         orientation = exif_orientation(image.info.get("exif") or b"") if kind != "png" else orientation
-    if min_long_side is not None:
-        min_short_side = max(1, -(-min_long_side * min(width, height) // max(width, height)))
-    fast = _fast_jpeg(image, data, min_short_side) if kind == "jpeg" else None
+    min_short_side = _least_short_side((width, height), min_short_side, min_long_side)
+    fast = _fast_jpeg((width, height), data, min_short_side) if kind == "jpeg" and image.mode in ("RGB", "L") else None
     if fast is not None and orientation not in _TURNS:
         fast.setflags(write=False)
         return Picture(fast, kind, width, height)
@@ -215,15 +222,20 @@ def _count_scans(data: bytes) -> int:
     raise ImageRejected(Reason.IMAGE_CORRUPT, f"jpeg with more than {MAX_JPEG_SEGMENTS} segments")
 
 
-def _fast_jpeg(image: Image.Image, data: bytes, min_short_side: int | None) -> RGB | None:
+def _least_short_side(size: tuple[int, int], min_short_side: int | None, min_long_side: int | None) -> int | None:
+    """The shorter side that a picture must keep for its longer one to keep `min_long_side`."""
+    if min_long_side is None:
+        return min_short_side
+    return max(1, -(-min_long_side * min(size) // max(size)))
+
+
+def _fast_jpeg(size: tuple[int, int], data: bytes, min_short_side: int | None) -> RGB | None:
     """The pixels of an RGB or grey JPEG by libjpeg-turbo directly, at the scale that Pillow's `draft` would take; None for what is odd.
 
     The same library with the same settings as Pillow's, so the same pixels, in two thirds of its time. It is told to stop at
     the first warning (data that ends early among them); such a file goes the slow way, where the rules above decide over it.
     """
-    if image.mode not in ("RGB", "L"):
-        return None
-    width, height = image.size
+    width, height = size
     scale = 1
     while min_short_side is not None and scale < 8 and min(width, height) // min_short_side >= 2 * scale:
         scale *= 2

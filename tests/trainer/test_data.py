@@ -2,12 +2,15 @@
 
 import dataclasses
 import io
+import itertools
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import boto3
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,12 +20,13 @@ from PIL import Image, ImageEnhance
 
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import parquet, storage
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, RunError
 from trainer import tokenizer
 from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig
 from trainer.data import loader, transforms
 from trainer.data.order import SampleOrder, permute, replacement_row, round_keys
-from trainer.data.reader import RowReader, captions
+from trainer.data.reader import Corpus, Group, RowReader, Source
+from trainer.data.shards import ShardCorpus
 
 Pairs = list[tuple[str | None, bytes | None]]
 
@@ -95,43 +99,152 @@ def test_replacements_are_spread() -> None:
 # ---- rows
 
 
-def test_rows_by_number(corpus: Path) -> None:
+def shards(folder: Path | str) -> ShardCorpus:
+    return ShardCorpus(str(folder), manifests.load(str(folder)))
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_rows_by_number(corpus: Path, ahead: int) -> None:
     manifest = manifests.load(str(corpus))
-    reader = RowReader(str(corpus), manifest, cache_bytes=1)
+    reader = RowReader(shards(corpus), cache_bytes=1, ahead=ahead)
     table = [
         row
         for shard in manifest.shards
         for row in parquet.read(manifests.shard_uri(str(corpus), shard), ["caption", "image"]).to_pylist()
     ]
-    asked = np.random.default_rng(0).integers(0, manifest.rows, 60)
-    assert [row._asdict() for row in reader.read(asked)] == [table[place] for place in asked]
-    assert list(captions(str(corpus), manifest)) == [row["caption"] for row in table]
+    asked = np.random.default_rng(0).integers(0, manifest.rows, (4, 60))
+    for rows, then in itertools.pairwise(asked):
+        assert [row._asdict() for row in reader.read(rows, then)] == [table[place] for place in rows]
+    assert list(shards(corpus).captions()) == [row["caption"] for row in table]
 
 
 def test_a_large_enough_cache_reads_each_row_group_once(corpus: Path) -> None:
-    manifest = manifests.load(str(corpus))
-    reader = RowReader(str(corpus), manifest, cache_bytes=1 << 30)
+    found = shards(corpus)
+    reader = RowReader(found, cache_bytes=1 << 30, ahead=2)
     for _ in range(2):
-        assert sum(1 for _ in reader.read(np.arange(manifest.rows))) == manifest.rows
-    assert reader.groups_read == len(reader.group_rows)
+        assert sum(1 for _ in reader.read(np.arange(found.manifest.rows))) == found.manifest.rows
+    assert reader.groups_read == len(found.group_rows)
+
+
+@dataclasses.dataclass
+class Watched:
+    """A corpus that notes which groups are read, and how many have been read or are being read and not yet been looked at."""
+
+    corpus: Corpus
+    read_groups: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def place(self) -> str:
+        return self.corpus.place
+
+    @property
+    def content_root(self) -> str:
+        return self.corpus.content_root
+
+    @property
+    def rows(self) -> int:
+        return self.corpus.rows
+
+    @property
+    def group_rows(self) -> list[int]:
+        return self.corpus.group_rows
+
+    @property
+    def group_bytes(self) -> list[int]:
+        return self.corpus.group_bytes
+
+    def captions(self) -> Iterator[str]:
+        return self.corpus.captions()
+
+    def open(self) -> Source:
+        source = self.corpus.open()
+
+        class Noted:
+            def read(inner, group: int) -> Group:  # noqa: N805
+                self.read_groups.append(group)
+                return source.read(group)
+
+        return Noted()
+
+
+@pytest.fixture
+def many_groups(tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]) -> ShardCorpus:
+    """Twelve shards of eight rows, a row group each."""
+    write_corpus(tmp_path / "many", shapes(96), rows_per_shard=8)
+    return shards(tmp_path / "many")
+
+
+def test_what_comes_next_is_read_ahead_and_no_more_of_it_than_allowed(many_groups: ShardCorpus) -> None:
+    watched = Watched(many_groups)
+    reader = RowReader(watched, cache_bytes=1 << 30, ahead=3)
+    rows = reader.read(np.arange(16), then=np.arange(16, 96))
+    assert watched.read_groups == []
+    next(rows)
+    wait_until(lambda: len(watched.read_groups) == 4)
+    time.sleep(0.1)
+    assert sorted(watched.read_groups) == [0, 1, 2, 3], "one that is wanted and three that will be"
+    assert sum(1 for _ in rows) == 15
+    wait_until(lambda: len(watched.read_groups) == 5)
+    for _ in reader.read(np.arange(16, 96)):
+        assert len(set(watched.read_groups)) <= reader.groups_read + 3
+    assert sorted(watched.read_groups) == list(range(12)), "each group once"
+
+
+def test_memory_for_groups_is_bounded(many_groups: ShardCorpus) -> None:
+    largest = max(many_groups.open().read(group).nbytes for group in range(12))
+    reader = RowReader(many_groups, cache_bytes=3 * largest, ahead=2)
+    for row in np.random.default_rng(0).permutation(96):
+        next(reader.read(np.array([row])))
+        assert reader.kept_bytes <= 3 * largest
+    assert reader.groups_read > 24
+
+
+def test_a_group_that_was_read_ahead_and_is_damaged_is_named_when_it_is_wanted(many_groups: ShardCorpus) -> None:
+    path = Path(many_groups.place) / many_groups.manifest.shards[1].path
+    path.write_bytes(path.read_bytes()[:-20])
+    rows = RowReader(many_groups, cache_bytes=1 << 30, ahead=4).read(np.arange(96))
+    assert len([next(rows) for _ in range(8)]) == 8
+    with pytest.raises(InputError, match=many_groups.manifest.shards[1].path):
+        next(rows)
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 def test_a_damaged_shard_is_named(
     tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]
 ) -> None:
     write_corpus(tmp_path, shapes(30))
-    manifest = manifests.load(str(tmp_path))
-    path = tmp_path / manifest.shards[0].path
+    found = shards(tmp_path)
+    path = tmp_path / found.manifest.shards[0].path
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match=manifest.shards[0].path):
-        next(RowReader(str(tmp_path), manifest, 1 << 20).read(np.array([3])))
+    with pytest.raises(InputError, match=found.manifest.shards[0].path):
+        next(RowReader(found, cache_bytes=1 << 20, ahead=0).read(np.array([3])))
+
+
+def test_a_shard_that_is_not_the_manifests_is_named(
+    tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]
+) -> None:
+    write_corpus(tmp_path, shapes(30))
+    found = shards(tmp_path)
+    path = tmp_path / found.manifest.shards[0].path
+    pq.write_table(pq.read_table(path).slice(3), path)
+    with pytest.raises(
+        InputError, match="row group 0 has 27 rows, the manifest says 30; run `python -m pipeline verify"
+    ):
+        next(RowReader(found, cache_bytes=1 << 20, ahead=0).read(np.array([3])))
 
 
 def test_a_damaged_index_is_named_when_captions_are_read(
     tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]
 ) -> None:
     write_corpus(tmp_path, shapes(30))
-    manifest = manifests.load(str(tmp_path))
+    found = shards(tmp_path)
+    manifest = found.manifest
     path = tmp_path / manifest.shards[0].index_path
     footer = pq.read_metadata(path)
     first = footer.row_group(0).column(footer.schema.to_arrow_schema().names.index("caption"))
@@ -140,7 +253,7 @@ def test_a_damaged_index_is_named_when_captions_are_read(
     data[start : start + first.total_compressed_size] = bytes(first.total_compressed_size)  # the footer stays whole
     path.write_bytes(data)
     with pytest.raises(InputError, match=f"{manifest.shards[0].index_path}: row group 0 is not readable"):
-        list(captions(str(tmp_path), manifest))
+        list(found.captions())
 
 
 # ---- pixels
@@ -149,6 +262,14 @@ def test_a_damaged_index_is_named_when_captions_are_read(
 def picture(width: int, height: int, seed: int = 0) -> transforms.UInt8s:
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def augmented(
+    rgb: transforms.UInt8s, size: int, how: AugmentationConfig, *, seed: int, sample: int
+) -> transforms.UInt8s:
+    pixels = np.empty((3, size, size), np.uint8)
+    transforms.training_pixels(rgb, how, seed=seed, sample=sample, into=pixels)
+    return pixels
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 50), (50, 80), (32, 32), (20, 61), (301, 77)])
@@ -169,7 +290,7 @@ def test_the_training_crop_is_a_square_of_the_resized_picture() -> None:
     rgb = picture(90, 32)
     places = set()
     for sample in range(60):
-        pixels = transforms.training_pixels(rgb, 32, AugmentationConfig(), seed=1, sample=sample)
+        pixels = augmented(rgb, 32, AugmentationConfig(), seed=1, sample=sample)
         found = [x for x in range(59) if np.array_equal(rgb[:, x : x + 32].transpose(2, 0, 1), pixels)]
         assert found, "not a crop"
         places.add(found[0])
@@ -184,7 +305,7 @@ def test_draws_belong_to_the_sample(crop: str) -> None:
     how = AugmentationConfig.model_validate({"crop": crop, "scale": (0.3, 1.0), "flip": 0.5, "color_jitter": 0.4})
 
     def pixels(seed: int, sample: int) -> transforms.UInt8s:
-        return transforms.training_pixels(rgb, 32, how, seed=seed, sample=sample)
+        return augmented(rgb, 32, how, seed=seed, sample=sample)
 
     assert np.array_equal(pixels(5, 9), pixels(5, 9))
     assert not np.array_equal(pixels(5, 9), pixels(5, 10))
@@ -207,16 +328,35 @@ def test_colour_jitter_is_pillows_three_enhancers_in_the_drawn_order() -> None:
         for place in order:
             enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[place]
             expected = enhancer(expected).enhance(factors[place])
-        pixels = transforms.training_pixels(rgb, 40, how, seed=3, sample=sample).transpose(1, 2, 0)
+        pixels = augmented(rgb, 40, how, seed=3, sample=sample).transpose(1, 2, 0)
         off = np.abs(pixels.astype(int) - np.asarray(expected).astype(int))
         assert off.max() <= 3, (order, factors)  # Pillow rounds three times
         assert np.abs(rgb.astype(int) - pixels).mean() > 1
     assert len(orders) == 6
 
 
+@pytest.mark.parametrize(("width", "height"), [(341, 256), (256, 341), (100, 500), (60, 50)])
+def test_a_resized_crop_is_pillows_of_a_box_that_keeps_share_and_aspect(width: int, height: int) -> None:
+    """The box is found again among all that could have been drawn: the one whose pixels, by Pillow, are ours."""
+    rgb = picture(width, height, seed=1)
+    how = AugmentationConfig(crop="random_resized", scale=(0.9, 1.0))
+    for sample in range(5):
+        pixels = augmented(rgb, 224, how, seed=3, sample=sample)
+        draws = np.random.Generator(np.random.Philox(key=(sample << 64) | 3))
+        box = transforms._random_resized_box(width, height, how.scale, draws)
+        box_width, box_height = box[2] - box[0], box[3] - box[1]
+        assert 0 <= box[0] < box[2] <= width
+        assert 0 <= box[1] < box[3] <= height
+        assert 3 / 4 - 0.02 <= box_width / box_height <= 4 / 3 + 0.02
+        if max(width, height) < 2 * min(width, height):
+            assert 0.88 <= box_width * box_height / (width * height) <= 1
+        expected = Image.fromarray(rgb).resize((224, 224), Image.Resampling.BICUBIC, box=box)
+        assert np.array_equal(pixels, np.asarray(expected).transpose(2, 0, 1))
+
+
 def test_flip_mirrors() -> None:
     rgb = picture(32, 32)
-    flipped = transforms.training_pixels(rgb, 32, AugmentationConfig(crop="center", flip=1.0), seed=0, sample=0)
+    flipped = augmented(rgb, 32, AugmentationConfig(crop="center", flip=1.0), seed=0, sample=0)
     assert np.array_equal(flipped, transforms.evaluation_pixels(rgb, 32)[:, :, ::-1])
 
 
@@ -238,15 +378,14 @@ def test_normalise() -> None:
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> str:
     path = str(tmp_path_factory.mktemp("vocabulary") / "vocabulary")
-    tokenizer.train_vocabulary(captions(str(corpus), manifests.load(str(corpus))), 600, path)
+    tokenizer.train_vocabulary(shards(corpus).captions(), 600, path)
     return path
 
 
 @pytest.fixture
 def plan(corpus: Path, vocabulary: str) -> loader.LoaderPlan:
     return loader.LoaderPlan(
-        manifest_path=str(corpus),
-        manifest=manifests.load(str(corpus)),
+        corpus=shards(corpus),
         tokenizer_kind="bpe",
         vocabulary=vocabulary,
         context_length=16,
@@ -260,6 +399,7 @@ def plan(corpus: Path, vocabulary: str) -> loader.LoaderPlan:
         workers=0,
         prefetch=2,
         cache_bytes=1 << 24,
+        read_ahead=2,
     )
 
 
@@ -269,7 +409,14 @@ def whole(plan: loader.LoaderPlan, world: int, workers: int, first: int, last: i
         list(loader.batches(dataclasses.replace(plan, rank=rank, world_size=world, workers=workers), first, last))
         for rank in range(world)
     ]
-    return [loader._join(list(parts)) for parts in zip(*ranks, strict=True)]
+    return [joined(parts) for parts in zip(*ranks, strict=True)]
+
+
+def joined(parts: Sequence[loader.Batch]) -> loader.Batch:
+    tensors = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in ("pixels", "ids", "samples", "rows")
+    }
+    return loader.Batch(**tensors, replaced=[swap for part in parts for swap in part.replaced])
 
 
 def same(left: list[loader.Batch], right: list[loader.Batch]) -> bool:
@@ -280,9 +427,58 @@ def same(left: list[loader.Batch], right: list[loader.Batch]) -> bool:
     )
 
 
-@pytest.mark.parametrize(("world", "workers"), [(2, 0), (4, 0), (1, 2)])
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"
+)  # torch's word on machines of fewer cores than workers
+@pytest.mark.parametrize(("world", "workers"), [(2, 0), (4, 0), (1, 1), (1, 2), (1, 4), (2, 2)])
 def test_ranks_and_workers_change_nothing(plan: loader.LoaderPlan, world: int, workers: int) -> None:
     assert same(whole(plan, world, workers, 0, 15), whole(plan, 1, 0, 0, 15))
+
+
+def test_batches_that_are_held_stay_as_they_are_and_memory_goes_back(plan: loader.LoaderPlan) -> None:
+    """More batches than there is shared memory for are held; then none, and the memory is that of the ones before."""
+    two = dataclasses.replace(plan, workers=2, prefetch=1)
+    found = loader.batches(two, 0, 30)
+    held = [next(found) for _ in range(8)]
+    assert same(held, list(loader.batches(plan, 0, 8)))
+    del held
+    places = set()
+    expected = loader.batches(plan, 8, 30)
+    for batch in found:
+        places.add(batch.pixels.data_ptr())
+        assert same([batch], [next(expected)])
+    assert len(places) <= 8
+    assert len(places) < 22
+
+
+def test_a_worker_that_is_gone_is_one_sentence(plan: loader.LoaderPlan) -> None:
+    """Two of them, of which the first is ended from outside, as the kernel does when memory runs out."""
+    found = loader.batches(dataclasses.replace(plan, workers=2), 0, 10_000)
+    next(found)
+    mine = psutil.Process().children(recursive=True)
+    workers = [
+        child for child in mine if child.parent() != psutil.Process() and "forkserver" in " ".join(child.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[0].kill()
+    with pytest.raises(RunError, match=r"data.workers: a process that prepares batches is gone .*lower data.workers"):
+        for _ in found:
+            pass
+
+
+def test_memory_that_is_not_there_is_refused_before_it_is_needed(plan: loader.LoaderPlan) -> None:
+    huge = dataclasses.replace(plan, workers=1, image_size=1 << 20)
+    with pytest.raises(InputError, match=r"data.prefetch: 4 batches of pixels take 301,989,888 MiB and"):
+        next(loader.batches(huge, 0, 1))
+
+
+def test_a_cache_that_is_too_small_for_the_window_is_said(
+    plan: loader.LoaderPlan, caplog: pytest.LogCaptureFixture
+) -> None:
+    next(loader.batches(plan, 0, 1))
+    assert caplog.records == []
+    next(loader.batches(dataclasses.replace(plan, cache_bytes=1000), 0, 1))
+    assert "raise it or lower data.window_row_groups" in caplog.text
 
 
 def test_a_seek_gives_what_a_walk_gives(plan: loader.LoaderPlan) -> None:
@@ -291,11 +487,9 @@ def test_a_seek_gives_what_a_walk_gives(plan: loader.LoaderPlan) -> None:
 
 def test_batches_hold_the_samples_of_the_order(plan: loader.LoaderPlan) -> None:
     batches = list(loader.batches(plan, 0, 15))
-    manifest = plan.manifest
-    groups = [group.rows for shard in manifest.shards for group in shard.row_groups]
-    order = SampleOrder(groups, seed=11, window_row_groups=3)
+    order = SampleOrder(plan.corpus.group_rows, seed=11, window_row_groups=3)
     read_ids = tokenizer.load("bpe", vocab=plan.vocabulary, context_length=16)
-    all_captions = list(captions(plan.manifest_path, manifest))
+    all_captions = list(plan.corpus.captions())
     for step, batch in enumerate(batches):
         assert sorted(batch.samples.tolist()) == list(range(24 * step, 24 * step + 24))
         assert batch.rows.tolist() == order.rows(batch.samples.numpy()).tolist()
@@ -318,13 +512,14 @@ def test_a_corpus_without_pictures_is_refused(
     tmp_path: Path, plan: loader.LoaderPlan, write_corpus: Callable[..., object]
 ) -> None:
     write_corpus(tmp_path, [(f"caption {number}", None) for number in range(40)])
-    bare = dataclasses.replace(plan, manifest_path=str(tmp_path), manifest=manifests.load(str(tmp_path)))
+    bare = dataclasses.replace(plan, corpus=shards(tmp_path))
     with pytest.raises(InputError, match=r"no picture.*unusable; train on a corpus with pictures"):
         next(loader.batches(bare, 0, 1))
 
 
 def test_an_error_in_a_worker_is_the_same_sentence(tmp_path: Path, plan: loader.LoaderPlan, corpus: Path) -> None:
-    broken = dataclasses.replace(plan, workers=1, manifest_path=str(tmp_path))
+    elsewhere = ShardCorpus(str(tmp_path), manifests.load(str(corpus)))
+    broken = dataclasses.replace(plan, workers=1, corpus=elsewhere)
     with pytest.raises(InputError) as raised:
         next(loader.batches(broken, 0, 1))
     assert str(raised.value).startswith(str(tmp_path)), raised.value
@@ -337,7 +532,7 @@ def test_transparency_lies_on_white(
     out = io.BytesIO()
     Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(out, "PNG")
     write_corpus(tmp_path, [(f"nothing {number}", out.getvalue()) for number in range(24)])
-    clear = dataclasses.replace(plan, manifest_path=str(tmp_path), manifest=manifests.load(str(tmp_path)))
+    clear = dataclasses.replace(plan, corpus=shards(tmp_path))
     assert int(next(loader.batches(clear, 0, 1)).pixels.min()) == 255
 
 
@@ -346,6 +541,5 @@ def test_s3_gives_the_same_batches(plan: loader.LoaderPlan, corpus: Path) -> Non
     boto3.client("s3").create_bucket(Bucket="trainer-data")
     for path in sorted(corpus.iterdir()):
         storage.write_atomic(f"s3://trainer-data/corpus/{path.name}", path.read_bytes())
-    there = "s3://trainer-data/corpus"
-    remote = dataclasses.replace(plan, manifest_path=there, manifest=manifests.load(there))
+    remote = dataclasses.replace(plan, corpus=shards("s3://trainer-data/corpus"))
     assert same(list(loader.batches(remote, 3, 5)), list(loader.batches(plan, 3, 5)))

@@ -1,102 +1,117 @@
-"""Rows of a corpus by number: caption and encoded picture, read a row group at a time, local or s3://.
+"""Rows of a corpus by number, a group of rows at a time: what was read is kept within bounds, what comes next is read ahead.
 
-A row group is the smallest thing that is read, and a bounded number of bytes of them is kept. The loader asks for the rows of a batch in
-rising order, so that each row group that a batch touches is read once.
+A corpus, be it Parquet shards (`shards.py`) or tars (`tars.py`), is a list of groups of a few MiB, each read whole by one request for each
+column that is needed. The loader asks for the rows of a batch in rising order, so that each group that a batch touches is read once, and
+says which rows it will want next, so that threads fetch their groups while this one decodes: an object store takes tens of
+milliseconds to answer, a worker decodes a group in about as many.
 """
 
 import collections
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.contracts import manifest as manifests
-from pipeline.contracts import parquet
-from pipeline.contracts.errors import InputError
-from pipeline.contracts.manifest import Manifest
 from trainer.data.order import Int64s
-
-_OPEN_FILES = 16
 
 
 class Row(NamedTuple):
-    """What a row holds; None where the corpus has null."""
+    """What a row holds; None where the corpus has nothing, or nothing that can be read."""
 
     caption: str | None
     image: bytes | None
 
 
-class RowReader:
-    """Random access to the rows of the corpus at `path`, numbered from 0 through its shards in the manifest's order."""
+class Group(Protocol):
+    """The rows of one group, in memory."""
 
-    def __init__(self, path: str, manifest: Manifest, cache_bytes: int) -> None:
-        self._path, self._manifest, self._cache_bytes = path, manifest, cache_bytes
-        self.group_rows = [group.rows for shard in manifest.shards for group in shard.row_groups]
-        self._group_start = np.concatenate([[0], np.cumsum(np.asarray(self.group_rows, dtype=np.int64))])
-        groups_of_shards = [len(shard.row_groups) for shard in manifest.shards]
-        self._first_group = np.concatenate([[0], np.cumsum(np.asarray(groups_of_shards, dtype=np.int64))])
-        self._cache: collections.OrderedDict[int, pa.Table] = collections.OrderedDict()
-        self._cached_bytes = 0
-        self._files: collections.OrderedDict[int, Any] = collections.OrderedDict()
+    @property
+    def nbytes(self) -> int: ...
+    def row(self, place: int) -> Row: ...
+
+
+class Source(Protocol):
+    """An opened corpus, of one process."""
+
+    def read(self, group: int) -> Group:
+        """One group, whole; any thread may ask. Raises InputError where it is damaged."""
+
+
+class Corpus(Protocol):
+    """What a run trains on. It travels to the workers, so it holds no open files."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+
+    @property
+    def content_root(self) -> str:
+        """What it is: a digest over all that it holds."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def group_rows(self) -> list[int]: ...
+    @property
+    def group_bytes(self) -> list[int]: ...
+    def open(self) -> Source: ...
+    def captions(self) -> Iterator[str]:
+        """Every caption that is there. Raises InputError where the corpus is damaged."""
+
+
+class RowReader:
+    """Random access to the rows of `corpus`, numbered from 0 through its groups.
+
+    At most `cache_bytes` of groups are kept (but always the last one), and at most `ahead` more are on their way or waiting to be wanted.
+    """
+
+    def __init__(self, corpus: Corpus, *, cache_bytes: int, ahead: int) -> None:
+        self._source = corpus.open()
+        self._group_start = np.concatenate([[0], np.cumsum(np.asarray(corpus.group_rows, dtype=np.int64))])
+        self._cache_bytes, self._ahead = cache_bytes, ahead
+        self._kept: collections.OrderedDict[int, Group] = collections.OrderedDict()
+        self._coming: dict[int, Future[Group]] = {}
+        self._readers = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead") if ahead else None
+        self.kept_bytes = 0
         self.groups_read = 0
 
-    def read(self, rows: Int64s) -> Iterator[Row]:
-        """The rows with the given numbers (int64 [n]), in the order asked. Raises InputError for a damaged shard."""
-        groups = np.searchsorted(self._group_start, rows, side="right") - 1
-        for row, group in zip(rows.tolist(), groups.tolist(), strict=True):
-            table = self._group(group)
-            place = row - int(self._group_start[group])
-            yield Row(table["caption"][place].as_py(), table["image"][place].as_py())
+    def read(self, rows: Int64s, then: Int64s | None = None) -> Iterator[Row]:
+        """The rows with the given numbers (int64 [n]), in the order asked; `then` are those that will be asked for next.
 
-    def _group(self, group: int) -> pa.Table:
-        table = self._cache.get(group)
-        if table is not None:
-            self._cache.move_to_end(group)
-            return table
-        shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
-        number = group - int(self._first_group[shard])
-        uri = manifests.shard_uri(self._path, self._manifest.shards[shard])
-        table = _read_group(self._file(shard, uri), uri, number, ["caption", "image"])
-        if table.num_rows != self.group_rows[group]:
-            raise InputError(
-                f"{uri}: row group {number} has {table.num_rows} rows, the manifest says {self.group_rows[group]};"
-                f" run `python -m pipeline verify {self._path}`"
-            )
+        Raises InputError where a group is damaged.
+        """
+        groups = self._groups_of(rows)
+        later = [] if then is None else self._groups_of(then)
+        wanted = collections.deque(dict.fromkeys([*groups, *later]))
+        last, found = -1, None
+        for row, number in zip(rows.tolist(), groups, strict=True):
+            if number != last or found is None:
+                last, found = number, self._group(number)
+                self._fetch_ahead(wanted)
+            yield found.row(row - int(self._group_start[number]))
+
+    def _groups_of(self, rows: Int64s) -> list[int]:
+        numbers: list[int] = (np.searchsorted(self._group_start, rows, side="right") - 1).tolist()
+        return numbers
+
+    def _fetch_ahead(self, wanted: collections.deque[int]) -> None:
+        """Send for the first groups of `wanted` that are not here, as many as may be on their way, and take those off the list."""
+        while self._readers is not None and wanted and len(self._coming) < self._ahead:
+            number = wanted.popleft()
+            if number not in self._kept and number not in self._coming:
+                self._coming[number] = self._readers.submit(self._source.read, number)
+
+    def _group(self, number: int) -> Group:
+        kept = self._kept.get(number)
+        if kept is not None:
+            self._kept.move_to_end(number)
+            return kept
+        coming = self._coming.pop(number, None)
+        found = self._source.read(number) if coming is None else coming.result()
         self.groups_read += 1
-        self._cache[group] = table
-        self._cached_bytes += table.nbytes
-        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return table
-
-    def _file(self, shard: int, uri: str) -> Any:
-        """An open pyarrow.parquet.ParquetFile; the footers of the last few shards stay in memory."""
-        found = self._files.get(shard)
-        if found is None:
-            found = self._files[shard] = parquet.open_file(uri)
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(shard)
+        self._kept[number] = found
+        self.kept_bytes += found.nbytes
+        while self.kept_bytes > self._cache_bytes and len(self._kept) > 1:
+            self.kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return found
-
-
-def _read_group(source: Any, uri: str, number: int, columns: list[str]) -> pa.Table:
-    try:
-        return source.read_row_group(number, columns=columns, use_threads=False).combine_chunks()
-    except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"{uri}: row group {number} is not readable ({said}); restore or rebuild the shard") from None
-
-
-def captions(path: str, manifest: Manifest) -> Iterator[str]:
-    """Every caption of the corpus that is not null, from the shards' indexes, which hold no pictures.
-
-    Raises InputError for a damaged index.
-    """
-    for shard in manifest.shards:
-        uri = manifests.index_uri(path, shard)
-        with parquet.open_file(uri) as source:
-            for number in range(source.num_row_groups):
-                table = _read_group(source, uri, number, ["caption"])
-                yield from (caption for caption in table["caption"].to_pylist() if caption is not None)

@@ -13,11 +13,14 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig, Channels
+from trainer.data import resample
 
 UInt8s = npt.NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom"""
+
 _ASPECT = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode L
@@ -32,45 +35,45 @@ def normalise(pixels: torch.Tensor, mean: Channels = CLIP_MEAN, std: Channels = 
 
 def evaluation_pixels(rgb: UInt8s, size: int) -> UInt8s:
     """A decoded picture, uint8 [h, w, 3], to uint8 [3, size, size]: shorter side to `size`, bicubic, centre crop."""
-    resized = _resize_shorter_side(Image.fromarray(rgb), size)
-    left = round((resized.width - size) / 2.0)
-    top = round((resized.height - size) / 2.0)
-    return _to_array(resized.crop((left, top, left + size, top + size)))
+    width, height = _shorter_side_to(size, rgb)
+    pixels = np.empty((3, size, size), np.uint8)
+    resample.window(rgb, _whole(rgb), (width, height), (round((width - size) / 2), round((height - size) / 2)), pixels)
+    return pixels
 
 
-def training_pixels(rgb: UInt8s, size: int, how: AugmentationConfig, *, seed: int, sample: int) -> UInt8s:
-    """A decoded picture, uint8 [h, w, 3], to uint8 [3, size, size], augmented as `how` says with the draws of this sample of the run."""
-    picture = Image.fromarray(rgb)
+def training_pixels(rgb: UInt8s, how: AugmentationConfig, *, seed: int, sample: int, into: UInt8s) -> None:
+    """Fill `into`, uint8 [3, size, size], from a decoded picture, uint8 [h, w, 3], augmented as `how` says with the draws of this sample of
+    the run.
+    """
+    size = into.shape[1]
     draws = np.random.Generator(np.random.Philox(key=(sample << 64) | (seed & (2**64 - 1))))
     if how.crop == "random_resized":
-        box = _random_resized_box(picture.width, picture.height, how.scale, draws)
-        cropped = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        box = _random_resized_box(rgb.shape[1], rgb.shape[0], how.scale, draws)
+        resample.window(rgb, box, (size, size), (0, 0), into)
     elif how.crop == "random_square":
-        resized = _resize_shorter_side(picture, size)
-        left = int(draws.integers(resized.width - size + 1))
-        top = int(draws.integers(resized.height - size + 1))
-        cropped = resized.crop((left, top, left + size, top + size))
+        width, height = _shorter_side_to(size, rgb)
+        left, top = int(draws.integers(width - size + 1)), int(draws.integers(height - size + 1))
+        resample.window(rgb, _whole(rgb), (width, height), (left, top), into)
     else:
-        cropped = Image.fromarray(evaluation_pixels(rgb, size).transpose(1, 2, 0))
+        into[:] = evaluation_pixels(rgb, size)
     if how.flip and draws.random() < how.flip:
-        cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        into[:] = into[:, :, ::-1].copy()
     if how.color_jitter:
-        return np.ascontiguousarray(_jitter(np.asarray(cropped), how.color_jitter, draws).transpose(2, 0, 1))
-    return _to_array(cropped)
+        into[:] = _jitter(into, how.color_jitter, draws)
 
 
-def _resize_shorter_side(picture: Image.Image, size: int) -> Image.Image:
-    shorter = min(picture.width, picture.height)
-    if shorter == size:
-        return picture
-    # The longer side is cut off, not rounded, as torchvision's Resize (the peers' preprocessing) does.
-    width, height = (max(size, int(size * side / shorter)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+def _shorter_side_to(size: int, rgb: UInt8s) -> tuple[int, int]:
+    """Width and height once the shorter side is `size`. The longer is cut off, not rounded, as torchvision's Resize (the peers') does."""
+    height, width = rgb.shape[:2]
+    shorter = min(width, height)
+    return max(size, int(size * width / shorter)), max(size, int(size * height / shorter))
 
 
-def _random_resized_box(
-    width: int, height: int, scale: tuple[float, float], draws: np.random.Generator
-) -> tuple[float, float, float, float]:
+def _whole(rgb: UInt8s) -> Box:
+    return 0, 0, rgb.shape[1], rgb.shape[0]
+
+
+def _random_resized_box(width: int, height: int, scale: tuple[float, float], draws: np.random.Generator) -> Box:
     """A box that covers a share of the area from `scale`, of an aspect between 3:4 and 4:3; the largest centred one after ten tries."""
     for _ in range(_CROP_TRIES):
         area = width * height * draws.uniform(*scale)
@@ -85,14 +88,14 @@ def _random_resized_box(
     return left, top, left + box_width, top + box_height
 
 
-def _jitter(rgb: UInt8s, strength: float, draws: np.random.Generator) -> UInt8s:
-    """uint8 [h, w, 3] with its brightness, contrast and saturation changed by up to `strength`, in an order drawn too.
+def _jitter(pixels: UInt8s, strength: float, draws: np.random.Generator) -> UInt8s:
+    """uint8 [3, h, w] with its brightness, contrast and saturation changed by up to `strength`, in an order drawn too.
 
     Each of the three is affine in a colour, its grey and the mean grey; so is any chain of them: own * colour + grey * its grey + shift.
     The factors are chained as numbers and the picture is changed and rounded once.
     """
-    colours = rgb.astype(np.float32)
-    greys = colours @ _GREY
+    colours = pixels.astype(np.float32)
+    greys = np.tensordot(_GREY, colours, axes=1)
     mean = float(greys.mean())
     own, grey, shift = 1.0, 0.0, 0.0
     brightness, contrast, saturation = draws.uniform(1 - strength, 1 + strength, size=3).tolist()
@@ -105,9 +108,5 @@ def _jitter(rgb: UInt8s, strength: float, draws: np.random.Generator) -> UInt8s:
         else:
             own, grey = own * saturation, grey * saturation + (own + grey) * (1 - saturation)
     colours *= np.float32(own)
-    colours += (greys * np.float32(grey) + np.float32(shift + 0.5))[..., None]
+    colours += greys * np.float32(grey) + np.float32(shift + 0.5)
     return colours.clip(0, 255, out=colours).astype(np.uint8)
-
-
-def _to_array(picture: Image.Image) -> UInt8s:
-    return np.ascontiguousarray(np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1))

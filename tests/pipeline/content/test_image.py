@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFile
 
+from pipeline.content.formats import plain_jpeg_size
 from pipeline.content.image import BACKGROUND, MAX_JPEG_SCANS, ImageRejected, Picture, decode, encode, resize
 from pipeline.contracts.schema import Reason
 
@@ -438,6 +439,63 @@ def test_a_jpeg_of_endless_segments_is_refused_at_once() -> None:
     began = time.process_time()
     assert refused(data[:2] + b"\xff\xfe\x00\x02" * 4_000_000 + data[2:]).reason is Reason.IMAGE_CORRUPT
     assert time.process_time() - began < 3
+
+
+def with_unknown_segment(data: bytes) -> bytes:
+    """The same JPEG with a segment that says nothing (APP15), behind its JFIF header: no longer one of the plainest kind."""
+    return data[:20] + b"\xff\xef\x00\x06none" + data[20:]
+
+
+@pytest.mark.parametrize("side", [None, 20, 60])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 95, "subsampling": 0}, {"quality": 40, "optimize": True, "comment": b"by hand"}]
+)
+def test_a_plain_jpeg_goes_a_shorter_way_to_the_same_pixels(
+    mode: str, side: int | None, options: dict[str, Any]
+) -> None:
+    data = saved(Image.fromarray(scene(123, 207)).convert(mode), "JPEG", **options)
+    assert plain_jpeg_size(data) == (207, 123)
+    assert plain_jpeg_size(with_unknown_segment(data)) is None
+    short, long = (decode(each, min_short_side=side) for each in (data, with_unknown_segment(data)))
+    assert np.array_equal(short.rgb, long.rgb)
+    assert (short.original_width, short.original_height) == (long.original_width, long.original_height) == (207, 123)
+    assert not short.rgb.flags.writeable
+    if side is None:
+        assert np.array_equal(short.rgb, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_a_plain_jpeg_that_is_damaged_fares_as_any_other() -> None:
+    """Bytes changed anywhere: the shorter way gives the pixels or the refusal of the longer one."""
+    data = saved(Image.fromarray(scene(40, 56)), "JPEG", quality=80)
+    rng = random.Random(7)
+    outcomes: set[object] = set()
+    for _ in range(1500):
+        broken = bytearray(data)
+        for _ in range(rng.randint(1, 3)):
+            broken[rng.randrange(20, len(broken))] = rng.choice((0, 0xFF, 0xD9, 0xDA, 0xC0, 0xC2, rng.randrange(256)))
+        told: list[bytes | Reason] = []
+        for each in (bytes(broken), with_unknown_segment(bytes(broken))):
+            try:
+                told.append(decode(each, max_pixels=10_000).rgb.tobytes())
+            except ImageRejected as refusal:
+                told.append(refusal.reason)
+        assert told[0] == told[1]
+        outcomes.add("picture" if isinstance(told[0], bytes) else told[0])
+    assert {"picture", Reason.IMAGE_TRUNCATED, Reason.IMAGE_CORRUPT, Reason.IMAGE_TOO_LARGE} <= outcomes
+
+
+def test_what_is_not_plain_is_not_taken_for_it() -> None:
+    picture = Image.fromarray(scene())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert plain_jpeg_size(saved(picture, "JPEG", exif=exif)) is None
+    assert plain_jpeg_size(saved(picture, "JPEG", progressive=True)) is None
+    assert plain_jpeg_size(saved(picture.convert("CMYK"), "JPEG")) is None
+    assert plain_jpeg_size(saved(picture, "JPEG", icc_profile=b"profile")) is None
+    assert plain_jpeg_size(saved(picture, "PNG")) is None
+    whole = saved(picture, "JPEG")
+    assert {plain_jpeg_size(whole[:end]) for end in range(300)} == {None}
 
 
 def test_headers_that_lie() -> None:

@@ -1,0 +1,64 @@
+"""Pictures and captions as a corpus stores them, for the benchmark of the loader: real photographs where the real data is, else drawn ones.
+
+Each photograph gives several cuts of different place, size and shape; each cut is shrunk to a shorter side of 256 pixels and encoded, both
+by the functions that the pipeline stores pictures with.
+"""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.content import image as images
+from pipeline.contracts import schema
+from tests.benchmarks.crawl import draw
+from tests.benchmarks.data.captions import REAL_DATA, captions
+
+CUTS = 13
+
+
+def sources() -> list[bytes]:
+    """76 photographs of COCO under free licences, or as many scenes with edges, gradients and grain."""
+    table = REAL_DATA / "photos_cc.parquet"
+    if table.exists():
+        found: list[bytes] = pq.read_table(table, columns=["jpeg"])["jpeg"].to_pylist()
+        return found
+    return [draw(seed) for seed in range(76)]
+
+
+def pictures() -> list[bytes]:
+    """JPEGs of quality 95, shorter side 256."""
+    dice = np.random.default_rng(0)
+    stored = []
+    for source in sources():
+        rgb = images.decode(source).rgb
+        for cut in range(CUTS):
+            scale, stretch = (dice.uniform(0.65, 1), dice.uniform(0.9, 1.1)) if cut else (1, 1)
+            height = min(rgb.shape[0], int(rgb.shape[0] * scale * stretch))
+            width = min(rgb.shape[1], int(rgb.shape[1] * scale / stretch))
+            top, left = int(dice.integers(rgb.shape[0] - height + 1)), int(dice.integers(rgb.shape[1] - width + 1))
+            part = np.ascontiguousarray(rgb[top : top + height, left : left + width])
+            stored.append(images.encode(images.resize(part, size=256, mode="keep_ratio")))
+    return stored
+
+
+def pairs(count: int) -> list[tuple[str, bytes]]:
+    """(caption, picture): captions are distinct, pictures come again and again."""
+    texts, stored = captions(), pictures()
+    return [(texts[number % len(texts)], stored[number % len(stored)]) for number in range(count)]
+
+
+def shard_rows(found: list[tuple[str, bytes]]) -> pa.Table:
+    """The pairs as rows of SHARD_SCHEMA; what a pair does not tell is null."""
+    urls = [f"https://photographs.example/{number}.jpg" for number in range(len(found))]
+    known = {
+        "uid": [schema.uid(url, caption) for url, (caption, _) in zip(urls, found, strict=True)],
+        "url": urls,
+        "caption": [caption for caption, _ in found],
+        "caption_raw": [caption for caption, _ in found],
+        "image": [picture for _, picture in found],
+        "image_sha256": [hashlib.sha256(picture).digest() for _, picture in found],
+    }
+    columns = [pa.array(known.get(field.name, [None] * len(found)), field.type) for field in schema.SHARD_SCHEMA]
+    return pa.table(columns, schema=schema.SHARD_SCHEMA)

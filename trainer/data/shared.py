@@ -1,0 +1,63 @@
+"""Memory that the training process and its workers see alike, for the pixels of the batches that are being made.
+
+Workers write pixels where the training process reads them: nothing is copied, nothing passes a pipe. The memory has no name in any file
+system, so that the size of /dev/shm, which containers keep at 64 MB, does not matter.
+"""
+
+import math
+import mmap
+import multiprocessing.reduction
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.contracts.errors import InputError
+
+UInt8s = npt.NDArray[np.uint8]
+
+
+class SharedArrays:
+    """`count` arrays of uint8 of one shape. Handed to a process that is being started, it is the same memory there."""
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        """Raises InputError where the machine has not that much memory left."""
+        size, left = count * math.prod(shape), _available_bytes()
+        if size > left:
+            raise InputError(
+                f"data.prefetch: {count} batches of pixels take {size >> 20:,} MiB and {left >> 20:,} MiB of memory are left;"
+                " lower data.prefetch or the pairs of a process, or set data.workers=0"
+            )
+        descriptor = os.memfd_create("batches")
+        os.ftruncate(descriptor, size)
+        self._map(descriptor, (count, *shape))
+
+    def _map(self, descriptor: int, shape: tuple[int, ...]) -> None:
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self._all: UInt8s = np.frombuffer(mmap.mmap(descriptor, math.prod(shape)), np.uint8).reshape(shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"descriptor": multiprocessing.reduction.DupFd(self._descriptor), "shape": self._all.shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._map(state["descriptor"].detach(), state["shape"])
+
+    def __getitem__(self, number: int) -> UInt8s:
+        array: UInt8s = self._all[number]
+        return array
+
+    def lend(self, number: int, when_returned: Callable[[int], None]) -> UInt8s:
+        """An array; `when_returned(number)` is called when nobody holds it, or a tensor made of it, any more."""
+        lent = self[number]
+        weakref.finalize(lent, when_returned, number).atexit = False
+        return lent
+
+
+def _available_bytes() -> int:
+    """Memory that programs can have without others losing theirs: MemAvailable of proc(5)."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
