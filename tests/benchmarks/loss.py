@@ -7,10 +7,9 @@ warm-up, forward and backward of the features and the scale three times; time is
 bytes (VmHWM, set back before each pass) over what was resident before, so that nothing an operation allocates in between is missed.
 The other seven ranks are simulated: torch's fake process group gives every collective its buffers and fills them with this rank's rows.
 
-The peer is what open_clip does with --local-loss --gather-with-grad: autograd through two dense matrices of logits. Beside it, so that
-recomputing is compared with something, stands a loss that keeps nothing and computes each chunk's logits again in backward. The last
-column is the peak less this rank's features' gradients and what the loss holds of all ranks' features and their gradients (autograd: of
-both towers; ours: of one tower at a time). It supports: gradients are formed in forward (trainer/objectives/sharded.py), and 100 MB.
+The peer is what open_clip does with --local-loss --gather-with-grad: autograd through dense matrices of logits. The last column is the
+peak less the gradients of this rank's features and what the loss holds of all ranks' features and their gradients (autograd: both
+towers'; ours: one tower's at a time). It supports: logits are formed once, their gradients in the same visit (trainer/objectives/sharded.py).
 """
 
 import argparse
@@ -20,7 +19,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -28,7 +26,6 @@ import torch.distributed.nn
 from torch import Tensor
 from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils.checkpoint import checkpoint
 
 from trainer.objectives.clip import contrastive_loss
 from trainer.objectives.siglip import sigmoid_loss
@@ -39,7 +36,6 @@ MEGABYTE = 1e6
 OURS = "ours"
 ROWS: list[tuple[str, str, int | None]] = [
     ("clip", "autograd, dense", None),
-    ("clip", "autograd, logits recomputed", 128),
     *(("clip", OURS, chunk) for chunk in (None, 256, 128, 64)),
     ("siglip", "autograd, dense", None),
     *(("siglip", OURS, chunk) for chunk in (None, 256, 128, 64)),
@@ -67,26 +63,11 @@ def dense_siglip(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> 
     return -functional.logsigmoid(signs * (scale * images @ all_rows(texts).T + bias)).sum() / len(images)
 
 
-def recomputed_clip(images: Tensor, texts: Tensor, scale: Tensor, chunk: int) -> Tensor:
-    def block(rows: Tensor, columns: Tensor, start: int) -> Tensor:
-        targets = torch.arange(start, start + len(rows)) + RANK * len(images)
-        return functional.cross_entropy(scale * rows @ columns.T, targets, reduction="sum")
-
-    total = torch.zeros(())
-    for rows, columns in ((images, all_rows(texts)), (texts, all_rows(images))):
-        for start in range(0, len(rows), chunk):
-            part = checkpoint(block, rows[start : start + chunk], columns, start, use_reentrant=False)
-            total = total + cast(Tensor, part)
-    return total / (2 * len(images))
-
-
 def loss_named(kind: str, name: str, chunk: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     if name == OURS and kind == "clip":
         return lambda images, texts, scale, bias: contrastive_loss(images, texts, scale, chunk_size=chunk)
     if name == OURS:
         return lambda images, texts, scale, bias: sigmoid_loss(images, texts, scale, bias, chunk_size=chunk)
-    if chunk is not None:
-        return lambda images, texts, scale, bias: recomputed_clip(images, texts, scale, chunk)
     return dense_clip if kind == "clip" else dense_siglip
 
 

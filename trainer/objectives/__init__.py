@@ -4,7 +4,8 @@ An objective is a function of what the model's `forward` returned: `loss(*output
 whose mean over ranks is the loss of the whole batch, with gradients that are those of that mean once DDP or ZeRO has averaged them. It
 sees no pixels, no ids and no parameters, and draws no random numbers; whatever it must know (a learned scale, a mask of padding) is among
 the outputs. Outputs of two or more dimensions have a row for each pair of this rank, the others are the model's own. Gradient caching
-(`trainer/gradient_cache.py`) rests on exactly this, so that it works for objectives that are not written yet.
+(`trainer/gradient_cache.py`) rests on exactly this, so that it will do for token-wise objectives (FILIP, GLoRIA: outputs of [n, T, E]) and
+for those with soft targets (ALIGN, MedCLIP), which are not written yet.
 
 `OBJECTIVES` names those that there are, with what the model must start from.
 """

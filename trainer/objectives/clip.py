@@ -30,8 +30,10 @@ def contrastive_loss(
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of -log softmax at the targets; its slope is the softmax, less one at the targets (expm1 keeps what is left near zero)."""
+    """The sum of -log softmax at the targets; its slope is the softmax, less one at the targets."""
     at = targets[:, None]
     log_p = functional.log_softmax(logits, dim=1)
-    own = log_p.gather(1, at)
-    return -own.sum(), log_p.exp_().scatter_(1, at, own.expm1())
+    loss = -log_p.gather(1, at).sum()
+    # One less of a probability near one would leave rounding errors; what the others have is the same number, exactly.
+    slope = log_p.exp_().scatter_(1, at, 0.0)
+    return loss, slope.scatter_(1, at, -slope.sum(dim=1, keepdim=True))
