@@ -125,7 +125,7 @@ class BatchConfig(StrictModel):
 
     global_size: PositiveInt = 32_768
     micro_size: PositiveInt | None = None
-    """Pairs that go through the towers at a time on one device; None: all that the process has. Gradient caching makes of them the exact
+    """Pairs that go through the towers at a time on one device, at most; None: all that the process has. Gradient caching makes of them the exact
     gradient of the whole batch, for about a third more work (`trainer/gradient_cache.py`)."""
 
 

@@ -49,8 +49,8 @@ def forward_backward(
     """Leave the gradient of the batch's loss in the engine; returns this rank's loss (0-D) and the outputs for all its pairs, detached.
 
     loss_of: an objective (see `trainer.objectives`). load(slice of this rank's `pairs`) gives pixels and ids on the engine's device; it is
-    called twice for each micro-batch. micro_size: pairs that go through the towers at a time; None: all. Random numbers in the model must
-    come from torch's default generators. Collective.
+    called twice for each micro-batch. micro_size: pairs that go through the towers at a time, at most; None: all. Random numbers in the
+    model must come from torch's default generators. Collective.
     """
     if micro_size is None or micro_size >= pairs:
         outputs = engine(*load(slice(0, pairs)))
@@ -58,7 +58,10 @@ def forward_backward(
         engine.backward(loss)
         return loss.detach(), tuple(output.detach() for output in outputs)
 
-    places = [slice(start, min(start + micro_size, pairs)) for start in range(0, pairs, micro_size)]
+    times = -(-pairs // micro_size)
+    # Sizes differ by one at most: a last micro-batch of a single picture would be nothing for batch norm to normalise with.
+    size, larger = divmod(pairs, times)
+    places = [slice(k * size + min(k, larger), (k + 1) * size + min(k + 1, larger)) for k in range(times)]
     states, parts = [], []
     with torch.no_grad():
         for place in places:

@@ -9,7 +9,8 @@ The other seven ranks are simulated: torch's fake process group gives every coll
 
 The peer is what open_clip does with --local-loss --gather-with-grad: autograd through dense matrices of logits. The last column is the
 peak less the gradients of this rank's features and what the loss holds of all ranks' features and their gradients (autograd: both
-towers'; ours: one tower's at a time). It supports: logits are formed once, their gradients in the same visit (trainer/objectives/sharded.py).
+towers'; ours: one tower's at a time). It supports: logits are formed once, and their gradients in the same visit
+(trainer/objectives/sharded.py).
 """
 
 import argparse

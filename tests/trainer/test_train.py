@@ -139,7 +139,7 @@ def test_two_processes_train_as_one(
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("kind", [pytest.param("clip", marks=pytest.mark.prove), "siglip"])
 def test_micro_batches_and_chunks_train_as_the_whole_batch(
     kind: str, alone: Alone, short_run: dict[str, object], tmp_path: Path
 ) -> None:
@@ -158,7 +158,7 @@ def test_micro_batches_and_chunks_train_as_the_whole_batch(
     model, _, card = load_model(str(tmp_path))
     assert card.objective == kind
     assert (model.logit_bias is None) == (kind == "clip")
-    assert model.logit_bias is None or float(model.logit_bias) == pytest.approx(-10, abs=0.1)
+    assert model.logit_bias is None or float(model.logit_bias.detach()) == pytest.approx(-10, abs=0.1)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(alone: Alone, short_run: dict[str, object], tmp_path: Path) -> None:
