@@ -282,6 +282,10 @@ CASES = {
     "unknown trainer key": Case(
         f"{TRAIN} optim.weigth_decay=0.1", "override 'optim.weigth_decay': unknown key; did you mean 'weight_decay'?"
     ),
+    "plain gradient accumulation": Case(
+        f"{TRAIN} batch.accum_freq=4",
+        "batch.accum_freq 4: a contrastive loss compares every pair of the batch with every other",
+    ),
     "unknown ZeRO stage": Case(f"{TRAIN} zero.stage=4", "'zero.stage': input should be"),
     "batch that does not divide": Case(
         f"{TRAIN} --check batch.global_size=7", "global_size", spoil=lambda: os.environ.update(WORLD_SIZE="2")

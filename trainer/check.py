@@ -14,6 +14,7 @@ from pipeline.contracts import storage
 from trainer import models, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, per_device_size, settled
 from trainer.data import corpus as corpora
+from trainer.objectives import OBJECTIVES
 from trainer.optim import parameter_groups
 from trainer.tokenizer.vocabulary import OPENAI_SOURCE, installed_copy
 
@@ -29,6 +30,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
             vocab_size=config.model.vocab_size or config.tokenizer.train_size,
             context_length=config.model.context_length,
             image_size=config.model.image_size,
+            logit_bias=OBJECTIVES[config.objective.kind].logit_bias,
         )
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -37,7 +39,8 @@ def describe(config: TrainConfig, world_size: int) -> str:
     for group in parameter_groups(model, config.optim.weight_decay):
         count = sum(parameter.numel() for parameter in group["params"])
         lines.append(f"  {group['name']:<12} {count:,} numbers, weight decay {group['weight_decay']}")
-    lines += [_vocabulary_line(config), *_batch_lines(config, world_size), *_memory_lines(config, total)]
+    lines += [_vocabulary_line(config), *_batch_lines(config, world_size)]
+    lines += [_objective_line(config, world_size, model.preset.embed_dim), *_memory_lines(config, total)]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)
 
@@ -59,7 +62,12 @@ def _vocabulary_line(config: TrainConfig) -> str:
 
 def _batch_lines(config: TrainConfig, world_size: int) -> list[str]:
     per_device = per_device_size(config, world_size)
-    lines = [f"batch        {config.batch.global_size:,} = {world_size} processes x {per_device:,}, no accumulation"]
+    micro = min(config.batch.micro_size or per_device, per_device)
+    times = -(-per_device // micro)
+    how = "at once" if times == 1 else f"in {times:,} micro-batches of at most {micro:,} (gradient caching: exact)"
+    lines = [
+        f"batch        {config.batch.global_size:,} = {world_size} processes x {per_device:,}, through the towers {how}"
+    ]
     lacking = corpora.missing(config.data)
     if lacking is not None:
         return [
@@ -76,6 +84,16 @@ def _batch_lines(config: TrainConfig, world_size: int) -> list[str]:
         f" {plan.warmup_steps:,} of them warm-up"
     )
     return lines
+
+
+def _objective_line(config: TrainConfig, world_size: int, embed_dim: int) -> str:
+    """What the loss needs on one process: two blocks of similarities, the other tower's features of the whole batch and their gradients."""
+    rows = min(config.objective.chunk_size or config.batch.global_size, per_device_size(config, world_size))
+    similarities, features = (8 * config.batch.global_size * across for across in (rows, embed_dim))
+    return (
+        f"objective    {config.objective.kind}, {rows:,} x {config.batch.global_size:,} similarities at a time:"
+        f" {similarities / _GIB:.3f} GiB, and {features / _GIB:.3f} GiB for features and their gradients"
+    )
 
 
 def _memory_lines(config: TrainConfig, parameters: int) -> list[str]:

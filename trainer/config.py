@@ -6,13 +6,13 @@ out and is filled in by `resolve`, so that a recipe states only what differs fro
 
 A contrastive loss compares every pair of a batch with every other, so a batch split over accumulation steps is another loss. Hence one
 batch size is stated, the global one; what a process gets is derived from it, and a number of processes that does not divide it is refused
-instead of being mended by accumulation.
+instead of being mended by accumulation. Where the share of a process is too large for its device, `batch.micro_size` cuts it exactly.
 """
 
 import dataclasses
 import difflib
 import math
-from typing import Annotated, Literal, NamedTuple, Self, cast
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 
 import pydantic
 
@@ -28,6 +28,20 @@ Positive = Annotated[float, pydantic.Field(gt=0)]
 CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 """Channel statistics of openai/CLIP, clip/clip.py, `_transform`; for values in [0, 1]."""
+
+
+_ACCUMULATION = {
+    "accum_freq",
+    "accum_steps",
+    "accumulate_grad_batches",
+    "accumulation",
+    "accumulation_steps",
+    "grad_accum",
+    "grad_accum_steps",
+    "gradient_accumulation",
+    "gradient_accumulation_steps",
+}
+"""What other trainers call the number of batches whose gradients are summed."""
 
 
 class DataConfig(StrictModel):
@@ -124,6 +138,18 @@ class BatchConfig(StrictModel):
     """The batch that the loss sees, over all processes."""
 
     global_size: PositiveInt = 32_768
+    micro_size: PositiveInt | None = None
+    """Pairs that go through the towers at a time on one device, at most; None: all that the process has. Gradient caching makes of them the exact
+    gradient of the whole batch, for about a third more work (`trainer/gradient_cache.py`)."""
+
+
+class ObjectiveConfig(StrictModel):
+    """What the towers are asked to agree on."""
+
+    kind: Literal["clip", "siglip"] = "clip"
+    """`clip`: the paper's symmetric cross-entropy; `siglip`: a sigmoid for each picture and text, with a learned bias."""
+    chunk_size: PositiveInt | None = None
+    """Rows of similarities in memory at a time, each as long as the global batch; None: all rows of the process. Exact either way."""
 
 
 class ZeroConfig(StrictModel):
@@ -177,11 +203,26 @@ class TrainConfig(StrictModel):
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     optim: OptimConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
     batch: BatchConfig = BatchConfig()
     zero: ZeroConfig = ZeroConfig()
     precision: PrecisionConfig = PrecisionConfig()
     run: RunConfig
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _no_plain_accumulation(cls, given: Any) -> Any:
+        tables = {"": given, **given} if isinstance(given, dict) else {}
+        for table, keys in tables.items():
+            for key in _ACCUMULATION & keys.keys() if isinstance(keys, dict) else ():
+                place = f"{table}.{key}" if table else key
+                raise ValueError(
+                    f"{place} {keys[key]!r}: a contrastive loss compares every pair of the batch with every other, so gradients summed over"
+                    " smaller batches are those of another loss; drop the key, state the whole batch in batch.global_size, and set"
+                    " batch.micro_size to what fits on a device: its gradients are exactly those of the whole batch"
+                )
+        return given
 
     @pydantic.model_validator(mode="after")
     def _stage_and_precision_agree(self) -> Self:

@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from typing import Literal
 
 import pydantic
 import safetensors
@@ -28,14 +29,18 @@ from pipeline.contracts.config import StrictModel, load_config
 from pipeline.contracts.errors import InputError
 from trainer import checkpoint, models, tokenizer
 from trainer.config import CLIP_MEAN, CLIP_STD, Channels, Positive, TrainConfig, settled
+from trainer.objectives import OBJECTIVES
 
 log = logging.getLogger("trainer")
 
-FORMAT_VERSION = 1
-"""Of the card."""
+FORMAT_VERSION = 2
+"""Of the card. 2: `objective`."""
 
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives hold among the weights."""
+
+_SCALARS = ("logit_scale", "logit_bias")
+"""Of shape [1] while training (see models.clip), 0-D in files."""
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -53,6 +58,7 @@ class Card(StrictModel):
     embed_dim: int
     parameters: int
     names: str = "openai"
+    objective: Literal["clip", "siglip"] = "clip"
     tokenizer: str
     vocabulary: str
     vocabulary_sha256: str
@@ -106,6 +112,7 @@ def export(run_dir: str, out: str, step: int | None = None) -> Card:
         vocab_size=weights["token_embedding.weight"].shape[0],
         embed_dim=weights["text_projection"].shape[1],
         parameters=sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(_STATISTICS)),
+        objective=config.objective.kind,
         tokenizer=config.tokenizer.kind,
         vocabulary=storage.name(f"{stem}.vocabulary"),
         vocabulary_sha256=record.vocabulary_sha256,
@@ -146,7 +153,7 @@ def to_state_dict(model: models.CLIP, names: str = "openai") -> dict[str, torch.
 
 def _openai_shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
-    return copies | {"logit_scale": copies["logit_scale"].reshape(())}  # [1] while training, see models.clip
+    return copies | {name: copies[name].reshape(()) for name in _SCALARS if name in copies}
 
 
 # ---- reading
@@ -171,7 +178,7 @@ def load_weights(model: models.CLIP, source: str | Mapping[str, torch.Tensor], n
         )
     for name, target in wanted.items():
         value = weights[name]
-        if name == "logit_scale" and value.numel() == 1:
+        if name in _SCALARS and value.numel() == 1:
             value = value.reshape(target.shape)
         if value.shape != target.shape:
             raise InputError(
@@ -205,7 +212,11 @@ def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
                 f"{place}: not the {kind} that {storage.name(card_path)!r} describes; export the run again"
             )
     model = models.build(
-        card.preset, vocab_size=card.vocab_size, context_length=card.context_length, image_size=card.image_size
+        card.preset,
+        vocab_size=card.vocab_size,
+        context_length=card.context_length,
+        image_size=card.image_size,
+        logit_bias=OBJECTIVES[card.objective].logit_bias,
     )
     load_weights(model, places["weights"], names=card.names)
     ids = tokenizer.load(card.tokenizer, vocab=places["vocabulary"], context_length=card.context_length)

@@ -5,6 +5,7 @@ open the corpus and the vocabulary, build the model, wrap it in a DeepSpeed engi
 step sees and does is a function of (configuration, corpus, step number), so that a run that was killed and resumed is the same run.
 """
 
+import functools
 import hashlib
 import logging
 import math
@@ -19,14 +20,14 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError, RunError
-from trainer import checkpoint, models, tokenizer, zero
+from trainer import checkpoint, gradient_cache, models, tokenizer, zero
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
 from trainer.data.corpus import locate, open_corpus
 from trainer.data.reader import Corpus
 from trainer.data.transforms import normalise
 from trainer.metrics import Reporter
-from trainer.objectives.clip import contrastive_loss
+from trainer.objectives import OBJECTIVES
 from trainer.optim import HalfAdamW, cosine_with_warmup, parameter_groups
 from trainer.tokenizer.vocabulary import openai_merges
 
@@ -57,11 +58,14 @@ def train(config: TrainConfig) -> None:
 
     # ---- model, optimizer, engine
     _seed(config.run.seed)
+    objective = OBJECTIVES[config.objective.kind]
     model = models.build(
         config.model.preset,
         vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
         context_length=config.model.context_length,
         image_size=config.model.image_size,
+        logit_scale=objective.logit_scale,
+        logit_bias=objective.logit_bias,
     )
     _check_vocabulary(config, vocabulary, model.preset.vocab_size)
     groups = parameter_groups(model, config.optim.weight_decay)
@@ -83,6 +87,7 @@ def train(config: TrainConfig) -> None:
 
     # ---- the steps
     batches = loader.batches(_loader_plan(config, corpus, vocabulary, rank, world), first_step, last_step)
+    loss_of = functools.partial(objective.loss, chunk_size=config.objective.chunk_size)
     replaced = 0
     with Reporter(
         config.run.dir, plan, rank=rank, first_step=first_step, last_step=last_step, log_every=config.run.log_every
@@ -93,12 +98,10 @@ def train(config: TrainConfig) -> None:
             report.waited(time.perf_counter() - started, batch.replaced)
             replaced += len(batch.replaced)
 
-            pixels = batch.pixels.to(engine.device, non_blocking=True)
-            pixels = normalise(pixels, config.model.pixel_mean, config.model.pixel_std).to(dtype)
-            ids = batch.ids.to(engine.device, non_blocking=True)
-            image_features, text_features, scale = engine(pixels, ids)
-            loss = contrastive_loss(image_features, text_features, scale)
-            engine.backward(loss)
+            inputs = functools.partial(_inputs, batch, config, engine.device, dtype)
+            loss, (_, _, scale, *_) = gradient_cache.forward_backward(
+                engine, loss_of, inputs, plan.per_device, config.batch.micro_size
+            )
 
             mean_loss = zero.mean_over_processes(loss)
             if not math.isfinite(mean_loss):
@@ -117,7 +120,7 @@ def train(config: TrainConfig) -> None:
                     done,
                     loss=mean_loss,
                     learning_rate=learning_rate,
-                    logit_scale=float(scale.detach()),
+                    logit_scale=float(scale),
                     gradient_norm=gradient_norm,
                     replaced=zero.sum_over_processes(replaced),
                 )
@@ -209,6 +212,15 @@ def _loader_plan(
         cache_bytes=config.data.cache_mib << 20,
         read_ahead=config.data.read_ahead,
     )
+
+
+def _inputs(
+    batch: loader.Batch, config: TrainConfig, device: torch.device, dtype: torch.dtype, at: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the towers take of the pairs `at` of a batch: normalised pixels and ids, on the device."""
+    pixels = batch.pixels[at].to(device, non_blocking=True)
+    pixels = normalise(pixels, config.model.pixel_mean, config.model.pixel_std).to(dtype)
+    return pixels, batch.ids[at].to(device, non_blocking=True)
 
 
 def _seed(seed: int) -> None:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,8 +41,20 @@ def launch(
     timeout: float = 280.0,
 ) -> Finished:
     """`deepspeed --num_gpus N --module trainer`; with `kill_when` the whole group gets SIGKILL as soon as it says so."""
+    return launch_module("trainer", processes, _arguments(overrides), kill_when=kill_when, timeout=timeout)
+
+
+def launch_module(
+    module: str,
+    processes: int,
+    arguments: Sequence[str],
+    *,
+    kill_when: Callable[[], bool] | None = None,
+    timeout: float = 280.0,
+) -> Finished:
+    """`launch` for any module that joins the processes itself."""
     command = [str(_BINARIES / "deepspeed"), "--num_gpus", str(processes), "--master_port", str(_free_port())]
-    command += ["--module", "trainer", *_arguments(overrides)]
+    command += ["--module", module, *arguments]
     with subprocess.Popen(
         command,
         env=_environment(),

@@ -72,6 +72,12 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
         ("tokenizer.vocab=v.json", "vocab 'v.json' and train_size 2048: a vocabulary is read or trained; drop one"),
         ("augmentation.scale=[0.9, 0.1]", "scale \\[0.9, 0.1\\]"),
         ("data.workers=-1", "override 'data.workers'"),
+        ("batch.micro_size=0", "override 'batch.micro_size'"),
+        ("objective.kind=coca", "override 'objective.kind': input should be 'clip' or 'siglip'"),
+        ("objective.chunk_size=0", "override 'objective.chunk_size'"),
+        ("batch.gradient_accumulation_steps=4", "batch.gradient_accumulation_steps 4: a contrastive loss"),
+        ("optim.accumulate_grad_batches=2", "optim.accumulate_grad_batches 2: .* set batch.micro_size to what fits"),
+        ("accum_freq=8", "config: accum_freq 8: a contrastive loss"),
     ],
 )
 def test_values_that_cannot_be(override: str, said: str) -> None:
@@ -115,7 +121,16 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "run.stop_after=5",
     )
     assert all(configs.digest(load(place)) == base for place in places)
-    weights = ("run.seed=1", "optim.lr=1e-3", "zero.stage=2", "batch.global_size=64", "augmentation.flip=0.5")
+    weights = (
+        "objective.kind=siglip",
+        "objective.chunk_size=4",
+        "batch.micro_size=4",
+        "run.seed=1",
+        "optim.lr=1e-3",
+        "zero.stage=2",
+        "batch.global_size=64",
+        "augmentation.flip=0.5",
+    )
     assert len({base, *(configs.digest(load(change)) for change in weights)}) == len(weights) + 1
 
 
@@ -144,6 +159,26 @@ def test_a_recipe_is_valid_and_says_what_the_paper_says(name: str) -> None:
 def test_the_reference_run_has_the_size_that_openai_released() -> None:
     """151,277,313: the parameters of the released ViT-B/32, counted over its state dict."""
     assert "parameters   151,277,313" in describe(resolve(load(path=str(CONFIGS / "vit_b_32.toml"))), 64)
+
+
+def test_check_says_how_the_batch_goes_through_towers_and_loss() -> None:
+    whole = describe(resolve(load()), 2)
+    assert "batch        32 = 2 processes x 16, through the towers at once" in whole
+    assert "objective    clip, 16 x 32 similarities at a time" in whole
+    cut = ("batch.micro_size=6", "batch.global_size=32768", "objective.kind=siglip", "objective.chunk_size=128")
+    text = describe(resolve(load(*cut)), 8)
+    assert "32768 = 8" not in text
+    assert "32,768 = 8 processes x 4,096, through the towers in 683 micro-batches of at most 6" in text
+    # 2 blocks of 128 x 32,768 fp32 numbers; features of 128 dimensions and their gradients.
+    assert "objective    siglip, 128 x 32,768 similarities at a time: 0.031 GiB, and 0.031 GiB for features" in text
+    bias = {"clip": 0, "siglip": 1}
+    counts = {kind: int(parameters_line(f"objective.kind={kind}").replace(",", "")) for kind in bias}
+    assert counts["siglip"] - counts["clip"] == 1, "the learned bias"
+
+
+def parameters_line(override: str) -> str:
+    text = describe(resolve(load(override)), 1)
+    return text.partition("parameters   ")[2].partition(" (")[0]
 
 
 @pytest.mark.parametrize(

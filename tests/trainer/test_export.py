@@ -116,7 +116,7 @@ def test_files_that_are_not_the_cards_are_refused(copy: Path, name: str, kind: s
 def test_a_card_of_another_version_is_refused(copy: Path) -> None:
     card = copy / "model.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"format_version": 7, "added_later": 1}))
-    with pytest.raises(InputError, match=r"model\.json: format_version 7, this version of the trainer reads 1"):
+    with pytest.raises(InputError, match=r"model\.json: format_version 7, this version of the trainer reads 2"):
         load_model(str(copy))
 
 

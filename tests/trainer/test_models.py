@@ -308,6 +308,16 @@ def test_initialisation_is_the_papers() -> None:
     assert float(residual["visual.attnpool.c_proj.weight"].std()) == pytest.approx(768**-0.5, rel=0.05)
 
 
+def test_scale_and_bias_start_where_they_are_told_and_come_out_of_forward() -> None:
+    model = build("tiny-vit", logit_scale=math.log(10), logit_bias=-10.0)
+    *_, scale, bias = model(torch.randn(2, 3, 64, 64), some_ids(2, model.preset))
+    assert (scale.shape, bias.shape) == ((1,), (1,))
+    assert float(scale.detach()) == pytest.approx(10.0)
+    assert float(bias.detach()) == -10.0
+    assert bias is not model.logit_bias, "DeepSpeed would hook the parameter as an output"
+    assert "logit_bias" not in build("tiny-vit").state_dict()
+
+
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny"])
 def test_forward_normalises_in_fp32_and_follows_the_end_mark_only(name: str) -> None:
     model = build(name, vocab_size=100, context_length=9).eval()

@@ -12,6 +12,7 @@ import safetensors.torch
 
 from tests.trainer.launching import Alone, Launch
 from trainer import checkpoint
+from trainer.export import export, load_model
 
 # Half a minute on two free cores; many times that where other work shares them.
 pytestmark = pytest.mark.timeout(900)
@@ -98,6 +99,12 @@ def test_a_killed_run_resumes_to_the_bit(
         pytest.param({"precision.compute": "autocast_bf16"}, id="autocast_bf16"),
         pytest.param({"precision.compute": "autocast_bf16", "zero.stage": 3}, id="autocast_bf16-stage3"),
         pytest.param({"model.preset": "tiny"}, id="resnet"),
+        pytest.param({"model.preset": "tiny", "batch.micro_size": 3}, id="resnet-cached"),
+        pytest.param({"batch.micro_size": 3, "zero.stage": 2}, id="cached-stage2"),
+        pytest.param(
+            {"batch.micro_size": 1, "zero.stage": 3, "objective.kind": "siglip", "objective.chunk_size": 3},
+            id="siglip-cached-stage3",
+        ),
         pytest.param({"model.preset": "tiny", "precision.compute": "autocast_bf16"}, id="resnet-autocast_bf16"),
     ],
 )
@@ -130,6 +137,28 @@ def test_two_processes_train_as_one(
     for ours, theirs in zip(one, two, strict=False):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4), f"step {ours['step']}"
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("clip", marks=pytest.mark.prove), "siglip"])
+def test_micro_batches_and_chunks_train_as_the_whole_batch(
+    kind: str, alone: Alone, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    cut = {"batch.micro_size": 3, "objective.chunk_size": 3}
+    for name, change in (("whole", {}), ("cut", cut)):
+        finished = alone(short_run | change | {"objective.kind": kind, "run.dir": tmp_path / name})
+        assert finished.code == 0, finished.output
+    whole, parts = (lines_of(tmp_path / name) for name in ("whole", "cut"))
+    assert len(parts) == 6
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4), f"step {ours['step']}"
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
+    assert whole[0]["logit_scale"] == pytest.approx({"clip": 1 / 0.07, "siglip": 10}[kind], rel=1e-3)
+    # What the objective has of its own is in the export.
+    export(str(tmp_path / "cut"), str(tmp_path / "model.safetensors"))
+    model, _, card = load_model(str(tmp_path))
+    assert card.objective == kind
+    assert (model.logit_bias is None) == (kind == "clip")
+    assert model.logit_bias is None or float(model.logit_bias.detach()) == pytest.approx(-10, abs=0.1)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(alone: Alone, short_run: dict[str, object], tmp_path: Path) -> None:

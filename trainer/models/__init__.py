@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 
 from pipeline.contracts.errors import InputError
-from trainer.models.clip import CLIP
+from trainer.models.clip import CLIP, INITIAL_LOGIT_SCALE
 from trainer.models.presets import PRESETS, Preset, ResNetShape, ViTShape
 
 __all__ = ["CLIP", "PRESETS", "Preset", "ResNetShape", "ViTShape", "build"]
@@ -18,13 +18,16 @@ def build(
     vocab_size: int | None = None,
     context_length: int | None = None,
     image_size: int | None = None,
+    logit_scale: float = INITIAL_LOGIT_SCALE,
+    logit_bias: float | None = None,
 ) -> CLIP:
     """A new model of `preset` (one of PRESETS by name, or a Preset of your own), drawn from torch's global
     generator.
 
     The three sizes replace the preset's: ids in the vocabulary, ids in a text (brackets included), pixels
-    of a side. Build under `torch.device("meta")` for shapes without memory. Raises InputError for an
-    unknown name or a size that cannot be.
+    of a side. logit_scale and logit_bias are where these parameters start (`trainer.objectives.OBJECTIVES` has
+    the values of each objective). Build under `torch.device("meta")` for shapes without memory. Raises
+    InputError for an unknown name or a size that cannot be.
     """
     chosen = PRESETS.get(preset) if isinstance(preset, str) else preset
     if chosen is None:
@@ -49,4 +52,4 @@ def build(
         )
     if chosen.vocab_size < 2:
         raise InputError(f"model vocab_size: {chosen.vocab_size!r} is no vocabulary; give the tokenizer's vocab_size")
-    return CLIP(chosen)
+    return CLIP(chosen, logit_scale, logit_bias)

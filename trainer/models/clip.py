@@ -5,8 +5,8 @@ The text tower's parameters sit at the root of the model, as in openai/CLIP (cli
 a state dict has the released names and shapes. One shape differs while training: `logit_scale` is [1] and
 not 0-D, because DeepSpeed cannot broadcast a 0-D parameter; the export squeezes it.
 
-`forward` returns everything that a loss needs, the scale included: under ZeRO stage 3 a parameter that is
-read outside of the root's forward is an empty shard.
+`forward` returns everything that a loss needs, the scale (and the bias of a sigmoid loss) included: under
+ZeRO stage 3 a parameter that is read outside of the root's forward is an empty shard.
 """
 
 import math
@@ -25,9 +25,14 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 class CLIP(nn.Module):
-    """The two towers of one preset, freshly initialised as in the paper; `preset` says what they are."""
+    """The two towers of one preset, freshly initialised as in the paper; `preset` says what they are.
 
-    def __init__(self, preset: Preset) -> None:
+    logit_scale, logit_bias: where the learned ln of the scale and the learned bias start; None: there is no bias.
+    """
+
+    def __init__(
+        self, preset: Preset, logit_scale: float = INITIAL_LOGIT_SCALE, logit_bias: float | None = None
+    ) -> None:
         super().__init__()
         self.preset = preset
         self.visual: VisionTransformer | ModifiedResNet
@@ -41,7 +46,8 @@ class CLIP(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(preset.context_length, width))
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, preset.embed_dim))
-        self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.full((1,), logit_scale))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.full((1,), logit_bias))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
@@ -64,11 +70,13 @@ class CLIP(nn.Module):
         features: Tensor = self.ln_final(x) @ self.text_projection
         return features
 
-    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both features, L2-normalised, and the scale exp(logit_scale) of shape [1], all at least fp32."""
+    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Both features, L2-normalised, the scale exp(logit_scale) of shape [1], and logit_bias [1] if there is one; at least fp32."""
         image_features = functional.normalize(_wide(self.encode_image(pixels)), dim=-1)
         text_features = functional.normalize(_wide(self.encode_text(ids)), dim=-1)
-        return image_features, text_features, _wide(self.logit_scale).exp()
+        # A copy, for DeepSpeed hooks what a model returns, and must not take a parameter for an output.
+        own = () if self.logit_bias is None else (_wide(self.logit_bias).clone(),)
+        return image_features, text_features, _wide(self.logit_scale).exp(), *own
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,0 +1,209 @@
+"""Gradients as the optimizer sees them, of one process or of several: the program that `test_gradients` launches, and the truth beside it.
+
+    deepspeed --num_gpus W --module tests.trainer.gradients FILE
+
+All cases of W processes run in one launch: every objective, dense and chunked, ZeRO stage and number of micro-batches in fp32, the half
+precisions that this machine has, and fp64 without DeepSpeed. An optimizer that writes its gradients over the masters makes them readable
+in every stage through the trainer's own door. The first process writes FILE (safetensors): "case parameter" -> gradient.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.contracts.config import load_config
+from trainer import gradient_cache, models, zero
+from trainer.config import TrainConfig
+from trainer.models import Preset, ViTShape
+from trainer.objectives import OBJECTIVES
+from trainer.optim import parameter_groups
+
+LOCAL = 7
+"""Pairs of one process: no chunk and no micro-batch of more than one pair divides it."""
+CHUNK = 3
+MICRO = {1: None, 2: 4, 4: 2}
+"""Number of micro-batches to their size: 7, 4 + 3, 2 + 2 + 2 + 1."""
+HALF_STEPS = 40
+"""Steps in which the loss scaler must have found a scale that does not overflow."""
+TINY = Preset("gradients", 32, 16, ViTShape(2, 64, 8), 64, 2, 1e-3, (0.9, 0.98), 1e-6, context_length=8, vocab_size=50)
+Compute = Literal["fp64", "fp32", "bf16", "autocast_bf16", "fp16"]
+
+
+class Case(NamedTuple):
+    """One gradient; stage None is without DeepSpeed."""
+
+    compute: Compute
+    kind: str
+    chunk: int | None
+    stage: int | None
+    micro_batches: int
+
+    @property
+    def name(self) -> str:
+        return "/".join(str(part) for part in self)
+
+
+def exact_cases() -> Iterator[Case]:
+    for kind in OBJECTIVES:
+        for chunk in (None, CHUNK):
+            for micro_batches in MICRO:
+                yield Case("fp64", kind, chunk, None, micro_batches)
+                for stage in (0, 1, 2, 3):
+                    yield Case("fp32", kind, chunk, stage, micro_batches)
+
+
+def half_cases() -> Iterator[Case]:
+    kinds: tuple[Compute, ...] = ("bf16", "autocast_bf16", *(("fp16",) if has_fp16() else ()))
+    for compute in kinds:
+        for stage in (1, 2, 3):
+            for micro_batches in (1, 4):
+                yield Case(compute, "siglip", CHUNK, stage, micro_batches)
+
+
+def has_fp16() -> bool:
+    """Whether DeepSpeed trains in fp16 on this machine; of CPUs few can."""
+    from deepspeed.accelerator import get_accelerator  # heavy
+
+    return bool(get_accelerator().is_fp16_supported())
+
+
+# ---- the truth
+
+
+def naive_clip(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """The paper's figure 3, with the softmax written out."""
+    logits = images @ texts.T * scale
+    by_image = logits.exp().sum(1).log() - logits.diag()
+    by_text = logits.exp().sum(0).log() - logits.diag()
+    return (by_image.mean() + by_text.mean()) / 2
+
+
+def naive_siglip(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """The sigmoid loss paper's algorithm 1, with the sigmoid written out."""
+    signs = 2 * torch.eye(len(images), dtype=images.dtype) - 1
+    return (1 + (-signs * (images @ texts.T * scale + bias)).exp()).log().sum() / len(images)
+
+
+NAIVE: dict[str, Callable[..., Tensor]] = {"clip": naive_clip, "siglip": naive_siglip}
+
+
+def fresh_model(kind: str) -> models.CLIP:
+    torch.manual_seed(1)
+    return models.build(TINY, logit_scale=OBJECTIVES[kind].logit_scale, logit_bias=OBJECTIVES[kind].logit_bias)
+
+
+def whole_batch(world: int) -> tuple[Tensor, Tensor]:
+    """fp64 pixels and ids, each text ending in the largest id somewhere."""
+    generator = torch.Generator().manual_seed(5)
+    pairs = world * LOCAL
+    pixels = torch.randn(pairs, 3, TINY.image_size, TINY.image_size, dtype=torch.float64, generator=generator)
+    ids = torch.randint(1, TINY.vocab_size - 1, (pairs, TINY.context_length), generator=generator)
+    ends = torch.randint(2, TINY.context_length, (pairs,), generator=generator)
+    ids[torch.arange(pairs), ends] = TINY.vocab_size - 1
+    return pixels, ids
+
+
+def truth(kind: str, world: int) -> dict[str, Tensor]:
+    """Loss and gradients of one process with the whole batch, in fp64, by nothing but autograd."""
+    model = fresh_model(kind).double()
+    loss = NAIVE[kind](*model(*whole_batch(world)))
+    torch.autograd.backward(loss)
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return found | {"loss": loss.detach()}
+
+
+# ---- what is tested
+
+
+class Recorder(torch.optim.Optimizer):
+    """Its step leaves each gradient where the master weight was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(parameter_groups(model, 0.0), {"lr": 1.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.copy_(parameter.grad)
+
+
+class Plain:
+    """The engine's part for gradient caching, without DeepSpeed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.device = module, torch.device("cpu")
+
+    def __call__(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self.module(pixels, ids)
+        return outputs
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        pass
+
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
+
+def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
+    """Loss (mean over processes) and gradients of one case, complete on the first process."""
+    model = fresh_model(case.kind)
+    dtypes = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+    pixels, ids = whole_batch(world)
+    mine = slice(rank * LOCAL, (rank + 1) * LOCAL)
+    pixels, ids = pixels[mine].to(dtypes.get(case.compute, torch.float32)), ids[mine]
+
+    def loss_of(*outputs: Tensor) -> Tensor:
+        return OBJECTIVES[case.kind].loss(*outputs, chunk_size=case.chunk)
+
+    def load(at: slice) -> tuple[Tensor, Tensor]:
+        return pixels[at], ids[at]
+
+    micro_size = MICRO[case.micro_batches]
+    if case.stage is None:
+        loss, _ = gradient_cache.forward_backward(Plain(model.double()), loss_of, load, LOCAL, micro_size)
+        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        for tensor in (loss, *found.values()):
+            dist.all_reduce(tensor)
+            tensor /= world
+        return found | {"loss": loss}
+
+    overrides = [
+        f"batch.global_size={world * LOCAL}",
+        f"zero.stage={case.stage}",
+        f"precision.compute={case.compute}",
+    ]
+    config = load_config(TrainConfig, "trainer/configs/smoke.toml", overrides)
+    engine = zero.start_engine(config, model, Recorder(model), world)
+    for _ in range(HALF_STEPS if case.compute == "fp16" else 1):
+        loss, _ = gradient_cache.forward_backward(engine, loss_of, load, LOCAL, micro_size)
+        norm, applied = zero.step(engine, 0.0)
+        if applied:
+            break
+    assert applied
+    found = zero.master_weights(engine)
+    engine.destroy()
+    return found | {"loss": torch.tensor(zero.mean_over_processes(loss)), "norm": torch.tensor(norm)}
+
+
+def main(out: str) -> None:
+    rank, world = zero.join_processes()
+    everything: dict[str, Tensor] = {}
+    for case in (*exact_cases(), *half_cases()):
+        found = gradients(case, rank, world)
+        everything |= {f"{case.name} {name}": tensor.contiguous() for name, tensor in found.items()}
+    if rank == 0:
+        safetensors.torch.save_file(everything, out)
+    zero.leave_processes()
+
+
+if __name__ == "__main__":
+    assert "RANK" in os.environ, "start me with the deepspeed launcher"
+    main(sys.argv[-1])

@@ -1,0 +1,99 @@
+"""The gradient of every combination against one process that sees the whole batch, without DeepSpeed, in fp64 and with naive losses.
+
+Every objective x dense and chunked x ZeRO 0 to 3 x 1, 2 and 4 micro-batches x 1, 2 and 4 processes; `tests/trainer/gradients.py` runs them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from tests.trainer.gradients import Case, exact_cases, half_cases, has_fp16, truth
+from tests.trainer.launching import launch_module
+from trainer.objectives import OBJECTIVES
+
+pytestmark = pytest.mark.timeout(900)
+
+WORLDS = (1, 2, pytest.param(4, marks=pytest.mark.prove))
+Found = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
+    """What one launch of so many processes found; each number of them is launched once."""
+    found: dict[int, Found] = {}
+
+    def run(world: int) -> Found:
+        if world not in found:
+            out = tmp_path_factory.mktemp("gradients") / f"{world}.safetensors"
+            finished = launch_module("tests.trainer.gradients", world, [str(out)], timeout=800)
+            assert finished.code == 0, finished.output
+            found[world] = safetensors.torch.load_file(out)
+        return found[world]
+
+    return run
+
+
+def errors(found: Found, case: Case, true: Found) -> dict[str, float]:
+    """Relative L2 error of the loss and of each gradient of a case."""
+    return {
+        name: float((found[f"{case.name} {name}"].double() - expected).norm() / expected.norm())
+        for name, expected in true.items()
+    }
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_gradients_are_those_of_one_process_with_the_whole_batch(world: int, launched: Callable[[int], Found]) -> None:
+    found = launched(world)
+    limits = {"fp32": 1e-5, "fp64": 1e-10}
+    worst = dict.fromkeys(limits, 0.0)
+    wrong = []
+    for kind in OBJECTIVES:
+        true = truth(kind, world)
+        assert {"logit_scale", *(["logit_bias"] if kind == "siglip" else [])} <= true.keys()
+        for case in exact_cases():
+            if case.kind == kind:
+                found_errors = errors(found, case, true)
+                worst[case.compute] = max(worst[case.compute], *found_errors.values())
+                wrong += [
+                    f"{case.name} {name}: {error:.1e}"
+                    for name, error in found_errors.items()
+                    if not error <= limits[case.compute]
+                ]
+    print(f"{world} processes, largest relative error: {worst}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_norm_that_is_reported_is_that_of_the_whole_gradient(
+    world: int, launched: Callable[[int], Found], tmp_path: Path
+) -> None:
+    """Also without ZeRO and with micro-batches, where gradients of one process or of one micro-batch lie about."""
+    found = launched(world)
+    for kind in OBJECTIVES:
+        true = truth(kind, world)
+        norm = float(get_total_norm([tensor for name, tensor in true.items() if name != "loss"]))
+        for case in exact_cases():
+            if case.kind == kind and case.stage is not None:
+                assert float(found[f"{case.name} norm"]) == pytest.approx(norm, rel=1e-5), case.name
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_half_precision_gradients_are_right_to_its_digits(world: int, launched: Callable[[int], Found]) -> None:
+    """bf16 rounds to 3 digits; with fp16 the loss scale must have been taken off once, not twice and not by micro-batch."""
+    found = launched(world)
+    true = truth("siglip", world)
+    wrong = []
+    for case in half_cases():
+        limit = 0.01 if case.compute == "fp16" else 0.06
+        wrong += [
+            f"{case.name} {name}: {error:.1e}"
+            for name, error in errors(found, case, true).items()
+            if not error <= limit
+        ]
+    assert not wrong
+    if not has_fp16():
+        pytest.skip("this processor has no fp16: loss scaling was not run")
