@@ -41,8 +41,7 @@ def launch(
     timeout: float = 280.0,
 ) -> Finished:
     """`deepspeed --num_gpus N --module trainer`; with `kill_when` the whole group gets SIGKILL as soon as it says so."""
-    command = [str(_BINARIES / "deepspeed"), "--num_gpus", str(processes), "--master_port", str(_free_port())]
-    command += ["--module", "trainer", *_arguments(overrides)]
+    command = [*_launcher(processes), "trainer", *_arguments(overrides)]
     with subprocess.Popen(
         command,
         env=_environment(),
@@ -65,6 +64,20 @@ def launch(
     return Finished(process.returncode, output)
 
 
+def launch_module(processes: int, module: str, *arguments: str, timeout: float = 280.0) -> Finished:
+    """`deepspeed --num_gpus N --module MODULE`: what a test has written for several processes."""
+    done = subprocess.run(
+        [*_launcher(processes), module, *arguments],
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout)
+
+
 def alone(overrides: Mapping[str, object], *, timeout: float = 280.0) -> Finished:
     """`python -m trainer`: a run of one process."""
     done = subprocess.run(
@@ -76,6 +89,11 @@ def alone(overrides: Mapping[str, object], *, timeout: float = 280.0) -> Finishe
         check=False,
     )
     return Finished(done.returncode, done.stdout + done.stderr)
+
+
+def _launcher(processes: int) -> list[str]:
+    ports = ["--master_port", str(_free_port())]
+    return [str(_BINARIES / "deepspeed"), "--num_gpus", str(processes), *ports, "--module"]
 
 
 def _arguments(overrides: Mapping[str, object]) -> list[str]:
