@@ -95,13 +95,15 @@ def test_the_number_of_a_weight_decides_its_noise_and_not_the_stage(
     world: int, launched: Callable[[int], Found]
 ) -> None:
     """After one step, before block borders matter, all stages have the same weights, whoever rounded them and where."""
-    for kind in {case._replace(stage=0, offload=False) for case in CASES}:
-        alike = [case for case in CASES if case._replace(stage=0, offload=False) == kind]
-        reference = flat(launched(world)[alike[0]]["after_one"])
-        assert not bool(reference.isnan().any()), "every number of the model is somewhere"
-        for case in alike[1:]:
-            different = float((flat(launched(world)[case]["after_one"]) != reference).double().mean())
-            assert different <= (0.0 if world == 1 and case.stage < 3 else 0.02), (case, different)
+    references: dict[object, Tensor] = {}
+    for case in CASES:
+        # Under stage 3 DeepSpeed has a linear layer of its own, which rounds once more in bf16.
+        alike = (case.compute, case.master, case.text, case.stage == 3 and case.compute != "fp32")
+        found = flat(launched(world)[case]["after_one"])
+        assert not bool(found.isnan().any()), "every number of the model is somewhere"
+        different = float((found != references.setdefault(alike, found)).double().mean())
+        # Gradients are summed in another order where a process sums only its share.
+        assert different <= (0.0 if world == 1 else 0.02), (case, different)
 
 
 @pytest.mark.parametrize("world", WORLDS)
