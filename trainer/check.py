@@ -36,9 +36,11 @@ def describe(config: TrainConfig, world_size: int) -> str:
     total = sum(parameter.numel() for parameter in model.parameters())
     lines = [configs.to_toml(config).rstrip(), "", f"digest       {configs.digest(config)}"]
     lines.append(f"parameters   {total:,} (image tower {image:,}, text tower and scale {total - image:,})")
-    for group in parameter_groups(model, config.optim.weight_decay):
+    for group in parameter_groups(model, config.optim.weight_decay, text_stochastic=config.precision.text_grid):
         count = sum(parameter.numel() for parameter in group["params"])
-        lines.append(f"  {group['name']:<12} {count:,} numbers, weight decay {group['weight_decay']}")
+        grid = group.get("stochastic", config.precision.master_grid)
+        rounded = f", rounded stochastically to {grid} numbers" if grid else ""
+        lines.append(f"  {group['name']:<14} {count:,} numbers, weight decay {group['weight_decay']}{rounded}")
     lines += [_vocabulary_line(config), *_batch_lines(config, world_size)]
     lines += [_objective_line(config, world_size, model.preset.embed_dim), *_memory_lines(config, total)]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
@@ -82,6 +84,7 @@ def _batch_lines(config: TrainConfig, world_size: int) -> list[str]:
     lines.append(
         f"length       {plan.total_steps:,} steps = {plan.total_samples:,} samples = {plan.epochs:.3f} epochs,"
         f" {plan.warmup_steps:,} of them warm-up"
+        + (f", the last {config.optim.cooldown_steps:,} cooldown" if config.optim.cooldown_steps else "")
     )
     return lines
 
@@ -97,28 +100,53 @@ def _objective_line(config: TrainConfig, world_size: int, embed_dim: int) -> str
 
 
 def _memory_lines(config: TrainConfig, parameters: int) -> list[str]:
-    """Weights, gradients, masters and moments of one process, by number of processes; activations come on top."""
-    lines = ["memory of one process for weights, gradients, fp32 masters and fp16 moments (activations come on top):"]
+    """What one process holds between steps, by number of processes; activations come on top."""
+    average = ", their average" if config.optim.ema_decay is not None else ""
+    kept = f"{config.precision.master} masters, fp16 moments{average}"
+    lines = [f"memory of one process for weights, gradients, {kept} (activations come on top):"]
     for world_size in _WORLD_SIZES:
         size, left = divmod(config.batch.global_size, world_size)
         if not left:
-            held = bytes_a_parameter(config, world_size)
-            lines.append(
-                f"  {world_size:>3} processes x {size:>6,}: {held:5.2f} B a parameter, {held * parameters / _GIB:7.3f} GiB"
-            )
+            device, host = bytes_a_parameter(config, world_size), host_bytes_a_parameter(config, world_size)
+            line = f"  {world_size:>3} processes x {size:>6,}: {device:5.2f} B a parameter, {device * parameters / _GIB:7.3f} GiB"
+            if config.zero.offload:
+                line += f"; on the CPU {host:5.2f} B, {host * parameters / _GIB:7.3f} GiB"
+            lines.append(line)
     return lines
 
 
 def bytes_a_parameter(config: TrainConfig, world_size: int) -> float:
-    """Bytes that a process holds for each parameter of the model under the ZeRO stage and precision of `config`."""
-    half = config.precision.compute in ("bf16", "fp16")
-    weights = gradients = 2.0 if half else 4.0
-    stage = config.zero.stage
-    masters = 4.0 if stage else 0.0  # without ZeRO the fp32 weights are their own masters
-    moments = 4.0 + 8.0 / 256
-    share = 1.0 / world_size
+    """Bytes that a process holds on its device for each parameter of the model, under the stage and precision of `config`."""
+    weights = gradients = _weight_bytes(config)
+    stage, share = config.zero.stage, 1.0 / world_size
+    kept = 0.0 if config.zero.offload else _kept_bytes(config)
     return (
         weights * (share if stage == 3 else 1.0)
         + gradients * (share if stage >= 2 else 1.0)
-        + (masters + moments) * (share if stage >= 1 else 1.0)
+        + kept * (share if stage >= 1 else 1.0)
+    )
+
+
+def host_bytes_a_parameter(config: TrainConfig, world_size: int) -> float:
+    """The same on the CPU beside it, where offload puts the masters and all that goes with them.
+
+    Also there: the flat gradient that the step reads, and a buffer in the type of the weights (for the copy back, or under stage 3 for
+    arriving gradients). Counted from DeepSpeed's code, not measured on a GPU.
+    """
+    if not config.zero.offload:
+        return 0.0
+    return (_kept_bytes(config) + 4.0 + _weight_bytes(config)) / world_size
+
+
+def _weight_bytes(config: TrainConfig) -> float:
+    return 2.0 if config.precision.compute in ("bf16", "fp16") else 4.0
+
+
+def _kept_bytes(config: TrainConfig) -> float:
+    """Masters, moments and the masters' average."""
+    masters = 2.0 if config.precision.master == "bf16" else 4.0
+    return (
+        (masters if config.zero.stage else 0.0)  # without ZeRO the fp32 weights are their own masters
+        + (4.0 + 8.0 / 256)
+        + (4.0 if config.optim.ema_decay is not None else 0.0)
     )

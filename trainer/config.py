@@ -125,12 +125,26 @@ class OptimConfig(StrictModel):
     epochs: Annotated[float, pydantic.Field(gt=0)] | None = None
     steps: PositiveInt | None = None
     """The length of the run: exactly one of epochs and steps."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` falls to 0 over the whole run after the warm-up, `constant` stays up and falls to 0 over the last cooldown_steps."""
     warmup_steps: Annotated[int, pydantic.Field(ge=0)] = 2000
+    cooldown_steps: Annotated[int, pydantic.Field(ge=0)] = 0
+    ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the weights beside them; the n-th step's decay is the lesser of this and n / (n + 9). 4 bytes a master."""
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"epochs {self.epochs!r} and steps {self.steps!r}: state exactly one of them")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _cooldown_has_a_use(self) -> Self:
+        if self.cooldown_steps and self.schedule == "cosine":
+            raise ValueError(
+                f"cooldown_steps {self.cooldown_steps} has no use for schedule 'cosine', which cools down all along;"
+                " set optim.schedule = 'constant' or drop it"
+            )
         return self
 
 
@@ -156,12 +170,51 @@ class ZeroConfig(StrictModel):
     """How optimizer states (1), gradients (2) and weights (3) are split over the processes; 0 keeps all of them everywhere."""
 
     stage: Literal[0, 1, 2, 3] = 1
+    offload: bool = not_semantic(False)
+    """Masters, moments and their arithmetic on the CPU, beside a GPU that has no room for them. Its rounding is the CPU's."""
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_offload(self) -> Self:
+        if self.offload and self.stage == 0:
+            raise ValueError(
+                "offload with stage 0: without ZeRO the weights are their own masters; set zero.stage to 1, 2 or 3"
+            )
+        return self
 
 
 class PrecisionConfig(StrictModel):
-    """`fp32`; `bf16` and `fp16` keep half-precision weights beside the fp32 masters; `autocast_bf16` keeps fp32 weights only."""
+    """What weights are while they compute, and what the optimizer keeps of them."""
 
     compute: Literal["fp32", "bf16", "fp16", "autocast_bf16"] = "fp32"
+    """`bf16` and `fp16` keep half-precision weights beside the masters; `autocast_bf16` keeps fp32 weights and multiplies in bf16."""
+    master: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` saves 2 bytes of the masters, which each step rounds stochastically, and sums gradients in bf16; for compute = "bf16"."""
+    text_weights: Literal["plain", "fp16_stochastic"] = "plain"
+    """`fp16_stochastic`, as in the paper: each step rounds the text tower's masters to fp16 numbers, stochastically. It saves no memory."""
+
+    @pydantic.model_validator(mode="after")
+    def _masters_suit_the_weights(self) -> Self:
+        if self.master == "bf16" and self.compute != "bf16":
+            raise ValueError(
+                f"master 'bf16' with compute {self.compute!r}: weights would be finer than their masters; set precision.compute = 'bf16'"
+                " or drop precision.master"
+            )
+        if self.text_weights == "fp16_stochastic" and self.compute == "bf16":
+            raise ValueError(
+                "text_weights 'fp16_stochastic' with compute 'bf16': the bf16 copy would round them a second time, to nearest;"
+                " set precision.compute = 'autocast_bf16', 'fp16' or 'fp32', or drop precision.text_weights"
+            )
+        return self
+
+    @property
+    def text_grid(self) -> Literal["fp16"] | None:
+        """The numbers to which each step rounds the text tower's masters, stochastically."""
+        return "fp16" if self.text_weights == "fp16_stochastic" else None
+
+    @property
+    def master_grid(self) -> Literal["bf16"] | None:
+        """The numbers to which each step rounds all other masters, stochastically."""
+        return "bf16" if self.master == "bf16" else None
 
 
 class RunConfig(StrictModel):
@@ -230,6 +283,11 @@ class TrainConfig(StrictModel):
             raise ValueError(
                 f"zero.stage 0 with precision.compute {self.precision.compute!r}: DeepSpeed would decay the weights once before the first"
                 " step; set zero.stage to 1, 2 or 3"
+            )
+        if self.zero.offload and self.precision.master == "bf16":
+            raise ValueError(
+                "zero.offload with precision.master 'bf16': DeepSpeed keeps bf16 masters on a CPU for its own Adam only;"
+                " drop one of the two"
             )
         return self
 
@@ -348,5 +406,10 @@ def batch_plan(config: TrainConfig, world_size: int, rows: int) -> BatchPlan:
         raise InputError(
             f"optim.warmup_steps: {config.optim.warmup_steps} is not less than the {steps} steps of the run;"
             f" set it to {steps // 10} or train longer"
+        )
+    if config.optim.warmup_steps + config.optim.cooldown_steps > steps:
+        raise InputError(
+            f"optim.cooldown_steps: {config.optim.cooldown_steps} after {config.optim.warmup_steps} steps of warm-up are more than the"
+            f" {steps} steps of the run; set it to {steps // 5} or train longer"
         )
     return BatchPlan(rows, world_size, config.batch.global_size, per_device, steps, config.optim.warmup_steps)

@@ -28,7 +28,7 @@ from trainer.data.reader import Corpus
 from trainer.data.transforms import normalise
 from trainer.metrics import Reporter
 from trainer.objectives import OBJECTIVES
-from trainer.optim import HalfAdamW, cosine_with_warmup, parameter_groups
+from trainer.optim import Ema, HalfAdamW, learning_rate, parameter_groups
 from trainer.tokenizer.vocabulary import openai_merges
 
 log = logging.getLogger("trainer")
@@ -68,10 +68,17 @@ def train(config: TrainConfig) -> None:
         logit_bias=objective.logit_bias,
     )
     _check_vocabulary(config, vocabulary, model.preset.vocab_size)
-    groups = parameter_groups(model, config.optim.weight_decay)
     use = settled(config)
-    optimizer = HalfAdamW(groups, lr=use.lr, betas=use.betas, eps=use.eps, seed=config.run.seed)
+    optimizer = HalfAdamW(
+        parameter_groups(model, config.optim.weight_decay, text_stochastic=config.precision.text_grid),
+        lr=use.lr,
+        betas=use.betas,
+        eps=use.eps,
+        stochastic=config.precision.master_grid,
+        seed=config.run.seed,
+    )
     engine = zero.start_engine(config, model, optimizer, world)
+    average = None if config.optim.ema_decay is None else Ema(zero.masters(engine), config.optim.ema_decay)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision.compute, torch.float32)
     _seed(config.run.seed + 1 + rank)  # from here on each process draws its own numbers
 
@@ -109,17 +116,24 @@ def train(config: TrainConfig) -> None:
                     f"step {done}: the loss is {mean_loss}; the last checkpoint is untouched: lower optim.lr (now {use.lr!r}) or"
                     " look at the rows of this step, then start again"
                 )
-            learning_rate = cosine_with_warmup(
-                done - 1, base_lr=use.lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+            rate = learning_rate(
+                done - 1,
+                config.optim.schedule,
+                base_lr=use.lr,
+                warmup_steps=plan.warmup_steps,
+                cooldown_steps=config.optim.cooldown_steps,
+                total_steps=plan.total_steps,
             )
-            gradient_norm, applied = zero.step(engine, learning_rate)
+            gradient_norm, applied = zero.step(engine, rate)
+            if average is not None and applied:
+                average.update(zero.masters(engine))
 
             report.step(done, applied=applied)
             if report.due(done):
                 report.write(
                     done,
                     loss=mean_loss,
-                    learning_rate=learning_rate,
+                    learning_rate=rate,
                     logit_scale=float(scale),
                     gradient_norm=gradient_norm,
                     replaced=zero.sum_over_processes(replaced),

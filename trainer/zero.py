@@ -18,6 +18,7 @@ import torch.distributed
 
 from pipeline.contracts.errors import InputError, RunError
 from trainer.config import TrainConfig, per_device_size
+from trainer.optim import HalfAdamW
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -51,6 +52,7 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optim.gradient_clipping,
         "zero_optimization": {"stage": config.zero.stage},
+        "zero_force_ds_cpu_optimizer": False,  # nor with offload is it DeepSpeed's own
         "zero_allow_untested_optimizer": True,  # ours is not on DeepSpeed's list; the tests prove it under every stage
         "bf16": {"enabled": compute == "bf16"},
         "fp16": {"enabled": compute == "fp16"},
@@ -58,6 +60,14 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
         "wall_clock_breakdown": False,
         "checkpoint": {"tag_validation": "Ignore"},
     }
+    if config.zero.offload:
+        derived["zero_optimization"] = {
+            "stage": config.zero.stage,
+            "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        }
+    if config.precision.master == "bf16":
+        # "bf16_optimizer_states" is how DeepSpeed is told that masters stay where the weights are. The moments are ours, and fp16.
+        derived["bf16"] = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
     if compute == "fp16":
         derived["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000}
     if compute == "autocast_bf16":
@@ -112,7 +122,39 @@ def start_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
     )
-    return cast(Engine, engine)
+    started = cast(Engine, engine)
+    if isinstance(optimizer, HalfAdamW):
+        _place_partitions(started, optimizer)
+    return started
+
+
+def _place_partitions(engine: Engine, optimizer: HalfAdamW) -> None:
+    """Tell the optimizer which numbers of the model each flat partition of this process holds, so that no two draw the same noise."""
+    stage, rank = engine.zero_optimization_stage(), torch.distributed.get_rank()
+    if stage in (1, 2):  # a group is one flat tensor, of which each process has its share
+        for group in optimizer.param_groups:
+            (partition,) = group["params"]
+            optimizer.place(partition, [(group["flat_offset"] + rank * partition.numel(), partition.numel())])
+    elif (
+        stage == 3
+    ):  # every parameter is split over all processes; a sub-group is a group's shares, or some of them, in a row
+        sharded = cast(_Stage3, engine.optimizer)
+        firsts = [group["flat_offset"] for group in optimizer.param_groups]
+        for number, partition in enumerate(sharded.fp32_partitioned_groups_flat):
+            group_id = sharded.sub_group_to_group_id[number]
+            spans = []
+            for parameter in sharded.fp16_groups[number]:
+                share = parameter.ds_tensor.ds_numel
+                spans.append((firsts[group_id] + rank * share, share))
+                firsts[group_id] += parameter.ds_numel
+            optimizer.place(partition, spans)
+
+
+def masters(engine: Engine) -> list[torch.Tensor]:
+    """The master weights that this process holds, in the optimizer's order: flat under ZeRO, the parameters themselves without."""
+    if engine.zero_optimization_stage() == 3:  # where the optimizer's groups are empty between steps
+        return list(cast(_Stage3, engine.optimizer).fp32_partitioned_groups_flat)
+    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 
 def step(engine: Engine, learning_rate: float) -> tuple[float, bool]:
@@ -183,6 +225,23 @@ def _quiet_deepspeed() -> "_DeepSpeed":
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return cast(_DeepSpeed, deepspeed)
+
+
+class _Shard(Protocol):
+    ds_numel: int
+
+
+class _ShardedParameter(Protocol):
+    """A parameter under stage 3, and this process's share of it (the last one may reach over the parameter's end)."""
+
+    ds_numel: int
+    ds_tensor: _Shard
+
+
+class _Stage3(Protocol):
+    fp32_partitioned_groups_flat: list[torch.Tensor]
+    fp16_groups: list[list[_ShardedParameter]]
+    sub_group_to_group_id: dict[int, int]
 
 
 class _DeepSpeed(Protocol):

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,18 +41,17 @@ def launch(
     timeout: float = 280.0,
 ) -> Finished:
     """`deepspeed --num_gpus N --module trainer`; with `kill_when` the whole group gets SIGKILL as soon as it says so."""
-    return launch_module("trainer", processes, _arguments(overrides), kill_when=kill_when, timeout=timeout)
+    return launch_module(processes, "trainer", *_arguments(overrides), kill_when=kill_when, timeout=timeout)
 
 
 def launch_module(
-    module: str,
     processes: int,
-    arguments: Sequence[str],
-    *,
+    module: str,
+    *arguments: str,
     kill_when: Callable[[], bool] | None = None,
     timeout: float = 280.0,
 ) -> Finished:
-    """`launch` for any module that joins the processes itself."""
+    """`launch` for any module that joins the processes itself: what a test has written for several of them."""
     command = [str(_BINARIES / "deepspeed"), "--num_gpus", str(processes), "--master_port", str(_free_port())]
     command += ["--module", module, *arguments]
     with subprocess.Popen(

@@ -13,7 +13,7 @@ from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from trainer import zero
 from trainer.__main__ import main
-from trainer.check import bytes_a_parameter, describe
+from trainer.check import bytes_a_parameter, describe, host_bytes_a_parameter
 from trainer.config import TrainConfig, batch_plan, resolve
 from trainer.models import PRESETS
 from trainer.tokenizer import train_vocabulary
@@ -53,6 +53,12 @@ def test_batch_plan(world: int, rows: int, steps: int | None, per_device: int, t
         ),
         ((), 1, 0, "has no rows"),
         (("optim.warmup_steps=20",), 1, 1000, "optim.warmup_steps: 20 is not less than the 20 steps"),
+        (
+            ("optim.schedule=constant", "optim.cooldown_steps=17"),
+            1,
+            1000,
+            "optim.cooldown_steps: 17 after 4 steps of warm-up are more than the 20 steps of the run; set it to 4",
+        ),
     ],
 )
 def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, said: str) -> None:
@@ -78,6 +84,12 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
         ("batch.gradient_accumulation_steps=4", "batch.gradient_accumulation_steps 4: a contrastive loss"),
         ("optim.accumulate_grad_batches=2", "optim.accumulate_grad_batches 2: .* set batch.micro_size to what fits"),
         ("accum_freq=8", "config: accum_freq 8: a contrastive loss"),
+        ("optim.schedule=linear", "override 'optim.schedule'"),
+        (
+            "optim.cooldown_steps=3",
+            "cooldown_steps 3 has no use for schedule 'cosine'.*; set optim.schedule = 'constant'",
+        ),
+        ("optim.ema_decay=1.0", "override 'optim.ema_decay'"),
     ],
 )
 def test_values_that_cannot_be(override: str, said: str) -> None:
@@ -102,6 +114,26 @@ def test_half_precision_without_zero_is_refused() -> None:
         load("zero.stage=0", "precision.compute=bf16")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("precision.master=bf16",), "master 'bf16' with compute 'fp32'.*set precision.compute = 'bf16'"),
+        (
+            ("precision.text_weights=fp16_stochastic", "precision.compute=bf16"),
+            "text_weights 'fp16_stochastic' with compute 'bf16'.*round them a second time.*drop precision.text_weights",
+        ),
+        (("zero.offload=true", "zero.stage=0"), "offload with stage 0.*set zero.stage to 1, 2 or 3"),
+        (
+            ("zero.offload=true", "precision.compute=bf16", "precision.master=bf16"),
+            "zero.offload with precision.master 'bf16'.*drop one of the two",
+        ),
+    ],
+)
+def test_precisions_that_do_not_go_together(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(*overrides)
+
+
 def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     with pytest.raises(InputError, match=r"precision\.compute: 'fp16' needs a GPU"):
@@ -119,6 +151,7 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "run.save_every=7",
         "run.keep=9",
         "run.stop_after=5",
+        "zero.offload=true",
     )
     assert all(configs.digest(load(place)) == base for place in places)
     weights = (
@@ -127,9 +160,12 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "batch.micro_size=4",
         "run.seed=1",
         "optim.lr=1e-3",
+        "optim.schedule=constant",
+        "optim.ema_decay=0.99",
         "zero.stage=2",
         "batch.global_size=64",
         "augmentation.flip=0.5",
+        "precision.text_weights=fp16_stochastic",
     )
     assert len({base, *(configs.digest(load(change)) for change in weights)}) == len(weights) + 1
 
@@ -190,6 +226,29 @@ def test_memory_by_stage(stage: int, world: int, bytes_: float) -> None:
     assert bytes_a_parameter(load(f"zero.stage={stage}"), world) == pytest.approx(bytes_ + share * 8 / 256)
 
 
+@pytest.mark.parametrize(
+    ("stage", "overrides", "device", "host"),
+    [
+        # What differs from fp32: 2 + 2 B of weights and gradients, 2 B of masters; 4 B of average, sharded as the masters are.
+        (1, ("precision.compute=bf16",), 4 + (4 + 4) / 4, 0.0),
+        (1, ("precision.compute=bf16", "precision.master=bf16"), 4 + (2 + 4) / 4, 0.0),
+        (3, ("precision.compute=bf16", "precision.master=bf16"), (4 + 2 + 4) / 4, 0.0),
+        (2, ("precision.text_weights=fp16_stochastic",), 4 + (4 + 4 + 4) / 4, 0.0),
+        (2, ("optim.ema_decay=0.999",), 4 + (4 + 4 + 4 + 4) / 4, 0.0),
+        (0, ("optim.ema_decay=0.999",), 4 * (8 + 4 + 4) / 4, 0.0),
+        # On the CPU besides: the flat fp32 gradient, and a buffer in the type of the weights.
+        (1, ("zero.offload=true",), 8.0, (4 + 4 + 4 + 4) / 4),
+        (2, ("zero.offload=true", "precision.compute=bf16"), 2 + 2 / 4, (4 + 4 + 4 + 2) / 4),
+    ],
+)
+def test_memory_by_precision(stage: int, overrides: tuple[str, ...], device: float, host: float) -> None:
+    """On four processes, scales apart (8/256 B a parameter)."""
+    config = load(f"zero.stage={stage}", *overrides)
+    scales = 8 / 256 / (1 if stage == 0 else 4)
+    assert bytes_a_parameter(config, 4) == pytest.approx(device + (0 if config.zero.offload else scales))
+    assert host_bytes_a_parameter(config, 4) == pytest.approx(host + (scales if config.zero.offload else 0))
+
+
 def test_deepspeed_is_told_what_its_defaults_get_wrong() -> None:
     told = zero.deepspeed_config(load("zero.stage=3", "precision.compute=bf16"), 2)
     assert told["gradient_clipping"] == 0.0, "DeepSpeed clips to 1 unless told otherwise"
@@ -203,6 +262,21 @@ def test_deepspeed_is_told_what_its_defaults_get_wrong() -> None:
     autocast = zero.deepspeed_config(load("precision.compute=autocast_bf16"), 2)["torch_autocast"]
     assert isinstance(autocast, dict)
     assert autocast["lower_precision_safe_modules"] == [], "DeepSpeed sums gradients of Linear and Conv in bf16"
+    offload = zero.deepspeed_config(load("zero.stage=2", "zero.offload=true"), 2)
+    assert offload["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    assert offload["zero_force_ds_cpu_optimizer"] is False, "the optimizer on the CPU is ours too"
+    narrow = zero.deepspeed_config(load("precision.compute=bf16", "precision.master=bf16"), 2)["bf16"]
+    assert narrow == {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+
+
+def test_check_says_what_is_rounded_and_what_lies_on_the_cpu() -> None:
+    said = describe(resolve(load("precision.text_weights=fp16_stochastic", "zero.offload=true")), 1)
+    assert "text_decay" in said
+    assert said.count("rounded stochastically to fp16 numbers") == 2
+    assert "; on the CPU 16.03 B" in said
+    said = describe(resolve(load("precision={compute='bf16', master='bf16'}", "optim.ema_decay=0.99")), 1)
+    assert said.count("rounded stochastically to bf16 numbers") == 3
+    assert "bf16 masters, fp16 moments, their average" in said
 
 
 def test_check_says_what_is_not_there_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]
     def run(world: int) -> Found:
         if world not in found:
             out = tmp_path_factory.mktemp("gradients") / f"{world}.safetensors"
-            finished = launch_module("tests.trainer.gradients", world, [str(out)], timeout=800)
+            finished = launch_module(world, "tests.trainer.gradients", str(out), timeout=800)
             assert finished.code == 0, finished.output
             found[world] = safetensors.torch.load_file(out)
         return found[world]

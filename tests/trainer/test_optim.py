@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from trainer.models import Preset, ViTShape, build
 from trainer.objectives.clip import contrastive_loss
 from trainer.optim import HalfAdamW, cosine_with_warmup, parameter_groups
-from trainer.optim.blocks import dequantise, quantise, rounding_noise
+from trainer.optim.blocks import dequantise, quantise
+from trainer.optim.rounding import moment_noise, random_bits
 
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.2}
 
@@ -237,19 +238,23 @@ def test_quantising_keeps_eleven_bits_and_a_second_time_changes_nothing(numbers:
     torch.testing.assert_close(dequantise(again, same, block), back, rtol=0, atol=0)
 
 
+def noise_of(seed: int, step: int, first: int, count: int, device: torch.device) -> Tensor:
+    return moment_noise(random_bits(seed, step, [(first, count)], device))
+
+
 def test_rounding_is_unbiased_and_a_function_of_seed_step_and_offset() -> None:
     # 1 + 0.3 units of fp16's last bit beside a 1 that fixes the block's scale.
     n, unit = 1 << 20, 2.0**-10
     values = torch.full((n,), 1 + 0.3 * unit)
-    noise = rounding_noise(3, 7, 0, n, torch.device("cpu"))
+    noise = noise_of(3, 7, 0, n, torch.device("cpu"))
     half, scales = quantise(values, 256, noise)
     ups = (dequantise(half, scales, 256) - 1) / unit
     assert set(ups.tolist()) == {0.0, 1.0}
     assert abs(float(ups.double().mean()) - 0.3) < 2e-3
     assert int(noise.min()) == 0
     assert int(noise.max()) == 8191
-    assert torch.equal(noise[1000:1500], rounding_noise(3, 7, 1000, 500, torch.device("cpu")))
-    for other in (rounding_noise(4, 7, 0, n, noise.device), rounding_noise(3, 8, 0, n, noise.device)):
+    assert torch.equal(noise[1000:1500], noise_of(3, 7, 1000, 500, torch.device("cpu")))
+    for other in (noise_of(4, 7, 0, n, noise.device), noise_of(3, 8, 0, n, noise.device)):
         together = torch.stack([noise, other]).double()
         assert abs(float(torch.corrcoef(together)[0, 1])) < 5e-3
     neighbours = torch.stack([noise[1:], noise[:-1]]).double()
@@ -258,7 +263,7 @@ def test_rounding_is_unbiased_and_a_function_of_seed_step_and_offset() -> None:
 
 def test_not_a_number_and_infinity_stay_visible() -> None:
     values = torch.tensor([1.0, math.nan, -math.inf, 2.0])
-    noise = rounding_noise(0, 0, 0, 4, torch.device("cpu"))
+    noise = noise_of(0, 0, 0, 4, torch.device("cpu"))
     for half, scales in (quantise(values, 4), quantise(values, 4, noise)):
         back = dequantise(half, scales, 4)
         assert back.isfinite().tolist()[1:3] == [False, False]

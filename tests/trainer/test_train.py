@@ -98,6 +98,16 @@ def test_a_killed_run_resumes_to_the_bit(
         pytest.param({"precision.compute": "bf16"}, id="bf16"),
         pytest.param({"precision.compute": "autocast_bf16"}, id="autocast_bf16"),
         pytest.param({"precision.compute": "autocast_bf16", "zero.stage": 3}, id="autocast_bf16-stage3"),
+        pytest.param({"precision.compute": "bf16", "precision.master": "bf16"}, id="bf16-masters"),
+        pytest.param(
+            {"precision.compute": "bf16", "precision.master": "bf16", "zero.stage": 3}, id="bf16-masters-stage3"
+        ),
+        pytest.param({"precision.text_weights": "fp16_stochastic"}, id="fp16-text"),
+        pytest.param({"precision.text_weights": "fp16_stochastic", "zero.stage": 3}, id="fp16-text-stage3"),
+        pytest.param({"zero.offload": "true"}, id="offload-stage1"),
+        pytest.param({"zero.offload": "true", "zero.stage": 2}, id="offload-stage2"),
+        pytest.param({"zero.offload": "true", "zero.stage": 3}, id="offload-stage3"),
+        pytest.param({"optim.schedule": "constant", "optim.cooldown_steps": 3}, id="constant"),
         pytest.param({"model.preset": "tiny"}, id="resnet"),
         pytest.param({"model.preset": "tiny", "batch.micro_size": 3}, id="resnet-cached"),
         pytest.param({"batch.micro_size": 3, "zero.stage": 2}, id="cached-stage2"),

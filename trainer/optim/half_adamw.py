@@ -1,44 +1,50 @@
-"""AdamW whose two moments are fp16: 4 bytes a parameter and a little, instead of 8, before and after a
-resume.
+"""AdamW whose two moments are fp16: 4 bytes a parameter and a little, instead of 8, before and after a resume.
 
-The arithmetic is AdamW's in fp32 (Loshchilov and Hutter, "Decoupled Weight Decay Regularization"); only
-what is kept between steps is half precision, in blocks with a scale (`blocks.py`). Of the second moment its
-square root is kept, which halves its range of exponents, and it is rounded stochastically: with beta2 =
-0.999 a step moves it by less than half a unit of fp16, and rounding to nearest would freeze it. The noise
-is a function of (seed, step, offset), so a resumed run repeats it.
+The arithmetic is AdamW's in fp32 (Loshchilov and Hutter, "Decoupled Weight Decay Regularization"); only what is kept between steps is half
+precision, in blocks with a scale (`blocks.py`). Of the second moment its square root is kept, which halves its range of exponents, and it
+is rounded stochastically: with beta2 = 0.999 a step moves it by less than half a unit of fp16, and rounding to nearest would freeze it. The
+weights of a group with `stochastic` are rounded in the same way, onto the grid of a half-precision type (`rounding.py`), inside the step:
+whatever copies them to that type afterwards copies them exactly.
 
-What ZeRO does to an optimizer shapes the rest. It hands over flat fp32 partitions, so nothing here looks at
-shapes; partitions may be empty. `torch.optim.Optimizer.load_state_dict` would cast the moments to fp32 in
-silence: ours puts back what was saved, bit for bit. Plain moments of any float type under AdamW's own names
-(`exp_avg`, `exp_avg_sq`), which a foreign checkpoint leaves, are taken over and quantised at the next step.
-A bound on a parameter (CLIP's logit_scale <= ln 100) is kept here, in the master weights: clamping the
-module's copy under ZeRO is undone by the next step.
+What ZeRO does to an optimizer shapes the rest. It hands over flat partitions, so nothing here looks at shapes; partitions may be empty, and
+whoever made them says by `place` which numbers of the model they hold, because the random numbers hang on that.
+`torch.optim.Optimizer.load_state_dict` would cast the moments to fp32 in silence: ours puts back what was saved, bit for bit, and what
+comes in any other type, under our names or AdamW's own (`exp_avg`, `exp_avg_sq`), is quantised. A bound on a parameter (CLIP's
+logit_scale <= ln 100) is kept here, in the master weights: clamping the module's copy under ZeRO is undone by the next step.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.optim.blocks import block_count, dequantise, quantise, rounding_noise
+from trainer.optim.blocks import block_count, dequantise, quantise
+from trainer.optim.rounding import Grid, Span, largest_on, moment_noise, random_bits, round_onto
 
-_CHUNK = 1 << 20
-"""Numbers handled at a time: bounds the fp32 copies of the moments to a few MiB. The result does not depend on it."""
-_CPU_CHUNK = 1 << 18
-"""The same on a CPU, whose caches are small and where starting an operation costs little."""
-_FOREIGN = ("exp_avg", "exp_avg_sq")
+_CHUNK = 1 << 22
+"""Numbers handled at a time: bounds the fp32 copies of the moments to 16 MiB each. The result does not depend on it."""
+_CPU_CHUNK = 1 << 17
+"""The same for each thread of a CPU, whose copies should stay in its core's cache."""
+_ADAMW_NAMES = {"moment": "exp_avg", "root": "exp_avg_sq"}
+"""What torch's AdamW calls what we keep; of the second it keeps the square."""
+_DTYPES = {
+    name + suffix: dtype for name in _ADAMW_NAMES for suffix, dtype in (("", torch.float16), ("_scale", torch.float32))
+}
 
 
 class HalfAdamW(Optimizer):
     """AdamW with fp16 moments in blocks of `block_size`; 4 + 8 / block_size bytes of state a parameter.
 
-    params: tensors or groups. A group may set any of lr, betas, eps, weight_decay, and `max_value`: its
-    parameters are held at or below that value after each step.
-    seed: of the rounding of the second moment. Gradients must be finite: whoever drives the optimizer skips
-    the step otherwise. State of a parameter p: `step` (int), `moment` and `root` (fp16, shape of p),
-    `moment_scale` and `root_scale` (fp32).
+    params: tensors or groups. A group may set any of lr, betas, eps, weight_decay, and
+      max_value: its parameters are held at or below that value after each step;
+      stochastic: its parameters are rounded stochastically onto the grid of "fp16" or "bf16" numbers; None writes them in their own type,
+        to nearest.
+    seed: of all rounding. Gradients must be finite: whoever drives the optimizer skips the step otherwise. State of a parameter p: `step`
+    (int), `moment` and `root` (fp16, shape of p), `moment_scale` and `root_scale` (fp32).
+
+    A group's `flat_offset` is the place of its first number in the flat order of all parameters, as given here: groups one after the other.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class HalfAdamW(Optimizer):
         weight_decay: float = 0.2,
         *,
         max_value: float | None = None,
+        stochastic: Grid | None = None,
         block_size: int = 256,
         seed: int = 0,
     ) -> None:
@@ -57,16 +64,37 @@ class HalfAdamW(Optimizer):
             raise ValueError(f"out of range: lr {lr}, eps {eps}, weight_decay {weight_decay}, betas {betas}")
         if block_size < 1 or _CPU_CHUNK % block_size:
             raise ValueError(f"block_size must be a power of two up to {_CPU_CHUNK}, not {block_size}")
+        if stochastic not in (None, "fp16", "bf16"):
+            raise ValueError(f"stochastic must be 'fp16', 'bf16' or None, not {stochastic!r}")
         defaults = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "max_value": max_value,
+            "stochastic": stochastic,
             "block_size": block_size,
             "seed": seed,
         }
+        self._places: dict[Tensor, tuple[Span, ...]] = {}
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch.optim; a group without `flat_offset` comes after all others."""
+        taken = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
+        super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("flat_offset", taken)
+
+    def place(self, partition: Tensor, spans: Sequence[Span]) -> None:
+        """Say which numbers of the flat order `partition` holds, one span after the other. Kept in no state: it is ZeRO's doing.
+
+        Raises ValueError where the counts do not add up to the partition's.
+        """
+        if sum(count for _, count in spans) != partition.numel():
+            raise ValueError(
+                f"spans {list(spans)!r} do not add up to the {partition.numel():,} numbers of the partition"
+            )
+        self._places[partition] = tuple(spans)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -81,33 +109,34 @@ class HalfAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            first = group["flat_offset"]
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    state = self.state[parameter]
-                    _prepare(state, parameter, group["block_size"])
-                    _update(parameter, parameter.grad, state, group)
+                spans = self._places.get(parameter, ((first, parameter.numel()),))
+                first += parameter.numel()
+                if parameter.grad is None:
+                    continue
+                if not _is_ours(self.state[parameter]):
+                    self.state[parameter] = _adopt(self.state[parameter], parameter, group["block_size"])
+                _update(parameter, parameter.grad, self.state[parameter], group, spans)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state; every tensor keeps its dtype. Raises ValueError where it does not fit the parameters."""
+        """Take over a saved state, its moments as fp16 whatever they were. Raises ValueError where it does not fit the parameters."""
+        ours = [dict(group) for group in self.param_groups]
         saved = state_dict["state"]
         super().load_state_dict({**state_dict, "state": {}})
+        for group, before in zip(self.param_groups, ours, strict=True):
+            for key, value in before.items():
+                group.setdefault(key, value)  # what an AdamW that is not ours does not save
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            entry = saved.get(number)
-            if entry is None:
-                continue
-            for key in ("moment", "root", *_FOREIGN):
-                if key in entry and entry[key].numel() != parameter.numel():
-                    raise ValueError(
-                        f"optimizer state {key!r} of parameter {number} has {entry[key].numel():,} numbers, the parameter "
-                        f"{parameter.numel():,}; resume on as many processes and with the ZeRO stage that saved it"
-                    )
-            self.state[parameter] = {
-                key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-                for key, value in entry.items()
-            }
+        places = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        for number, (parameter, group) in zip(numbers, places, strict=True):
+            if number in saved:
+                self.state[parameter] = _adopt(saved[number], parameter, group["block_size"], f" of parameter {number}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_places", {})  # a copy of an optimizer is one of other tensors
 
     def state_bytes(self) -> int:
         """Bytes that the moments and their scales take now, on this process."""
@@ -119,49 +148,109 @@ class HalfAdamW(Optimizer):
         )
 
 
-def _prepare(state: dict[str, Any], parameter: Tensor, block: int) -> None:
-    """Make the state of a new parameter, or quantise plain moments that came from elsewhere."""
-    foreign = [state.pop(key, None) for key in _FOREIGN]
-    state["step"] = int(state.get("step", 0))
-    if "moment" in state:
-        return
-    for name, plain in zip(("moment", "root"), foreign, strict=True):
+def _is_ours(state: dict[str, Any]) -> bool:
+    return all(key in state and state[key].dtype == dtype for key, dtype in _DTYPES.items())
+
+
+def _adopt(entry: dict[str, Any], parameter: Tensor, block: int, whose: str = "") -> dict[str, Any]:
+    """The state of `parameter` from what there is: nothing, ours, ours in other types, or that of torch's AdamW.
+
+    All of it is copied, ours as it is, the rest as fp16: no moment is ever wider. Raises ValueError for other shapes, and for what AdamW
+    does not keep.
+    """
+    held = set(entry) - {"step"}
+    if held and held not in (set(_DTYPES), set(_ADAMW_NAMES.values())):
+        raise ValueError(
+            f"optimizer state{whose} has {sorted(held)!r}; known are {sorted(_DTYPES)!r} and {sorted(_ADAMW_NAMES.values())!r}"
+        )
+    state: dict[str, Any] = {"step": int(entry.get("step", 0))}
+    for name, theirs in _ADAMW_NAMES.items():
+        scale = f"{name}_scale"
         half = torch.zeros(parameter.shape, dtype=torch.float16, device=parameter.device)
-        blocks = block_count(parameter.numel(), block)
-        scales = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
-        if plain is not None:
-            values = plain.to(parameter.device, torch.float32).reshape(-1)
-            stored, found = quantise(values.sqrt() if name == "root" else values, block)
-            half.view(-1).copy_(stored)
-            scales.copy_(found)
-        state[name], state[f"{name}_scale"] = half, scales
+        scales = torch.zeros(block_count(parameter.numel(), block), dtype=torch.float32, device=parameter.device)
+        if name in entry:
+            _check(entry[name], parameter.shape, f"{name!r}{whose}")
+            _check(entry[scale], scales.shape, f"{scale!r}{whose}")
+            if entry[scale].dtype == torch.float16:
+                raise ValueError(
+                    f"optimizer state {scale!r}{whose} is fp16, which cannot hold it; take a checkpoint with fp32"
+                )
+            # Where the types differ, the values are still fp16 numbers (or fewer bits of them) and powers of two.
+            half.copy_(entry[name])
+            scales.copy_(entry[scale])
+        elif theirs in entry:
+            _check(entry[theirs], parameter.shape, f"{theirs!r}{whose}")
+            values = entry[theirs].to(parameter.device).reshape(-1)
+            values = values.to(torch.promote_types(values.dtype, torch.float32))
+            quantise((values.sqrt() if name == "root" else values).float(), block, out=(half.view(-1), scales))
+        state[name], state[scale] = half, scales
+    return state
 
 
-def _update(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _check(found: Tensor, wanted: torch.Size, what: str) -> None:
+    if found.shape != wanted:
+        raise ValueError(
+            f"optimizer state {what} has {found.numel():,} numbers, the parameter {wanted.numel():,}: shapes {list(found.shape)} and"
+            f" {list(wanted)}; resume on as many processes and with the ZeRO stage that saved it"
+        )
+
+
+def _update(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], spans: Sequence[Span]
+) -> None:
     """AdamW on one parameter, a chunk of its flat order at a time."""
     state["step"] += 1
-    step, block = state["step"], group["block_size"]
+    step, block, grid = state["step"], group["block_size"], group["stochastic"]
+    if grid == "fp16" and parameter.dtype == torch.bfloat16:
+        raise ValueError("stochastic='fp16' needs parameters of fp32 or fp16: bf16 would round them a second time")
     beta1, beta2 = group["betas"]
-    lr, decay, bound = float(group["lr"]), group["weight_decay"], group["max_value"]
-    step_size = lr / (1 - beta1**step)
+    shrink, bound = 1 - float(group["lr"]) * group["weight_decay"], _bound(group["max_value"], grid, parameter.dtype)
+    # The correction of the second moment is taken to the step's size and to eps, which are numbers, and not to the moment.
     root_correction = (1 - beta2**step) ** 0.5
+    step_size = float(group["lr"]) * root_correction / (1 - beta1**step)
+    eps = group["eps"] * root_correction
     weights = parameter.detach().reshape(-1)
     gradients = gradient.reshape(-1)
     moments, roots = state["moment"].view(-1), state["root"].view(-1)
-    chunk = _CPU_CHUNK if weights.device.type == "cpu" else _CHUNK
+    chunk = _CPU_CHUNK * torch.get_num_threads() if weights.device.type == "cpu" else _CHUNK
     for start in range(0, len(weights), chunk):
         at = slice(start, min(start + chunk, len(weights)))
         blocks = slice(start // block, block_count(at.stop, block))
+        moment_at = moments[at], state["moment_scale"][blocks]
+        root_at = roots[at], state["root_scale"][blocks]
         g = gradients[at].float()
-        m = dequantise(moments[at], state["moment_scale"][blocks], block).lerp_(g, 1 - beta1)
-        r = dequantise(roots[at], state["root_scale"][blocks], block)
+        m = dequantise(*moment_at, block).lerp_(g, 1 - beta1)
+        r = dequantise(*root_at, block)
         r = r.square_().mul_(beta2).addcmul_(g, g, value=1 - beta2).sqrt_()
-        w = weights[at].float().mul_(1 - lr * decay)  # fp32 weights are changed in place
-        w.addcdiv_(m, r.div(root_correction).add_(group["eps"]), value=-step_size)
-        weights[at] = w if bound is None else w.clamp_(max=bound)
-        moments[at], state["moment_scale"][blocks] = quantise(m, block)
-        noise = rounding_noise(group["seed"], step, start, len(w), w.device)
-        roots[at], state["root_scale"][blocks] = quantise(r, block, noise)
+        bits = random_bits(group["seed"], step, _cut(spans, at.start, at.stop), weights.device)
+        quantise(m, block, out=moment_at)
+        quantise(r, block, moment_noise(bits), out=root_at)
+        w = weights[at].float().mul_(shrink)  # fp32 weights are changed in place
+        w.addcdiv_(m, r.add_(eps), value=-step_size)
+        if grid is not None:
+            round_onto(grid, w, bits)
+        if bound is not None:
+            w.clamp_(max=bound)
+        if w.dtype != weights.dtype:
+            weights[at] = w
     if weights.data_ptr() != parameter.data_ptr():
         # A parameter that is not contiguous was copied to be flattened.
         parameter.copy_(weights.view_as(parameter))
+
+
+def _bound(bound: float | None, grid: Grid | None, dtype: torch.dtype) -> float | None:
+    """The largest number at or below the bound that the grid, or else the parameter's own type, has."""
+    own: dict[torch.dtype, Grid] = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+    grid = grid or own.get(dtype)
+    return bound if bound is None or grid is None else largest_on(grid, bound)
+
+
+def _cut(spans: Sequence[Span], start: int, stop: int) -> list[Span]:
+    """The part of the spans from the `start`-th to before the `stop`-th of their numbers."""
+    cut = []
+    for first, count in spans:
+        low, high = max(start, 0), min(stop, count)
+        if low < high:
+            cut.append((first + low, high - low))
+        start, stop = start - count, stop - count
+    return cut
