@@ -12,7 +12,7 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
-from trainer import models, tokenizer, zero
+from trainer import flops, models, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, per_device_size, settled
 from trainer.optim import parameter_groups
 from trainer.tokenizer.vocabulary import OPENAI_SOURCE, installed_copy
@@ -37,6 +37,8 @@ def describe(config: TrainConfig, world_size: int) -> str:
     for group in parameter_groups(model, config.optim.weight_decay):
         count = sum(parameter.numel() for parameter in group["params"])
         lines.append(f"  {group['name']:<12} {count:,} numbers, weight decay {group['weight_decay']}")
+    forward, training = flops.forward_flops(model) / 1e9, flops.training_flops(model) / 1e9
+    lines.append(f"operations   {forward:,.1f} G a pair forward, {training:,.1f} G with backward")
     lines += [_vocabulary_line(config), *_batch_lines(config, world_size), *_memory_lines(config, total)]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)

@@ -2,12 +2,11 @@
 
 One call of `train` is one process of a run; `deepspeed --module trainer` starts as many as there are devices. All of them do the same:
 open the corpus and the vocabulary, build the model, wrap it in a DeepSpeed engine, take up the newest whole checkpoint, and step. What a
-step sees and does is a function of (configuration, corpus, step number), so that a run that was killed and resumed is the same run.
+step sees and does is a function of (configuration, corpus, position of the run), so that a run that was killed and resumed is the same run.
 """
 
 import hashlib
 import logging
-import math
 import os
 import random
 import time
@@ -19,9 +18,10 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
-from pipeline.contracts.errors import InputError, RunError
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.manifest import Manifest
-from trainer import checkpoint, models, tokenizer, zero
+from trainer import checkpoint, flops, models, safety, tokenizer, zero
+from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
 from trainer.data.reader import captions
@@ -48,21 +48,17 @@ def train(config: TrainConfig) -> None:
     rank, world = zero.join_processes()
     plan = batch_plan(config, world, manifest.rows)
     vocabulary = _open_vocabulary(config, manifest, rank)
-    identity = checkpoint.Identity(
+    identity = Identity(
         config_digest=configs.digest(config),
         content_root=manifest.content_root,
         vocabulary_sha256=vocabulary.sha256,
     )
-    found = checkpoint.find(config.run.dir, identity)
+    place = checkpoint.place_of(config.run)
+    found = checkpoint.find(place, identity)
 
     # ---- model, optimizer, engine
     _seed(config.run.seed)
-    model = models.build(
-        config.model.preset,
-        vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
-        context_length=config.model.context_length,
-        image_size=config.model.image_size,
-    )
+    model = _build(config, vocabulary)
     _check_vocabulary(config, vocabulary, model.preset.vocab_size)
     groups = parameter_groups(model, config.optim.weight_decay)
     use = settled(config)
@@ -72,64 +68,64 @@ def train(config: TrainConfig) -> None:
     _seed(config.run.seed + 1 + rank)  # from here on each process draws its own numbers
 
     # ---- where it stands
-    first_step = 0
-    if found is not None:
-        tag, record = found
-        checkpoint.resume(engine, config.run.dir, tag)
-        first_step = record.step
-    last_step = max(first_step, min(plan.total_steps, config.run.stop_after or plan.total_steps))
+    at = Position() if found is None else checkpoint.resume(engine, place, found)
+    last_step = max(at.step, min(plan.total_steps, config.run.stop_after or plan.total_steps))
     if rank == 0:
-        _announce(config, plan, identity, first_step, last_step)
+        _announce(config, plan, identity, at, last_step)
 
     # ---- the steps
-    batches = loader.batches(_loader_plan(config, manifest, vocabulary, rank, world), first_step, last_step)
-    replaced = 0
+    sources = _loader_plan(config, manifest, vocabulary, rank, world)
+    batches = loader.batches(sources, at.batch, last_step + at.shift)
     with Reporter(
-        config.run.dir, plan, rank=rank, first_step=first_step, last_step=last_step, log_every=config.run.log_every
+        config.run.dir,
+        plan,
+        rank=rank,
+        first=at,
+        last_step=last_step,
+        log_every=config.run.log_every,
+        flops_share=_flops_share(config, vocabulary) if rank == 0 else None,
     ) as report:
-        for done in range(first_step + 1, last_step + 1):
+        while at.step < last_step:
             started = time.perf_counter()
             batch = next(batches)
             report.waited(time.perf_counter() - started, batch.replaced)
-            replaced += len(batch.replaced)
 
             pixels = batch.pixels.to(engine.device, non_blocking=True)
             pixels = normalise(pixels, config.model.pixel_mean, config.model.pixel_std).to(dtype)
             ids = batch.ids.to(engine.device, non_blocking=True)
             image_features, text_features, scale = engine(pixels, ids)
             loss = contrastive_loss(image_features, text_features, scale)
-            engine.backward(loss)
+            engine.backward(zero.with_true_gradient(loss))
 
-            mean_loss = zero.mean_over_processes(loss)
-            if not math.isfinite(mean_loss):
-                raise RunError(
-                    f"step {done}: the loss is {mean_loss}; the last checkpoint is untouched: lower optim.lr (now {use.lr!r}) or"
-                    " look at the rows of this step, then start again"
-                )
             learning_rate = cosine_with_warmup(
-                done - 1, base_lr=use.lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+                at.step, base_lr=use.lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
             )
-            gradient_norm, applied = zero.step(engine, learning_rate)
+            stepped = zero.step(engine, loss, learning_rate, stop=safety.sigterm_came(), replaced=len(batch.replaced))
+            at = at.after(bad=stepped.bad)
 
-            report.step(done, applied=applied)
-            if report.due(done):
+            report.step(applied=stepped.applied, replaced=stepped.replaced)
+            if report.due(at.step):
                 report.write(
-                    done,
-                    loss=mean_loss,
+                    at,
+                    loss=stepped.loss,
                     learning_rate=learning_rate,
                     logit_scale=float(scale.detach()),
-                    gradient_norm=gradient_norm,
-                    replaced=zero.sum_over_processes(replaced),
+                    gradient_norm=stepped.gradient_norm,
                 )
-                replaced = 0
-            if done % config.run.save_every == 0 or done == last_step:
-                checkpoint.save(engine, config, identity, done)
+            if at.bad_steps >= config.run.max_bad_steps:
+                at = checkpoint.go_back(engine, config.run, identity, at)
+                batches = loader.batches(sources, at.batch, last_step + at.shift)
+                report.start_from(at)
+                continue
+            due = at.step % config.run.save_every == 0 and not at.bad_steps  # amid bad steps nothing has changed
+            if due or at.step == last_step or stepped.told_to_stop:
+                checkpoint.save(engine, config.run, identity, at, samples_seen=at.step * plan.global_size)
+            if stepped.told_to_stop:
+                break
+
+    # ---- the end
     if rank == 0:
-        log.info(
-            "done after step %d; next: python -m trainer.export %s --out model.safetensors",
-            last_step,
-            config.run.dir,
-        )
+        _say_the_end(config, at, last_step)
     engine.destroy()
 
 
@@ -162,7 +158,7 @@ def _open_vocabulary(config: TrainConfig, manifest: Manifest, rank: int) -> Voca
 def _provide_vocabulary(config: TrainConfig, manifest: Manifest, path: str) -> None:
     """Put the vocabulary at `path`. Once the run has a checkpoint, the file there is the run's and stays."""
     wanted = config.tokenizer
-    settled_already = os.path.exists(path) and bool(checkpoint.complete_tags(config.run.dir))
+    settled_already = os.path.exists(path) and bool(checkpoint.complete_tags(checkpoint.place_of(config.run)))
     if wanted.train_size is not None:
         if not settled_already:
             size = tokenizer.train_vocabulary(captions(config.data.manifest, manifest), wanted.train_size, path)
@@ -187,6 +183,24 @@ def _check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, ids_of_model:
 
 
 # ---- small parts
+
+
+def _build(config: TrainConfig, vocabulary: Vocabulary) -> models.CLIP:
+    return models.build(
+        config.model.preset,
+        vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
+        context_length=config.model.context_length,
+        image_size=config.model.image_size,
+    )
+
+
+def _flops_share(config: TrainConfig, vocabulary: Vocabulary) -> float | None:
+    """The share of a device's peak that one pair a second takes; None where the peak is not known."""
+    peak = flops.peak_flops(config)
+    if peak is None:
+        return None
+    with torch.device("meta"):
+        return flops.training_flops(_build(config, vocabulary)) / peak
 
 
 def _loader_plan(
@@ -217,12 +231,10 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _announce(
-    config: TrainConfig, plan: BatchPlan, identity: checkpoint.Identity, first_step: int, last_step: int
-) -> None:
-    if first_step == last_step:
-        why = "" if first_step == plan.total_steps else f", and run.stop_after is {config.run.stop_after}"
-        log.info("nothing to do: the run is at step %d of %d%s", first_step, plan.total_steps, why)
+def _announce(config: TrainConfig, plan: BatchPlan, identity: Identity, at: Position, last_step: int) -> None:
+    if at.step == last_step:
+        why = "" if at.step == plan.total_steps else f", and run.stop_after is {config.run.stop_after}"
+        log.info("nothing to do: the run is at step %d of %d%s", at.step, plan.total_steps, why)
         return
     storage.write_atomic(os.path.join(config.run.dir, CONFIG), configs.to_toml(config).encode())
     log.info(
@@ -234,8 +246,17 @@ def _announce(
         plan.world_size,
         plan.per_device,
         plan.global_size,
-        first_step + 1,
+        at.step + 1,
         last_step,
         plan.total_steps,
         plan.epochs,
     )
+
+
+def _say_the_end(config: TrainConfig, at: Position, last_step: int) -> None:
+    if at.step < last_step:
+        log.info("told to end (SIGTERM): step %d is saved; the same command again goes on from there", at.step)
+        return
+    if at.bad_steps:
+        log.warning("the last %d steps changed nothing: a loss or gradient was not finite", at.bad_steps)
+    log.info("done after step %d; next: python -m trainer.export %s --out model.safetensors", at.step, config.run.dir)

@@ -72,6 +72,8 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
         ("tokenizer.vocab=v.json", "vocab 'v.json' and train_size 2048: a vocabulary is read or trained; drop one"),
         ("augmentation.scale=[0.9, 0.1]", "scale \\[0.9, 0.1\\]"),
         ("data.workers=-1", "override 'data.workers'"),
+        ("run.max_bad_steps=0", "override 'run.max_bad_steps'"),
+        ("run.peak_tflops=0", "override 'run.peak_tflops'"),
     ],
 )
 def test_values_that_cannot_be(override: str, said: str) -> None:
@@ -83,7 +85,10 @@ def test_values_that_cannot_be(override: str, said: str) -> None:
     ("overrides", "said"),
     [
         (("model.preset=ViT-B/23",), "model.preset: 'ViT-B/23' is unknown; did you mean 'ViT-B/32'"),
-        (("run.dir=s3://bucket/run",), "run.dir: 's3://bucket/run' is not a folder"),
+        (
+            ("run.dir=s3://bucket/run",),
+            r"run.dir: 's3://bucket/run' is not a folder; .* \(run.checkpoints may be s3://\)",
+        ),
     ],
 )
 def test_resolve_refuses(overrides: tuple[str, ...], said: str) -> None:
@@ -113,9 +118,13 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "run.save_every=7",
         "run.keep=9",
         "run.stop_after=5",
+        "run.checkpoints=s3://bucket/run",
+        "run.max_bad_steps=2",
+        "run.peak_tflops=989",
+        "zero.stage=2",
     )
     assert all(configs.digest(load(place)) == base for place in places)
-    weights = ("run.seed=1", "optim.lr=1e-3", "zero.stage=2", "batch.global_size=64", "augmentation.flip=0.5")
+    weights = ("run.seed=1", "optim.lr=1e-3", "batch.global_size=64", "augmentation.flip=0.5")
     assert len({base, *(configs.digest(load(change)) for change in weights)}) == len(weights) + 1
 
 

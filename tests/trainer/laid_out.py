@@ -1,0 +1,212 @@
+"""`python -m tests.trainer.laid_out FOLDER WORLD…`: one process of a group that saves and resumes checkpoints under every stage of ZeRO.
+
+Each stage trains a little and saves. The engine that has gone on, and a new one with other weights, must find the same bits and go on with
+the same losses. Engines of every stage must find what groups of other sizes saved (in FOLDER/WORLD): the same numbers of the same
+parameters, read through DeepSpeed's own functions, which know nothing of ours. Prints one line for each case.
+"""
+
+import os
+import sys
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+import torch.distributed
+
+from pipeline.contracts.config import load_config
+from trainer import checkpoint, models, zero
+from trainer.checkpoint import Identity, Position, partitions, state
+from trainer.config import TrainConfig, resolve
+from trainer.models import Preset, ViTShape
+from trainer.objectives.clip import contrastive_loss
+from trainer.optim import HalfAdamW, parameter_groups
+from trainer.optim.blocks import dequantise
+
+SHAPE = Preset("laid-out", 32, 16, ViTShape(2, 64, 8), 64, 1, 1e-3, (0.9, 0.98), 1e-6, 8, 515)
+"""Odd sizes on purpose (the vocabulary, the logit scale), so that groups and parameters are padded."""
+IDENTITY = Identity(config_digest="a" * 64, content_root="b" * 64, vocabulary_sha256="c" * 64)
+STAGES = (
+    *((stage, "fp32") for stage in (0, 1, 2, 3)),
+    *((stage, "bf16") for stage in (1, 2, 3)),
+    *((stage, "autocast_bf16") for stage in (0, 1, 3)),
+)
+"""Autocast comes last: DeepSpeed keeps for good that it was asked for once."""
+SEED = 7
+
+
+def config_of(folder: str, stage: int, compute: str) -> TrainConfig:
+    overrides = [f"run.dir={folder}", f"zero.stage={stage}", f"precision.compute={compute}", "batch.global_size=8"]
+    return resolve(load_config(TrainConfig, "trainer/configs/smoke.toml", overrides))
+
+
+def start(config: TrainConfig, seed: int) -> zero.Engine:
+    torch.manual_seed(seed)
+    model = models.build(SHAPE)
+    for parameter in model.visual.conv1.parameters():
+        parameter.requires_grad_(False)  # frozen: held by no optimizer
+    model.register_buffer("running", torch.full((3,), float(seed)))
+    optimizer = HalfAdamW(parameter_groups(model, 0.2), lr=1e-3, seed=SEED)
+    return zero.start_engine(config, model, optimizer, torch.distributed.get_world_size())
+
+
+def step(engine: zero.Engine, number: int) -> float:
+    """One real step on drawn pictures and texts; the same global batch whatever the number of processes."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    draws = torch.Generator().manual_seed(number)
+    pixels, ids = torch.randn(8, 3, 16, 16, generator=draws), torch.randint(1, 514, (8, 8), generator=draws)
+    ids[:, -1] = 514
+    dtype = next(engine.module.parameters()).dtype
+    own = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    loss = contrastive_loss(*engine(pixels[own].to(dtype), ids[own]))
+    engine.backward(zero.with_true_gradient(loss))
+    return zero.step(engine, loss, 1e-3, stop=False, replaced=0).loss
+
+
+def named(engine: zero.Engine) -> dict[str, torch.Tensor]:
+    """Every parameter's master, moment and root in full and fp32, gathered by DeepSpeed's own functions for one parameter."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    optimizer = partitions.base_optimizer(engine)
+    block = optimizer.param_groups[0]["block_size"]
+    for held in optimizer.state.values():
+        for kind in ("moment", "root"):
+            plain = dequantise(held[kind].reshape(-1), held[f"{kind}_scale"], block)
+            held[f"plain_{kind}"] = plain.view(held[kind].shape)
+    wrapper = cast(Any, engine.optimizer)
+    if engine.zero_optimization_stage() in (1, 2):  # DeepSpeed looks at an optimizer's states once
+        wrapper._hp_optimizer_states_linked = False
+        wrapper._lazy_init_hp_params_optimizer_state()
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        for kind in ("master", "moment", "root"):
+            if engine.zero_optimization_stage() == 0:
+                full = parameter if kind == "master" else optimizer.state[parameter][f"plain_{kind}"]
+            elif kind == "master":
+                full = safe_get_full_fp32_param(parameter)
+            else:
+                full = safe_get_full_optimizer_state(parameter, f"plain_{kind}")
+            found[f"{name}/{kind}"] = full.detach().float().clone()
+    for held in optimizer.state.values():
+        del held["plain_moment"], held["plain_root"]
+    return found
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def as_good_as_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Masters to the bit; moments too, but for those 2^28 times smaller than their block's largest: up to half of fp16's last bit there."""
+    for key in ours:
+        if not key.endswith("/master"):
+            kind = key.rpartition("/")[2]
+            largest = max(float(value.abs().max()) for name, value in theirs.items() if name.endswith(kind))
+            small = theirs[key].abs() < largest * 2.0**-28
+            if bool(((ours[key] - theirs[key])[small].abs() > largest * 2.0**-39).any()):
+                return False
+            ours = ours | {key: torch.where(small, theirs[key], ours[key])}
+    return same(ours, theirs)
+
+
+def everything(engine: zero.Engine) -> dict[str, torch.Tensor]:
+    """All that this process holds, as it holds it."""
+    flats = state.flats(engine)
+    held = {f"{number}/{key}": value for number, flat in enumerate(flats) for key, value in flat.values.items()}
+    counts = {
+        f"{number}/{key}": torch.tensor(value)
+        for number, flat in enumerate(flats)
+        for key, value in flat.counts.items()
+    }
+    working = {f"weight/{name}": value.detach().clone() for name, value in zip(*local_weights(engine), strict=True)}
+    return held | counts | working
+
+
+def local_weights(engine: zero.Engine) -> tuple[list[str], list[torch.Tensor]]:
+    """What forward reads; of a parameter that stage 3 has split, this process's part."""
+    parameters = list(engine.module.named_parameters())
+    return [name for name, _ in parameters], [getattr(value, "ds_tensor", value) for _, value in parameters]
+
+
+def found_in(place: str) -> tuple[str, checkpoint.CheckpointRecord]:
+    found = checkpoint.find(place, IDENTITY)
+    assert found is not None
+    return found
+
+
+def check(case: str, *answers: bool) -> None:
+    good = all(zero.gather(all(answers)))
+    if torch.distributed.get_rank() == 0:
+        print(case, "same" if good else f"DIFFERENT {answers}", flush=True)
+
+
+def main(folder: str, others: list[str]) -> None:
+    rank, world = zero.join_processes()
+    for stage, compute in STAGES:
+        case = f"{stage}-{compute}"
+        config = config_of(os.path.join(folder, str(world), case), stage, compute)
+        engine = start(config, SEED)
+        for number in range(3):
+            step(engine, number)
+        checkpoint.save(engine, config.run, IDENTITY, Position(step=3), samples_seen=24)
+        truth = named(engine)
+        if rank == 0:
+            safetensors.torch.save_file(truth, os.path.join(config.run.dir, "truth.safetensors"))
+        saved = everything(engine)
+        losses = [step(engine, number) for number in range(3, 6)]
+        after = everything(engine)
+
+        # ---- back in the engine that has gone on, and in a new one with other weights
+        place = checkpoint.place_of(config.run)
+        for where in ("the same engine", "a new engine"):
+            if where == "a new engine":
+                engine.destroy()
+                engine = start(config, SEED + 1)
+            found = found_in(place)
+            checkpoint.resume(engine, place, found)
+            answers = [same(everything(engine), saved), same(named(engine), truth)]
+            answers += [float(engine.module.get_buffer("running")[0]) == SEED]
+            answers += [[step(engine, number) for number in range(3, 6)] == losses, same(everything(engine), after)]
+            check(f"{world}: {case} in {where}", *answers)
+
+        # ---- the whole weights, as an export reads them
+        tag, record = found_in(place)
+        weights = checkpoint.named_weights(place, tag, record)
+        masters = {name: weights[name] for name in record.shapes}
+        check(
+            f"{world}: {case} by name",
+            same(
+                {f"{name}/master": value for name, value in masters.items()},
+                {k: v for k, v in truth.items() if "master" in k},
+            ),
+            weights.keys() == engine.module.state_dict().keys(),
+        )
+
+        # ---- what other stages and other numbers of processes saved
+        for other in others:
+            for stage_there, compute_there in STAGES:
+                there = os.path.join(folder, other, f"{stage_there}-{compute_there}")
+                if compute_there != compute or (other == str(world) and not os.path.exists(there)):
+                    continue
+                place_there = os.path.join(there, "checkpoints")
+                checkpoint.resume(engine, place_there, found_in(place_there))
+                truth_there = safetensors.torch.load_file(os.path.join(there, "truth.safetensors"))
+                half = {
+                    value.dtype
+                    for held in state.flats(engine)
+                    for key, value in held.values.items()
+                    if key in ("moment", "root")
+                }
+                check(
+                    f"{world}: {case} from {other}: {stage_there}-{compute_there}",
+                    as_good_as_same(named(engine), truth_there),
+                    half == {torch.float16},
+                    {held.counts["step"] for held in state.flats(engine)} == {3},
+                )
+        engine.destroy()
+    zero.leave_processes()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
