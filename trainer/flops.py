@@ -16,11 +16,11 @@ _PEAK_TFLOPS = {
     "A100": 312.0,
     "L40S": 362.0,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
     "H200": 989.0,
-    "B200": 2250.0,
 }
-"""Dense half-precision peaks (fp16 of the V100, bf16 of the others) from NVIDIA's data sheets, by a part of the device's name."""
+"""Dense half-precision peaks (fp16 of the V100, bf16 of the others) from NVIDIA's data sheets, by a part of the device's name; the first that fits counts."""
 
 
 def forward_flops(model: CLIP) -> int:

@@ -152,6 +152,8 @@ class Heartbeat:
         now = time.monotonic()
         if now - self._answered > seconds:
             return 0 if self._rank else None
+        if now - self._answered > 3 * BEAT_S:
+            return None  # of the others nothing can be heard
         others = (rank for rank in range(self._world) if rank != self._rank)
         return next((rank for rank in others if now - self._heard[rank] > seconds), None)
 

@@ -125,8 +125,9 @@ def amend(folder: Path, change: dict[str, object]) -> None:
 def test_a_good_one_was_not_saved_amid_bad_steps(run: Path, identity: checkpoint.Identity) -> None:
     place = run / "checkpoints"
     amend(place / NEWEST, {"position": {"step": 6, "bad_steps": 2}})
-    tags = [found and found[0] for found in (checkpoint.find(str(place), identity, good=n) for n in range(4))]
-    assert tags == [NEWEST, BEFORE, "step-00000002", None]
+    limits = (None, 9, 6, 4, 2)
+    tags = [found and found[0] for found in (checkpoint.find(str(place), identity, good_before=n) for n in limits)]
+    assert tags == [NEWEST, BEFORE, BEFORE, "step-00000002", None]
 
 
 @pytest.mark.usefixtures("one_process")
@@ -262,16 +263,16 @@ def moment_bytes(run: Path) -> float:
 def test_checkpoints_in_an_object_store(
     trained: Path, alone: Alone, short_run: dict[str, object], tmp_path: Path
 ) -> None:
-    """Saved, kept, damaged, passed over, resumed and exported there; the bytes are those of the run on the disk."""
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="checkpoints")
+    """Damaged there and passed over, resumed, saved, kept and exported; the bytes are those of the run on the disk."""
+    boto3.client("s3").create_bucket(Bucket="checkpoints")
     place = "s3://checkpoints/runs/one"
-    overrides = short_run | {"run.dir": tmp_path, "run.checkpoints": place, "run.keep": 2}
-    finished = alone(overrides | {"run.stop_after": 4})
-    assert finished.code == 0, finished.output
-    assert checkpoint.complete_tags(place) == [BEFORE, "step-00000002"]
+    for tag in (BEFORE, "step-00000002"):
+        for path in (trained / "checkpoints" / tag).iterdir():
+            storage.write_atomic(f"{place}/{tag}/{path.name}", path.read_bytes())
     file = f"{place}/{BEFORE}/{checkpoint.rank_file(0)}"
     storage.write_atomic(file, storage.read_bytes(file)[:-100])
+    shutil.copy(trained / "vocabulary", tmp_path)
+    overrides = short_run | {"run.dir": tmp_path, "run.checkpoints": place, "run.keep": 2}
     finished = alone(overrides)
     assert finished.code == 0, finished.output
     assert f"checkpoint {BEFORE} is damaged and passed over: {file}" in finished.output

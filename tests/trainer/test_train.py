@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests.trainer.conftest import WriteCorpus
-from tests.trainer.launching import Alone, Launch, errors_of, together
+from tests.trainer.launching import Alone, Launch, errors_of, processes, together, wait_until
 from trainer import checkpoint
 
 # Half a minute on two free cores; many times that where other work shares them.
@@ -75,21 +76,24 @@ def undisturbed(launch: Launch, corpus: Path, tmp_path_factory: pytest.TempPathF
     [(1, STEPS, 20), *(pytest.param(stage, 130, 100, marks=pytest.mark.prove) for stage in (0, 1, 2, 3))],
 )
 def test_a_killed_run_resumes_to_the_bit(
-    stage: int, steps: int, after: int, undisturbed: Undisturbed, launch: Launch, corpus: Path, tmp_path: Path
+    stage: int, steps: int, after: int, undisturbed: Undisturbed, corpus: Path, tmp_path: Path
 ) -> None:
     """Killed at a random step; at least the next `after` losses and all that is saved at the end are those of a run that was not."""
     expected = undisturbed(stage, steps)
     overrides = SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": stage, "optim.steps": steps}
     kill_at = random.SystemRandom().randint(SAVE_EVERY + 1, steps - after - 1)
-    killed = launch(2, overrides, kill_when=lambda: len(lines_of(tmp_path)) >= kill_at)
-    assert killed.code != 0, f"killed at {kill_at}: {killed.output}"
+    with processes(2, overrides) as ranks:
+        wait_until(lambda: len(lines_of(tmp_path)) >= kill_at)
+        for rank in ranks:
+            rank.signal(signal.SIGKILL, group=True)
+        assert [rank.wait().code for rank in ranks] == [-signal.SIGKILL] * 2, f"killed at {kill_at}"
     left_at = len(lines_of(tmp_path))
     # A kill between a step's line and the end of its checkpoint leaves the one before it the newest.
     newest = max(checkpoint.step_of(tag) for tag in checkpoint.complete_tags(str(tmp_path / "checkpoints")))
     assert newest in (left_at // SAVE_EVERY * SAVE_EVERY, left_at // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY)
     assert newest <= steps - after
 
-    resumed = launch(2, overrides)
+    resumed = together(2, overrides)
 
     assert resumed.code == 0, resumed.output
     assert f"steps {newest + 1} to" in resumed.output
@@ -140,10 +144,10 @@ def test_two_then_one_then_four_processes_train_as_two(
     undisturbed, changing = tmp_path / "undisturbed", tmp_path / "changing"
     finished = together(2, base | {"run.dir": undisturbed})
     assert finished.code == 0, finished.output
-    for processes, stage, stop in ((2, 1, 7), (1, 0, 15), (4, 3, steps)):
+    for count, stage, stop in ((2, 1, 7), (1, 0, 15), (4, 3, steps)):
         overrides = base | {"run.dir": changing, "zero.stage": stage, "run.stop_after": stop}
         notes = {"NOTE_SAMPLES": str(tmp_path / f"notes-{stop}")}
-        finished = together(processes, overrides, module="tests.trainer.instrumented", environment=notes)
+        finished = together(count, overrides, module="tests.trainer.instrumented", environment=notes)
         assert finished.code == 0, finished.output
 
     samples: list[int] = []

@@ -31,8 +31,9 @@ from trainer.checkpoint.record import (
     step_of,
     tag_of,
 )
-from trainer.checkpoint.resuming import EMA, find, go_back, named_weights, resume
+from trainer.checkpoint.resuming import find, go_back, named_weights, resume
 from trainer.checkpoint.saving import save
+from trainer.checkpoint.state import EMA
 
 __all__ = [
     "EMA",

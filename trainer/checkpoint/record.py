@@ -24,8 +24,8 @@ class Position(StrictModel):
     """How many of the last steps, without a good one between, changed nothing because a loss or gradient was not finite."""
     failed_at: int = 0
     """The furthest step at which there were too many of them."""
-    returns: int = 0
-    """How often the run has gone back without getting past that step."""
+    back_at: int = 0
+    """The step that the run went back to then, until it gets past `failed_at`."""
 
     @property
     def batch(self) -> int:

@@ -33,9 +33,6 @@ from trainer.zero import Engine, gather
 
 log = logging.getLogger("trainer")
 
-EMA = "ema"
-"""The optimizer's state that holds the moving average of the masters, where a run keeps one."""
-
 Found = tuple[str, CheckpointRecord]
 
 
@@ -46,29 +43,30 @@ class _File(Protocol):
     def get_tensor(self, name: str) -> torch.Tensor: ...
 
 
-def find(place: str, identity: Identity, *, good: int = 0) -> Found | None:
+def find(place: str, identity: Identity, *, good_before: int | None = None) -> Found | None:
     """The newest checkpoint whose every byte is right; None where there is none. Collective.
 
-    `good` n: only checkpoints that were not saved amid bad steps, and of these the n-th.
+    With `good_before`, a step: only those before it that were not saved amid bad steps.
     Damaged ones are named in a warning and passed over. Raises InputError when a checkpoint is whole but belongs to another configuration,
     corpus, vocabulary or format version, and RunError when there are checkpoints and none is whole.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     tags = gather(complete_tags(place) if rank == 0 else [])[0]
-    whole_ones = good_ones = 0
+    any_whole = False
     for tag in tags:
+        if good_before is not None and step_of(tag) >= good_before:
+            continue
         troubles = [trouble for trouble in gather(damage(place, tag, (rank, world))) if trouble is not None]
         if troubles:
             if rank == 0:
                 log.warning("checkpoint %s is damaged and passed over: %s", tag, troubles[0])
             continue
+        any_whole = True
         record = read_record(place, tag)
         _check_identity(place, tag, record, identity)
-        whole_ones += 1
-        good_ones += record.position.bad_steps == 0
-        if not good or (record.position.bad_steps == 0 and good_ones == good):
+        if good_before is None or record.position.bad_steps == 0:
             return tag, record
-    if tags and not whole_ones:
+    if tags and not any_whole and good_before is None:
         raise RunError(
             f"{place}: none of its {len(tags)} checkpoints is whole (see the lines above);"
             " bring back an undamaged copy or choose another run.dir"
@@ -95,7 +93,7 @@ def _check_identity(place: str, tag: str, record: CheckpointRecord, identity: Id
         )
 
 
-def resume(engine: Engine, place: str, found: Found) -> Position:
+def resume(engine: Engine, place: str, found: Found, average: state.Average | None = None) -> Position:
     """Bring weights, optimizer and random states to where a checkpoint (found by `find`) left them. Collective.
 
     Random states come back where as many processes go on as had saved; another number gets new ones that follow from the first's.
@@ -111,7 +109,7 @@ def resume(engine: Engine, place: str, found: Found) -> Position:
             held = [Flat(saved.layout, saved.read(), saved.counts) for saved in _saved(file, record.flats[own])]
     else:
         held = cut(_all_saved(folder, record), layouts)
-    state.put_back(engine, held)
+    state.put_back(engine, held, average)
     with _opened(folder, 0) as file:
         kept = {name: file.get_tensor(key) for key, name in state.kept_names(file.keys()).items()}
         partitions.set_frozen_and_buffers(engine, kept)
@@ -130,16 +128,17 @@ def resume(engine: Engine, place: str, found: Found) -> Position:
     return record.position
 
 
-def go_back(engine: Engine, run: RunConfig, identity: Identity, position: Position) -> Position:
+def go_back(
+    engine: Engine, run: RunConfig, identity: Identity, position: Position, average: state.Average | None = None
+) -> Position:
     """After too many bad steps: the state of the last good checkpoint, with the data that comes next. Collective.
 
-    A run that fails again before it gets past the step where it failed goes back one checkpoint further each time. Raises RunError where
-    there is none.
+    A run that fails again before it gets past the step where it failed goes back further than the last time. Raises RunError where there is
+    nothing to go back to.
     """
-    further = position.step > position.failed_at
-    failed_at, returns = (position.step, 1) if further else (position.failed_at, position.returns + 1)
+    past = position.step > position.failed_at
     place = place_of(run)
-    found = find(place, identity, good=returns)
+    found = find(place, identity, good_before=position.step if past else position.back_at)
     first = position.step - position.bad_steps + 1
     what = f"steps {first} to {position.step}: a loss or gradient was not finite in all {position.bad_steps} of them"
     if found is None:
@@ -147,10 +146,11 @@ def go_back(engine: Engine, run: RunConfig, identity: Identity, position: Positi
             f"{what}, and there is no earlier good checkpoint to go back to; lower optim.lr or look at the rows of these steps, then start"
             " again"
         )
-    back = resume(engine, place, found)
+    back = resume(engine, place, found, average)
     if torch.distributed.get_rank() == 0:
         log.warning("%s; the run goes back to %s and on with the next data", what, found[0])
-    return back.model_copy(update={"shift": position.batch - back.step, "failed_at": failed_at, "returns": returns})
+    failed_at = max(position.step, position.failed_at)
+    return back.model_copy(update={"shift": position.batch - back.step, "failed_at": failed_at, "back_at": back.step})
 
 
 def named_weights(place: str, tag: str, record: CheckpointRecord, key: str = MASTER) -> dict[str, torch.Tensor]:

@@ -34,7 +34,15 @@ from trainer.zero import Engine, gather
 log = logging.getLogger("trainer")
 
 
-def save(engine: Engine, run: RunConfig, identity: Identity, position: Position, samples_seen: int) -> None:
+def save(
+    engine: Engine,
+    run: RunConfig,
+    identity: Identity,
+    position: Position,
+    *,
+    samples_seen: int,
+    average: state.Average | None = None,
+) -> None:
     """Write the checkpoint of `position`. Collective.
 
     Raises RunError on all processes where one of them cannot write, with what was there before untouched.
@@ -47,7 +55,7 @@ def save(engine: Engine, run: RunConfig, identity: Identity, position: Position,
         storage.remove_folder(folder)  # what a killed attempt left
     torch.distributed.barrier()
     kept = state.kept(engine)
-    held = state.flats(engine) if rank == 0 or engine.zero_optimization_stage() else []
+    held = state.flats(engine, average) if rank == 0 or engine.zero_optimization_stage() else []
     tensors = {f"{number}.{key}": value for number, flat in enumerate(held) for key, value in flat.values.items()}
     written: FileRecord | HouseError
     try:
@@ -78,6 +86,7 @@ def save(engine: Engine, run: RunConfig, identity: Identity, position: Position,
     if rank == 0:
         try:
             _retain(place, run.keep, newest=tag)
+            storage.abort_uploads(place)
         except HouseError as error:
             log.warning("%s is saved, older checkpoints could not be removed: %s", tag, error)
 

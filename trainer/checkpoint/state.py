@@ -8,8 +8,8 @@ place, into a running engine: a resume and going back after bad steps are the sa
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,19 @@ from trainer.zero import Engine
 
 _RANDOM = "random."
 _KEPT = "kept."
+_EMA_UPDATES = "ema_updates"
+EMA = "ema"
+"""The moving average of the masters, where a run keeps one."""
 RandomStates = dict[str, Tensor]
+
+
+class Average(Protocol):
+    """A moving average of the masters: one tensor for each of them, in their order, and how many steps it has seen."""
+
+    tensors: list[Tensor]
+    updates: int
+
+    def restore(self, tensors: Sequence[Tensor], updates: int) -> None: ...
 
 
 # ---- masters and moments
@@ -32,40 +44,44 @@ def layouts(engine: Engine) -> list[Layout]:
     return [part.layout for part in partitions.of(engine)]
 
 
-def flats(engine: Engine) -> list[Flat]:
-    """Copies on the CPU of this process's masters and of all that the optimizer keeps for them, each flattened."""
+def flats(engine: Engine, average: Average | None = None) -> list[Flat]:
+    """Copies on the CPU of this process's masters, of all that the optimizer keeps for them, and of their average; each flattened."""
     found = []
     states = partitions.base_optimizer(engine).state
-    for part in partitions.of(engine):
+    for number, part in enumerate(partitions.of(engine)):
         state = states.get(part.master, {})
         values = {MASTER: part.master, **{key: value for key, value in state.items() if isinstance(value, Tensor)}}
+        counts = {key: value for key, value in state.items() if isinstance(value, int)}
+        if average is not None:
+            values[EMA], counts[_EMA_UPDATES] = average.tensors[number], average.updates
         copies = {key: value.detach().to("cpu", copy=True).reshape(-1) for key, value in values.items()}
-        found.append(Flat(part.layout, copies, {key: value for key, value in state.items() if isinstance(value, int)}))
+        found.append(Flat(part.layout, copies, counts))
     return found
 
 
-def put_back(engine: Engine, saved: list[Flat]) -> None:
-    """Give this process's masters and their states the values of `saved`, which has this engine's layouts, and the module its weights.
+def put_back(engine: Engine, saved: list[Flat], average: Average | None = None) -> None:
+    """Give this process's masters, their states and their average the values of `saved`, and the module its weights. Collective.
 
-    Collective.
+    `saved` has this engine's layouts.
     """
     states = partitions.base_optimizer(engine).state
     for part, flat in zip(partitions.of(engine), saved, strict=True):
         with torch.no_grad():
             part.master.copy_(flat.values[MASTER].view(part.master.shape))
+        kept = {key: value for key, value in flat.values.items() if key not in (MASTER, EMA)}
         state: dict[str, Any] = states[part.master]
-        for key in [key for key in state if key not in flat.values and key not in flat.counts]:
+        for key in [key for key in state if key not in kept and key not in flat.counts]:
             del state[key]
-        state.update(flat.counts)
-        for key, value in flat.values.items():
+        state.update({key: count for key, count in flat.counts.items() if key != _EMA_UPDATES})
+        for key, value in kept.items():
             there = state.get(key)
-            if key == MASTER:
-                continue
             if isinstance(there, Tensor) and there.numel() == value.numel() and there.dtype == value.dtype:
                 there.copy_(value.view(there.shape))  # DeepSpeed keeps views of it
             else:
                 shape = part.master.shape if value.numel() == part.master.numel() else value.shape
                 state[key] = value.view(shape).to(part.master.device, copy=True)
+    if average is not None:
+        average.restore([flat.values[EMA] for flat in saved], max(flat.counts[_EMA_UPDATES] for flat in saved))
     partitions.publish(engine)
 
 
