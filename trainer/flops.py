@@ -20,7 +20,8 @@ _PEAK_TFLOPS = {
     "H100": 989.0,
     "H200": 989.0,
 }
-"""Dense half-precision peaks (fp16 of the V100, bf16 of the others) from NVIDIA's data sheets, by a part of the device's name; the first that fits counts."""
+"""Dense half-precision peaks (fp16 of the V100, bf16 of the others) from NVIDIA's data sheets, by a part of the device's name: the first
+that fits."""
 
 
 def forward_flops(model: CLIP) -> int:

@@ -72,10 +72,14 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
     return derived
 
 
+def on_cpu() -> bool:
+    """Whether DeepSpeed will compute on CPUs: because it was told to, or because there is nothing else."""
+    return os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
+
+
 def check_hardware(config: TrainConfig) -> None:
     """Refuse what this machine cannot do, before anything starts. Raises InputError."""
-    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
-    if config.precision.compute == "fp16" and on_cpu:
+    if config.precision.compute == "fp16" and on_cpu():
         raise InputError("precision.compute: 'fp16' needs a GPU and this run has none; set it to 'bf16' or 'fp32'")
 
 
@@ -90,8 +94,10 @@ def join_processes() -> tuple[int, int]:
             "MASTER_PORT": str(_free_port()),
         }
         os.environ.update(alone)
-    if not torch.cuda.is_available():
+    if on_cpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    else:  # DeepSpeed does it with the engine, and there are collectives before
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed = _quiet_deepspeed()
     try:
         deepspeed.init_distributed(dist_init_required=True, verbose=False)
@@ -115,7 +121,8 @@ def leave_processes(*, failed: bool = False) -> None:
     for heartbeat in _heartbeats:
         heartbeat.stop(failed=failed)
     _heartbeats.clear()
-    if torch.distributed.is_initialized() and not failed:
+    # NCCL would wait here for what the others will never send.
+    if torch.distributed.is_initialized() and not (failed and torch.distributed.get_backend() == "nccl"):
         torch.distributed.destroy_process_group()
 
 
