@@ -80,6 +80,14 @@ def test_moments_survive_unless_another_block_holds_far_larger_ones() -> None:
     assert dequantise(flat.values["moment"], flat.values["moment_scale"], 4).tolist() == [1.0, 2.0**-27 * 1.5, 0.0, 3.0]
 
 
+def test_what_no_piece_covers_is_padding() -> None:
+    pieces = (Piece("b", 0, 6, 2), Piece("a", 4, 1, 3), Piece("c", 0, 4, 1))
+    assert Layout(numel=10, block=1, pieces=pieces).padding() == [slice(0, 1), slice(5, 6), slice(8, 10)]
+    assert Layout(numel=8, block=1, pieces=pieces[:1]).padding() == [slice(0, 6)]
+    assert Layout(numel=3, block=1, pieces=()).padding() == [slice(0, 3)]
+    assert Layout(numel=3, block=1, pieces=(Piece("a", 0, 0, 3),)).padding() == []
+
+
 def test_numbers_that_nobody_saved_are_missed() -> None:
     flats = filled(
         layout_of_processes(3, 4), {name: torch.ones(torch.Size(shape).numel()) for name, shape in SHAPES.items()}

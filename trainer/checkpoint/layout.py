@@ -38,6 +38,15 @@ class Layout(StrictModel):
     """Numbers that share one scale in the moments."""
     pieces: tuple[Piece, ...]
 
+    def padding(self) -> list[slice]:
+        """The places that no piece covers."""
+        gaps, end = [], 0
+        for piece in sorted(self.pieces, key=lambda piece: piece.at):
+            if piece.at > end:
+                gaps.append(slice(end, piece.at))
+            end = piece.at + piece.length
+        return gaps if end == self.numel else [*gaps, slice(end, self.numel)]
+
 
 class Flat(NamedTuple):
     """A flat tensor with the optimizer's state: `values` has MASTER and the states' tensors, `counts` the states' plain integers."""

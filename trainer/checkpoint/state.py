@@ -55,6 +55,10 @@ def flats(engine: Engine, average: Average | None = None) -> list[Flat]:
         if average is not None:
             values[EMA], counts[_EMA_UPDATES] = average.tensors[number], average.updates
         copies = {key: value.detach().to("cpu", copy=True).reshape(-1) for key, value in values.items()}
+        if padding := part.layout.padding():  # stage 3 leaves there what was in memory
+            for key in {MASTER, EMA} & copies.keys():
+                for gap in padding:
+                    copies[key][gap] = 0
         found.append(Flat(part.layout, copies, counts))
     return found
 
