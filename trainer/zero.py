@@ -210,7 +210,7 @@ class FiniteGate:
 
 
 def with_true_gradient(loss: torch.Tensor) -> torch.Tensor:
-    """`loss` as it should be given to backward: where it is not finite its gradient is not either, however the loss came about.
+    """`loss` as it should be given to backward: where it is not finite, neither is any gradient that flows back from it.
 
     One process's gradient that is not finite makes the sum over processes so, and DeepSpeed skips the step on all of them; so does
     FiniteGate. Every finite loss and its gradient stay what they are, to the bit.

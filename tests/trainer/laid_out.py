@@ -6,9 +6,11 @@ parameters, read through DeepSpeed's own functions, which know nothing of ours. 
 each case.
 """
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import safetensors.torch
@@ -143,14 +145,41 @@ def everything(engine: zero.Engine, average: Average) -> dict[str, torch.Tensor]
         for number, flat in enumerate(flats)
         for key, value in flat.counts.items()
     }
-    working = {f"weight/{name}": value.detach().clone() for name, value in zip(*local_weights(engine), strict=True)}
+    working = {f"weight/{name}": value.detach().clone() for name, value in local_weights(engine)}
     return held | counts | working
 
 
-def local_weights(engine: zero.Engine) -> tuple[list[str], list[torch.Tensor]]:
-    """What forward reads; of a parameter that stage 3 has split, this process's part."""
-    parameters = list(engine.module.named_parameters())
-    return [name for name, _ in parameters], [getattr(value, "ds_tensor", value) for _, value in parameters]
+def local_weights(engine: zero.Engine) -> Iterator[tuple[str, torch.Tensor]]:
+    """What forward reads; of a parameter that stage 3 has split, this process's part without its padding."""
+    for name, parameter in engine.module.named_parameters():
+        part = getattr(parameter, "ds_tensor", None)
+        if part is None:
+            yield name, parameter
+        else:
+            left = cast(Any, parameter).ds_numel - torch.distributed.get_rank() * part.numel()
+            yield name, part[: max(0, min(part.numel(), left))]
+
+
+def scalers_agree() -> bool:
+    """The state of DeepSpeed's loss scaler, which a CPU can hold but not use, goes through JSON into another one, which goes on alike."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    def engine_with(start: float) -> Any:
+        scaler = DynamicLossScaler(start, 4, 1.0, 2, False, raise_error_at_min_scale=False)
+        return SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler))
+
+    def scales(engine: Any, overflows: str) -> list[float]:
+        found = []
+        for sign in overflows:
+            engine.optimizer.loss_scaler.update_scale(sign == "x")
+            found.append(engine.optimizer.loss_scaler.cur_scale)
+        return found
+
+    first, second = engine_with(2.0**16), engine_with(2.0)
+    scales(first, "xx..x")
+    partitions.set_loss_scaler(second, json.loads(json.dumps(partitions.loss_scaler(first))))
+    rest = "x.....x.x......."
+    return scales(second, rest) == scales(first, rest)
 
 
 def found_in(place: str) -> tuple[str, checkpoint.CheckpointRecord]:
@@ -232,6 +261,7 @@ def main(folder: str, cases: int, others: list[str]) -> None:
                     average.updates == 3,
                 )
         engine.destroy()
+    check(f"{world}: loss scaler", scalers_agree())
     zero.leave_processes()
 
 

@@ -1,15 +1,12 @@
-"""What decides whether a step is applied: the gradient of a loss that is no number, the gate without ZeRO, the loss scaler's state."""
+"""What decides whether a step is applied: the gradient of a loss that is no number, and the gate without ZeRO."""
 
-import json
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from trainer.checkpoint import partitions
+from trainer.objectives.clip import contrastive_loss
 from trainer.zero import FiniteGate, with_true_gradient
 
 
@@ -34,14 +31,17 @@ def test_a_finite_loss_and_its_gradient_stay_what_they_are(value: float) -> None
     assert torch.equal(through.grad, plain.grad)
 
 
-def test_a_loss_that_is_not_finite_has_no_finite_gradient() -> None:
-    """exp overflows to infinity where its own gradient, cut off by clamp, would be zero: the step must not look like a good one."""
-    x = torch.tensor([200.0], requires_grad=True)
-    loss = x.clamp(max=150.0).exp().sum()
-    assert not math.isfinite(float(loss.detach()))
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_has_no_finite_gradient(bad: float, chunk_size: int | None) -> None:
+    """Even where the gradient would be finite by itself: the step must not look like a good one."""
+    images, texts = (torch.nn.functional.normalize(torch.randn(4, 8), dim=-1).requires_grad_() for _ in range(2))
+    scale = torch.tensor([14.0], requires_grad=True)
+    loss = contrastive_loss(images, texts, scale, chunk_size=chunk_size) + bad
     with_true_gradient(loss).backward()  # type: ignore[no-untyped-call]
-    assert x.grad is not None
-    assert not bool(x.grad.isfinite().any())
+    for value in (images, texts, scale):
+        assert value.grad is not None
+        assert not bool(value.grad.isfinite().any())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -66,28 +66,3 @@ def test_without_zero_gradients_are_clipped_as_torch_does(clipping: float) -> No
     reference.step()
     assert gate.norm == pytest.approx(13.0), "before clipping"
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
-
-
-def test_a_loss_scaler_goes_on_where_it_stood() -> None:
-    """DeepSpeed's own scaler, which a CPU can hold but not use."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-
-    def engine_with(start: float) -> Any:
-        scaler = DynamicLossScaler(start, 4, 1.0, 2, False, raise_error_at_min_scale=False)
-        return SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler))
-
-    def scales(engine: Any, overflows: str) -> list[float]:
-        found = []
-        for sign in overflows:
-            engine.optimizer.loss_scaler.update_scale(sign == "x")
-            found.append(engine.optimizer.loss_scaler.cur_scale)
-        return found
-
-    first, second = engine_with(2.0**16), engine_with(2.0)
-    scales(first, "xx..x")
-    saved = partitions.loss_scaler(first)
-    assert saved is not None
-    partitions.set_loss_scaler(second, json.loads(json.dumps(saved)))
-    rest = "x.....x.x......."
-    assert scales(second, rest) == scales(first, rest)
-    assert partitions.loss_scaler(SimpleNamespace(optimizer=SimpleNamespace())) is None  # type: ignore[arg-type]
