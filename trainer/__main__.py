@@ -6,7 +6,6 @@ The launcher puts `--local_rank=N` before everything else; the places in the run
 
 import argparse
 import os
-import time
 
 from pipeline.contracts.cli import config_parser, parse, run_cli
 from pipeline.contracts.config import load_config
@@ -31,17 +30,28 @@ def main(argv: list[str]) -> int:
 
         print(describe(config, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
         return 0
-    # torch, DeepSpeed and the rest of the trainer: seconds that a refused configuration must not cost.
-    from trainer import train, zero
+    run(config)
+    return 0
 
+
+def run(config: TrainConfig) -> None:
+    """Train, as one process of a run; on the way out the others learn how it went, so that none of them hangs."""
+    # torch, DeepSpeed and the rest of the trainer: seconds that a refused configuration must not cost.
+    from trainer import safety, train, zero
+
+    safety.hold_sigterm()
     try:
         train.train(config)
     except HouseError:
         _let_first_process_speak()
+        zero.leave_processes(failed=True)
         raise
-    finally:
-        zero.leave_processes()
-    return 0
+    except BaseException as error:
+        if isinstance(error, RuntimeError):
+            zero.explain(error)
+        zero.leave_processes(failed=True)
+        raise
+    zero.leave_processes()
 
 
 def _let_first_process_speak() -> None:
@@ -51,7 +61,9 @@ def _let_first_process_speak() -> None:
     wait; an error that only this one has is said when the wait is over.
     """
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(_FIRST_PROCESS_SPEAKS_S)
+        from trainer import safety  # loads torch, which a first process with a wrong configuration does without
+
+        safety.step_aside(_FIRST_PROCESS_SPEAKS_S)
 
 
 if __name__ == "__main__":

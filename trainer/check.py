@@ -11,7 +11,7 @@ import torch
 
 from pipeline.contracts import config as configs
 from pipeline.contracts import storage
-from trainer import models, tokenizer, zero
+from trainer import flops, models, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, per_device_size, settled
 from trainer.data import corpus as corpora
 from trainer.objectives import OBJECTIVES
@@ -41,6 +41,8 @@ def describe(config: TrainConfig, world_size: int) -> str:
         grid = group.get("stochastic", config.precision.master_grid)
         rounded = f", rounded stochastically to {grid} numbers" if grid else ""
         lines.append(f"  {group['name']:<14} {count:,} numbers, weight decay {group['weight_decay']}{rounded}")
+    forward, training = flops.forward_flops(model) / 1e9, flops.training_flops(model) / 1e9
+    lines.append(f"operations   {forward:,.1f} G a pair forward, {training:,.1f} G with backward")
     lines += [_vocabulary_line(config), *_batch_lines(config, world_size)]
     lines += [_objective_line(config, world_size, model.preset.embed_dim), *_memory_lines(config, total)]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]

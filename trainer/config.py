@@ -153,8 +153,8 @@ class BatchConfig(StrictModel):
 
     global_size: PositiveInt = 32_768
     micro_size: PositiveInt | None = None
-    """Pairs that go through the towers at a time on one device, at most; None: all that the process has. Gradient caching makes of them the exact
-    gradient of the whole batch, for about a third more work (`trainer/gradient_cache.py`)."""
+    """Pairs that go through the towers at a time on one device, at most; None: all that the process has. Gradient caching makes of them
+    the exact gradient of the whole batch, for about a third more work (`trainer/gradient_cache.py`)."""
 
 
 class ObjectiveConfig(StrictModel):
@@ -169,7 +169,8 @@ class ObjectiveConfig(StrictModel):
 class ZeroConfig(StrictModel):
     """How optimizer states (1), gradients (2) and weights (3) are split over the processes; 0 keeps all of them everywhere."""
 
-    stage: Literal[0, 1, 2, 3] = 1
+    stage: Literal[0, 1, 2, 3] = not_semantic(1)
+    """Not part of the digest: stages differ in the order of sums only, and a run may go on under another one."""
     offload: bool = not_semantic(False)
     """Masters, moments and their arithmetic on the CPU, beside a GPU that has no room for them. Its rounding is the CPU's."""
 
@@ -221,7 +222,10 @@ class RunConfig(StrictModel):
     """Where the run lives and when it reports and saves."""
 
     dir: str = not_semantic()
-    """Checkpoints, metrics and the vocabulary go here; the same folder for every process. The same command again resumes from it."""
+    """Metrics, the vocabulary and, unless told otherwise, checkpoints go here; the same folder for every process. The same command again
+    resumes from it."""
+    checkpoints: str | None = not_semantic(None)
+    """Where checkpoints go: a folder that every process shares, or s3://BUCKET/KEY; None is `checkpoints` in the run's folder."""
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
     log_every: PositiveInt = not_semantic(10)
     save_every: PositiveInt = not_semantic(1000)
@@ -229,6 +233,11 @@ class RunConfig(StrictModel):
     """Checkpoints kept; older ones that this run wrote are removed after a newer one is complete."""
     stop_after: PositiveInt | None = not_semantic(None)
     """End this call after the given step, with a checkpoint, without changing the schedule; for time-boxed jobs."""
+    max_bad_steps: PositiveInt = not_semantic(10)
+    """After this many steps in a row whose loss or gradient is not finite the run goes back to the last good checkpoint, with the next
+    data. Each of them changes no weight on any process."""
+    peak_tflops: Positive | None = not_semantic(None)
+    """Peak of one device in 10^12 operations a second, for the model FLOPs utilisation; None knows it for common GPUs in half precision."""
 
 
 class AugmentationConfig(StrictModel):
@@ -295,7 +304,7 @@ class TrainConfig(StrictModel):
 def resolve(config: TrainConfig) -> TrainConfig:
     """The same configuration with the preset's values where none were given.
 
-    Raises InputError for an unknown preset and for places that only later versions can write to.
+    Raises InputError for an unknown preset and for a run.dir that is no folder.
     """
     # The presets live beside the towers, and those load torch.
     from trainer.models import PRESETS
@@ -307,7 +316,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise InputError(f"model.preset: {config.model.preset!r} is unknown; {hint}")
     if config.run.dir.startswith("s3://"):
         raise InputError(
-            f"run.dir: {config.run.dir!r} is not a folder; checkpoints are written to local or shared disks, name one"
+            f"run.dir: {config.run.dir!r} is not a folder; name one on a local or shared disk (run.checkpoints may be s3://)"
         )
     model = config.model.model_copy(
         update={

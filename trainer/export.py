@@ -73,23 +73,26 @@ class Card(StrictModel):
 # ---- writing
 
 
-def export(run_dir: str, out: str, step: int | None = None) -> Card:
+def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False) -> Card:
     """Write the newest whole checkpoint of a run (or that of `step`) to `out` and its two companions, the card last.
 
-    Raises InputError where there is no such run or checkpoint, its configuration or vocabulary is not the one it was trained with, or `out`
-    does not end in .safetensors.
+    With `ema` the moving average of the weights instead of the weights. Raises InputError where there is no such run or checkpoint, its
+    configuration or vocabulary is not the one it was trained with, or `out` does not end in .safetensors.
     """
     if not out.endswith(".safetensors"):
         raise InputError(f"--out: {out!r} does not end in '.safetensors'; give it that ending")
-    tag, record = _choose(run_dir, step)
     config_path = os.path.join(run_dir, "config.toml")
+    if not storage.exists(config_path):
+        raise InputError(f"{run_dir}: no checkpoint in it; give the run.dir of a training run that has saved one")
     config = load_config(TrainConfig, config_path)
+    place = config.run.checkpoints or os.path.join(run_dir, "checkpoints")  # the folder may have been moved since
+    tag, record = _choose(place, step)
     if configs.digest(config) != record.config_digest:
         raise InputError(
             f"{config_path}: not the configuration that {tag!r} was trained with; restore the run's own file"
         )
-    weights_path = os.path.join(checkpoint.folder_of(run_dir), tag, checkpoint.WEIGHTS)
-    weights = _openai_shapes(safetensors.torch.load_file(weights_path))
+    kind = checkpoint.EMA if ema else checkpoint.MASTER
+    weights = _openai_shapes(checkpoint.named_weights(place, tag, record, kind))
     vocabulary_path = os.path.join(run_dir, "vocabulary")
     vocabulary = storage.read_bytes(vocabulary_path)
     if hashlib.sha256(vocabulary).hexdigest() != record.vocabulary_sha256:
@@ -127,22 +130,21 @@ def export(run_dir: str, out: str, step: int | None = None) -> Card:
     return card
 
 
-def _choose(run_dir: str, step: int | None) -> tuple[str, checkpoint.CheckpointRecord]:
+def _choose(place: str, step: int | None) -> tuple[str, checkpoint.CheckpointRecord]:
     """The checkpoint to export: that of `step`, else the newest whole one; damaged ones are named."""
-    tags = checkpoint.complete_tags(run_dir)
+    tags = checkpoint.complete_tags(place)
     if not tags:
-        raise InputError(f"{run_dir}: no checkpoint in it; give the run.dir of a training run that has saved one")
+        raise InputError(f"{place}: no checkpoint in it; give the run.dir of a training run that has saved one")
     if step is not None:
-        tags = [tag for tag in tags if int(tag.removeprefix("step-")) == step]
-        if not tags:
-            there = ", ".join(checkpoint.complete_tags(run_dir))
-            raise InputError(f"--step: {step} has no checkpoint in {run_dir!r}; there are {there}")
+        if checkpoint.tag_of(step) not in tags:
+            raise InputError(f"--step: {step} has no checkpoint in {place!r}; there are {', '.join(tags)}")
+        tags = [checkpoint.tag_of(step)]
     for tag in tags:
-        trouble = checkpoint.damage(run_dir, tag)
+        trouble = checkpoint.damage(place, tag)
         if trouble is None:
-            return tag, checkpoint.read_record(run_dir, tag)
+            return tag, checkpoint.read_record(place, tag)
         log.warning("checkpoint %s is damaged and passed over: %s", tag, trouble)
-    raise InputError(f"{run_dir}: none of its checkpoints is whole (see the lines above); restore an undamaged copy")
+    raise InputError(f"{place}: none of its checkpoints is whole (see the lines above); restore an undamaged copy")
 
 
 def to_state_dict(model: models.CLIP, names: str = "openai") -> dict[str, torch.Tensor]:
@@ -256,8 +258,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of a training run")
     parser.add_argument("--out", required=True, metavar="FILE", help="where the weights go; must end in .safetensors")
     parser.add_argument("--step", type=int, help="the step to export; the newest whole checkpoint when left out")
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights (optim.ema_decay)")
     arguments = parser.parse_args(argv)
-    card = export(arguments.run_dir, arguments.out, arguments.step)
+    card = export(arguments.run_dir, arguments.out, arguments.step, ema=arguments.ema)
     print(
         f"{arguments.out}: {card.preset}, {card.parameters:,} parameters, step {card.step:,}, {card.samples_seen:,} samples,"
         f" corpus {card.content_root[:16]}…, sha256 {card.weights_sha256[:16]}…"

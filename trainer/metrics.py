@@ -1,27 +1,36 @@
 """What a run says about itself: a progress bar, one JSON line for each logged step, the same figures for TensorBoard.
 
     RUN_DIR/metrics.jsonl          step, epoch, samples, loss (mean over processes), learning_rate, logit_scale, gradient_norm, seconds,
-                                   samples_per_second, data_wait (share of the time spent waiting for batches), replaced, skipped
+                                   samples_per_second, data_wait (share of the time spent waiting for batches), mfu (share of the devices'
+                                   peak, where that is known), memory_gib (the most that process 0 had: on its GPU, else resident),
+                                   replaced, skipped
     RUN_DIR/tensorboard/           the same
     RUN_DIR/replaced/rank-N.jsonl  each row that could not be used: sample, row, what stood in for it, why
 
-Times are means over the steps since the last line, `replaced` and `skipped` are counts over them. A resumed run drops the lines after its
-checkpoint, so that each step has one line. Only the first process writes metrics and speaks; every process notes its own replaced rows.
+Times are means over the steps since the last line, `replaced` and `skipped` (steps that changed no weight) are counts over them; a loss or
+norm that is not finite is null. A resumed run drops the lines after its checkpoint, and so does one that goes back, so that each step has
+one line. Only the first process writes metrics and speaks; every process notes its own replaced rows.
 """
 
 import json
 import logging
+import math
 import os
+import re
+import resource
 import time
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
+import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pipeline.contracts import storage
 from pipeline.contracts.cli import Progress
+from trainer.checkpoint import Position
 from trainer.config import BatchPlan
 from trainer.data.loader import Replacement
 
@@ -32,20 +41,27 @@ _SAY_S = 30.0
 
 
 class Reporter:
-    """Reports the steps of one process; a context manager around the loop."""
+    """Reports the steps of one process; a context manager around the loop.
+
+    first: where the run stands; flops_share: of a device's peak, for one pair a second on it (None where the peak is not known).
+    """
 
     def __init__(
-        self, run_dir: str, plan: BatchPlan, *, rank: int, first_step: int, last_step: int, log_every: int
+        self,
+        run_dir: str,
+        plan: BatchPlan,
+        *,
+        rank: int,
+        first: Position,
+        last_step: int,
+        log_every: int,
+        flops_share: float | None,
     ) -> None:
-        self._plan, self._rank, self._log_every, self._last_step = plan, rank, log_every, last_step
-        self._replaced_path = os.path.join(run_dir, "replaced", f"rank-{rank:05d}.jsonl")
-        os.makedirs(os.path.dirname(self._replaced_path), exist_ok=True)
-        _keep_lines(self._replaced_path, "sample", first_step * plan.global_size)
-        self._replaced = open(self._replaced_path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self._first = _FirstProcess(run_dir, plan, first_step, last_step) if rank == 0 else None
-        self._started = time.perf_counter()
-        self._waited = 0.0
-        self._steps = self._skipped = 0
+        self._plan, self._log_every, self._last_step, self._flops_share = plan, log_every, last_step, flops_share
+        self._rank, self._replaced_folder = rank, os.path.join(run_dir, "replaced")
+        self._replaced = _Lines(os.path.join(self._replaced_folder, f"rank-{rank:05d}.jsonl"), "sample")
+        self._first = _FirstProcess(run_dir, first.step, last_step) if rank == 0 else None
+        self.start_from(first)
 
     def __enter__(self) -> Self:
         return self
@@ -57,102 +73,170 @@ class Reporter:
         if self._first is not None:
             self._first.close(kind, error, trace)
 
+    def start_from(self, position: Position) -> None:
+        """Drop what was noted of the steps after `position`: they are about to be done, for the first time or again."""
+        sample = position.batch * self._plan.global_size
+        self._replaced.drop_from(sample)
+        for name in sorted(
+            storage.sizes(self._replaced_folder)
+        ):  # of processes that there were before, each by one of those there are
+            number = re.fullmatch(r"rank-(\d+)\.jsonl", name)
+            if (
+                number
+                and int(number[1]) >= self._plan.world_size
+                and int(number[1]) % self._plan.world_size == self._rank
+            ):
+                _Lines(os.path.join(self._replaced_folder, name), "sample").drop_from(sample)
+        if self._first is not None:
+            self._first.start_from(position.step)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._steps = self._skipped = self._replaced_rows = 0
+
     def waited(self, seconds: float, replaced: list[Replacement]) -> None:
         """Note the wait for one batch, and which of its rows stand in for others."""
         self._waited += seconds
-        for swap in replaced:
-            self._replaced.write(json.dumps(swap._asdict()) + "\n")
-        if replaced:
-            self._replaced.flush()
+        self._replaced.add(swap._asdict() for swap in replaced)
 
     def due(self, done: int) -> bool:
         """Whether the step that makes it `done` steps is one to report."""
         return done % self._log_every == 0 or done == self._last_step
 
-    def step(self, done: int, *, applied: bool) -> None:
-        """Note that a step is over; `applied` is False where the loss scaler skipped it."""
+    def step(self, *, applied: bool, replaced: int) -> None:
+        """Note that a step is over: whether it changed weights, and how many rows of its batch were replaced on all processes."""
         self._steps += 1
         self._skipped += not applied
+        self._replaced_rows += replaced
         if self._first is not None:
-            self._first.progress.update(1)
+            self._first.step()
 
     def write(
-        self, done: int, *, loss: float, learning_rate: float, logit_scale: float, gradient_norm: float, replaced: int
+        self, position: Position, *, loss: float, learning_rate: float, logit_scale: float, gradient_norm: float
     ) -> None:
-        """Write one line about the steps since the last one. `replaced` counts over all processes."""
+        """Write one line about the steps since the last one."""
         seconds = time.perf_counter() - self._started
         if self._first is not None:
-            samples = self._steps * self._plan.global_size
+            per_second = self._steps * self._plan.global_size / seconds
+            share = None if self._flops_share is None else self._flops_share * per_second / self._plan.world_size
             self._first.write(
                 {
-                    "step": done,
-                    "epoch": done * self._plan.global_size / self._plan.rows,
-                    "samples": done * self._plan.global_size,
-                    "loss": loss,
+                    "step": position.step,
+                    "epoch": position.batch * self._plan.global_size / self._plan.rows,
+                    "samples": position.step * self._plan.global_size,
+                    "loss": loss if math.isfinite(loss) else None,
                     "learning_rate": learning_rate,
                     "logit_scale": logit_scale,
-                    "gradient_norm": gradient_norm,
+                    "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
                     "seconds": seconds / self._steps,
-                    "samples_per_second": samples / seconds,
+                    "samples_per_second": per_second,
                     "data_wait": self._waited / seconds,
-                    "replaced": replaced,
+                    **({} if share is None else {"mfu": share}),
+                    "memory_gib": _memory_gib(),
+                    "replaced": self._replaced_rows,
                     "skipped": self._skipped,
                 }
             )
-        self._started = time.perf_counter()
-        self._waited = 0.0
-        self._steps = self._skipped = 0
+        self._begin()
 
 
 class _FirstProcess:
     """The files and the bar that only process 0 has."""
 
-    def __init__(self, run_dir: str, plan: BatchPlan, first_step: int, last_step: int) -> None:
-        path = os.path.join(run_dir, METRICS)
-        _keep_lines(path, "step", first_step + 1)
-        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._events = EventFileWriter(os.path.join(run_dir, "tensorboard"))
+    def __init__(self, run_dir: str, first_step: int, last_step: int) -> None:
+        self._lines = _Lines(os.path.join(run_dir, METRICS), "step")
+        self._folder = os.path.join(run_dir, "tensorboard")
+        with storage.plain_errors(self._folder, "write"):
+            self._events = EventFileWriter(self._folder)
+        self._last_step, self._said = last_step, -_SAY_S
+        self._done = first_step
+        self._progress = Progress(last_step - first_step, "steps", "train")
+
+    def step(self) -> None:
+        self._done += 1
+        self._progress.update(1)
+
+    def start_from(self, step: int) -> None:
+        self._progress.update(step - self._done)
+        self._done = step
+        self._lines.drop_from(step + 1)
         # TensorBoard forgets what it has for later steps when a session starts at this one.
         self._events.add_event(
-            Event(wall_time=time.time(), step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+            Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
         )
-        self._last_step, self._said = last_step, -_SAY_S
-        self.progress = Progress(last_step - first_step, "steps", "train")
 
-    def write(self, line: dict[str, int | float]) -> None:
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
-        values = [Summary.Value(tag=f"train/{key}", simple_value=value) for key, value in line.items() if key != "step"]
-        self._events.add_event(Event(wall_time=time.time(), step=int(line["step"]), summary=Summary(value=values)))
+    def write(self, line: dict[str, int | float | None]) -> None:
+        self._lines.add([line])
+        known = {key: value for key, value in line.items() if value is not None}
+        values = [
+            Summary.Value(tag=f"train/{key}", simple_value=value) for key, value in known.items() if key != "step"
+        ]
+        with storage.plain_errors(self._folder, "write"):
+            self._events.add_event(Event(wall_time=time.time(), step=int(known["step"]), summary=Summary(value=values)))
         now = time.monotonic()
         if now - self._said < _SAY_S and line["step"] != self._last_step:
             return
         self._said = now
         log.info(
-            "step %d: loss %.4f, lr %.2e, scale %.2f, %.1f samples/s, %.0f%% waiting for data",
-            line["step"],
-            line["loss"],
-            line["learning_rate"],
-            line["logit_scale"],
-            line["samples_per_second"],
-            100 * line["data_wait"],
+            "step %d: loss %.4f, lr %.2e, scale %.2f, %.1f samples/s, %s%.1f GiB, %.0f%% waiting for data",
+            known["step"],
+            known.get("loss", math.nan),
+            known["learning_rate"],
+            known["logit_scale"],
+            known["samples_per_second"],
+            f"MFU {100 * known['mfu']:.1f} %, " if "mfu" in known else "",
+            known["memory_gib"],
+            100 * known["data_wait"],
         )
 
     def close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.__exit__(kind, error, trace)
+        self._progress.__exit__(kind, error, trace)
         self._lines.close()
         self._events.close()
 
 
-def _keep_lines(path: str, key: str, below: int) -> None:
-    """Drop the lines of a JSONL file whose `key` is not below a number, and a last line that a kill cut short."""
-    if not os.path.exists(path):
-        return
-    kept = []
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            if not line.endswith("\n"):
-                break
-            if json.loads(line)[key] < below:
-                kept.append(line)
-    storage.write_atomic(path, "".join(kept).encode())
+class _Lines:
+    """A JSONL file of ours, whose lines are in the rising order of one of their keys."""
+
+    def __init__(self, path: str, key: str) -> None:
+        self._path, self._key = path, key
+        self._file: IO[str] | None = None
+
+    def add(self, lines: Iterable[Mapping[str, object]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if not text:
+            return
+        storage.make_folder(storage.parent(self._path))
+        with storage.plain_errors(self._path, "write"):
+            if self._file is None:
+                self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+            self._file.write(text)
+            self._file.flush()
+
+    def drop_from(self, number: int) -> None:
+        """Drop the lines from the one whose key is `number` on, and a last line that a kill cut short."""
+        self.close()
+        if not os.path.exists(self._path):
+            return
+        kept = []
+        with open(self._path, encoding="utf-8") as lines:
+            for line in lines:
+                if not line.endswith("\n"):
+                    break
+                if json.loads(line)[self._key] < number:
+                    kept.append(line)
+        storage.write_atomic(self._path, "".join(kept).encode())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _memory_gib() -> float:
+    """The most memory that this process had at once: of its GPU where it has one, else its resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / (1 << 30)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # in KiB on Linux

@@ -2,16 +2,16 @@
 
 One call of `train` is one process of a run; `deepspeed --module trainer` starts as many as there are devices. All of them do the same:
 open the corpus and the vocabulary, build the model, wrap it in a DeepSpeed engine, take up the newest whole checkpoint, and step. What a
-step sees and does is a function of (configuration, corpus, step number), so that a run that was killed and resumed is the same run.
+step sees and does is a function of (configuration, corpus, position of the run), so that a run that was killed and resumed is the same run.
 """
 
 import functools
 import hashlib
 import logging
-import math
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,9 @@ import torch
 
 from pipeline.contracts import config as configs
 from pipeline.contracts import storage
-from pipeline.contracts.errors import InputError, RunError
-from trainer import checkpoint, gradient_cache, models, tokenizer, zero
+from pipeline.contracts.errors import InputError
+from trainer import checkpoint, flops, gradient_cache, models, partitions, safety, tokenizer, zero
+from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
 from trainer.data.corpus import locate, open_corpus
@@ -49,24 +50,17 @@ def train(config: TrainConfig) -> None:
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
     plan = batch_plan(config, world, corpus.rows)
     vocabulary = _open_vocabulary(config, corpus, rank)
-    identity = checkpoint.Identity(
+    identity = Identity(
         config_digest=configs.digest(config),
         content_root=corpus.content_root,
         vocabulary_sha256=vocabulary.sha256,
     )
-    found = checkpoint.find(config.run.dir, identity)
+    place = checkpoint.place_of(config.run)
+    found = checkpoint.find(place, identity)
 
     # ---- model, optimizer, engine
     _seed(config.run.seed)
-    objective = OBJECTIVES[config.objective.kind]
-    model = models.build(
-        config.model.preset,
-        vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
-        context_length=config.model.context_length,
-        image_size=config.model.image_size,
-        logit_scale=objective.logit_scale,
-        logit_bias=objective.logit_bias,
-    )
+    model = _build(config, vocabulary)
     _check_vocabulary(config, vocabulary, model.preset.vocab_size)
     use = settled(config)
     optimizer = HalfAdamW(
@@ -78,75 +72,77 @@ def train(config: TrainConfig) -> None:
         seed=config.run.seed,
     )
     engine = zero.start_engine(config, model, optimizer, world)
-    average = None if config.optim.ema_decay is None else Ema(zero.masters(engine), config.optim.ema_decay)
+    partitions.place(engine, optimizer)
+    average = None if config.optim.ema_decay is None else Ema(partitions.masters(engine), config.optim.ema_decay)
+    loss_of = _loss_of(config)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision.compute, torch.float32)
     _seed(config.run.seed + 1 + rank)  # from here on each process draws its own numbers
 
     # ---- where it stands
-    first_step = 0
-    if found is not None:
-        tag, record = found
-        checkpoint.resume(engine, config.run.dir, tag)
-        first_step = record.step
-    last_step = max(first_step, min(plan.total_steps, config.run.stop_after or plan.total_steps))
+    at = Position() if found is None else checkpoint.resume(engine, place, found, average)
+    last_step = max(at.step, min(plan.total_steps, config.run.stop_after or plan.total_steps))
     if rank == 0:
-        _announce(config, plan, identity, first_step, last_step)
+        _announce(config, plan, identity, at, last_step)
 
     # ---- the steps
-    batches = loader.batches(_loader_plan(config, corpus, vocabulary, rank, world), first_step, last_step)
-    loss_of = functools.partial(objective.loss, chunk_size=config.objective.chunk_size)
-    replaced = 0
+    sources = _loader_plan(config, corpus, vocabulary, rank, world)
+    batches = loader.batches(sources, at.batch, last_step + at.shift)
     with Reporter(
-        config.run.dir, plan, rank=rank, first_step=first_step, last_step=last_step, log_every=config.run.log_every
+        config.run.dir,
+        plan,
+        rank=rank,
+        first=at,
+        last_step=last_step,
+        log_every=config.run.log_every,
+        flops_share=_flops_share(config, vocabulary) if rank == 0 else None,
     ) as report:
-        for done in range(first_step + 1, last_step + 1):
+        while at.step < last_step:
             started = time.perf_counter()
             batch = next(batches)
             report.waited(time.perf_counter() - started, batch.replaced)
-            replaced += len(batch.replaced)
 
             inputs = functools.partial(_inputs, batch, config, engine.device, dtype)
             loss, (_, _, scale, *_) = gradient_cache.forward_backward(
                 engine, loss_of, inputs, plan.per_device, config.batch.micro_size
             )
 
-            mean_loss = zero.mean_over_processes(loss)
-            if not math.isfinite(mean_loss):
-                raise RunError(
-                    f"step {done}: the loss is {mean_loss}; the last checkpoint is untouched: lower optim.lr (now {use.lr!r}) or"
-                    " look at the rows of this step, then start again"
-                )
             rate = learning_rate(
-                done - 1,
+                at.step,
                 config.optim.schedule,
                 base_lr=use.lr,
                 warmup_steps=plan.warmup_steps,
                 cooldown_steps=config.optim.cooldown_steps,
                 total_steps=plan.total_steps,
             )
-            gradient_norm, applied = zero.step(engine, rate)
-            if average is not None and applied:
-                average.update(zero.masters(engine))
+            stepped = zero.step(engine, loss, rate, stop=safety.sigterm_came(), replaced=len(batch.replaced))
+            at = at.after(bad=stepped.bad)
+            if average is not None and stepped.applied:
+                average.update(partitions.masters(engine))
 
-            report.step(done, applied=applied)
-            if report.due(done):
+            report.step(applied=stepped.applied, replaced=stepped.replaced)
+            if report.due(at.step):
                 report.write(
-                    done,
-                    loss=mean_loss,
+                    at,
+                    loss=stepped.loss,
                     learning_rate=rate,
                     logit_scale=float(scale),
-                    gradient_norm=gradient_norm,
-                    replaced=zero.sum_over_processes(replaced),
+                    gradient_norm=stepped.gradient_norm,
                 )
-                replaced = 0
-            if done % config.run.save_every == 0 or done == last_step:
-                checkpoint.save(engine, config, identity, done)
+            if at.bad_steps >= config.run.max_bad_steps:
+                at = checkpoint.go_back(engine, config.run, identity, at, average)
+                batches = loader.batches(sources, at.batch, last_step + at.shift)
+                report.start_from(at)
+                continue
+            due = at.step % config.run.save_every == 0 and not at.bad_steps  # amid bad steps nothing has changed
+            if due or at.step == last_step or stepped.told_to_stop:
+                samples = at.step * plan.global_size
+                checkpoint.save(engine, config.run, identity, at, samples_seen=samples, average=average)
+            if stepped.told_to_stop:
+                break
+
+    # ---- the end
     if rank == 0:
-        log.info(
-            "done after step %d; next: python -m trainer.export %s --out model.safetensors",
-            last_step,
-            config.run.dir,
-        )
+        _say_the_end(config, at, last_step)
     engine.destroy()
 
 
@@ -179,7 +175,7 @@ def _open_vocabulary(config: TrainConfig, corpus: Corpus, rank: int) -> Vocabula
 def _provide_vocabulary(config: TrainConfig, corpus: Corpus, path: str) -> None:
     """Put the vocabulary at `path`. Once the run has a checkpoint, the file there is the run's and stays."""
     wanted = config.tokenizer
-    settled_already = os.path.exists(path) and bool(checkpoint.complete_tags(config.run.dir))
+    settled_already = os.path.exists(path) and bool(checkpoint.complete_tags(checkpoint.place_of(config.run)))
     if wanted.train_size is not None:
         if not settled_already:
             size = tokenizer.train_vocabulary(corpus.captions(), wanted.train_size, path)
@@ -204,6 +200,33 @@ def _check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, ids_of_model:
 
 
 # ---- small parts
+
+
+def _build(config: TrainConfig, vocabulary: Vocabulary) -> models.CLIP:
+    objective = OBJECTIVES[config.objective.kind]
+    return models.build(
+        config.model.preset,
+        vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
+        context_length=config.model.context_length,
+        image_size=config.model.image_size,
+        logit_scale=objective.logit_scale,
+        logit_bias=objective.logit_bias,
+    )
+
+
+def _loss_of(config: TrainConfig) -> Callable[..., torch.Tensor]:
+    """The objective, with a gradient that is not finite where its value is not."""
+    loss_of = functools.partial(OBJECTIVES[config.objective.kind].loss, chunk_size=config.objective.chunk_size)
+    return lambda *outputs: zero.with_true_gradient(loss_of(*outputs))
+
+
+def _flops_share(config: TrainConfig, vocabulary: Vocabulary) -> float | None:
+    """The share of a device's peak that one pair a second takes; None where the peak is not known."""
+    peak = flops.peak_flops(config)
+    if peak is None:
+        return None
+    with torch.device("meta"):
+        return flops.training_flops(_build(config, vocabulary)) / peak
 
 
 def _loader_plan(
@@ -243,12 +266,10 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _announce(
-    config: TrainConfig, plan: BatchPlan, identity: checkpoint.Identity, first_step: int, last_step: int
-) -> None:
-    if first_step == last_step:
-        why = "" if first_step == plan.total_steps else f", and run.stop_after is {config.run.stop_after}"
-        log.info("nothing to do: the run is at step %d of %d%s", first_step, plan.total_steps, why)
+def _announce(config: TrainConfig, plan: BatchPlan, identity: Identity, at: Position, last_step: int) -> None:
+    if at.step == last_step:
+        why = "" if at.step == plan.total_steps else f", and run.stop_after is {config.run.stop_after}"
+        log.info("nothing to do: the run is at step %d of %d%s", at.step, plan.total_steps, why)
         return
     storage.write_atomic(os.path.join(config.run.dir, CONFIG), configs.to_toml(config).encode())
     log.info(
@@ -260,8 +281,17 @@ def _announce(
         plan.world_size,
         plan.per_device,
         plan.global_size,
-        first_step + 1,
+        at.step + 1,
         last_step,
         plan.total_steps,
         plan.epochs,
     )
+
+
+def _say_the_end(config: TrainConfig, at: Position, last_step: int) -> None:
+    if at.step < last_step:
+        log.info("told to end (SIGTERM): step %d is saved; the same command again goes on from there", at.step)
+        return
+    if at.bad_steps:
+        log.warning("the last %d steps changed nothing: a loss or gradient was not finite", at.bad_steps)
+    log.info("done after step %d; next: python -m trainer.export %s --out model.safetensors", at.step, config.run.dir)

@@ -7,29 +7,37 @@ DeepSpeed itself is imported inside the functions: `--check`, the exports and th
 its look at the accelerator.
 """
 
+import contextlib
 import logging
+import math
 import os
+import re
 import socket
 import warnings
-from typing import Protocol, cast
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed
 
 from pipeline.contracts.errors import InputError, RunError
+from trainer import safety
 from trainer.config import TrainConfig, per_device_size
-from trainer.optim import HalfAdamW
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+T = TypeVar("T")
+
+_heartbeats: list[safety.Heartbeat] = []
+"""Of this process, while it is in a process group: one, or none where it is alone."""
 
 
 class Engine(Protocol):
-    """What the loop uses of `deepspeed.DeepSpeedEngine`."""
+    """What the loop uses of `deepspeed.DeepSpeedEngine`, and `gate`, which is ours."""
 
     module: torch.nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
-    global_samples: int
+    gate: "FiniteGate | None"
 
     def __call__(self, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]: ...
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
@@ -38,8 +46,6 @@ class Engine(Protocol):
     def zero_optimization_stage(self) -> int: ...
     def was_step_applied(self) -> bool: ...
     def get_global_grad_norm(self) -> float | torch.Tensor | None: ...
-    def save_checkpoint(self, save_dir: str, tag: str, client_state: dict[str, Json], save_latest: bool) -> bool: ...
-    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, dict[str, Json]]: ...
     def destroy(self) -> None: ...
 
 
@@ -50,7 +56,7 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
         "train_batch_size": config.batch.global_size,
         "train_micro_batch_size_per_gpu": per_device_size(config, world_size),
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optim.gradient_clipping,
+        "gradient_clipping": config.optim.gradient_clipping if config.zero.stage else 0.0,  # without ZeRO: FiniteGate
         "zero_optimization": {"stage": config.zero.stage},
         "zero_force_ds_cpu_optimizer": False,  # nor with offload is it DeepSpeed's own
         "zero_allow_untested_optimizer": True,  # ours is not on DeepSpeed's list; the tests prove it under every stage
@@ -58,7 +64,6 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
         "fp16": {"enabled": compute == "fp16"},
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
-        "checkpoint": {"tag_validation": "Ignore"},
     }
     if config.zero.offload:
         derived["zero_optimization"] = {
@@ -77,10 +82,14 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
     return derived
 
 
+def on_cpu() -> bool:
+    """Whether DeepSpeed will compute on CPUs: because it was told to, or because there is nothing else."""
+    return os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
+
+
 def check_hardware(config: TrainConfig) -> None:
     """Refuse what this machine cannot do, before anything starts. Raises InputError."""
-    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
-    if config.precision.compute == "fp16" and on_cpu:
+    if config.precision.compute == "fp16" and on_cpu():
         raise InputError("precision.compute: 'fp16' needs a GPU and this run has none; set it to 'bf16' or 'fp32'")
 
 
@@ -95,8 +104,10 @@ def join_processes() -> tuple[int, int]:
             "MASTER_PORT": str(_free_port()),
         }
         os.environ.update(alone)
-    if not torch.cuda.is_available():
+    if on_cpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    else:  # DeepSpeed does it with the engine, and there are collectives before
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed = _quiet_deepspeed()
     try:
         deepspeed.init_distributed(dist_init_required=True, verbose=False)
@@ -105,84 +116,36 @@ def join_processes() -> tuple[int, int]:
             f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}: the processes did not find each other:"
             f" {str(error).splitlines()[0]}; check the hostfile and that the port is free"
         ) from error
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if world > 1:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        _heartbeats.append(safety.Heartbeat(*place, rank, world))
+    return rank, world
 
 
-def leave_processes() -> None:
-    """Release the process group: a stage 3 process that exits with it can abort after its work is done."""
-    if torch.distributed.is_initialized():
+def leave_processes(*, failed: bool = False) -> None:
+    """Release the process group: a stage 3 process that exits with it can abort after its work is done.
+
+    With `failed` the others are told that this process has an error, which it is about to say, and end without a word.
+    """
+    for heartbeat in _heartbeats:
+        heartbeat.stop(failed=failed)
+    _heartbeats.clear()
+    # NCCL would wait here for what the others will never send.
+    if torch.distributed.is_initialized() and not (failed and torch.distributed.get_backend() == "nccl"):
         torch.distributed.destroy_process_group()
 
 
-def start_engine(
-    config: TrainConfig, model: torch.nn.Module, optimizer: torch.optim.Optimizer, world_size: int
-) -> Engine:
-    """Wrap `model` and `optimizer` under the stage and precision of `config`, on this process's device."""
-    deepspeed = _quiet_deepspeed()
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
-    )
-    started = cast(Engine, engine)
-    if isinstance(optimizer, HalfAdamW):
-        _place_partitions(started, optimizer)
-    return started
+def explain(error: RuntimeError) -> None:
+    """After a collective that failed because another process is lost: end this one with a sentence that names it.
 
-
-def _place_partitions(engine: Engine, optimizer: HalfAdamW) -> None:
-    """Tell the optimizer which numbers of the model each flat partition of this process holds, so that no two draw the same noise."""
-    stage, rank = engine.zero_optimization_stage(), torch.distributed.get_rank()
-    if stage in (1, 2):  # a group is one flat tensor, of which each process has its share
-        for group in optimizer.param_groups:
-            (partition,) = group["params"]
-            optimizer.place(partition, [(group["flat_offset"] + rank * partition.numel(), partition.numel())])
-    elif (
-        stage == 3
-    ):  # every parameter is split over all processes; a sub-group is a group's shares, or some of them, in a row
-        sharded = cast(_Stage3, engine.optimizer)
-        firsts = [group["flat_offset"] for group in optimizer.param_groups]
-        for number, partition in enumerate(sharded.fp32_partitioned_groups_flat):
-            group_id = sharded.sub_group_to_group_id[number]
-            spans = []
-            for parameter in sharded.fp16_groups[number]:
-                share = parameter.ds_tensor.ds_numel
-                spans.append((firsts[group_id] + rank * share, share))
-                firsts[group_id] += parameter.ds_numel
-            optimizer.place(partition, spans)
-
-
-def masters(engine: Engine) -> list[torch.Tensor]:
-    """The master weights that this process holds, in the optimizer's order: flat under ZeRO, the parameters themselves without."""
-    if engine.zero_optimization_stage() == 3:  # where the optimizer's groups are empty between steps
-        return list(cast(_Stage3, engine.optimizer).fp32_partitioned_groups_flat)
-    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
-
-
-def step(engine: Engine, learning_rate: float) -> tuple[float, bool]:
-    """Apply the gradients of the last backward: (norm of the global gradient before clipping, whether weights changed)."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
-    norm: float | torch.Tensor | None = None
-    if engine.zero_optimization_stage() == 0:  # where DeepSpeed has no norm unless it clips; gradients are whole here
-        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-    engine.step()
-    if norm is None:
-        norm = engine.get_global_grad_norm()
-    return float("nan") if norm is None else float(norm), engine.was_step_applied()
-
-
-def mean_over_processes(value: torch.Tensor) -> float:
-    """The mean of a 0-D tensor over all processes, the same number on each. Collective."""
-    total = value.detach().to(torch.float32, copy=True).reshape(1)
-    torch.distributed.all_reduce(total)
-    return float(total) / torch.distributed.get_world_size()
-
-
-def sum_over_processes(count: int) -> int:
-    """The sum of a count over all processes. Collective."""
-    counts: list[int] = [0] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(counts, count)
-    return sum(counts)
+    Returns where `error` is of another kind, or every process is alive.
+    """
+    if isinstance(error, torch.distributed.DistError) or re.search(
+        r"gloo|nccl|closed by peer", str(error), re.IGNORECASE
+    ):
+        for heartbeat in _heartbeats:
+            heartbeat.explain()
 
 
 def wait_for_all() -> None:
@@ -190,25 +153,120 @@ def wait_for_all() -> None:
     torch.distributed.barrier()
 
 
-def master_weights(engine: Engine) -> dict[str, torch.Tensor]:
-    """The fp32 master weights and the buffers by name, on the CPU, complete, in every stage; {} on all ranks but the first.
+def gather(mine: T) -> list[T]:
+    """What every process has given, in the order of their ranks. Collective."""
+    everyone: list[T] = [mine] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone
 
-    Collective: every process must call it. One tensor is gathered at a time, so that no GPU holds the whole model.
+
+def start_engine(
+    config: TrainConfig, model: torch.nn.Module, optimizer: torch.optim.Optimizer, world_size: int
+) -> Engine:
+    """Wrap `model` and `optimizer` under the stage and precision of `config`, on this process's device."""
+    deepspeed = _quiet_deepspeed()
+    found, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
+    )
+    engine = cast(Engine, found)
+    engine.gate = None
+    if config.zero.stage == 0:
+        engine.gate = FiniteGate(config.optim.gradient_clipping)
+        optimizer.register_step_pre_hook(engine.gate)
+    if config.precision.compute == "fp16":
+        # At its least scale DeepSpeed would end the run with a traceback; such a step counts as a bad one instead.
+        cast(Any, engine.optimizer).loss_scaler.raise_error_at_min_scale = False
+    return engine
+
+
+# ---- the step
+
+
+class Stepped(NamedTuple):
+    """What a step has come to, the same on every process."""
+
+    loss: float
+    """The mean over processes of the loss that they stepped on; not finite if one of them was not."""
+    gradient_norm: float
+    """Of the global gradient before clipping."""
+    applied: bool
+    """Whether weights changed; they change on all processes or on none."""
+    bad: bool
+    """Not applied because a loss or gradient was not finite, and not for a loss scaler that is looking for its scale."""
+    told_to_stop: bool
+    replaced: int
+
+
+class FiniteGate:
+    """Without ZeRO, DeepSpeed steps on any gradient. Called before each step of the optimizer, this drops one that is not finite.
+
+    The gradient is the same on all processes by then, and so is the answer. It is clipped here too, where its norm is known.
     """
-    from deepspeed.utils import safe_get_full_fp32_param  # heavy; see the module's docstring
 
-    first = torch.distributed.get_rank() == 0
-    weights: dict[str, torch.Tensor] = {}
-    for name, parameter in engine.module.named_parameters():
-        gathered = safe_get_full_fp32_param(parameter)
-        full = parameter if gathered is None else gathered  # stage 0 and fp32: the parameter is its own master
-        if first:
-            weights[name] = full.detach().to("cpu", torch.float32, copy=True).contiguous()
-    persistent = engine.module.state_dict(keep_vars=True).keys()
-    for name, buffer in engine.module.named_buffers():
-        if first and name in persistent:
-            weights[name] = buffer.detach().to("cpu", copy=True).contiguous()
-    return weights
+    def __init__(self, clipping: float) -> None:
+        self._clipping = clipping
+        self.norm = math.nan
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: object, named: object) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([cast(torch.Tensor, parameter.grad) for parameter in with_gradient])
+        self.norm = float(norm)
+        if not math.isfinite(self.norm):
+            for parameter in with_gradient:
+                parameter.grad = None
+        elif self._clipping:
+            torch.nn.utils.clip_grads_with_norm_(with_gradient, self._clipping, norm)
+
+
+def with_true_gradient(loss: torch.Tensor) -> torch.Tensor:
+    """`loss` as it should be given to backward: where it is not finite, neither is any gradient that flows back from it.
+
+    One process's gradient that is not finite makes the sum over processes so, and DeepSpeed skips the step on all of them; so does
+    FiniteGate. Every finite loss and its gradient stay what they are, to the bit.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
+def step(engine: Engine, loss: torch.Tensor, learning_rate: float, *, stop: bool, replaced: int) -> Stepped:
+    """Apply the gradients of the last backward, and agree on what has happened in one all-reduce. Collective.
+
+    `loss` is this process's, `stop` whether it was told to end, `replaced` how many rows of its batch were replaced.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    engine.step()
+    told = torch.tensor([stop, replaced], dtype=torch.float32, device=engine.device)
+    total = torch.cat([loss.detach().reshape(1).to(torch.float32), told])
+    torch.distributed.all_reduce(total)
+    loss_sum, stops, all_replaced = total.tolist()
+    mean = loss_sum / torch.distributed.get_world_size()
+    if engine.gate is not None:
+        norm: float | torch.Tensor | None = engine.gate.norm
+        applied = math.isfinite(engine.gate.norm)
+    else:
+        norm, applied = engine.get_global_grad_norm(), engine.was_step_applied()
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    searching = getattr(scaler, "dynamic", False) and scaler.cur_scale > scaler.min_scale and math.isfinite(mean)
+    return Stepped(
+        loss=mean,
+        gradient_norm=math.nan if norm is None else float(norm),
+        applied=applied,
+        bad=not applied and not searching,
+        told_to_stop=stops > 0,
+        replaced=round(all_replaced),
+    )
+
+
+# ---- DeepSpeed itself
+
+
+def gathered(tensor: torch.Tensor, *, modified: bool) -> AbstractContextManager[object]:
+    """While it lasts, all of a parameter that stage 3 has split is here; changes of it stay if `modified`. Collective."""
+    if not hasattr(tensor, "ds_id"):
+        return contextlib.nullcontext()
+    whole = _quiet_deepspeed().zero.GatheredParameters([tensor], modifier_rank=0 if modified else None)
+    return cast(AbstractContextManager[object], whole)
 
 
 def _quiet_deepspeed() -> "_DeepSpeed":
@@ -227,23 +285,6 @@ def _quiet_deepspeed() -> "_DeepSpeed":
     return cast(_DeepSpeed, deepspeed)
 
 
-class _Shard(Protocol):
-    ds_numel: int
-
-
-class _ShardedParameter(Protocol):
-    """A parameter under stage 3, and this process's share of it (the last one may reach over the parameter's end)."""
-
-    ds_numel: int
-    ds_tensor: _Shard
-
-
-class _Stage3(Protocol):
-    fp32_partitioned_groups_flat: list[torch.Tensor]
-    fp16_groups: list[list[_ShardedParameter]]
-    sub_group_to_group_id: dict[int, int]
-
-
 class _DeepSpeed(Protocol):
     def init_distributed(self, *, dist_init_required: bool, verbose: bool) -> None: ...
     def initialize(
@@ -254,6 +295,8 @@ class _DeepSpeed(Protocol):
         config: dict[str, Json],
         dist_init_required: bool,
     ) -> tuple[object, ...]: ...
+
+    zero: Any
 
 
 def _free_port() -> int:

@@ -22,6 +22,7 @@ import os
 import posixpath
 import re
 import secrets
+import shutil
 import tempfile
 import time
 import urllib.parse
@@ -518,6 +519,27 @@ def remove_own(local_path: str) -> None:
     """Remove a temporary file of ours if it is still there."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(local_path)
+
+
+def remove_file(uri: str) -> None:
+    """Remove a file; one that is not there is no error."""
+    if is_s3(uri):
+        bucket, key = _bucket_key(uri)
+        with _s3_errors(uri):
+            _client().delete_object(Bucket=bucket, Key=key)
+        return
+    with plain_errors(uri, "remove"), contextlib.suppress(FileNotFoundError):
+        os.unlink(uri)
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a folder with all that is in it; one that is not there is no error. On S3 its files go one by one."""
+    if is_s3(uri):
+        for file in list_files(uri, recursive=True):
+            remove_file(file)
+        return
+    with plain_errors(uri, "remove"), contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(uri)
 
 
 def commit_file(local_path: str, uri: str) -> None:

@@ -133,11 +133,11 @@ def plain(params: Any) -> Any:
 # ---- time
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that operations read and write; views move nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -302,7 +302,8 @@ def train(arm: Arm, learned: Pictures, unseen: Pictures) -> Loss:
         pixels = normalise(learned.pixels[chosen][:, :, top : top + 16, left : left + 16])
         loss = contrastive_loss(*engine(pixels.to(dtype), learned.ids[chosen, caption]))
         engine.backward(loss)
-        zero.step(engine, cosine_with_warmup(step, base_lr=RATE, warmup_steps=STEPS // 20, total_steps=STEPS))
+        rate = cosine_with_warmup(step, base_lr=RATE, warmup_steps=STEPS // 20, total_steps=STEPS)
+        zero.step(engine, loss, rate, stop=False, replaced=0)
         losses.append(float(loss.detach()))
     with torch.no_grad():
         held = []

@@ -184,13 +184,24 @@ def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
     engine = zero.start_engine(config, model, Recorder(model), world)
     for _ in range(HALF_STEPS if case.compute == "fp16" else 1):
         loss, _ = gradient_cache.forward_backward(engine, loss_of, load, LOCAL, micro_size)
-        norm, applied = zero.step(engine, 0.0)
-        if applied:
+        stepped = zero.step(engine, loss, 0.0, stop=False, replaced=0)
+        if stepped.applied:
             break
-    assert applied
-    found = zero.master_weights(engine)
+    assert stepped.applied
+    found = masters(engine)
     engine.destroy()
-    return found | {"loss": torch.tensor(zero.mean_over_processes(loss)), "norm": torch.tensor(norm)}
+    return found | {"loss": torch.tensor(stepped.loss), "norm": torch.tensor(stepped.gradient_norm)}
+
+
+def masters(engine: zero.Engine) -> dict[str, Tensor]:
+    """What Recorder left, whole and by name, gathered by DeepSpeed's own function for one parameter."""
+    from deepspeed.utils import safe_get_full_fp32_param  # heavy
+
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        full = parameter if engine.zero_optimization_stage() == 0 else safe_get_full_fp32_param(parameter)
+        found[name] = full.detach().float().clone()
+    return found
 
 
 def main(out: str) -> None:

@@ -1,12 +1,14 @@
 """Runs of the trainer for tests: the real DeepSpeed launcher, on the CPU, in a process group that can be killed as a whole."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +27,12 @@ class Finished:
 
 class Launch(Protocol):
     def __call__(
-        self, processes: int, overrides: Mapping[str, object], *, kill_when: Callable[[], bool] | None = None
+        self,
+        processes: int,
+        overrides: Mapping[str, object],
+        *,
+        kill_when: Callable[[], bool] | None = None,
+        end_when: Callable[[], bool] | None = None,
     ) -> Finished: ...
 
 
@@ -38,10 +45,13 @@ def launch(
     overrides: Mapping[str, object],
     *,
     kill_when: Callable[[], bool] | None = None,
+    end_when: Callable[[], bool] | None = None,
     timeout: float = 280.0,
 ) -> Finished:
-    """`deepspeed --num_gpus N --module trainer`; with `kill_when` the whole group gets SIGKILL as soon as it says so."""
-    return launch_module(processes, "trainer", *_arguments(overrides), kill_when=kill_when, timeout=timeout)
+    """`deepspeed --num_gpus N --module trainer`."""
+    return launch_module(
+        processes, "trainer", *_arguments(overrides), kill_when=kill_when, end_when=end_when, timeout=timeout
+    )
 
 
 def launch_module(
@@ -49,10 +59,15 @@ def launch_module(
     module: str,
     *arguments: str,
     kill_when: Callable[[], bool] | None = None,
+    end_when: Callable[[], bool] | None = None,
     timeout: float = 280.0,
 ) -> Finished:
-    """`launch` for any module that joins the processes itself: what a test has written for several of them."""
-    command = [str(_BINARIES / "deepspeed"), "--num_gpus", str(processes), "--master_port", str(_free_port())]
+    """`launch` for any module that joins the processes itself: what a test has written for several of them.
+
+    As soon as `kill_when` says so the whole group gets SIGKILL; as soon as `end_when` does, SIGTERM goes to the launcher and all of its
+    processes.
+    """
+    command = [str(_BINARIES / "deepspeed"), "--num_gpus", str(processes), "--master_port", str(free_port())]
     command += ["--module", module, *arguments]
     with subprocess.Popen(
         command,
@@ -63,10 +78,11 @@ def launch_module(
         start_new_session=True,
     ) as process:
         until = time.monotonic() + timeout
+        when, number = (kill_when, signal.SIGKILL) if kill_when is not None else (end_when, signal.SIGTERM)
         try:
-            while kill_when is not None and process.poll() is None and time.monotonic() < until:
-                if kill_when():
-                    os.killpg(process.pid, signal.SIGKILL)
+            while when is not None and process.poll() is None and time.monotonic() < until:
+                if when():
+                    os.killpg(process.pid, number)
                     break
                 time.sleep(0.02)
             output, _ = process.communicate(timeout=timeout)
@@ -89,6 +105,101 @@ def alone(overrides: Mapping[str, object], *, timeout: float = 280.0) -> Finishe
     return Finished(done.returncode, done.stdout + done.stderr)
 
 
+@contextlib.contextmanager
+def processes(
+    count: int,
+    overrides: Mapping[str, object],
+    *,
+    module: str = "trainer",
+    environment: Mapping[str, str] | None = None,
+    limit: Callable[[], None] | None = None,
+) -> Iterator[list["Process"]]:
+    """The processes of one run without a launcher, as Slurm starts them; those still there at the end are killed.
+
+    `limit` runs in each of them before the trainer does.
+    """
+    place = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        **(environment or {}),
+    }
+    started: list[Process] = []
+    try:
+        for rank in range(count):
+            started.append(Process(rank, module, overrides, place, limit))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+
+
+class Process:
+    """One process of a run, in a session of its own; its output goes to a file that is read when it is asked for."""
+
+    def __init__(
+        self,
+        rank: int,
+        module: str,
+        overrides: Mapping[str, object],
+        environment: Mapping[str, str],
+        limit: Callable[[], None] | None = None,
+    ) -> None:
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by kill)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *_arguments(overrides)],
+            env={**_environment(), **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=self._said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=limit,
+        )
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to the process, or to all of its session: its workers too, as Slurm does."""
+        if group:
+            os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
+
+    def wait(self, timeout: float = 280.0) -> Finished:
+        return Finished(self._process.wait(timeout), self.output())
+
+    def output(self) -> str:
+        self._said.seek(0)
+        return self._said.read()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
+        self._said.close()
+
+
+def together(
+    count: int,
+    overrides: Mapping[str, object],
+    *,
+    module: str = "trainer",
+    environment: Mapping[str, str] | None = None,
+) -> Finished:
+    """A whole run of `count` processes without a launcher: the largest exit code, and what all of them said, process after process."""
+    with processes(count, overrides, module=module, environment=environment) as started:
+        ended = [process.wait() for process in started]
+        return Finished(max((one.code for one in ended), key=abs), "".join(one.output for one in ended))
+
+
+def errors_of(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("error:")]
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def _arguments(overrides: Mapping[str, object]) -> list[str]:
     return ["--config", SMOKE, *(f"{key}={value}" for key, value in overrides.items())]
 
@@ -99,7 +210,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from pipeline.contracts.config import load_config
-from trainer import zero
+from trainer import partitions, zero
 from trainer.config import TrainConfig
 from trainer.models import CLIP, Preset, ViTShape, build
 from trainer.objectives.clip import contrastive_loss
@@ -89,11 +89,11 @@ def run(case: Case, rank: int, world: int) -> dict[str, Any]:
     config = config_of(case)
     model = new_model()
     groups = parameter_groups(model, 0.2, text_stochastic=config.precision.text_grid)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    sizes = [(names[id(parameter)], parameter.numel()) for group in groups for parameter in group["params"]]
+    sizes = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
     optimizer = HalfAdamW(groups, lr=RATE, stochastic=config.precision.master_grid, seed=9)
     engine = zero.start_engine(config, model, optimizer, world)
-    average = Ema(zero.masters(engine), 0.9)
+    partitions.place(engine, optimizer)
+    average = Ema(partitions.masters(engine), 0.9)
     mine = slice(rank * GLOBAL_BATCH // world, (rank + 1) * GLOBAL_BATCH // world)
     dtype = torch.bfloat16 if case.compute == "bf16" else torch.float32
     losses, norms, after_one = [], [], None
@@ -101,14 +101,14 @@ def run(case: Case, rank: int, world: int) -> dict[str, Any]:
         pixels, ids = batch(step)
         loss = contrastive_loss(*engine(pixels[mine].to(dtype), ids[mine]))
         engine.backward(loss)
-        losses.append(zero.mean_over_processes(loss))
-        norm, applied = zero.step(engine, RATE)
-        norms.append(norm)
-        assert applied
-        average.update(zero.masters(engine))
+        stepped = zero.step(engine, loss, RATE, stop=False, replaced=0)
+        losses.append(stepped.loss)
+        norms.append(stepped.gradient_norm)
+        assert stepped.applied
+        average.update(partitions.masters(engine))
         if step == 0:
-            after_one = assembled(zero.masters(engine), engine, optimizer, sizes)
-    held = zero.masters(engine)
+            after_one = assembled(partitions.masters(engine), engine, optimizer, sizes)
+    held = partitions.masters(engine)
     states = [optimizer.state[master] for master in held]
     found = {
         "case": tuple(case),  # this module has another name there
@@ -140,16 +140,13 @@ def assembled(
     """Whole flat tensors by parameter name, from the pieces that the processes hold and what the optimizer was told they are."""
     whole = torch.full((sum(size for _, size in sizes),), torch.nan, dtype=torch.float64)
     mine = []
-    offset = 0
-    for piece, master in zip(pieces, zero.masters(engine), strict=True):
-        spans = optimizer._places.get(master) or ((offset, master.numel()),)
-        offset += master.numel()
+    for piece, master in zip(pieces, partitions.masters(engine), strict=True):
+        spans = optimizer._places[master]
         flat, start = piece.detach().reshape(-1).double(), 0
         for first, count in spans:
             mine.append((first, flat[start : start + count].clone()))
             start += count
-    # A share may reach over the end of its parameter; what belongs there is written by whoever holds it, so those come later.
-    for first, values in sorted((part for parts in everyone(mine) for part in parts), key=lambda part: part[0]):
+    for first, values in (part for parts in everyone(mine) for part in parts):  # padding lies behind the end
         end = min(first + len(values), len(whole))
         whole[first:end] = values[: end - first]
     return dict(zip([name for name, _ in sizes], whole.split([size for _, size in sizes]), strict=True))  # type: ignore[no-untyped-call]

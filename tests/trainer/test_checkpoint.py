@@ -4,19 +4,22 @@ import json
 import logging
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed
 
+from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError, RunError
 from tests.trainer.launching import Alone
 from trainer import checkpoint
+from trainer.checkpoint import resuming, saving, state
+from trainer.export import export
 
 NEWEST, BEFORE = "step-00000006", "step-00000004"
 
@@ -29,7 +32,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def identity(trained: Path) -> checkpoint.Identity:
-    record = checkpoint.read_record(str(trained), NEWEST)
+    record = checkpoint.read_record(str(trained / "checkpoints"), NEWEST)
     return checkpoint.Identity.model_validate(
         record.model_dump(include={"config_digest", "content_root", "vocabulary_sha256"})
     )
@@ -44,13 +47,13 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 def truncate(folder: Path) -> Path:
-    path = next(folder.glob("*optim_states.pt"))
+    path = folder / checkpoint.rank_file(0)
     path.write_bytes(path.read_bytes()[:-100])
     return path
 
 
 def flip_a_bit(folder: Path) -> Path:
-    path = folder / checkpoint.WEIGHTS
+    path = folder / checkpoint.rank_file(0)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
@@ -58,7 +61,7 @@ def flip_a_bit(folder: Path) -> Path:
 
 
 def remove(folder: Path) -> Path:
-    path = folder / "rank-00000.pt"
+    path = folder / checkpoint.rank_file(0)
     path.unlink()
     return path
 
@@ -71,41 +74,60 @@ def lose_the_record(folder: Path) -> Path:
 
 @pytest.mark.parametrize("hurt", [truncate, flip_a_bit, remove, lose_the_record])
 def test_damage_is_named(run: Path, hurt: Callable[[Path], Path]) -> None:
-    assert checkpoint.damage(str(run), NEWEST) is None
-    path = hurt(run / "checkpoints" / NEWEST)
-    said = checkpoint.damage(str(run), NEWEST)
+    place = run / "checkpoints"
+    assert checkpoint.damage(str(place), NEWEST) is None
+    path = hurt(place / NEWEST)
+    said = checkpoint.damage(str(place), NEWEST)
     assert said is not None
     assert said.startswith(str(path))
 
 
 def test_shares_of_the_check_cover_every_file(run: Path) -> None:
     flip_a_bit(run / "checkpoints" / NEWEST)
-    assert sum(checkpoint.damage(str(run), NEWEST, (share, 3)) is not None for share in range(3)) == 1
+    found = [checkpoint.damage(str(run / "checkpoints"), NEWEST, (share, 3)) for share in range(3)]
+    assert sum(trouble is not None for trouble in found) == 1
 
 
 @pytest.mark.usefixtures("one_process")
 def test_the_newest_whole_checkpoint_is_found(
     run: Path, identity: checkpoint.Identity, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = checkpoint.find(str(run), identity)
+    place = run / "checkpoints"
+    found = checkpoint.find(str(place), identity)
     assert found is not None
     assert (found[0], found[1].step, found[1].samples_seen) == (NEWEST, 6, 48)
-    (run / "checkpoints" / ".writing-step-00000008").mkdir()  # what a kill leaves
+    shutil.copytree(place / NEWEST, place / "step-00000008")
+    (place / "step-00000008" / checkpoint.RECORD).unlink()  # what a kill leaves
     with caplog.at_level(logging.WARNING):
-        truncate(run / "checkpoints" / NEWEST)
-        found = checkpoint.find(str(run), identity)
+        truncate(place / NEWEST)
+        found = checkpoint.find(str(place), identity)
     assert found is not None
     assert found[0] == BEFORE
     assert NEWEST in caplog.text
-    for folder in (run / "checkpoints").glob("step-*"):
-        truncate(folder)
+    assert "step-00000008" not in caplog.text
+    for tag in checkpoint.complete_tags(str(place)):
+        truncate(place / tag)
     with pytest.raises(RunError, match="none of its 3 checkpoints is whole"):
-        checkpoint.find(str(run), identity)
+        checkpoint.find(str(place), identity)
 
 
 @pytest.mark.usefixtures("one_process")
 def test_a_fresh_run_has_none(tmp_path: Path, identity: checkpoint.Identity) -> None:
     assert checkpoint.find(str(tmp_path), identity) is None
+
+
+def amend(folder: Path, change: dict[str, object]) -> None:
+    path = folder / checkpoint.RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_good_one_was_not_saved_amid_bad_steps(run: Path, identity: checkpoint.Identity) -> None:
+    place = run / "checkpoints"
+    amend(place / NEWEST, {"position": {"step": 6, "bad_steps": 2}})
+    limits = (None, 9, 6, 4, 2)
+    tags = [found and found[0] for found in (checkpoint.find(str(place), identity, good_before=n) for n in limits)]
+    assert tags == [NEWEST, BEFORE, BEFORE, "step-00000002", None]
 
 
 @pytest.mark.usefixtures("one_process")
@@ -121,55 +143,57 @@ def test_checkpoints_of_another_run_are_refused(
     trained: Path, identity: checkpoint.Identity, key: str, said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        checkpoint.find(str(trained), identity.model_copy(update={key: "0" * 64}))
+        checkpoint.find(str(trained / "checkpoints"), identity.model_copy(update={key: "0" * 64}))
 
 
 @pytest.mark.usefixtures("one_process")
 def test_another_format_version_is_refused_and_not_taken_for_damage(run: Path, identity: checkpoint.Identity) -> None:
-    path = run / "checkpoints" / NEWEST / checkpoint.RECORD
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2, "added_later": True}))
-    with pytest.raises(InputError, match="format_version 2, this version of the trainer reads 1"):
-        checkpoint.find(str(run), identity)
+    amend(run / "checkpoints" / NEWEST, {"format_version": 1, "added_later": True})
+    with pytest.raises(InputError, match="format_version 1, this version of the trainer reads 2"):
+        checkpoint.find(str(run / "checkpoints"), identity)
 
 
-@pytest.mark.usefixtures("one_process")
-def test_another_number_of_processes_is_refused(run: Path, identity: checkpoint.Identity) -> None:
-    path = run / "checkpoints" / NEWEST / checkpoint.RECORD
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"world_size": 2}))
-    with pytest.raises(InputError, match="written by 2 processes, this run has 1; start 2 of them"):
-        checkpoint.find(str(run), identity)
-
-
-def whole_tags(run: Path) -> list[str]:
-    return [tag for tag in checkpoint.complete_tags(str(run)) if checkpoint.damage(str(run), tag) is None]
+def whole_tags(place: Path) -> list[str]:
+    return [tag for tag in checkpoint.complete_tags(str(place)) if checkpoint.damage(str(place), tag) is None]
 
 
 def test_a_step_damaged_again_and_again_can_still_be_saved(run: Path) -> None:
     """Each damaged folder gets a name of its own; a rename onto the last one would stop the run at this step for good."""
-    folder = run / "checkpoints"
-    copy = shutil.copytree(folder / NEWEST, folder / "copy")
-    record = checkpoint.read_record(str(run), NEWEST)
+    place = run / "checkpoints"
+    copy = shutil.copytree(place / NEWEST, run / "copy")
     for _ in range(3):
-        truncate(folder / NEWEST)
-        temporary = shutil.copytree(copy, folder / f".writing-{NEWEST}")
-        checkpoint._commit(str(folder), str(temporary), NEWEST, record)
-        assert checkpoint.damage(str(run), NEWEST) is None
-    aside = sorted(path.name for path in folder.glob("*.damaged*"))
-    assert aside == [f"{NEWEST}.damaged", f"{NEWEST}.damaged-2", f"{NEWEST}.damaged-3"]
+        truncate(place / NEWEST)
+        resuming._put_aside_newer(str(place), BEFORE)
+        shutil.copytree(copy, place / NEWEST)
+        assert whole_tags(place) == [NEWEST, BEFORE, "step-00000002"]
+    aside = sorted(path.name for path in place.glob("*.aside*"))
+    assert aside == [f"{NEWEST}.aside", f"{NEWEST}.aside-2", f"{NEWEST}.aside-3"]
 
 
 def test_damaged_checkpoints_are_put_aside_and_never_counted_as_kept(run: Path) -> None:
-    truncate(run / "checkpoints" / NEWEST)
-    checkpoint._put_aside_newer(str(run), BEFORE)
-    assert checkpoint.complete_tags(str(run)) == [BEFORE, "step-00000002"]
-    checkpoint._retain(str(run), 2, newest=BEFORE)
-    assert whole_tags(run) == [BEFORE, "step-00000002"]
+    place = run / "checkpoints"
+    truncate(place / NEWEST)
+    resuming._put_aside_newer(str(place), BEFORE)
+    assert checkpoint.complete_tags(str(place)) == [BEFORE, "step-00000002"]
+    saving._retain(str(place), 2, newest=BEFORE)
+    assert whole_tags(place) == [BEFORE, "step-00000002"]
 
 
 def test_the_checkpoint_just_written_is_never_dropped(run: Path) -> None:
-    truncate(run / "checkpoints" / NEWEST)
-    checkpoint._retain(str(run), 1, newest=BEFORE)
-    assert whole_tags(run) == [BEFORE]
+    place = run / "checkpoints"
+    truncate(place / NEWEST)
+    saving._retain(str(place), 1, newest=BEFORE)
+    assert whole_tags(place) == [BEFORE]
+
+
+def test_the_newest_good_one_stays_and_what_a_kill_left_goes(run: Path) -> None:
+    place = run / "checkpoints"
+    for tag in (NEWEST, BEFORE):
+        amend(place / tag, {"position": {"step": checkpoint.step_of(tag), "bad_steps": 1}})
+    shutil.copytree(place / NEWEST, place / "step-00000005")
+    (place / "step-00000005" / checkpoint.RECORD).unlink()
+    saving._retain(str(place), 1, newest=NEWEST)
+    assert sorted(path.name for path in place.iterdir()) == ["latest", "step-00000002", NEWEST]
 
 
 def test_random_states_come_back() -> None:
@@ -178,10 +202,20 @@ def test_random_states_come_back() -> None:
 
     device = torch.device("cpu")
     draw()
-    states = checkpoint._random_states(device)
+    states = state.random_states(device)
     expected = [draw() for _ in range(3)]
-    checkpoint._restore_random_states(states, device)
+    state.restore_random_states(states, device)
     assert [draw() for _ in range(3)] == expected
+
+
+def test_new_random_states_follow_from_saved_ones_and_differ_by_process() -> None:
+    states = state.random_states(torch.device("cpu"))
+    draws = []
+    for rank in (0, 1, 1):
+        state.seed_from(states, rank)
+        draws.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+    assert draws[1] == draws[2]
+    assert all(one != other for one, other in zip(draws[0], draws[1], strict=True))
 
 
 def test_the_run_goes_on_from_before_the_damage(
@@ -192,9 +226,9 @@ def test_the_run_goes_on_from_before_the_damage(
     assert finished.code == 0, finished.output
     assert f"checkpoint {NEWEST} is damaged and passed over: {hurt}" in finished.output
     assert "steps 5 to 6 of 6" in finished.output
-    weights = [(folder / "checkpoints" / NEWEST / checkpoint.WEIGHTS).read_bytes() for folder in (run, trained)]
-    assert weights[0] == weights[1]
-    assert (run / "checkpoints" / f"{NEWEST}.damaged").is_dir(), "nothing is lost"
+    records = [checkpoint.read_record(str(folder / "checkpoints"), NEWEST) for folder in (run, trained)]
+    assert records[0].files == records[1].files, "weights, moments and random states, to the bit"
+    assert (run / "checkpoints" / f"{NEWEST}.aside").is_dir(), "nothing is lost"
     losses = [
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (run, trained)
@@ -214,23 +248,40 @@ def test_a_call_that_ends_before_where_the_run_stands_does_nothing_and_says_so(
     assert "nothing to do: the run is at step 4 of 6, and run.stop_after is 3" in finished.output
     assert "done after step 4;" in finished.output
     assert (run / "metrics.jsonl").read_text().splitlines() == lines
-    assert checkpoint.complete_tags(str(run)) == [BEFORE, "step-00000002"]
+    assert checkpoint.complete_tags(str(run / "checkpoints")) == [BEFORE, "step-00000002"]
 
 
 def moment_bytes(run: Path) -> float:
     """Bytes a parameter of what the optimizer keeps between steps, as saved, beside the fp32 masters."""
-    program = """
-import sys, glob, torch, deepspeed
-from safetensors.torch import load_file
-folder = sys.argv[1]
-held = 0
-for path in glob.glob(folder + "/*optim_states.pt"):
-    saved = torch.load(path, weights_only=False)["optimizer_state_dict"]["base_optimizer_state"]["state"]
-    held += sum(value.nbytes for state in saved.values() for value in state.values() if torch.is_tensor(value))
-print(held / sum(tensor.numel() for tensor in load_file(folder + "/weights.safetensors").values()))
-"""
-    folder = str(run / "checkpoints" / NEWEST)
-    done = subprocess.run(
-        [sys.executable, "-c", program, folder], capture_output=True, text=True, timeout=120, check=True
-    )
-    return float(done.stdout.split()[-1])
+    held = safetensors.torch.load_file(run / "checkpoints" / NEWEST / checkpoint.rank_file(0))
+    states = ("moment", "moment_scale", "root", "root_scale")
+    moments = sum(value.nbytes for name, value in held.items() if name.partition(".")[2] in states)
+    return moments / sum(value.numel() for name, value in held.items() if name.endswith(".master"))
+
+
+@pytest.mark.usefixtures("s3_endpoint")
+def test_checkpoints_in_an_object_store(
+    trained: Path, alone: Alone, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """Damaged there and passed over, resumed, saved, kept and exported; the bytes are those of the run on the disk."""
+    boto3.client("s3").create_bucket(Bucket="checkpoints")
+    place = "s3://checkpoints/runs/one"
+    for tag in (BEFORE, "step-00000002"):
+        for path in (trained / "checkpoints" / tag).iterdir():
+            storage.write_atomic(f"{place}/{tag}/{path.name}", path.read_bytes())
+    file = f"{place}/{BEFORE}/{checkpoint.rank_file(0)}"
+    storage.write_atomic(file, storage.read_bytes(file)[:-100])
+    shutil.copy(trained / "vocabulary", tmp_path)
+    overrides = short_run | {"run.dir": tmp_path, "run.checkpoints": place, "run.keep": 2}
+    finished = alone(overrides)
+    assert finished.code == 0, finished.output
+    assert f"checkpoint {BEFORE} is damaged and passed over: {file}" in finished.output
+    assert "steps 3 to 6 of 6" in finished.output
+    assert checkpoint.complete_tags(place) == [NEWEST, BEFORE]
+    assert storage.read_text(f"{place}/latest") == NEWEST
+    assert storage.folders(place) == [BEFORE, NEWEST], "the files of the oldest are gone too"
+    assert not (tmp_path / "checkpoints").exists()
+    record = checkpoint.read_record(place, NEWEST)
+    assert record.files == checkpoint.read_record(str(trained / "checkpoints"), NEWEST).files
+    card = export(str(tmp_path), str(tmp_path / "s3.safetensors"))
+    assert card.weights_sha256 == export(str(trained), str(tmp_path / "disk.safetensors")).weights_sha256

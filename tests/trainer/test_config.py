@@ -90,6 +90,8 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
             "cooldown_steps 3 has no use for schedule 'cosine'.*; set optim.schedule = 'constant'",
         ),
         ("optim.ema_decay=1.0", "override 'optim.ema_decay'"),
+        ("run.max_bad_steps=0", "override 'run.max_bad_steps'"),
+        ("run.peak_tflops=0", "override 'run.peak_tflops'"),
     ],
 )
 def test_values_that_cannot_be(override: str, said: str) -> None:
@@ -101,7 +103,10 @@ def test_values_that_cannot_be(override: str, said: str) -> None:
     ("overrides", "said"),
     [
         (("model.preset=ViT-B/23",), "model.preset: 'ViT-B/23' is unknown; did you mean 'ViT-B/32'"),
-        (("run.dir=s3://bucket/run",), "run.dir: 's3://bucket/run' is not a folder"),
+        (
+            ("run.dir=s3://bucket/run",),
+            r"run.dir: 's3://bucket/run' is not a folder; .* \(run.checkpoints may be s3://\)",
+        ),
     ],
 )
 def test_resolve_refuses(overrides: tuple[str, ...], said: str) -> None:
@@ -151,6 +156,10 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "run.save_every=7",
         "run.keep=9",
         "run.stop_after=5",
+        "run.checkpoints=s3://bucket/run",
+        "run.max_bad_steps=2",
+        "run.peak_tflops=989",
+        "zero.stage=2",
         "zero.offload=true",
     )
     assert all(configs.digest(load(place)) == base for place in places)
@@ -162,7 +171,6 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "optim.lr=1e-3",
         "optim.schedule=constant",
         "optim.ema_decay=0.99",
-        "zero.stage=2",
         "batch.global_size=64",
         "augmentation.flip=0.5",
         "precision.text_weights=fp16_stochastic",

@@ -4,13 +4,15 @@ import json
 import math
 import random
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import safetensors.torch
+import torch
 
-from tests.trainer.launching import Alone, Launch
+from tests.trainer.conftest import WriteCorpus
+from tests.trainer.launching import Alone, Launch, errors_of, processes, together, wait_until
 from trainer import checkpoint
 from trainer.export import export, load_model
 
@@ -44,51 +46,61 @@ def figures(lines: Lines) -> list[tuple[float, ...]]:
     ]
 
 
-def final_weights(run: Path, step: int = STEPS) -> dict[str, str]:
-    record = json.loads((run / "checkpoints" / f"step-{step:08d}" / "checkpoint.json").read_text())
-    return {name: file["sha256"] for name, file in record["files"].items() if name == "weights.safetensors"}
+def final_files(run: Path, step: int = STEPS) -> dict[str, str]:
+    """Digests of all that was saved at the end: masters, moments, batch statistics, random states."""
+    record = checkpoint.read_record(str(run / "checkpoints"), checkpoint.tag_of(step))
+    return {name: file.sha256 for name, file in record.files.items()}
+
+
+Undisturbed = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(launch: Launch, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The folder of an uninterrupted run of two processes under a ZeRO stage; each stage runs once."""
-    runs: dict[int, Path] = {}
+def undisturbed(launch: Launch, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The folder of an uninterrupted run of two processes under a ZeRO stage; each is run once."""
+    runs: dict[tuple[int, int], Path] = {}
 
-    def run(stage: int) -> Path:
-        if stage not in runs:
+    def run(stage: int, steps: int = STEPS) -> Path:
+        if (stage, steps) not in runs:
             folder = tmp_path_factory.mktemp(f"stage{stage}")
-            finished = launch(2, SMALL | {"data.manifest": corpus, "run.dir": folder, "zero.stage": stage})
+            overrides = SMALL | {"data.manifest": corpus, "run.dir": folder, "zero.stage": stage, "optim.steps": steps}
+            finished = launch(2, overrides)
             assert finished.code == 0, finished.output
-            runs[stage] = folder
-        return runs[stage]
+            runs[stage, steps] = folder
+        return runs[stage, steps]
 
     return run
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param(0, marks=pytest.mark.prove), 1, *(pytest.param(s, marks=pytest.mark.prove) for s in (2, 3))]
+    ("stage", "steps", "after"),
+    [(1, STEPS, 20), *(pytest.param(stage, 130, 100, marks=pytest.mark.prove) for stage in (0, 1, 2, 3))],
 )
 def test_a_killed_run_resumes_to_the_bit(
-    stage: int, undisturbed: Callable[[int], Path], launch: Launch, corpus: Path, tmp_path: Path
+    stage: int, steps: int, after: int, undisturbed: Undisturbed, corpus: Path, tmp_path: Path
 ) -> None:
-    expected = undisturbed(stage)
-    overrides = SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": stage}
-    kill_at = random.SystemRandom().randint(SAVE_EVERY + 1, 11)
-    killed = launch(2, overrides, kill_when=lambda: len(lines_of(tmp_path)) >= kill_at)
-    assert killed.code != 0, f"killed at {kill_at}: {killed.output}"
+    """Killed at a random step; at least the next `after` losses and all that is saved at the end are those of a run that was not."""
+    expected = undisturbed(stage, steps)
+    overrides = SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": stage, "optim.steps": steps}
+    kill_at = random.SystemRandom().randint(SAVE_EVERY + 1, steps - after - 1)
+    with processes(2, overrides) as ranks:
+        wait_until(lambda: len(lines_of(tmp_path)) >= kill_at)
+        for rank in ranks:
+            rank.signal(signal.SIGKILL, group=True)
+        assert [rank.wait().code for rank in ranks] == [-signal.SIGKILL] * 2, f"killed at {kill_at}"
     left_at = len(lines_of(tmp_path))
-    assert kill_at <= left_at < STEPS - 20
     # A kill between a step's line and the end of its checkpoint leaves the one before it the newest.
-    newest = max(int(tag.removeprefix("step-")) for tag in checkpoint.complete_tags(str(tmp_path)))
+    newest = max(checkpoint.step_of(tag) for tag in checkpoint.complete_tags(str(tmp_path / "checkpoints")))
     assert newest in (left_at // SAVE_EVERY * SAVE_EVERY, left_at // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY)
+    assert newest <= steps - after
 
-    resumed = launch(2, overrides)
+    resumed = together(2, overrides)
 
     assert resumed.code == 0, resumed.output
     assert f"steps {newest + 1} to" in resumed.output
     assert figures(lines_of(tmp_path)) == figures(lines_of(expected)), f"killed at {kill_at}"
-    assert final_weights(tmp_path) == final_weights(expected)
-    assert len(lines_of(tmp_path)) == STEPS, "each step has one line"
+    assert final_files(tmp_path, steps) == final_files(expected, steps)
+    assert len(lines_of(tmp_path)) == steps, "each step has one line"
 
 
 @pytest.mark.prove
@@ -96,7 +108,11 @@ def test_a_killed_run_resumes_to_the_bit(
     "change",
     [
         pytest.param({"precision.compute": "bf16"}, id="bf16"),
+        pytest.param({"precision.compute": "bf16", "zero.stage": 2}, id="bf16-stage2"),
+        pytest.param({"precision.compute": "bf16", "zero.stage": 3}, id="bf16-stage3"),
         pytest.param({"precision.compute": "autocast_bf16"}, id="autocast_bf16"),
+        pytest.param({"precision.compute": "autocast_bf16", "zero.stage": 0}, id="autocast_bf16-stage0"),
+        pytest.param({"precision.compute": "autocast_bf16", "zero.stage": 2}, id="autocast_bf16-stage2"),
         pytest.param({"precision.compute": "autocast_bf16", "zero.stage": 3}, id="autocast_bf16-stage3"),
         pytest.param({"precision.compute": "bf16", "precision.master": "bf16"}, id="bf16-masters"),
         pytest.param(
@@ -119,24 +135,66 @@ def test_a_killed_run_resumes_to_the_bit(
     ],
 )
 def test_a_stopped_run_resumes_to_the_bit_in_other_precisions_and_towers(
-    change: dict[str, object], launch: Launch, short_run: dict[str, object], tmp_path: Path
+    change: dict[str, object], short_run: dict[str, object], tmp_path: Path
 ) -> None:
     """Everything a resume brings back is there: bf16 weights and their masters, batch statistics, the moments."""
     runs = {name: tmp_path / name for name in ("undisturbed", "stopped")}
     for name, stops in (("undisturbed", [6]), ("stopped", [3, 6])):
         for stop in stops:
-            finished = launch(2, short_run | change | {"run.dir": runs[name], "run.stop_after": stop})
+            finished = together(2, short_run | change | {"run.dir": runs[name], "run.stop_after": stop})
             assert finished.code == 0, finished.output
     lines = {name: lines_of(run) for name, run in runs.items()}
     assert len(lines["stopped"]) == 6
     assert figures(lines["stopped"]) == figures(lines["undisturbed"])
     assert all(math.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines["stopped"])
-    assert final_weights(runs["stopped"], 6) == final_weights(runs["undisturbed"], 6)
+    assert final_files(runs["stopped"], 6) == final_files(runs["undisturbed"], 6)
 
 
-def test_two_processes_train_as_one(
-    undisturbed: Callable[[int], Path], alone: Alone, corpus: Path, tmp_path: Path
+@pytest.mark.prove
+def test_two_then_one_then_four_processes_train_as_two(
+    write_corpus: WriteCorpus, shapes: Callable[[int], list[tuple[str | None, bytes | None]]], tmp_path: Path
 ) -> None:
+    """One command with other numbers of processes and ZeRO stages: each sample exactly once an epoch, and the same losses."""
+    rows, size, steps = 96, 12, 24
+    write_corpus(tmp_path / "corpus", shapes(rows))
+    base = SMALL | {"data.manifest": tmp_path / "corpus", "batch.global_size": size, "optim.steps": steps}
+    undisturbed, changing = tmp_path / "undisturbed", tmp_path / "changing"
+    finished = together(2, base | {"run.dir": undisturbed})
+    assert finished.code == 0, finished.output
+    for count, stage, stop in ((2, 1, 7), (1, 0, 15), (4, 3, steps)):
+        overrides = base | {"run.dir": changing, "zero.stage": stage, "run.stop_after": stop}
+        notes = {"NOTE_SAMPLES": str(tmp_path / f"notes-{stop}")}
+        finished = together(count, overrides, module="tests.trainer.instrumented", environment=notes)
+        assert finished.code == 0, finished.output
+
+    samples: list[int] = []
+    seen: list[tuple[int, int]] = []
+    for folder in tmp_path.glob("notes-*"):
+        for path in folder.iterdir():
+            for line in path.read_text().splitlines():
+                note = json.loads(line)
+                samples += note["samples"]
+                seen += zip(note["samples"], note["rows"], strict=True)
+    assert sorted(samples) == list(range(steps * size)), "no sample twice, none left out"
+    for epoch in range(steps * size // rows):
+        of_epoch = [row for sample, row in seen if sample // rows == epoch]
+        assert sorted(of_epoch) == list(range(rows))
+    ours, theirs = lines_of(changing), lines_of(undisturbed)
+    assert [line["step"] for line in ours] == list(range(1, steps + 1))
+    worst = max(abs(one["loss"] / other["loss"] - 1) for one, other in zip(ours, theirs, strict=True))
+    print(f"losses differ by at most {worst:.1e}")
+    assert worst < 1e-3
+    masters = [named(run, steps) for run in (changing, undisturbed)]
+    assert all(torch.allclose(value, masters[1][name], atol=1e-4) for name, value in masters[0].items())
+
+
+def named(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """The masters of a run's checkpoint by name."""
+    place, tag = str(run / "checkpoints"), checkpoint.tag_of(step)
+    return checkpoint.named_weights(place, tag, checkpoint.read_record(place, tag))
+
+
+def test_two_processes_train_as_one(undisturbed: Undisturbed, alone: Alone, corpus: Path, tmp_path: Path) -> None:
     two = lines_of(undisturbed(1))
     finished = alone(
         SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": 0, "run.stop_after": 10, "data.workers": 2}
@@ -171,25 +229,27 @@ def test_micro_batches_and_chunks_train_as_the_whole_batch(
     assert model.logit_bias is None or float(model.logit_bias.detach()) == pytest.approx(-10, abs=0.1)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(alone: Alone, short_run: dict[str, object], tmp_path: Path) -> None:
-    finished = alone(short_run | {"run.dir": tmp_path, "optim.lr": 1e30, "optim.warmup_steps": 0})
+def test_losses_that_stay_no_numbers_stop_the_run(alone: Alone, short_run: dict[str, object], tmp_path: Path) -> None:
+    change = {"optim.lr": 1e30, "optim.warmup_steps": 0, "run.max_bad_steps": 3}
+    finished = alone(short_run | change | {"run.dir": tmp_path})
     assert finished.code == 1
-    errors = [line for line in finished.output.splitlines() if line.startswith("error:")]
+    errors = errors_of(finished.output)
     assert len(errors) == 1, finished.output
-    assert re.match(r"error: step \d: the loss is (nan|inf); the last checkpoint is untouched", errors[0])
+    said = r"error: steps 2 to 4: a loss or gradient was not finite in all 3 of them, and there is no earlier good checkpoint"
+    assert re.match(said, errors[0])
     assert "Traceback" not in finished.output
+    assert checkpoint.complete_tags(str(tmp_path / "checkpoints")) == [], "nothing was saved amid bad steps"
 
 
 @pytest.mark.prove
-def test_every_stage_trains_the_same_and_exports_its_masters(undisturbed: Callable[[int], Path]) -> None:
+def test_every_stage_trains_the_same_and_exports_its_masters(undisturbed: Undisturbed) -> None:
     """Stages differ in the order of sums only; and the gathered masters are whole, whoever held them."""
     runs = {stage: undisturbed(stage) for stage in (0, 1, 2, 3)}
-    place = Path("checkpoints") / f"step-{STEPS:08d}" / "weights.safetensors"
-    reference = safetensors.torch.load_file(runs[1] / place)
+    reference = named(runs[1], STEPS)
     for stage, run in runs.items():
         for ours, theirs in zip(lines_of(run), lines_of(runs[1]), strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-3), f"stage {stage}, step {ours['step']}"
-        weights = safetensors.torch.load_file(run / place)
+        weights = named(run, STEPS)
         assert weights.keys() == reference.keys()
         for name, tensor in weights.items():
             assert tensor.shape == reference[name].shape
@@ -210,7 +270,7 @@ def test_processes_that_do_not_divide_the_batch_are_one_sentence(
     assert "batch.global_size: 7 does not divide by the 2 processes" in errors[0]
 
 
-def test_the_run_says_what_it_did(undisturbed: Callable[[int], Path]) -> None:
+def test_the_run_says_what_it_did(undisturbed: Undisturbed) -> None:
     run = undisturbed(1)
     lines = lines_of(run)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -220,5 +280,5 @@ def test_the_run_says_what_it_did(undisturbed: Callable[[int], Path]) -> None:
     kept = sorted(folder.name for folder in (run / "checkpoints").iterdir() if folder.is_dir())
     assert kept == [f"step-{step:08d}" for step in (STEPS - 2 * SAVE_EVERY, STEPS - SAVE_EVERY, STEPS)]
     assert (run / "checkpoints" / "latest").read_text() == kept[-1]
-    weights = safetensors.torch.load_file(run / "checkpoints" / kept[-1] / "weights.safetensors")
-    assert weights["logit_scale"].shape == (1,)
+    assert named(run, STEPS)["logit_scale"].shape == (1,)
+    assert all(line["memory_gib"] > 0 for line in lines)

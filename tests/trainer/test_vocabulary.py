@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
 from tests.trainer.naive_tokenizer import ANYTHING, naive_merges, naive_words
-from trainer.data.reader import captions
+from trainer.data.shards import ShardCorpus
 from trainer.tokenizer import load, train_vocabulary
 from trainer.tokenizer.__main__ import main
 from trainer.tokenizer.training import WordCounts, learn_merges
@@ -119,7 +119,7 @@ def test_the_command_trains_what_a_run_would(corpus: Path, tmp_path: Path, capsy
     out, expected = tmp_path / "new" / "own.json", tmp_path / "expected.json"
     assert main(["train", "--manifest", str(corpus), "--size", "600", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    size = train_vocabulary(captions(str(corpus), manifests.load(str(corpus))), 600, str(expected))
+    size = train_vocabulary(ShardCorpus(str(corpus), manifests.load(str(corpus))).captions(), 600, str(expected))
     assert out.read_bytes() == expected.read_bytes()
     assert 514 < len(json.loads(out.read_text())["merges"]) + 514 == size <= 600
     assert f"{out}: {size} ids" in said

@@ -22,7 +22,8 @@ EVERY_CHARACTER = [chr(point) for point in range(0x110000) if not 0xD800 <= poin
 def split(cleaned: str) -> list[str]:
     """The words of a cleaned text, by the compiled loop."""
     data = np.frombuffer(cleaned.encode(), np.uint8)
-    found, at = [], 0
+    found: list[str] = []
+    at = 0
     while True:
         start, at, mark = next_word(data, at, len(data), character_classes())
         if start == at:

@@ -228,6 +228,7 @@ def batches(plan: LoaderPlan, first_step: int, last_step: int) -> Iterator[Batch
         num_workers=plan.pieces if plan.workers else 0,
         prefetch_factor=plan.prefetch if plan.workers else None,
         multiprocessing_context=_fork_server() if plan.workers else None,
+        generator=torch.Generator(),  # else it draws from the model's generator whenever a run starts or goes back
     )
     answers = iter(loader)
     for step in range(first_step, last_step):

@@ -9,7 +9,7 @@ import os
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.cli import run_cli
 from pipeline.contracts.errors import InputError
-from trainer.data.reader import captions
+from trainer.data.shards import ShardCorpus
 from trainer.tokenizer.vocabulary import DEFAULT_SIZE, train_vocabulary
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if os.path.isdir(arguments.out):
         raise InputError(f"--out: {arguments.out!r} is a folder; name the file that the vocabulary goes to")
-    texts = captions(arguments.manifest, manifests.load(arguments.manifest))
+    texts = ShardCorpus(arguments.manifest, manifests.load(arguments.manifest)).captions()
     size = train_vocabulary(texts, arguments.size, arguments.out)
     less = (
         ""

@@ -180,9 +180,10 @@ def _slot(key: np.int64, merges: Int64s) -> np.int64:
 
 
 @compiled
-def _joined(left: int, right: int, merges: Int64s) -> np.int64:
+def _joined(left: int, right: int, merges: Int64s) -> int:
     """The id that two neighbours make, -1 where they do not merge."""
-    return merges[_slot(np.int64(left) << 32 | np.int64(right), merges), 1]
+    joined: int = merges[_slot(np.int64(left) << 32 | np.int64(right), merges), 1]
+    return joined
 
 
 @compiled
@@ -290,7 +291,7 @@ def _encode(
     for row in range(len(rows)):
         at, end = starts[row], starts[row + 1]
         rows[row, 0] = sot
-        filled = 1
+        filled = np.int64(1)
         while filled < room:
             start, at, mark = next_word(data, at, end, classes)
             if start == at:
@@ -311,10 +312,10 @@ def _encode(
                 and words[slot, 2] == third
                 and words[slot, 3] == fourth
             ):
-                count = np.int64(ids[slot, _FIRST_ID - 1])
-                for place in range(min(count, room - filled)):
+                known = np.int64(ids[slot, _FIRST_ID - 1])
+                for place in range(min(known, room - filled)):
                     rows[row, filled + place] = ids[slot, _FIRST_ID + place]
-                filled += count
+                filled += known
                 continue
             count = _merge(data, start, at, merges, id_of_byte, scratch, heap)
             for place in range(min(count, room - filled)):

@@ -148,7 +148,7 @@ def _put_back(words: Text, counts: Int64s, table: _Table) -> None:
 
 
 @compiled
-def _slot(text: Bytes, start: int, stop: int, data: Bytes, starts: Int64s, slots: Int32s) -> int:
+def _slot(text: Bytes, start: int, stop: int, data: Bytes, starts: Int64s, slots: Int32s) -> np.int64:
     """The slot of the word text[start:stop], or the empty one where it would be."""
     mixed = np.uint64(stop - start)
     for place in range(start, stop):
@@ -407,7 +407,7 @@ def _change(
 
 
 @compiled
-def _bucket_of(first: int, first_end: int, second: int, second_end: int, buckets: Int32s, texts: Characters) -> int:
+def _bucket_of(first: int, first_end: int, second: int, second_end: int, buckets: Int32s, texts: Characters) -> np.int64:
     """The bucket of the text texts[first:first_end] + texts[second:second_end]."""
     mixed = np.uint64(0)
     for place in range(first, first_end):
@@ -469,8 +469,8 @@ def _is_before(
     size, other_size = pieces[piece, _SIZE], pieces[other, _SIZE]
     for place in range(min(size, other_size)):
         if texts[at + place] != texts[other_at + place]:
-            return texts[at + place] < texts[other_at + place]
-    return size < other_size
+            return bool(texts[at + place] < texts[other_at + place])
+    return bool(size < other_size)
 
 
 @compiled

@@ -46,6 +46,17 @@ def test_write_read_list(root: str) -> None:
     assert storage.is_folder(storage.join(root, "a"))
 
 
+def test_remove(root: str) -> None:
+    for name in ("a/one", "a/b/two", "c/three"):
+        storage.write_atomic(storage.join(root, *name.split("/")), b"1")
+    storage.remove_file(storage.join(root, "a", "one"))
+    storage.remove_file(storage.join(root, "a", "one"))
+    assert storage.list_files(storage.join(root, "a"), recursive=True) == [storage.join(root, "a", "b", "two")]
+    storage.remove_folder(storage.join(root, "a"))
+    storage.remove_folder(storage.join(root, "a"))
+    assert storage.folders(root) == ["c"]
+
+
 def test_a_place_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a")

@@ -1,0 +1,75 @@
+"""`python -m tests.trainer.instrumented …`: one process of a real training run that notes what it reads, or is given what it must survive.
+
+The product has no such hooks; here they are put around two names of `trainer.train`, by what the environment says:
+
+    NOTE_SAMPLES=FOLDER              rank-N.jsonl there has one line for each batch: its number, its samples and their rows
+    NOT_A_NUMBER=RANK:FROM-TO,…      the pixels of these batches (by number, TO included) are not-a-number on that process
+    WRONG_INPUT=RANK:FROM-TO,…       that process meets an error of the user's instead of these batches
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pipeline.contracts.cli import run_cli
+from pipeline.contracts.errors import InputError
+from trainer import __main__ as program
+from trainer import train
+from trainer.data import loader
+from trainer.data.transforms import normalise
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def batches_of(variable: str) -> set[int]:
+    """The numbers of the batches that `variable` names for this process."""
+    rank, _, spans = os.environ.get(variable, "").partition(":")
+    found: set[int] = set()
+    for span in spans.split(",") if rank == str(RANK) else []:
+        first, last = (int(number) for number in span.split("-"))
+        found |= set(range(first, last + 1))
+    return found
+
+
+class Watched:
+    """Stands in for the loader's `batches` and for `normalise`, which then know which batch it is."""
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.poisoned, self.wrong = batches_of("NOT_A_NUMBER"), batches_of("WRONG_INPUT")
+        folder = os.environ.get("NOTE_SAMPLES")
+        self.notes = Path(folder) / f"rank-{RANK}.jsonl" if folder else None
+
+    def batches(self, plan: loader.LoaderPlan, first_step: int, last_step: int) -> Iterator[loader.Batch]:
+        for number, batch in enumerate(loader.batches(plan, first_step, last_step), start=first_step):
+            self.number = number
+            if number in self.wrong:
+                raise InputError(f"batch {number} of process {RANK} is wrong; that is what the test wants")
+            if self.notes is not None:
+                self.notes.parent.mkdir(parents=True, exist_ok=True)
+                line = {"batch": number, "samples": batch.samples.tolist(), "rows": batch.rows.tolist()}
+                with self.notes.open("a") as notes:
+                    notes.write(json.dumps(line) + "\n")
+            yield batch
+
+    def normalise(self, pixels: torch.Tensor, *how: tuple[float, float, float]) -> torch.Tensor:
+        values = normalise(pixels, *how)
+        return values.mul_(torch.nan) if self.number in self.poisoned else values
+
+
+class Loader:
+    """`trainer.data.loader` with one function replaced."""
+
+    LoaderPlan = loader.LoaderPlan
+
+    def __init__(self, watched: Watched) -> None:
+        self.batches = watched.batches
+
+
+if __name__ == "__main__":
+    watched = Watched()
+    vars(train).update(loader=Loader(watched), normalise=watched.normalise)
+    run_cli(program.main)

@@ -1,0 +1,59 @@
+"""Operations of a pair, against the published counts of open_clip and against products of sizes written down by hand."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.contracts.config import load_config
+from tests.trainer.launching import SMOKE
+from trainer import models
+from trainer.config import TrainConfig
+from trainer.flops import forward_flops, peak_flops, training_flops
+
+PUBLISHED_G = {"RN50": 18.2, "RN101": 25.5, "RN50x4": 51.8, "ViT-B/32": 14.8, "ViT-B/16": 41.1, "ViT-L/14": 175.3}
+"""Forward, multiplications and additions: open_clip, docs/model_profile.csv."""
+
+
+def on_meta(preset: str | models.Preset) -> models.CLIP:
+    with torch.device("meta"):
+        return models.build(preset)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_G)
+def test_operations_are_those_published_less_what_the_last_block_does_not_compute(name: str) -> None:
+    """Our towers read one position of their last block, and compute no more of it: a twelfth part of up to two towers, or of one."""
+    found = forward_flops(on_meta(name)) / 1e9
+    assert 0.92 * PUBLISHED_G[name] < found < PUBLISHED_G[name]
+
+
+def test_operations_of_a_small_model_by_hand() -> None:
+    shape = models.Preset("two", 32, 16, models.ViTShape(2, 64, 8), 64, 1, 1e-3, (0.9, 0.98), 1e-6, 8, 80)
+    patches, tokens, texts, width = 4, 5, 8, 64
+
+    def block(length: int, asked: int) -> int:
+        """Queries for `asked` positions, keys and values for all; attention; output and MLP where asked."""
+        projections = width * width * (asked + 2 * length)
+        attention = 2 * asked * length * width
+        return projections + attention + asked * width * width * (1 + 8)
+
+    image = patches * 3 * 8 * 8 * width + block(tokens, tokens) + block(tokens, 1) + width * 32
+    text = block(texts, 1) + width * 32
+    assert forward_flops(on_meta(shape)) == 2 * (image + text)
+
+
+def test_a_backward_pass_costs_two_forward_ones_and_a_frozen_tower_none() -> None:
+    model = on_meta("ViT-B/16")
+    forward = forward_flops(model)
+    assert training_flops(model) == pytest.approx(3 * forward, rel=0.01)
+    for parameter in model.visual.parameters():
+        parameter.requires_grad_(False)
+    with FlopCounterMode(display=False) as image, torch.no_grad():
+        model.encode_image(torch.empty(1, 3, 224, 224, device="meta"))
+    assert training_flops(model) == pytest.approx(3 * forward - 2 * image.get_total_flops(), rel=0.01)
+
+
+def test_a_peak_that_is_told_is_taken() -> None:
+    overrides = ["data.manifest=x", "run.dir=y"]
+    assert peak_flops(load_config(TrainConfig, SMOKE, [*overrides, "run.peak_tflops=2.5"])) == 2.5e12
+    if not torch.cuda.is_available():
+        assert peak_flops(load_config(TrainConfig, SMOKE, overrides)) is None

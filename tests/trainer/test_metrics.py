@@ -1,0 +1,84 @@
+"""What a run notes: one line for each step, whatever was taken back or cut short, and no number that JSON does not have."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from trainer.checkpoint import Position
+from trainer.config import BatchPlan
+from trainer.data.loader import Replacement
+from trainer.metrics import Reporter
+
+PLAN = BatchPlan(rows=100, world_size=2, global_size=10, per_device=5, total_steps=8, warmup_steps=0)
+
+
+def reporter(run: Path, at: Position, *, rank: int = 0, flops_share: float | None = None) -> Reporter:
+    return Reporter(str(run), PLAN, rank=rank, first=at, last_step=8, log_every=1, flops_share=flops_share)
+
+
+def take(report: Reporter, at: Position, *, bad: bool = False) -> Position:
+    report.waited(0.0, [Replacement(at.batch * 10, 3, 4, "no picture")])
+    at = at.after(bad=bad)
+    report.step(applied=not bad, replaced=2)
+    nothing = math.nan if bad else 1.5
+    report.write(at, loss=nothing, learning_rate=1e-3, logit_scale=14.0, gradient_norm=math.inf if bad else 2.0)
+    return at
+
+
+def lines(path: Path) -> list[dict[str, float | None]]:
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_each_step_has_one_line_after_going_back_and_resuming(tmp_path: Path) -> None:
+    at = Position()
+    with reporter(tmp_path, at) as report:
+        for bad in (False, False, True, True):
+            at = take(report, at, bad=bad)
+        at = Position(step=2, shift=2)
+        report.start_from(at)
+        for _ in range(3):
+            at = take(report, at)
+    found = lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5]
+    assert [line["epoch"] for line in found] == [0.1, 0.2, 0.5, 0.6, 0.7], "of the data that was read"
+    assert all(line["samples"] == 10 * line["step"] and line["replaced"] == 2 for line in found if line["step"])
+    replaced = tmp_path / "replaced" / "rank-00000.jsonl"
+    assert [line["sample"] for line in lines(replaced)] == [0, 10, 20, 30, 40, 50, 60], (
+        "rows of bad batches were replaced too"
+    )
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # a kill cuts the last line short
+    (tmp_path / "replaced" / "rank-00003.jsonl").write_text(
+        '{"sample": 5}\n{"sample": 60}\n'
+    )  # there were four processes once
+    for rank in (0, 1):
+        with reporter(tmp_path, Position(step=4, shift=2), rank=rank):
+            pass
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [line["sample"] for line in lines(replaced)] == [0, 10, 20, 30, 40, 50]
+    assert [line["sample"] for line in lines(tmp_path / "replaced" / "rank-00003.jsonl")] == [5]
+
+
+def test_a_bad_step_is_null_and_counted(tmp_path: Path) -> None:
+    with reporter(tmp_path, Position()) as report:
+        take(report, Position(), bad=True)
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    assert (line["loss"], line["gradient_norm"], line["skipped"]) == (None, None, 1)
+
+
+@pytest.mark.parametrize("share", [None, 1e-6])
+def test_utilisation_is_a_share_of_one_device(tmp_path: Path, share: float | None) -> None:
+    with reporter(tmp_path, Position(), flops_share=share) as report:
+        take(report, Position())
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    assert line["memory_gib"] is not None
+    assert line["memory_gib"] > 0.01
+    if share is None:
+        assert "mfu" not in line
+    else:
+        assert line["mfu"] == pytest.approx(1e-6 * (line["samples_per_second"] or 0) / 2)

@@ -1,0 +1,315 @@
+"""What a run must survive, or end of with one sentence: losses that are no numbers, SIGTERM, a full disk, processes that are lost."""
+
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.contracts import manifest as manifests
+from pipeline.contracts.config import load_config
+from tests.trainer.launching import SMOKE, Launch, errors_of, processes, together, wait_until
+from trainer import checkpoint, models
+from trainer.config import TrainConfig, settled
+from trainer.data import loader
+from trainer.data.shards import ShardCorpus
+from trainer.data.transforms import normalise
+from trainer.objectives.clip import contrastive_loss
+from trainer.optim import HalfAdamW, cosine_with_warmup, parameter_groups
+
+pytestmark = pytest.mark.timeout(600)
+
+INSTRUMENTED = "tests.trainer.instrumented"
+ENDLESS = {"optim.steps": 100_000, "run.save_every": 100_000}
+MINUTE = 60.0
+
+
+def steps_done(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def lines_of(run: Path) -> list[dict[str, float | None]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- losses that are no numbers
+
+BAD_BATCHES = {2, 5, 6, 7}
+"""The third one alone; then three in a row, after which the run goes back."""
+
+
+@pytest.mark.parametrize("stage", [1, *(pytest.param(stage, marks=pytest.mark.prove) for stage in (0, 2, 3))])
+def test_a_loss_that_is_no_number_on_one_process_changes_no_weight_on_any(
+    stage: int, short_run: dict[str, object], corpus: Path, tmp_path: Path
+) -> None:
+    """One bad step is skipped by both; after three the run goes back to its last checkpoint, and on with the next data."""
+    change = {"zero.stage": stage, "optim.steps": 10, "run.save_every": 1, "run.keep": 9, "run.max_bad_steps": 3}
+    run, notes = tmp_path / "run", tmp_path / "notes"
+    environment = {"NOT_A_NUMBER": "1:2-2,5-7", "NOTE_SAMPLES": str(notes)}
+    finished = together(2, short_run | change | {"run.dir": run}, module=INSTRUMENTED, environment=environment)
+    assert finished.code == 0, finished.output
+    said = "steps 6 to 8: a loss or gradient was not finite in all 3 of them; the run goes back to step-00000005"
+    assert finished.output.count(said) == 1
+
+    lines = lines_of(run)
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert [line["step"] for line in lines if line["skipped"]] == [3]
+    assert [line["step"] for line in lines if line["loss"] is None] == [3]
+    for rank in (0, 1):
+        taken = [json.loads(line)["batch"] for line in (notes / f"rank-{rank}.jsonl").read_text().splitlines()]
+        assert taken == list(range(13)), "each batch once: what was taken back is not read again"
+    place = str(run / "checkpoints")
+    record = checkpoint.read_record(place, checkpoint.tag_of(10))
+    assert (record.position.shift, record.position.bad_steps) == (3, 0)
+    assert checkpoint.tag_of(3) not in checkpoint.complete_tags(place), "amid bad steps there is nothing new to save"
+
+    ours = checkpoint.named_weights(place, checkpoint.tag_of(10), record)
+    steps = [step for step in range(10) if step != 2]
+    first, theirs = trained_by_hand(run, steps, [batch for batch in range(13) if batch not in BAD_BATCHES])
+    assert ours.keys() == theirs.keys()
+    assert distance(ours, theirs) < 0.01 * distance(first, theirs)
+    _, wrong = trained_by_hand(run, range(10), [batch for batch in range(13) if batch not in BAD_BATCHES - {2}])
+    assert distance(wrong, theirs) > 0.1 * distance(first, theirs), "one update too many would have been seen"
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(float((ours[name] - value).square().sum()) for name, value in theirs.items()))
+
+
+def trained_by_hand(
+    run: Path, steps: Iterable[int], batches: Iterable[int]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights before and after these steps on these batches: one process, plain PyTorch, no ZeRO."""
+    config = load_config(TrainConfig, str(run / "config.toml"))
+    use, place = settled(config), config.data.manifest
+    assert place is not None
+    vocabulary = json.loads((run / "vocabulary").read_text())
+    torch.manual_seed(config.run.seed)
+    model = models.build(
+        config.model.preset,
+        vocab_size=514 + len(vocabulary["merges"]),
+        context_length=use.context_length,
+        image_size=use.image_size,
+    )
+    groups = parameter_groups(model, config.optim.weight_decay)
+    optimizer = HalfAdamW(groups, lr=use.lr, betas=use.betas, eps=use.eps, seed=config.run.seed)
+    plan = loader.LoaderPlan(
+        corpus=ShardCorpus(place, manifests.load(place)),
+        tokenizer_kind=config.tokenizer.kind,
+        vocabulary=str(run / "vocabulary"),
+        context_length=use.context_length,
+        image_size=use.image_size,
+        augmentation=config.augmentation,
+        seed=config.run.seed,
+        window_row_groups=config.data.window_row_groups,
+        global_size=config.batch.global_size,
+        rank=0,
+        world_size=1,
+        workers=0,
+        prefetch=1,
+        cache_bytes=1 << 20,
+        read_ahead=0,
+    )
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    for step, number in zip(steps, batches, strict=True):
+        (batch,) = loader.batches(plan, number, number + 1)
+        loss = contrastive_loss(*model(normalise(batch.pixels), batch.ids))
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_with_warmup(step, base_lr=use.lr, warmup_steps=2, total_steps=10)
+        optimizer.step()
+        optimizer.zero_grad()
+    return first, model.state_dict()
+
+
+@pytest.mark.prove
+def test_going_back_is_the_same_after_a_kill(short_run: dict[str, object], tmp_path: Path) -> None:
+    """A run that went back and was stopped later goes on with the data that it had reached, to the bit."""
+    change = {"optim.steps": 10, "run.save_every": 1, "run.keep": 9, "run.max_bad_steps": 3}
+    environment = {"NOT_A_NUMBER": "1:2-2,5-7"}
+    for name, stops in (("undisturbed", [10]), ("stopped", [7, 10])):
+        for stop in stops:
+            overrides = short_run | change | {"run.dir": tmp_path / name, "run.stop_after": stop}
+            finished = together(2, overrides, module=INSTRUMENTED, environment=environment)
+            assert finished.code == 0, finished.output
+    records = [
+        checkpoint.read_record(str(tmp_path / name / "checkpoints"), checkpoint.tag_of(10))
+        for name in ("undisturbed", "stopped")
+    ]
+    assert records[0] == records[1]
+
+
+@pytest.mark.prove
+def test_a_run_that_always_fails_goes_back_further_each_time_and_ends(
+    short_run: dict[str, object], tmp_path: Path
+) -> None:
+    change = {"optim.steps": 10, "run.save_every": 1, "run.max_bad_steps": 2}
+    environment = {"NOT_A_NUMBER": "1:4-99"}
+    overrides = short_run | change | {"run.dir": tmp_path}
+    finished = together(2, overrides, module=INSTRUMENTED, environment=environment)
+    assert finished.code == 1
+    for tag in ("step-00000004", "step-00000003", "step-00000002"):
+        assert f"the run goes back to {tag}" in finished.output
+    errors = errors_of(finished.output)
+    assert len(errors) == 1, finished.output
+    assert "there is no earlier good checkpoint to go back to; lower optim.lr" in errors[0]
+    assert checkpoint.complete_tags(str(tmp_path / "checkpoints")) == ["step-00000002"]
+
+
+# ---- SIGTERM
+
+
+def test_sigterm_on_one_process_saves_on_all_and_ends_well(short_run: dict[str, object], tmp_path: Path) -> None:
+    """Its workers get the signal too, as under Slurm."""
+    overrides = short_run | ENDLESS | {"run.dir": tmp_path, "data.workers": 1}
+    with processes(2, overrides) as (first, second):
+        wait_until(lambda: steps_done(tmp_path) >= 3)
+        second.signal(signal.SIGTERM, group=True)
+        ended = [first.wait(60), second.wait(60)]
+    assert [one.code for one in ended] == [0, 0], ended
+    place = str(tmp_path / "checkpoints")
+    (tag,) = checkpoint.complete_tags(place)
+    step = checkpoint.step_of(tag)
+    assert checkpoint.damage(place, tag) is None
+    said = f"told to end (SIGTERM): step {step} is saved; the same command again goes on from there"
+    assert "".join(one.output for one in ended).count(said) == 1
+    assert steps_done(tmp_path) == step
+
+
+@pytest.mark.prove
+def test_sigterm_to_a_whole_job_under_the_launcher(
+    launch: Launch, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """DeepSpeed's launcher hands it on and waits; by itself it ends with 1 then."""
+    overrides = short_run | ENDLESS | {"run.dir": tmp_path, "data.workers": 1}
+    finished = launch(2, overrides, end_when=lambda: steps_done(tmp_path) >= 3)
+    (tag,) = checkpoint.complete_tags(str(tmp_path / "checkpoints"))
+    assert f"told to end (SIGTERM): step {checkpoint.step_of(tag)} is saved" in finished.output
+    assert "error:" not in finished.output
+    assert "Traceback" not in finished.output
+
+
+# ---- a full disk
+
+
+def no_large_files() -> None:
+    """From here on this process writes no file of more than 200 kB: the error that a full disk gives."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+def test_a_full_disk_costs_no_checkpoint(trained: Path, short_run: dict[str, object], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    place = run / "checkpoints"
+    for tag in ("step-00000006", "step-00000004"):
+        shutil.rmtree(place / tag)
+    with processes(2, short_run | {"run.dir": run}, limit=no_large_files) as ranks:
+        ended = [rank.wait(60) for rank in ranks]
+    assert [one.code for one in ended] == [1, 1]
+    assert "steps 3 to 6 of 6" in ended[0].output
+    errors = errors_of("".join(one.output for one in ended))
+    assert len(errors) == 1, ended
+    assert errors[0].startswith("error: step-00000004 was not saved, earlier checkpoints are untouched: ")
+    assert "cannot write (File too large); check the disk" in errors[0]
+    assert "Traceback" not in "".join(one.output for one in ended)
+    assert checkpoint.complete_tags(str(place)) == ["step-00000002"]
+    assert checkpoint.damage(str(place), "step-00000002") is None
+    assert not list(run.rglob(".tmp-*")), "what was begun is removed"
+
+
+# ---- processes that are lost
+
+
+def lose(count: int, lost: int, how: int, overrides: dict[str, object], run: Path) -> float:
+    """Lose one process of a run that is under way; the others must say which. Returns the seconds until the last has ended."""
+    with processes(count, overrides | ENDLESS | {"run.dir": run}) as ranks:
+        wait_until(lambda: steps_done(run) >= 3)
+        before = time.monotonic()
+        ranks[lost].signal(how)
+        for rank, process in enumerate(ranks):
+            if rank == lost:
+                continue
+            ended = process.wait(2 * MINUTE)
+            assert ended.code == 1, ended.output
+            errors = errors_of(ended.output)
+            assert len(errors) == 1, ended.output
+            assert errors[0].startswith(f"error: process {lost} ("), ended.output
+            assert "is lost: nothing was heard of it for" in errors[0]
+            assert "start the same command again" in errors[0]
+            assert "Traceback" not in ended.output
+        return time.monotonic() - before
+
+
+@pytest.mark.parametrize(
+    ("count", "lost", "how"),
+    [
+        pytest.param(2, 1, signal.SIGKILL, id="killed"),
+        pytest.param(2, 0, signal.SIGKILL, id="first-killed", marks=pytest.mark.prove),
+        pytest.param(3, 1, signal.SIGKILL, id="one-of-three-killed", marks=pytest.mark.prove),
+        pytest.param(2, 1, signal.SIGSTOP, id="stopped", marks=pytest.mark.prove),
+        pytest.param(3, 0, signal.SIGSTOP, id="first-of-three-stopped", marks=pytest.mark.prove),
+    ],
+)
+def test_a_lost_process_ends_the_others_within_a_minute(
+    count: int, lost: int, how: int, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    seconds = lose(count, lost, how, short_run | {"batch.global_size": 6}, tmp_path)
+    print(f"the others ended after {seconds:.0f} s")
+    assert seconds < MINUTE
+
+
+@pytest.mark.prove
+def test_under_the_launcher_too_the_lost_process_is_named(
+    launch: Launch, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """The launcher ends the others as soon as one has gone; they say which one before they go."""
+
+    lost: list[int] = []
+
+    def lose_one() -> bool:
+        if not lost and steps_done(tmp_path) >= 3:
+            lost.extend(pid for pid, rank in ranks_of(tmp_path) if rank == "1")
+            os.kill(lost[0], signal.SIGKILL)
+        return False
+
+    before = time.monotonic()
+    finished = launch(2, short_run | ENDLESS | {"run.dir": tmp_path}, kill_when=lose_one)
+    assert time.monotonic() - before < 2 * MINUTE
+    assert finished.code != 0
+    errors = errors_of(finished.output)
+    assert len(errors) == 1, finished.output
+    assert errors[0].startswith("error: process 1 (")
+
+
+def ranks_of(run: Path) -> Iterator[tuple[int, str]]:
+    """The processes of this machine that train into `run`: their numbers and ranks."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            environment = (folder / "environ").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        rank = next((entry.removeprefix("RANK=") for entry in environment if entry.startswith("RANK=")), None)
+        if f"run.dir={run}" in words and "--config" in words and rank is not None and SMOKE in words:
+            yield int(folder.name), rank
+
+
+@pytest.mark.prove
+def test_an_error_of_one_process_alone_is_the_only_sentence(short_run: dict[str, object], tmp_path: Path) -> None:
+    for rank in (0, 1):
+        overrides = short_run | ENDLESS | {"run.dir": tmp_path / str(rank)}
+        before = time.monotonic()
+        with processes(2, overrides, module=INSTRUMENTED, environment={"WRONG_INPUT": f"{rank}:3-3"}) as ranks:
+            ended = [process.wait(MINUTE) for process in ranks]
+        assert time.monotonic() - before < MINUTE
+        assert ended[rank].code == 2
+        assert ended[1 - rank].code == 1
+        errors = errors_of(ended[0].output + ended[1].output)
+        assert errors == [f"error: batch 3 of process {rank} is wrong; that is what the test wants"], ended

@@ -1,0 +1,159 @@
+"""What a checkpoint says about itself: checkpoint.json, the names of checkpoints, and whether their bytes are what was written."""
+
+import json
+import os
+
+from pipeline.contracts import storage
+from pipeline.contracts.config import StrictModel
+from pipeline.contracts.errors import InputError
+from trainer.config import RunConfig
+from trainer.partitions import Layout
+
+FORMAT_VERSION = 2
+RECORD = "checkpoint.json"
+
+
+class Position(StrictModel):
+    """Where a run stands."""
+
+    step: int = 0
+    """Steps done."""
+    shift: int = 0
+    """Batches that were used up by steps which were taken back."""
+    bad_steps: int = 0
+    """How many of the last steps, without a good one between, changed nothing because a loss or gradient was not finite."""
+    failed_at: int = 0
+    """The furthest step at which there were too many of them."""
+    back_at: int = 0
+    """The step that the run went back to then, until it gets past `failed_at`."""
+
+    @property
+    def batch(self) -> int:
+        """Number of the next batch, in the order of the run's samples."""
+        return self.step + self.shift
+
+    def after(self, *, bad: bool) -> "Position":
+        """One step on."""
+        return self.model_copy(update={"step": self.step + 1, "bad_steps": self.bad_steps + 1 if bad else 0})
+
+
+class FileRecord(StrictModel):
+    """Size and digest of one file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+class FlatRecord(StrictModel):
+    """One flat tensor in a process's file: what it holds, and the plain integers of the optimizer's state."""
+
+    layout: Layout
+    counts: dict[str, int]
+
+
+class Identity(StrictModel):
+    """What a run is: a checkpoint of another identity is refused. The number of processes and the ZeRO stage are no part of it."""
+
+    config_digest: str
+    content_root: str
+    vocabulary_sha256: str
+
+
+class CheckpointRecord(Identity):
+    """checkpoint.json: where the run stood, what it had read, and what the checkpoint's files hold and must be."""
+
+    format_version: int = FORMAT_VERSION
+    position: Position
+    samples_seen: int
+    world_size: int
+    zero_stage: int
+    loss_scaler: dict[str, int | float] | None
+    shapes: dict[str, tuple[int, ...]]
+    """Of every parameter that is trained."""
+    flats: tuple[tuple[FlatRecord, ...], ...]
+    """For each process that wrote any."""
+    files: dict[str, FileRecord]
+
+    @property
+    def step(self) -> int:
+        return self.position.step
+
+
+def place_of(run: RunConfig) -> str:
+    return run.checkpoints or os.path.join(run.dir, "checkpoints")
+
+
+def tag_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(tag: str) -> int:
+    return int(tag.removeprefix("step-"))
+
+
+def rank_file(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def complete_tags(place: str) -> list[str]:
+    """Names of the complete checkpoints, newest first. Whether their bytes are right is for `damage` to say."""
+    return [tag for tag in tags(place) if storage.exists(storage.join(place, tag, RECORD))]
+
+
+def tags(place: str) -> list[str]:
+    """Names of all checkpoints, newest first, those that a kill left incomplete among them."""
+    found = [name for name in storage.folders(place) if name.startswith("step-") and name[5:].isdigit()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def read_record(place: str, tag: str) -> CheckpointRecord:
+    """The record of a checkpoint. Raises InputError where it is missing or not ours, OtherVersion where another version wrote it."""
+    uri = storage.join(place, tag, RECORD)
+    text = storage.read_text(uri)
+    check_version(uri, text, FORMAT_VERSION)
+    try:
+        return CheckpointRecord.model_validate_json(text)
+    except ValueError as error:
+        raise InputError(
+            f"{uri}: not a checkpoint record ({str(error).splitlines()[0]}); remove the folder {tag!r}"
+        ) from None
+
+
+class OtherVersion(InputError):
+    """A file of another format version. It may well be whole, so that nobody may pass it over as damaged."""
+
+
+def check_version(place: str, text: str, ours: int) -> None:
+    """Raise OtherVersion where the JSON object `text` states another format_version; what is no such object is left to its reader."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return
+    version = found.get("format_version", ours) if isinstance(found, dict) else ours
+    if version != ours:
+        raise OtherVersion(
+            f"{place}: format_version {version!r}, this version of the trainer reads {ours}; use the version that wrote it"
+        )
+
+
+def damage(place: str, tag: str, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What is wrong with a checkpoint, or None. With `share` (i, n) only every n-th file from the i-th on is read.
+
+    Raises OtherVersion for one that another version of the trainer wrote.
+    """
+    try:
+        record = read_record(place, tag)
+    except OtherVersion:
+        raise
+    except InputError as error:
+        return str(error)
+    for name in sorted(record.files)[share[0] :: share[1]]:
+        uri, wanted = storage.join(place, tag, name), record.files[name]
+        found = storage.info(uri)
+        if found is None:
+            return f"{uri}: missing"
+        if found.size != wanted.bytes:
+            return f"{uri}: {found.size} bytes where {wanted.bytes} were written"
+        if storage.sha256_file(uri) != wanted.sha256:
+            return f"{uri}: its bytes changed after they were written"
+    return None
