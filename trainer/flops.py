@@ -34,7 +34,7 @@ def forward_flops(model: CLIP) -> int:
 def training_flops(model: CLIP) -> int:
     """The same with the backward pass; a frozen tower has none."""
     with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward([output.sum() for output in model(*_one_pair(model))])
+        torch.stack([output.sum() for output in model(*_one_pair(model))]).sum().backward()
     return int(counter.get_total_flops())
 
 
