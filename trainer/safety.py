@@ -135,9 +135,8 @@ class Heartbeat:
         before = time.monotonic()
         while not self._stopped.wait(0.5):
             now = time.monotonic()
-            if (
-                now - before > _SLEPT_S
-            ):  # this process itself was stopped, perhaps with all the others: what it heard is old
+            if now - before > _SLEPT_S:
+                # This process itself was stopped, perhaps with all the others: what it heard is old.
                 self._heard, self._answered = [now] * self._world, now
             before = now
             if self._others_spoke.is_set():
