@@ -92,7 +92,7 @@ class ModelConfig(StrictModel):
     checkpoint_activations: bool = not_semantic(False)
     """Compute each block's inside again in the backward pass instead of keeping it: a third more work, a small part of the memory."""
     compile: bool = not_semantic(False)
-    """Let torch.compile fuse what a block computes. Its sums may be rounded otherwise."""
+    """Let torch.compile fuse what a block computes; it needs a C++ compiler and time at the start. Last bits may differ."""
 
 
 class TokenizerConfig(StrictModel):
@@ -302,6 +302,11 @@ class TrainConfig(StrictModel):
             raise ValueError(
                 f"zero.stage 0 with precision.compute {self.precision.compute!r}: DeepSpeed would decay the weights once before the first"
                 " step; set zero.stage to 1, 2 or 3"
+            )
+        if self.zero.stage == 3 and self.model.compile:
+            raise ValueError(
+                "model.compile with zero.stage 3: ZeRO gathers weights inside of a block, which cuts the compiled program to pieces;"
+                " set zero.stage to 1 or 2, or drop model.compile"
             )
         if self.zero.offload and self.precision.master == "bf16":
             raise ValueError(

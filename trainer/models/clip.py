@@ -103,8 +103,8 @@ class CLIP(nn.Module):
     def compile_blocks(self) -> None:
         """Have torch.compile make each block one fused program, when it is first called. Names of parameters stay as they are.
 
-        Block by block and not tower by tower: blocks of one shape share a program, which is made in seconds, and ZeRO's hooks, which stand
-        between blocks, stay out of it.
+        Block by block and not tower by tower: blocks of one shape share a program, so that the compiler has seconds of work and not
+        minutes. Not for ZeRO's stage 3, which gathers weights inside of blocks (`config.py` refuses it).
         """
         for module in self.modules():
             if isinstance(module, Block | Bottleneck):
