@@ -71,7 +71,8 @@ def draw(run_dirs: Sequence[str], out: str) -> None:
             place.grid(alpha=0.3)
         if len(runs) > 1:
             axes[0].legend()
-        axes[-1].set_xlabel("step")
+        key = " (scores: dashed is the weights' average, dotted is guessing)" if scores else ""
+        axes[-1].set_xlabel("step" + key)
         temporary = storage.local_temporary(out)
         storage.make_folder(storage.parent(out))
         try:
