@@ -98,7 +98,7 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
         return stepped.loss
 
     def features() -> list[tuple[Tensor, Tensor]]:
-        with held._looking(engine.module), torch.no_grad(), held._first_statistics(engine.module, rank):
+        with held._looking(engine.module), torch.no_grad(), held._first_statistics(engine.module):
             return [held_set._features(engine, part, dtype, lambda: None) for part in held_set._parts]
 
     held_set = opened(config, folder, rank, world)
