@@ -327,7 +327,7 @@ def test_metrics_on_a_disk_that_is_really_full_end_the_run_with_a_sentence(
     errors = errors_of(finished.output)
     assert len(errors) == 1, finished.output
     assert re.search(
-        r"(metrics\.jsonl|tensorboard): cannot write \(No space left on device\); check the disk", errors[0]
+        r"(metrics\.jsonl|tensorboard/[^:]*): cannot write \(No space left on device\); check the disk", errors[0]
     )
     assert "Traceback" not in finished.output
     assert checkpoint.complete_tags(str(after / "checkpoints")) == ["step-00000050"]
