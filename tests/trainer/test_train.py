@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import random
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +140,24 @@ def test_a_killed_run_resumes_to_the_bit(
     assert figures(lines_of(tmp_path)) == figures(lines_of(expected)), f"killed at {every}"
     assert final_files(tmp_path, steps) == final_files(expected, steps), f"killed at {every}"
     assert len(lines_of(tmp_path)) == steps, "each step has one line"
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("hurt", [0, 1])
+def test_a_truncated_file_of_one_process_sends_all_to_the_checkpoint_before(
+    hurt: int, undisturbed: Undisturbed, corpus: Path, tmp_path: Path
+) -> None:
+    """Each process reads a share of the files; what one of them finds, all act upon."""
+    expected = undisturbed(1)
+    run = Path(shutil.copytree(expected, tmp_path / "run"))
+    file = run / "checkpoints" / checkpoint.tag_of(STEPS) / checkpoint.rank_file(hurt)
+    os.truncate(file, file.stat().st_size - 1)
+    resumed = together(2, SMALL | {"data.manifest": corpus, "run.dir": run})
+    assert resumed.code == 0, resumed.output
+    assert resumed.output.count(f"checkpoint {checkpoint.tag_of(STEPS)} is damaged and passed over: {file}") == 1
+    assert f"steps {STEPS - SAVE_EVERY + 1} to {STEPS} of {STEPS}" in resumed.output
+    assert figures(lines_of(run)) == figures(lines_of(expected))
+    assert final_files(run) == final_files(expected)
 
 
 @pytest.mark.prove
