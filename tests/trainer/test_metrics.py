@@ -2,10 +2,11 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing import event_accumulator
 
 from pipeline.contracts.errors import RunError
 from trainer.checkpoint import Position
@@ -85,8 +86,28 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
             at = take(report, at)
     with reporter(tmp_path, Position(step=2)) as report:  # step 3 is done again
         take(report, Position(step=2))
-    read = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    read = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(scalar.step, scalar.value) for scalar in read.Scalars("train/loss")] == [(1, 1.5), (2, 1.5), (3, 1.5)]
+
+
+def test_evaluations_have_lines_of_their_own_and_their_time_is_not_the_steps(tmp_path: Path) -> None:
+    at = Position()
+    line = {"held": {"image_to_text_r1": 0.5, "zeroshot_top1": None}, "held_seconds": 0.5}
+    with reporter(tmp_path, at) as report:
+        for _ in range(4):
+            at = take(report, at)
+            time.sleep(0.5 if at.step < 3 else 0)
+            report.held(at.step, line, "in words", 0.5 if at.step < 3 else 0)
+        report.start_from(Position(step=2, shift=2))
+        take(report, Position(step=2, shift=2))
+    found = lines(tmp_path / "metrics.jsonl")
+    assert [(one["step"], "held" in one) for one in found] == [(1, False), (1, True), (2, False), (2, True), (3, False)]
+    assert found[1] == {"step": 1, **line}
+    assert all(0 < (one["seconds"] or 0) < 0.4 for one in found if "held" not in one)
+    read = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [event.step for event in read.Scalars("held/image_to_text_r1")] == [1, 2]
+    assert "held/zeroshot_top1" not in read.Tags()["scalars"]
 
 
 def test_a_bad_step_is_null_and_counted(tmp_path: Path) -> None:
