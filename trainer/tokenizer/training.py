@@ -407,7 +407,9 @@ def _change(
 
 
 @compiled
-def _bucket_of(first: int, first_end: int, second: int, second_end: int, buckets: Int32s, texts: Characters) -> np.int64:
+def _bucket_of(
+    first: int, first_end: int, second: int, second_end: int, buckets: Int32s, texts: Characters
+) -> np.int64:
     """The bucket of the text texts[first:first_end] + texts[second:second_end]."""
     mixed = np.uint64(0)
     for place in range(first, first_end):
