@@ -153,7 +153,7 @@ def _check_out(out: str, names: str) -> None:
     name = storage.name(out)
     if names == "transformers" and name != _TRANSFORMERS_WEIGHTS:
         raise InputError(
-            f"--out: transformers looks for {_TRANSFORMERS_WEIGHTS!r} in a folder and nothing else, not for {name!r}; give the model a folder"
+            f"--out: transformers looks for {_TRANSFORMERS_WEIGHTS!r} in a folder, not for {name!r}; give the model a folder"
             f" of its own, as in --out {storage.join(out.removesuffix('.safetensors'), _TRANSFORMERS_WEIGHTS)}"
         )
     if f"{name.removesuffix('.safetensors')}.json" == CONFIGS.get(names):
@@ -199,7 +199,7 @@ def _choose(place: str, step: int | None) -> tuple[str, checkpoint.CheckpointRec
 
 
 def to_state_dict(model: models.CLIP, names: str = "openai") -> dict[str, torch.Tensor]:
-    """Copies of the model's weights and buffers, in their dtypes, under `names` (`trainer.names.Names`) and in the shapes that go with them.
+    """Copies of weights and buffers, in their dtypes, under `names` (`trainer.names.Names`) and in the shapes that go with them.
 
     Raises InputError for unknown names, and where that library has no such model.
     """
@@ -260,7 +260,7 @@ def fill(model: models.CLIP, place: str, ours: Mapping[str, torch.Tensor]) -> No
             )
         if value.is_floating_point() != target.is_floating_point():
             raise InputError(
-                f"{place}: {name!r} has numbers of {value.dtype}, {model.preset.name!r} has {target.dtype}; take some that are not quantised"
+                f"{place}: {name!r} has numbers of {value.dtype}, {model.preset.name!r} has {target.dtype}; take unquantised ones"
             )
         fitting[name] = value
     with torch.no_grad():

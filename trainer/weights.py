@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pipeline.contracts import storage
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import HouseError, InputError
 
 INDEX = ".safetensors.index.json"
 TORCH = (".pt", ".pth", ".bin")
@@ -37,12 +37,6 @@ _OF_AN_ARCHIVE = ("data.pkl", "version", "byteorder", ".format_version", ".stora
 
 _LISTS = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist")
 """Of torch.jit._pickle: how TorchScript writes lists."""
-
-_NOT_A_FILE_OF_TORCH = (
-    pickle.UnpicklingError, RuntimeError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, TypeError, ValueError,
-    OSError, zipfile.BadZipFile, NotImplementedError,
-)  # fmt: skip
-"""What comes out of torch.load where a file is broken or was made to break it."""
 
 
 def read(path: str) -> dict[str, Tensor]:
@@ -118,7 +112,9 @@ def _read_torch(path: str, local: str) -> dict[str, Tensor]:
             if any(name.partition("/")[2] == "constants.pkl" for name in names):
                 return _read_torchscript(path, local)
         held = _load(local, mmap=is_zip)
-    except _NOT_A_FILE_OF_TORCH as error:
+    except (HouseError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 (of bytes that others chose, torch's reader may say anything)
         raise _refusal(path, error) from None
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]

@@ -5,9 +5,10 @@ import difflib
 
 from pipeline.contracts.errors import InputError
 from trainer.models.clip import CLIP, INITIAL_LOGIT_SCALE
+from trainer.models.positions import interpolate_positions
 from trainer.models.presets import PRESETS, Preset, ResNetShape, ViTShape
 
-__all__ = ["CLIP", "PRESETS", "Preset", "ResNetShape", "ViTShape", "build"]
+__all__ = ["CLIP", "PRESETS", "Preset", "ResNetShape", "ViTShape", "build", "interpolate_positions"]
 
 _RESNET_SHRINK = 32
 
