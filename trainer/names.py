@@ -135,7 +135,8 @@ def from_names(given: Mapping[str, Tensor], wanted: Iterable[str], names: Names)
     """The tensors `wanted`, by our names, out of a state dict under `names`; numbers and buffers that are no weights are left out."""
     tidied = _tidied(given, names)
     weights: dict[str, Tensor] = {}
-    missing, used = [], set()
+    missing: list[str] = []
+    used: set[str] = set()
     for name in wanted:
         place = place_of(name, names)
         assert place is not None

@@ -7,7 +7,9 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -28,7 +30,7 @@ def program(model: torch.nn.Module) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is old
         example = torch.zeros(1, 3, 16, 16), torch.zeros(1, 16, dtype=torch.int64)
-        torch.jit.save(torch.jit.trace(model.eval(), example), out)
+        torch.jit.save(torch.jit.trace(model.eval(), example), out)  # type: ignore[no-untyped-call]
     return out.getvalue()
 
 
@@ -73,7 +75,7 @@ class Creates:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {self.path}",)
 
 
@@ -122,3 +124,21 @@ def test_what_is_no_file_of_weights_is_refused(model: models.CLIP, tmp_path: Pat
     outside.mkdir()
     index = json.dumps({"weight_map": {"visual.proj": "../c.safetensors"}}).encode()
     refused("inner/model.safetensors.index.json", index, r"inner/c\.safetensors: no such file")
+
+
+def test_files_on_s3_are_read(s3_endpoint: str, model: models.CLIP, tmp_path: Path) -> None:
+    store = boto3.client("s3")
+    store.create_bucket(Bucket="weights")
+    for kind in ("safetensors", "sharded", "plain"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        path = write(folder, kind, model)
+        for file in folder.iterdir():
+            store.upload_file(str(file), "weights", f"{kind}/{file.name}")
+        uri = f"s3://weights/{kind}/{path.name}"
+        other = models.build("tiny-16")
+        load_weights(other, uri)
+        assert torch.equal(other.text_projection, model.text_projection)
+        assert weights.digest(uri) == weights.digest(str(path))
+    with pytest.raises(InputError, match=r"s3://weights/none\.pt"):
+        load_weights(model, "s3://weights/none.pt")

@@ -13,12 +13,13 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+# torchvision's compiled part belongs to another build of torch; these ops of it are looked for at import and never called.
+OPS = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+for op in ("nms", "qnms"):
+    OPS.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+
 
 def from_open_clip(folder: Path, name: str | None) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    # torchvision's compiled part belongs to another build of torch; these ops of it are looked for at import and never called.
-    ops = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-    for op in ("nms", "qnms"):
-        ops.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     import open_clip
 
     if name is not None:
