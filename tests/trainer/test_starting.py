@@ -25,6 +25,12 @@ pytestmark = pytest.mark.timeout(900)
 Tower = Literal["image", "text"]
 
 
+def kept_files(run: Path) -> dict[str, str]:
+    """Digests of all that was saved at the end."""
+    record = checkpoint.read_record(str(run / "checkpoints"), "step-00000006")
+    return {name: file.sha256 for name, file in record.files.items()}
+
+
 @pytest.fixture(scope="module")
 def first(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of a run at 32 pixels."""
@@ -140,6 +146,22 @@ def test_what_is_left_has_the_gradients_of_an_unfrozen_model(preset: str, frozen
             else:
                 assert found is not None
                 torch.testing.assert_close(found, whole[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("frozen", ['["image"]', '["text"]', '["image", "text"]'])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_run_with_frozen_towers_resumes_to_the_bit(
+    stage: int, frozen: str, launch: Launch, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    change = {"model.freeze": frozen, "batch.micro_size": 2, "zero.stage": stage}
+    for name, ends in (("whole", (6,)), ("cut", (3, 6))):
+        for end in ends:
+            finished = launch(2, short_run | change | {"run.dir": tmp_path / name, "run.stop_after": end})
+            assert finished.code == 0, finished.output
+    assert kept_files(tmp_path / "cut") == kept_files(tmp_path / "whole")
+    weights = {name: export(str(tmp_path / name), str(tmp_path / f"{name}.safetensors")) for name in ("whole", "cut")}
+    assert weights["whole"].weights_sha256 == weights["cut"].weights_sha256
 
 
 def test_groups_and_check_show_what_is_frozen() -> None:

@@ -1,5 +1,6 @@
 """Positional embeddings for pictures of another size: those of the image tower, interpolated over its grid."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -24,7 +25,7 @@ def interpolate_positions(weights: Mapping[str, Tensor], model: CLIP) -> dict[st
         if given is None or name not in shapes or given.ndim != 2 or given.shape == shapes[name]:
             continue
         rows, width = given.shape
-        grid, wanted = round((rows - 1) ** 0.5), round((shapes[name][0] - 1) ** 0.5)
+        grid, wanted = math.isqrt(max(0, rows - 1)), math.isqrt(shapes[name][0] - 1)
         if grid < 1 or grid * grid != rows - 1 or width != shapes[name][1]:
             continue
         plane = given[1:].float().reshape(1, grid, grid, width).permute(0, 3, 1, 2)
