@@ -47,7 +47,8 @@ def describe(config: TrainConfig, world_size: int) -> str:
         lines.append(
             f"  {'frozen':<14} {total - trained:,} numbers of the tower for {' and that for '.join(config.model.freeze)}"
         )
-    lines.append(starting.line(config.model, model))
+    sizes_known = config.tokenizer.train_size is None or config.model.vocab_size is not None
+    lines.append(starting.line(config.model, model, sizes_known=sizes_known))
     forward, training = flops.forward_flops(model) / 1e9, flops.training_flops(model) / 1e9
     lines.append(f"operations   {forward:,.1f} G a pair forward, {training:,.1f} G with backward")
     lines += [_vocabulary_line(config), *_batch_lines(config, world_size)]

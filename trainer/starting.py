@@ -80,8 +80,11 @@ def load(start: Start, model: models.CLIP, vocabulary_sha256: str) -> None:
     _fill(model, place, names)
 
 
-def line(config: ModelConfig, model: models.CLIP) -> str:
-    """For `--check`: where the weights come from. Those on a local disk are compared with `model`, which may be on the meta device."""
+def line(config: ModelConfig, model: models.CLIP, *, sizes_known: bool) -> str:
+    """For `--check`: where the weights come from. Those on a local disk are compared with `model`, which may be on the meta device.
+
+    Not where its sizes are not known yet: how many ids a vocabulary has that the run will train.
+    """
     start = find(config)
     if start is None:
         return "start        random weights" + (", those of frozen towers too" if config.freeze else "")
@@ -90,8 +93,11 @@ def line(config: ModelConfig, model: models.CLIP) -> str:
     if not os.path.exists(start.init_from):
         return f"start        MISSING, the run needs it before its first step: model.init_from {start.init_from!r}"
     place, names, card = _weights_of(start)
-    _fill(model, place, names)
-    return f"start        {place}, names of {names}" + (f", {card.preset} after step {card.step:,}" if card else "")
+    if sizes_known:
+        _fill(model, place, names)
+    whose = f", {card.preset} after step {card.step:,}" if card else ""
+    later = "" if sizes_known else ", whose shapes the run compares when it has its vocabulary"
+    return f"start        {place}, names of {names}{whose}{later}"
 
 
 def _weights_of(start: Start) -> tuple[str, str, export.Card | None]:

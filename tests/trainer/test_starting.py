@@ -1,6 +1,7 @@
 """Runs that start from weights, with and without frozen towers: what they start as, what stays, and what a resume needs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -55,9 +56,9 @@ def second_run(short_run: dict[str, object], first: Path, tmp_path: Path) -> dic
     return short_run | changes
 
 
-def smoke(*overrides: str) -> TrainConfig:
+def smoke(*overrides: str, recipe: str = "trainer/configs/smoke.toml") -> TrainConfig:
     """The smoke recipe, for `--check`."""
-    return resolve(load_config(TrainConfig, "trainer/configs/smoke.toml", ["run.dir=runs/none", *overrides]))
+    return resolve(load_config(TrainConfig, recipe, ["run.dir=runs/none", *overrides]))
 
 
 def test_a_run_goes_on_from_other_weights_at_another_resolution(
@@ -100,7 +101,8 @@ def test_a_run_goes_on_from_other_weights_at_another_resolution(
 def test_batch_statistics_of_a_frozen_tower_rest(launch: Launch, short_run: dict[str, object], tmp_path: Path) -> None:
     """A ResNet, two processes, stage 3, in micro-batches."""
     change = {"model.preset": "tiny", "model.freeze": '["image"]', "batch.micro_size": 2, "zero.stage": 3}
-    finished = launch(2, short_run | change | {"optim.steps": 2, "run.dir": tmp_path / "run"})
+    change |= {"optim.steps": 2, "optim.warmup_steps": 0, "run.dir": tmp_path / "run"}
+    finished = launch(2, short_run | change)
     assert finished.code == 0, finished.output
     export(str(tmp_path / "run"), str(tmp_path / "model.safetensors"))
     state = load_model(str(tmp_path / "model.safetensors"))[0].state_dict()
@@ -179,16 +181,24 @@ def test_groups_and_check_show_what_is_frozen() -> None:
 
 
 def test_weights_that_cannot_be_are_refused_before_the_run(first: Path, tmp_path: Path) -> None:
+    card = json.loads((first / "first.json").read_text())
+    recipe = tmp_path / "recipe.toml"
+    vocabulary = f'vocab = "{first / "first.vocabulary"}"'
+    recipe.write_text(re.sub("train_size = .*", vocabulary, Path("trainer/configs/smoke.toml").read_text()))
     weights = f"model.init_from={first / 'first.safetensors'}"
-    sizes = ["model.context_length=16", "tokenizer.train_size=600"]
-    said = describe(smoke(weights, *sizes), 1)
+    sizes = ["model.context_length=16", f"model.vocab_size={card['vocab_size']}"]
+    said = describe(smoke(weights, *sizes, recipe=str(recipe)), 1)
     assert f"start        {first / 'first.safetensors'}, names of openai, tiny-vit after step 6" in said
-    with pytest.raises(
-        InputError, match=r"model\.init_from: .*first\.safetensors: 'token_embedding.weight' has shape \[600, 128\]"
-    ):
-        describe(smoke(weights, "model.context_length=16"), 1)
+    refusal = (
+        rf"model\.init_from: .*first\.safetensors: 'token_embedding.weight' has shape \[{card['vocab_size']}, 128\]"
+    )
+    with pytest.raises(InputError, match=refusal):
+        describe(smoke(weights, sizes[0], recipe=str(recipe)), 1)
     with pytest.raises(InputError, match=r"model\.init_from: .* not weights of 'tiny-16'"):
-        describe(smoke(weights, *sizes, "model.preset=tiny-16"), 1)
+        describe(smoke(weights, *sizes, "model.preset=tiny-16", recipe=str(recipe)), 1)
+    assert "whose shapes the run compares" in describe(smoke(weights), 1), (
+        "how large a trained vocabulary is shows later"
+    )
     assert "start        MISSING" in describe(smoke("model.init_from=/none/x.pt", "model.init_names=openai"), 1)
     foreign = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file(to_state_dict(models.build("tiny-vit"), "transformers"), foreign)
@@ -203,7 +213,7 @@ def test_weights_that_cannot_be_are_refused_before_the_run(first: Path, tmp_path
 
 
 def test_weights_of_another_vocabulary_are_refused(alone: Alone, second_run: dict[str, object]) -> None:
-    finished = alone(second_run | {"tokenizer.train_size": 599})
+    finished = alone(second_run | {"tokenizer.train_size": 540})
     assert finished.code == 2, finished.output
     (refusal,) = errors_of(finished.output)
     assert "was trained with another vocabulary than this run has" in refusal
