@@ -94,6 +94,27 @@ class ModelConfig(StrictModel):
     """Compute each block's inside again in the backward pass instead of keeping it: a third more work, a small part of the memory."""
     compile: bool = not_semantic(False)
     """Let torch.compile fuse what a block computes; it needs a C++ compiler and time at the start. Last bits may differ."""
+    init_from: str | None = not_semantic(None)
+    """Weights to start from, a path or s3://: an export of ours by its .safetensors, its card or its folder; with `init_names` a file of
+    any kind that `trainer/weights.py` reads. Its digest is part of what the run is, its place is not. Read before the first step only."""
+    init_names: Literal["openai", "open_clip", "transformers"] | None = not_semantic(None)
+    """Whose names the weights of `init_from` have; None: those that the card beside them says."""
+    freeze: tuple[Literal["image", "text"], ...] = ()
+    """Towers that are not trained: no gradients, no optimizer state, batch statistics at rest, nothing dropped. The temperature is in
+    neither."""
+
+    @pydantic.field_validator("freeze")
+    @classmethod
+    def _each_once(cls, given: tuple[Literal["image", "text"], ...]) -> tuple[Literal["image", "text"], ...]:
+        return tuple(sorted(set(given)))
+
+    @pydantic.model_validator(mode="after")
+    def _names_of_something(self) -> Self:
+        if self.init_names is not None and self.init_from is None:
+            raise ValueError(
+                f"init_names {self.init_names!r} without init_from: there are no weights to read; set model.init_from or drop it"
+            )
+        return self
 
 
 class TokenizerConfig(StrictModel):

@@ -20,7 +20,7 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
-from trainer import checkpoint, flops, gradient_cache, held, models, partitions, safety, tokenizer, zero
+from trainer import checkpoint, flops, gradient_cache, held, models, partitions, safety, starting, tokenizer, zero
 from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
@@ -50,12 +50,14 @@ def train(config: TrainConfig) -> None:
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
     plan = batch_plan(config, world, corpus.rows)
     vocabulary = _open_vocabulary(config, corpus, rank)
+    place = checkpoint.place_of(config.run)
+    start = starting.find(config.model)
     identity = Identity(
         config_digest=configs.digest(config),
         content_root=corpus.content_root,
         vocabulary_sha256=vocabulary.sha256,
+        init_sha256=zero.gather(starting.settle(start, config.run) if rank == 0 else None)[0],
     )
-    place = checkpoint.place_of(config.run)
     found = checkpoint.find(place, identity)
     held_set = held.open_held(config, held_pairs, corpus, vocabulary.path, rank, world)
 
@@ -63,6 +65,8 @@ def train(config: TrainConfig) -> None:
     _seed(config.run.seed)
     model = _build(config, vocabulary)
     _check_vocabulary(config, vocabulary, model.preset.vocab_size)
+    if found is None and start is not None:
+        starting.load(start, model, vocabulary.sha256)
     if config.model.compile:
         model.compile_blocks()
     use = settled(config)
@@ -210,7 +214,7 @@ def _check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, ids_of_model:
 
 def _build(config: TrainConfig, vocabulary: Vocabulary) -> models.CLIP:
     objective = OBJECTIVES[config.objective.kind]
-    return models.build(
+    model = models.build(
         config.model.preset,
         vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
         context_length=config.model.context_length,
@@ -222,6 +226,8 @@ def _build(config: TrainConfig, vocabulary: Vocabulary) -> models.CLIP:
         logit_scale=objective.logit_scale,
         logit_bias=objective.logit_bias,
     )
+    model.freeze(config.model.freeze)
+    return model
 
 
 def _loss_of(config: TrainConfig) -> Callable[..., torch.Tensor]:

@@ -208,11 +208,19 @@ def test_a_recipe_is_valid_and_says_what_the_paper_says(name: str) -> None:
     config = resolve(load(path=path))
     preset = PRESETS[config.model.preset]
     assert (config.optim.lr, config.optim.betas, config.optim.eps) == (preset.lr, preset.betas, preset.eps)
-    assert (config.batch.global_size, config.optim.epochs, config.optim.warmup_steps) == (32_768, 32, 2000)
+    epochs = 1 if preset.name == "ViT-L/14@336px" else 32
+    assert (config.batch.global_size, config.optim.epochs, config.optim.warmup_steps) == (32_768, epochs, 2000)
     assert config.optim.weight_decay == 0.2
+    assert (config.model.init_from is not None) == (preset.name == "ViT-L/14@336px"), "one more epoch of ViT-L/14"
     text = describe(config, stated)
     assert f"{stated} processes x" in text
     assert configs.digest(config) in text
+
+
+def test_every_model_of_the_paper_has_a_recipe() -> None:
+    assert {load(path=str(CONFIGS / name)).model.preset for name in PAPER} == {
+        name for name in PRESETS if not name.startswith("tiny")
+    }
 
 
 def test_the_reference_run_has_the_size_that_openai_released() -> None:

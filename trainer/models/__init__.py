@@ -5,9 +5,20 @@ import difflib
 
 from pipeline.contracts.errors import InputError
 from trainer.models.clip import CLIP, INITIAL_LOGIT_SCALE
+from trainer.models.positions import interpolate_positions
 from trainer.models.presets import PRESETS, Gelu, Preset, ResNetShape, TextTower, ViTShape
 
-__all__ = ["CLIP", "PRESETS", "Gelu", "Preset", "ResNetShape", "TextTower", "ViTShape", "build"]
+__all__ = [
+    "CLIP",
+    "PRESETS",
+    "Gelu",
+    "Preset",
+    "ResNetShape",
+    "TextTower",
+    "ViTShape",
+    "build",
+    "interpolate_positions",
+]
 
 _RESNET_SHRINK = 32
 

@@ -10,6 +10,8 @@ ZeRO stage 3 a parameter that is read outside of the root's forward is an empty 
 """
 
 import math
+from collections.abc import Collection
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +81,24 @@ class CLIP(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
         if self.transformer is not None:
             self.transformer.init_for_text()
+        self.frozen: tuple[Literal["image", "text"], ...] = ()
+
+    def freeze(self, towers: Collection[Literal["image", "text"]]) -> None:
+        """Take towers out of training for good: no gradients, and in eval mode whatever mode the model is in. Before DeepSpeed."""
+        self.frozen = tuple(towers)
+        for tower in self.frozen:
+            for name, parameter in self.named_parameters():
+                if tower_of(name) == tower:
+                    parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but for frozen towers: their batch norm keeps its statistics and uses them, and nothing is dropped."""
+        super().train(mode)
+        for name, part in self.named_children():
+            if tower_of(name) in self.frozen:
+                part.eval()
+        return self
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """[n, 3, image_size, image_size] normalised pixels to [n, embed_dim], not L2-normalised."""
@@ -117,6 +137,13 @@ class CLIP(nn.Module):
         # A copy, for DeepSpeed hooks what a model returns, and must not take a parameter for an output.
         own = () if self.logit_bias is None else (_wide(self.logit_bias).clone(),)
         return image_features, text_features, _wide(self.logit_scale).exp(), *own
+
+
+def tower_of(name: str) -> Literal["image", "text"] | None:
+    """Which tower a parameter, buffer or part of a CLIP belongs to, by its name; the scale and the bias of the logits belong to none."""
+    if name in ("logit_scale", "logit_bias"):
+        return None
+    return "image" if name.partition(".")[0] == "visual" else "text"
 
 
 def _wide(x: Tensor) -> Tensor:
