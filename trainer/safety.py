@@ -44,8 +44,13 @@ def hold_sigterm() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
+def ask_to_end() -> None:
+    """The same as a SIGTERM that `hold_sigterm` holds, for a process that learns in another way that it should save and end."""
+    _came.set()
+
+
 def sigterm_came() -> bool:
-    """Whether this process was told to end since `hold_sigterm`."""
+    """Whether this process was told to end since `hold_sigterm`, or asked."""
     return _came.is_set() or signal.SIGTERM in signal.sigpending()
 
 
