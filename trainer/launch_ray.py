@@ -9,7 +9,7 @@ workers that Ray starts later look there first, and the driver ends with that se
 of the driver's (`ray job stop`, Kubernetes) to the workers, which save and end.
 """
 
-import functools
+import contextlib
 import logging
 import os
 import threading
@@ -100,12 +100,8 @@ def _connect(workers: int, on_cpu: bool) -> None:
     """Join the cluster that RAY_ADDRESS names, which a submitted job has, or start Ray on this machine. Raises InputError."""
     address = os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            logging_level=logging.WARNING,
-            log_to_driver=True,
-        )
+        # With its dashboard, which Ray Train asks for the state of its actors.
+        ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=True)
     except (OSError, RuntimeError, ValueError) as error:  # Ray has no class for an address where nothing answers
         if address is None:
             raise
@@ -191,10 +187,9 @@ def _work(given: dict[str, Any]) -> None:
         return  # Ray has started the workers anew, but the run has ended
     if given["on_cpu"]:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    from trainer import safety
     from trainer.__main__ import run
 
-    threading.Thread(target=functools.partial(_listen, book, safety.ask_to_end), daemon=True).start()
+    threading.Thread(target=_listen, args=(book,), name="told to end", daemon=True).start()
     try:
         code, sentence = run(given["config"]), None
     except HouseError as error:
@@ -202,10 +197,14 @@ def _work(given: dict[str, Any]) -> None:
     ray.get(book.write.remote(_Entry(code, sentence)))
 
 
-def _listen(book: Any, ask_to_end: Any) -> None:
-    while not ray.get(book.told_to_end.remote()):
-        time.sleep(_ASK_EVERY_S)
-    ask_to_end()
+def _listen(book: Any) -> None:
+    """Hand on what the driver was told. The driver ends this process if it goes."""
+    from trainer import safety
+
+    with contextlib.suppress(ray.exceptions.RayError):
+        while not ray.get(book.told_to_end.remote()):
+            time.sleep(_ASK_EVERY_S)
+        safety.ask_to_end()
 
 
 if __name__ == "__main__":

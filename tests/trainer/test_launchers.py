@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -105,7 +107,7 @@ class Slurm:
             program.write_text(f"#!{sys.executable}\n{textwrap.dedent(text)}")
             program.chmod(0o755)
         self.environment = environment(
-            SLURM_JOB_ID=str(free_port()),  # the port of the run follows from it
+            SLURM_JOB_ID=str(free_job()),
             SLURM_JOB_NODELIST="127.0.0.1,elsewhere",
             SLURM_NTASKS=str(count),
             SLURM_CPUS_PER_TASK="1",
@@ -124,6 +126,15 @@ class Slurm:
     def asked(self) -> list[str]:
         notes = self.folder / "scontrol"
         return notes.read_text().splitlines() if notes.exists() else []
+
+
+def free_job() -> int:
+    """The number of a job whose port, which follows from it, is free."""
+    while True:
+        number = random.SystemRandom().randrange(10_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", 20_000 + number))
+            return number
 
 
 def under_slurm(overrides: Overrides, folder: Path) -> Finished:
