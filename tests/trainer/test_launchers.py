@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -22,10 +23,11 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.contracts.errors import InputError
 from tests.conftest import ROOT, free_port
 from tests.e2e import pipelines
 from tests.trainer.launching import SMOKE, Finished, errors_of, launch, wait_until
-from trainer import checkpoint
+from trainer import checkpoint, launch_ray
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -301,6 +303,19 @@ def ray_train(overrides: Overrides, folder: Path, *flags: str) -> Iterator[pipel
 def under_ray(overrides: Overrides, folder: Path) -> Finished:
     with ray_train(overrides, folder) as started:
         return Finished(started.wait(), started.text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--workers", "0"], "--workers: 0 is not a number of processes; give 1 or more"),
+        (["--workers", "2", "--max-failures", "-1"], "--max-failures: -1 is not a number of failures; give 0 or more"),
+        (["--workers", "3"], "batch.global_size: 32 does not divide by the 3 processes of this run"),
+    ],
+)
+def test_what_ray_train_would_not_get_far_with_is_refused_before_it_starts(flags: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        launch_ray.main([*flags, "--config", SMOKE])
 
 
 @pytest.mark.prove
