@@ -217,7 +217,7 @@ def test_the_kubernetes_job_starts_again_what_starting_again_helps() -> None:
     (container,) = pod["containers"]
     given = {entry["name"]: entry["value"] for entry in container["env"]}
     assert int(given["NODES"]) == spec["completions"]
-    assert int(given["GPUS"]) == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert given["GPUS"] == container["resources"]["limits"]["nvidia.com/gpu"]
     # Node 0's name in DNS is JOB-0.SUBDOMAIN, where the subdomain is a headless service that selects the pods.
     service = next(
         document
