@@ -93,7 +93,9 @@ def launch(config: TrainConfig, workers: int, max_failures: int) -> int:
             f"--max-failures: the workers failed once more than {max_failures} times, at last with: {_last_line(failure)};"
             " see the log above, then start the same command again: it goes on from the newest checkpoint"
         ) from None
-    return 0 if entry is None else entry.code
+    if entry is None:  # a bug, with a traceback above
+        raise RunError("Ray Train ended without a word of the workers'; see the log above")
+    return entry.code
 
 
 def _connect(workers: int, on_cpu: bool) -> None:
