@@ -71,7 +71,7 @@ def launch(config: TrainConfig, workers: int, max_failures: int) -> int:
     _connect(workers, on_cpu)
     safety.hold_sigterm()  # Ray has put a handler of its own there, which ends the driver without a word
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    book = ray.remote(_LogBook).options(num_cpus=0, scheduling_strategy=here).remote()
+    book: Any = ray.remote(_LogBook).options(num_cpus=0, scheduling_strategy=here).remote()
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative place means what it means to the other launchers
     trainer = TorchTrainer(
         _work,
