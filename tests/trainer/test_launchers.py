@@ -288,12 +288,14 @@ def by_deepspeed(overrides: Overrides, folder: Path) -> Finished:
 
 
 @contextlib.contextmanager
-def ray_train(overrides: Overrides, folder: Path, *flags: str) -> Iterator[pipelines.Launch]:
-    """`python -m trainer.launch_ray --workers 2` on a Ray of its own."""
+def ray_train(
+    overrides: Overrides, folder: Path, module: str = "trainer.launch_ray", **more: str
+) -> Iterator[pipelines.Launch]:
+    """`python -m trainer.launch_ray --workers 2` on a Ray of its own; `more` goes into its environment."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "trainer.launch_ray", "--workers", "2", *flags, *arguments(overrides)]
+    command = [sys.executable, "-m", module, "--workers", "2", *arguments(overrides)]
     with pipelines.ray_folder() as ray:
-        started = pipelines.start(command, folder / "log", pipelines.environment(ray, environment()))
+        started = pipelines.start(command, folder / "log", pipelines.environment(ray, environment(**more)))
         try:
             yield started
         finally:
@@ -355,6 +357,16 @@ def test_an_error_of_a_ray_worker_is_one_sentence_and_no_new_start(
     assert len(errors_of(started.text())) == 1, started.text()
     assert str(tmp_path / "nothing") in errors_of(started.text())[0]
     assert "Traceback" not in started.text()
+
+
+@pytest.mark.prove
+def test_an_error_of_one_ray_worker_alone_is_said_too(short_run: dict[str, object], tmp_path: Path) -> None:
+    """The other one leaves, which Ray takes for a loss: it starts both anew, and they find that the run has ended."""
+    module = "tests.trainer.instrumented_ray"
+    with ray_train(short_run | {"run.dir": tmp_path / "run"}, tmp_path, module, WRONG_INPUT="1:3-3") as started:
+        assert started.wait() == 2, started.text()
+    assert errors_of(started.text()) == ["error: batch 3 of process 1 is wrong; that is what the test wants"]
+    assert started.text().count("2 processes x 4 pairs = 8") == 1, "nothing was trained again"
 
 
 # ---- all of them
