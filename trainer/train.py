@@ -38,9 +38,10 @@ VOCABULARY = "vocabulary"
 CONFIG = "config.toml"
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig) -> bool:
     """Train as `config` (resolved) says, from its newest whole checkpoint on if it has one. Every process of the run calls it.
 
+    Returns whether it has come to its last step: False where it was told to end before, and saved.
     Raises InputError for what the user can mend and RunError where the run cannot go on; the checkpoints stay.
     """
     # ---- what this run is
@@ -154,6 +155,7 @@ def train(config: TrainConfig) -> None:
     if rank == 0:
         _say_the_end(config, at, last_step)
     engine.destroy()
+    return at.step == last_step
 
 
 # ---- vocabulary
