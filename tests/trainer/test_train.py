@@ -180,7 +180,7 @@ def test_a_run_with_its_checkpoints_in_an_object_store_survives_kills_and_sigter
         wait_until(lambda: len(lines_of(tmp_path)) > left_at)
         ranks[1].signal(signal.SIGTERM)
         ended = [rank.wait(60) for rank in ranks]
-    assert [one.code for one in ended] == [0, 0], ended
+    assert [one.code for one in ended] == [128 + signal.SIGTERM] * 2, ended
     assert f"told to end (SIGTERM): step {newest_step(place)} is saved" in ended[0].output
 
     resumed = together(2, overrides)
