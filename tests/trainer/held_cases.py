@@ -27,7 +27,7 @@ from trainer.objectives.clip import contrastive_loss
 from trainer.optim import Ema, HalfAdamW, parameter_groups
 
 GLOBAL_BATCH = 18
-MICRO = 5
+MICRO = 8
 """So that pieces of pictures and texts end in an odd place, and processes have unequal numbers of them."""
 
 
@@ -97,13 +97,16 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
         average.update(partitions.masters(engine))
         return stepped.loss
 
-    def features() -> list[tuple[Tensor, Tensor]]:
-        with held._looking(engine.module), torch.no_grad(), held._first_statistics(engine.module):
-            return [held_set._features(engine, part, dtype, lambda: None) for part in held_set._parts]
-
     held_set = opened(config, folder, rank, world)
+    features: list[tuple[Tensor, Tensor]] = []
+    unnoted = held_set._features
+
+    def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        features.append(unnoted(*arguments))
+        return features[-1]
+
+    vars(held_set)["_features"] = noted
     found: dict[str, Any] = {"first": held_set.evaluate(engine, dtype, None, lambda: None).line()}
-    found["first_features"] = features()
     step()
     step()
     model.get_submodule("transformer").eval()  # as a frozen tower is
@@ -112,7 +115,7 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     after = state(engine, average)
     found["changed"] = [name for name in before if not same(before[name], after[name])]
     engine.module.train()
-    found |= {"features": features(), "weights": gathered_weights(engine)}
+    found |= {"first_features": features[:2], "features": features[2:4], "weights": gathered_weights(engine)}
     with held._in_place_of_weights(engine, average):
         found["average"] = gathered_weights(engine)
     if case.stage == 0:
