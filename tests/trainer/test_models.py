@@ -291,7 +291,11 @@ def papers_deviation(key: str, state: State, preset: Preset) -> float:
     """What openai/CLIP's constructors and `initialize_parameters` draw a weight with; 0 for what starts at one number."""
     kind, last = key.rpartition(".")[0].rpartition(".")[2], key.rpartition(".")[2]
     text_width, tower_width = preset.text_width, state["visual.conv1.weight"].shape[0]
-    tops = {"token_embedding.weight": 0.02, "positional_embedding": 0.01, "text_projection": text_width**-0.5}
+    tops: dict[str, float] = {
+        "token_embedding.weight": 0.02,
+        "positional_embedding": 0.01,
+        "text_projection": text_width**-0.5,
+    }
     if key in tops or key == "logit_scale":
         return tops.get(key, 0.0)
     if (
@@ -303,14 +307,18 @@ def papers_deviation(key: str, state: State, preset: Preset) -> float:
         return 0.0
     if key.startswith("transformer.") and last != "bias":
         into_residual = (2 * preset.text_layers * text_width) ** -0.5
-        by_kind = {"out_proj": into_residual, "c_proj": into_residual, "c_fc": (2 * text_width) ** -0.5}
+        by_kind: dict[str, float] = {
+            "out_proj": into_residual,
+            "c_proj": into_residual,
+            "c_fc": (2 * text_width) ** -0.5,
+        }
         return by_kind.get(kind, text_width**-0.5)
     if ".attnpool." in key and last != "bias":
-        return (32 * preset.vision.width) ** -0.5
+        return float((32 * preset.vision.width) ** -0.5)
     if last in ("class_embedding", "positional_embedding", "proj"):
-        return tower_width**-0.5
+        return float(tower_width**-0.5)
     if last == "in_proj_weight":
-        return (2 / (tower_width + 3 * tower_width)) ** 0.5  # xavier-uniform on [3w, w]
+        return float((2 / (tower_width + 3 * tower_width)) ** 0.5)  # xavier-uniform on [3w, w]
     weight = state[key.removesuffix("bias") + "weight"] if last == "bias" else state[key]
     return float((3 * weight[0].numel()) ** -0.5)  # torch's default of Linear and Conv: uniform in +-fan_in^-1/2
 
@@ -323,6 +331,7 @@ def test_initialisation_is_the_papers(name: str, whole: bool) -> None:
     preset = PRESETS[name]
     if not whole:
         vision = preset.vision
+        few: ViTShape | ResNetShape
         few = replace(vision, layers=1) if isinstance(vision, ViTShape) else replace(vision, blocks=(1, 1, 1, 1))
         preset = replace(preset, vision=few, text_layers=3, vocab_size=1000)
     model = build(preset)
