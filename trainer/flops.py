@@ -25,7 +25,10 @@ that fits."""
 
 
 def forward_flops(model: CLIP) -> int:
-    """Operations of one picture and one text of full length through `model`, which was built on the meta device."""
+    """Operations of one picture and one text of full length through `model`, which was built on the meta device.
+
+    In the mode that it is in: what a training model does not see of its patches is not counted.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*_one_pair(model))
     return int(counter.get_total_flops())

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import socket
 import warnings
 from contextlib import AbstractContextManager
@@ -91,6 +92,11 @@ def check_hardware(config: TrainConfig) -> None:
     """Refuse what this machine cannot do, before anything starts. Raises InputError."""
     if config.precision.compute == "fp16" and on_cpu():
         raise InputError("precision.compute: 'fp16' needs a GPU and this run has none; set it to 'bf16' or 'fp32'")
+    compiler = os.environ.get("CXX", "g++")  # as torch.compile chooses it
+    if config.model.compile and on_cpu() and shutil.which(compiler) is None:
+        raise InputError(
+            f"model.compile: true needs a C++ compiler and there is no {compiler!r}; install one, name it in CXX, or drop model.compile"
+        )
 
 
 def join_processes() -> tuple[int, int]:

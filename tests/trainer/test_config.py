@@ -155,6 +155,14 @@ def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         zero.check_hardware(load("precision.compute=fp16"))
 
 
+def test_compiled_blocks_need_a_compiler_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    zero.check_hardware(load())
+    with pytest.raises(InputError, match=r"model\.compile: true needs a C\+\+ compiler.*or drop model\.compile"):
+        zero.check_hardware(load("model.compile=true"))
+
+
 def test_the_digest_knows_what_changes_weights() -> None:
     base = configs.digest(load())
     places = (

@@ -1,5 +1,7 @@
 """Operations of a pair, against the published counts of open_clip and against products of sizes written down by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,9 +16,9 @@ PUBLISHED_G = {"RN50": 18.2, "RN101": 25.5, "RN50x4": 51.8, "ViT-B/32": 14.8, "V
 """Forward, multiplications and additions: open_clip, docs/model_profile.csv."""
 
 
-def on_meta(preset: str | models.Preset) -> models.CLIP:
+def on_meta(preset: str | models.Preset, **options: Any) -> models.CLIP:
     with torch.device("meta"):
-        return models.build(preset)
+        return models.build(preset, **options)
 
 
 @pytest.mark.parametrize("name", PUBLISHED_G)
@@ -36,9 +38,15 @@ def test_operations_of_a_small_model_by_hand() -> None:
         attention = 2 * asked * length * width
         return projections + attention + asked * width * width * (1 + 8)
 
-    image = patches * 3 * 8 * 8 * width + block(tokens, tokens) + block(tokens, 1) + width * 32
+    def image(seen: int) -> int:
+        return patches * 3 * 8 * 8 * width + block(seen, seen) + block(seen, 1) + width * 32
+
     text = block(texts, 1) + width * 32
-    assert forward_flops(on_meta(shape)) == 2 * (image + text)
+    assert forward_flops(on_meta(shape)) == 2 * (image(tokens) + text)
+    assert forward_flops(on_meta(shape, text="bag_of_words")) == 2 * (image(tokens) + width * 32)
+    half = on_meta(shape, patch_dropout=0.5)
+    assert forward_flops(half) == 2 * (image(3) + text), "two of four patches, and the class token"
+    assert forward_flops(half.eval()) == 2 * (image(tokens) + text), "all are seen outside of training"
 
 
 def test_a_backward_pass_costs_two_forward_ones_and_a_frozen_tower_none() -> None:

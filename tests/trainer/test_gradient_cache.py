@@ -16,7 +16,7 @@ from torch.nn import functional
 from tests.trainer.gradients import Plain
 from trainer import models
 from trainer.gradient_cache import forward_backward
-from trainer.models import Preset, ResNetShape
+from trainer.models import Preset, ResNetShape, ViTShape
 from trainer.objectives.clip import contrastive_loss
 
 PAIRS, PATCHES, WIDTH, WORDS = 64, 9, 12, 6
@@ -120,6 +120,24 @@ def test_a_frozen_tower_stays_and_the_other_learns_as_before() -> None:
     _, cached = step(models_[1], data(), 10)
     assert models_[1].image.weight.grad is None
     assert relative(cached, true) < 1e-13
+
+
+def vit(*, patch_dropout: float, checkpointed: bool = False) -> tuple[nn.Module, Load]:
+    shape = Preset("vit", 16, 32, ViTShape(2, 64, 8), 64, 1, 1e-3, (0.9, 0.98), 1e-6, context_length=6, vocab_size=50)
+    torch.manual_seed(4)
+    model = models.build(shape, patch_dropout=patch_dropout, checkpoint_activations=checkpointed).double()
+    pixels, ids = torch.randn(10, 3, 32, 32, dtype=torch.float64), torch.randint(0, 50, (10, 6))
+    return model, lambda at: (pixels[at], ids[at])
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_vit_drops_the_patches_that_the_whole_batch_drops(checkpointed: bool) -> None:
+    """The model's own patch dropout; 10 pairs in pieces of 4, 3 and 3, also where their blocks are computed once more."""
+    whole_loss, whole = step(*vit(patch_dropout=0.5), None, pairs=10)
+    loss, cached = step(*vit(patch_dropout=0.5, checkpointed=checkpointed), 4, pairs=10)
+    assert float(loss) == pytest.approx(float(whole_loss), rel=1e-12)
+    assert relative(cached, whole) < 1e-12
+    assert relative(step(*vit(patch_dropout=0.0), None, pairs=10)[1], whole) > 0.1
 
 
 # ---- batch norm

@@ -3,6 +3,8 @@
 Every objective x dense and chunked x ZeRO 0 to 3 x 1, 2 and 4 micro-batches x 1, 2 and 4 processes; `tests/trainer/gradients.py` runs them.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(world: int, lau
 
 
 @pytest.mark.prove
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
 def test_compiled_blocks_give_the_same_gradients(tmp_path: Path) -> None:
     finished = launch_module(2, "tests.trainer.gradients", "--compiled", str(tmp_path / "found"), timeout=800)
     assert finished.code == 0, finished.output

@@ -25,6 +25,8 @@ from trainer.models.vit import VisionTransformer
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100)
 
+_MOST_PROGRAMS = 128
+
 
 class CLIP(nn.Module):
     """The two towers of one preset, freshly initialised as in the paper; `preset` says what they are.
@@ -110,7 +112,8 @@ class CLIP(nn.Module):
 
         The feature is read at the end token, which is the largest id of its row. What stands after it
         cannot be seen by it (the mask is causal), so padding needs no mask of its own. A bag of words is the mean of the embeddings up to
-        the end token; the two brackets are in it, so that a text without a word has a feature too.
+        the end token. Padding is not in it: it would draw short texts together, and the same text would have another feature with another
+        context_length. The two brackets are, so that a text without a word has a feature too.
         """
         x, ends = self.token_embedding(ids), ids.argmax(dim=-1)
         if self.transformer is None or self.positional_embedding is None:
@@ -120,15 +123,20 @@ class CLIP(nn.Module):
         features: Tensor = self.ln_final(x) @ self.text_projection
         return features
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, backend: str = "inductor") -> None:
         """Have torch.compile make each block one fused program, when it is first called. Names of parameters stay as they are.
 
         Block by block and not tower by tower: blocks of one shape share a program, so that the compiler has seconds of work and not
         minutes. Not for ZeRO's stage 3, which gathers weights inside of blocks (`config.py` refuses it).
         """
+        from torch._dynamo import config  # heavy
+
+        # All modules share the code that is compiled, and torch runs it uncompiled once there are 8 programs of it. A ResNet's blocks alone
+        # have 8 shapes, to which come the text tower's, both passes of gradient caching, its last micro-batch and evaluation.
+        config.recompile_limit = max(config.recompile_limit, _MOST_PROGRAMS)
         for module in self.modules():
             if isinstance(module, Block | Bottleneck):
-                module.compile(dynamic=False)
+                module.compile(dynamic=False, backend=backend)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Both features, L2-normalised, the scale exp(logit_scale) of shape [1], and logit_bias [1] if there is one; at least fp32."""
