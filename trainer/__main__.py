@@ -6,12 +6,15 @@ The launcher puts `--local_rank=N` before everything else; the places in the run
 
 import argparse
 import os
+import signal
 
 from pipeline.contracts.cli import config_parser, parse, run_cli
 from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import HouseError
 from trainer.config import TrainConfig, resolve
 
+TOLD_TO_END = 128 + signal.SIGTERM
+"""143: the exit code of a run that SIGTERM has ended before its last step. It is saved, and the same command goes on."""
 _FIRST_PROCESS_SPEAKS_S = 8.0
 
 
@@ -30,18 +33,21 @@ def main(argv: list[str]) -> int:
 
         print(describe(config, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
         return 0
-    run(config)
-    return 0
-
-
-def run(config: TrainConfig) -> None:
-    """Train, as one process of a run; on the way out the others learn how it went, so that none of them hangs."""
-    # torch, DeepSpeed and the rest of the trainer: seconds that a refused configuration must not cost.
-    from trainer import safety, train, zero
+    from trainer import safety  # torch: seconds that a refused configuration must not cost
 
     safety.hold_sigterm()
+    return run(config)
+
+
+def run(config: TrainConfig) -> int:
+    """Train, as one process of a run; on the way out the others learn how it went, so that none of them hangs.
+
+    Returns 0, or TOLD_TO_END. What tells a process to end is its caller's: `safety.hold_sigterm`, or `safety.ask_to_end` from a thread.
+    """
+    from trainer import train, zero  # DeepSpeed and the rest of the trainer
+
     try:
-        train.train(config)
+        done = train.train(config)
     except HouseError:
         _let_first_process_speak()
         zero.leave_processes(failed=True)
@@ -52,6 +58,7 @@ def run(config: TrainConfig) -> None:
         zero.leave_processes(failed=True)
         raise
     zero.leave_processes()
+    return 0 if done else TOLD_TO_END
 
 
 def _let_first_process_speak() -> None:

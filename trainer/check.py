@@ -12,7 +12,7 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
-from trainer import flops, models, tokenizer, zero
+from trainer import flops, models, starting, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, per_device_size, settled
 from trainer.data import corpus as corpora
 from trainer.objectives import OBJECTIVES
@@ -31,10 +31,15 @@ def describe(config: TrainConfig, world_size: int) -> str:
             vocab_size=config.model.vocab_size or config.tokenizer.train_size,
             context_length=config.model.context_length,
             image_size=config.model.image_size,
+            gelu=config.model.gelu,
+            text=config.model.text,
+            patch_dropout=config.model.patch_dropout,
             logit_bias=OBJECTIVES[config.objective.kind].logit_bias,
         )
+        model.freeze(config.model.freeze)
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     lines = [configs.to_toml(config).rstrip(), "", f"digest       {configs.digest(config)}"]
     lines.append(f"parameters   {total:,} (image tower {image:,}, text tower and scale {total - image:,})")
     for group in parameter_groups(model, config.optim.weight_decay, text_stochastic=config.precision.text_grid):
@@ -42,10 +47,19 @@ def describe(config: TrainConfig, world_size: int) -> str:
         grid = group.get("stochastic", config.precision.master_grid)
         rounded = f", rounded stochastically to {grid} numbers" if grid else ""
         lines.append(f"  {group['name']:<14} {count:,} numbers, weight decay {group['weight_decay']}{rounded}")
+    if config.model.freeze:
+        lines.append(
+            f"  {'frozen':<14} {total - trained:,} numbers of the tower for {' and that for '.join(config.model.freeze)}"
+        )
+    sizes_known = config.tokenizer.train_size is None or config.model.vocab_size is not None
+    lines.append(starting.line(config.model, model, sizes_known=sizes_known))
     forward, training = flops.forward_flops(model) / 1e9, flops.training_flops(model) / 1e9
     lines.append(f"operations   {forward:,.1f} G a pair forward, {training:,.1f} G with backward")
     lines += [_vocabulary_line(config), *_batch_lines(config, world_size), *_held_lines(config)]
-    lines += [_objective_line(config, world_size, model.preset.embed_dim), *_memory_lines(config, total)]
+    lines += [
+        _objective_line(config, world_size, model.preset.embed_dim),
+        *_memory_lines(config, trained, total - trained),
+    ]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)
 
@@ -112,7 +126,7 @@ def _objective_line(config: TrainConfig, world_size: int, embed_dim: int) -> str
     )
 
 
-def _memory_lines(config: TrainConfig, parameters: int) -> list[str]:
+def _memory_lines(config: TrainConfig, trained: int, frozen: int) -> list[str]:
     """What one process holds between steps, by number of processes; activations come on top."""
     average = ", their average" if config.optim.ema_decay is not None else ""
     kept = f"{config.precision.master} masters, fp16 moments{average}"
@@ -121,9 +135,10 @@ def _memory_lines(config: TrainConfig, parameters: int) -> list[str]:
         size, left = divmod(config.batch.global_size, world_size)
         if not left:
             device, host = bytes_a_parameter(config, world_size), host_bytes_a_parameter(config, world_size)
-            line = f"  {world_size:>3} processes x {size:>6,}: {device:5.2f} B a parameter, {device * parameters / _GIB:7.3f} GiB"
+            weights = frozen * _weight_bytes(config) / (world_size if config.zero.stage == 3 else 1)
+            line = f"  {world_size:>3} processes x {size:>6,}: {device:5.2f} B a parameter, {(device * trained + weights) / _GIB:7.3f} GiB"
             if config.zero.offload:
-                line += f"; on the CPU {host:5.2f} B, {host * parameters / _GIB:7.3f} GiB"
+                line += f"; on the CPU {host:5.2f} B, {host * trained / _GIB:7.3f} GiB"
             lines.append(line)
     return lines
 

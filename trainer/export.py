@@ -4,21 +4,24 @@
     model.json          the card: architecture, vocabulary, what it was trained on and for how long, digests of the files beside it
     model.vocabulary    the vocabulary file, so that nothing else is needed to use the model
 
+`--names open_clip` and `--names transformers` write those libraries' names, and the file beside them that the library reads
+(open_clip_config.json, config.json): `open_clip.create_model("local-dir:FOLDER")`, `CLIPModel.from_pretrained(FOLDER)`.
+
 The card carries the corpus's content_root, so that an audit can bind a score to what the model has read; `load_model` refuses weights or a
-vocabulary that are not the card's. Only safetensors are read: no pickle, no code.
+vocabulary that are not the card's. What files of others `load_weights` reads, `trainer/weights.py` says; none of them can run code.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
-import safetensors
 import safetensors.torch
 import torch
 
@@ -27,17 +30,22 @@ from pipeline.contracts import storage
 from pipeline.contracts.cli import run_cli
 from pipeline.contracts.config import StrictModel, load_config
 from pipeline.contracts.errors import InputError
-from trainer import checkpoint, models, tokenizer
+from trainer import checkpoint, models, tokenizer, weights
+from trainer import names as other_names
 from trainer.config import CLIP_MEAN, CLIP_STD, Channels, Positive, TrainConfig, settled
+from trainer.names import Names
 from trainer.objectives import OBJECTIVES
 
 log = logging.getLogger("trainer")
 
-FORMAT_VERSION = 2
-"""Of the card. 2: `objective`."""
+FORMAT_VERSION = 3
+"""Of the card. 2: `objective`. 3: `gelu`, `text`, `init_sha256`, and `names` of others."""
 
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's archives hold among the weights."""
+CONFIGS = {"open_clip": "open_clip_config.json", "transformers": "config.json"}
+"""The file that a library reads beside the weights."""
+
+_TRANSFORMERS_WEIGHTS = "model.safetensors"
+"""The one name that transformers looks for."""
 
 _SCALARS = ("logit_scale", "logit_bias")
 """Of shape [1] while training (see models.clip), 0-D in files."""
@@ -50,37 +58,41 @@ class Card(StrictModel):
 
     format_version: int = FORMAT_VERSION
     preset: str
-    image_size: int
+    image_size: Annotated[int, pydantic.Field(gt=0, le=1 << 14)]
     pixel_mean: Channels = CLIP_MEAN
     pixel_std: tuple[Positive, Positive, Positive] = CLIP_STD
-    context_length: int
-    vocab_size: int
-    embed_dim: int
-    parameters: int
-    names: str = "openai"
+    context_length: Annotated[int, pydantic.Field(gt=0, le=1 << 16)]
+    vocab_size: Annotated[int, pydantic.Field(gt=0, le=1 << 24)]
+    embed_dim: Annotated[int, pydantic.Field(gt=0)]
+    parameters: Annotated[int, pydantic.Field(gt=0)]
+    names: Names = "openai"
     objective: Literal["clip", "siglip"] = "clip"
+    gelu: models.Gelu = "quick"
+    text: models.TextTower = "transformer"
     tokenizer: str
     vocabulary: str
     vocabulary_sha256: str
     weights: str
     weights_sha256: str
+    init_sha256: str | None = None
+    """Of the weights that it started from: content_root says nothing of what those have read. None: random ones."""
     content_root: str
     config_digest: str
-    step: int
-    samples_seen: int
+    step: Annotated[int, pydantic.Field(ge=0)]
+    samples_seen: Annotated[int, pydantic.Field(ge=0)]
 
 
 # ---- writing
 
 
-def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False) -> Card:
-    """Write the newest whole checkpoint of a run (or that of `step`) to `out` and its two companions, the card last.
+def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False, names: str = "openai") -> Card:
+    """Write the newest whole checkpoint of a run (or that of `step`) to `out` and its companions, the card last.
 
     With `ema` the moving average of the weights instead of the weights. Raises InputError where there is no such run or checkpoint, its
-    configuration or vocabulary is not the one it was trained with, or `out` does not end in .safetensors.
+    configuration or vocabulary is not the one it was trained with, `out` is no name for such a file, or the library behind `names` has no
+    such model.
     """
-    if not out.endswith(".safetensors"):
-        raise InputError(f"--out: {out!r} does not end in '.safetensors'; give it that ending")
+    _check_out(out, names)
     config_path = os.path.join(run_dir, "config.toml")
     if not storage.exists(config_path):
         raise InputError(f"{run_dir}: no checkpoint in it; give the run.dir of a training run that has saved one")
@@ -92,7 +104,8 @@ def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False
             f"{config_path}: not the configuration that {tag!r} was trained with; restore the run's own file"
         )
     kind = checkpoint.EMA if ema else checkpoint.MASTER
-    weights = _openai_shapes(checkpoint.named_weights(place, tag, record, kind))
+    ours = _released_shapes(checkpoint.named_weights(place, tag, record, kind))
+    known = other_names.check(names, ours, config.model.preset)
     vocabulary_path = os.path.join(run_dir, "vocabulary")
     vocabulary = storage.read_bytes(vocabulary_path)
     if hashlib.sha256(vocabulary).hexdigest() != record.vocabulary_sha256:
@@ -101,26 +114,34 @@ def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False
         )
     stem = out.removesuffix(".safetensors")
     facts = {"content_root": record.content_root, "config_digest": record.config_digest, "step": record.step}
-    # One key: safetensors writes several in an order that changes from run to run.
-    data = safetensors.torch.save(weights, metadata={"trained": json.dumps(facts)})
+    # One key: safetensors writes several in an order that changes from run to run. transformers asks for one of its own.
+    metadata = {"format": "pt"} if names == "transformers" else {"trained": json.dumps(facts)}
+    data = safetensors.torch.save(other_names.to_names(ours, known), metadata=metadata)
     storage.make_folder(storage.parent(out))
     storage.write_atomic(out, data)
     storage.write_atomic(f"{stem}.vocabulary", vocabulary)
+    if known in CONFIGS:
+        told = json.dumps(_config_of_peer(config, ours, known), indent=2).encode()
+        storage.write_atomic(storage.join(storage.parent(out), CONFIGS[known]), told)
     card = Card(
         preset=config.model.preset,
         image_size=settled(config).image_size,
         pixel_mean=config.model.pixel_mean,
         pixel_std=config.model.pixel_std,
-        context_length=weights["positional_embedding"].shape[0],
-        vocab_size=weights["token_embedding.weight"].shape[0],
-        embed_dim=weights["text_projection"].shape[1],
-        parameters=sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(_STATISTICS)),
+        context_length=settled(config).context_length,
+        vocab_size=ours["token_embedding.weight"].shape[0],
+        embed_dim=ours["text_projection"].shape[1],
+        parameters=sum(tensor.numel() for name, tensor in ours.items() if not name.endswith(_STATISTICS)),
+        names=known,
         objective=config.objective.kind,
+        gelu=config.model.gelu or "quick",
+        text=config.model.text or "transformer",
         tokenizer=config.tokenizer.kind,
         vocabulary=storage.name(f"{stem}.vocabulary"),
         vocabulary_sha256=record.vocabulary_sha256,
         weights=storage.name(out),
         weights_sha256=storage.sha256_file(out),
+        init_sha256=record.init_sha256,
         content_root=record.content_root,
         config_digest=record.config_digest,
         step=record.step,
@@ -128,6 +149,40 @@ def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False
     )
     storage.write_atomic(f"{stem}.json", card.model_dump_json(indent=1).encode())
     return card
+
+
+def _check_out(out: str, names: str) -> None:
+    if not out.endswith(".safetensors"):
+        raise InputError(f"--out: {out!r} does not end in '.safetensors'; give it that ending")
+    name = storage.name(out)
+    if names == "transformers" and name != _TRANSFORMERS_WEIGHTS:
+        raise InputError(
+            f"--out: transformers looks for {_TRANSFORMERS_WEIGHTS!r} in a folder, not for {name!r}; give the model a folder"
+            f" of its own, as in --out {storage.join(out.removesuffix('.safetensors'), _TRANSFORMERS_WEIGHTS)}"
+        )
+    if f"{name.removesuffix('.safetensors')}.json" == CONFIGS.get(names):
+        raise InputError(
+            f"--out: the card of {name!r} would be {CONFIGS[names]!r}, which is another file; call it otherwise"
+        )
+
+
+def _config_of_peer(config: TrainConfig, ours: Mapping[str, torch.Tensor], names: Names) -> dict[str, Any]:
+    """What the library behind `names` must be told of the model that has the weights `ours`."""
+    preset = dataclasses.replace(
+        models.PRESETS[config.model.preset],
+        image_size=settled(config).image_size,
+        context_length=settled(config).context_length,
+        vocab_size=ours["token_embedding.weight"].shape[0],
+        gelu=config.model.gelu or "quick",
+    )
+    if names == "transformers":
+        return other_names.transformers_config(preset)
+    return other_names.open_clip_config(
+        preset,
+        mean=config.model.pixel_mean,
+        std=config.model.pixel_std,
+        logit_bias=OBJECTIVES[config.objective.kind].logit_bias,
+    )
 
 
 def _choose(place: str, step: int | None) -> tuple[str, checkpoint.CheckpointRecord]:
@@ -148,12 +203,15 @@ def _choose(place: str, step: int | None) -> tuple[str, checkpoint.CheckpointRec
 
 
 def to_state_dict(model: models.CLIP, names: str = "openai") -> dict[str, torch.Tensor]:
-    """Copies of the model's weights and buffers under the names and shapes of the released models. Raises InputError for other names."""
-    _check_names(names)
-    return _openai_shapes(model.state_dict())
+    """Copies of weights and buffers, in their dtypes, under `names` (`trainer.names.Names`) and in the shapes that go with them.
+
+    Raises InputError for unknown names, and where that library has no such model.
+    """
+    ours = _released_shapes(model.state_dict())
+    return other_names.to_names(ours, other_names.check(names, ours, model.preset.name))
 
 
-def _openai_shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _released_shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
     return copies | {name: copies[name].reshape(()) for name in _SCALARS if name in copies}
 
@@ -162,24 +220,41 @@ def _openai_shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def load_weights(model: models.CLIP, source: str | Mapping[str, torch.Tensor], names: str = "openai") -> None:
-    """Fill `model` from a state dict or a safetensors file (local or s3://); values are cast to the model's dtypes.
+    """Fill `model` from a state dict or a file (see `trainer.weights`; a path or s3://); values are cast to the model's dtypes.
 
-    Raises InputError where names or shapes differ from the model's, naming the first that do.
+    `names`: whose names the weights have, see `trainer.names.Names`. Raises InputError where names or shapes differ from the model's,
+    naming the first that do, and then leaves the model as it was.
     """
-    _check_names(names)
     place = source if isinstance(source, str) else "state dict"
-    given = _read_safetensors(source) if isinstance(source, str) else source
-    weights = {name: tensor for name, tensor in given.items() if name not in _NOT_WEIGHTS}
-    wanted = model.state_dict()
-    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    if missing or unknown:
-        first = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown"
+    given = weights.read(source) if isinstance(source, str) else source
+    fill(model, place, under_our_names(place, given, names, model.state_dict(), model.preset.name))
+
+
+def under_our_names(
+    place: str, given: Mapping[str, torch.Tensor], names: str, wanted: Collection[str], what: str
+) -> dict[str, torch.Tensor]:
+    """The tensors of `given`, a state dict under `names`, by our names `wanted`.
+
+    place, what: the file and the model, for messages. Raises InputError where some are missing or unknown.
+    """
+    found = other_names.from_names(given, wanted, other_names.check(names, wanted, what))
+    if found.missing or found.unknown:
+        first = f"{found.missing[0]!r} is missing" if found.missing else f"{found.unknown[0]!r} is unknown"
+        likely = other_names.looks_like(given)
+        step = f"they look like names of {likely!r}" if likely != names else "build the preset that they belong to"
         raise InputError(
-            f"{place}: not weights of {model.preset.name!r}: {len(missing)} names are missing and {len(unknown)} unknown"
-            f" ({first}); build the preset that they belong to"
+            f"{place}: not weights of {what!r}: {len(found.missing)} names are missing and {len(found.unknown)} unknown"
+            f" ({first}); {step}"
         )
+    return found.weights
+
+
+def fill(model: models.CLIP, place: str, ours: Mapping[str, torch.Tensor]) -> None:
+    """Give `model` weights under our names. Raises InputError where shapes differ, or numbers are no numbers of weights."""
+    wanted = model.state_dict()  # shares its tensors with the model
+    fitting = {}
     for name, target in wanted.items():
-        value = weights[name]
+        value = ours[name]
         if name in _SCALARS and value.numel() == 1:
             value = value.reshape(target.shape)
         if value.shape != target.shape:
@@ -187,8 +262,14 @@ def load_weights(model: models.CLIP, source: str | Mapping[str, torch.Tensor], n
                 f"{place}: {name!r} has shape {list(value.shape)}, {model.preset.name!r} has {list(target.shape)};"
                 " build the model with the sizes that the weights were trained with"
             )
-        with torch.no_grad():
-            target.copy_(value)  # state_dict shares its tensors with the model
+        if value.is_floating_point() != target.is_floating_point():
+            raise InputError(
+                f"{place}: {name!r} has numbers of {value.dtype}, {model.preset.name!r} has {target.dtype}; take unquantised ones"
+            )
+        fitting[name] = value
+    with torch.no_grad():
+        for name, target in wanted.items():
+            target.copy_(fitting[name])
 
 
 def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
@@ -196,6 +277,28 @@ def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
 
     Raises InputError where a file is missing or is not the one that the card describes.
     """
+    card, weights_place, vocabulary = read_card(path)
+    with torch.device("meta"):  # a card may say any size: no memory is taken before the weights are found to have it
+        model = models.build(
+            card.preset,
+            vocab_size=card.vocab_size,
+            context_length=card.context_length,
+            image_size=card.image_size,
+            gelu=card.gelu,
+            text=card.text,
+            logit_bias=OBJECTIVES[card.objective].logit_bias,
+        )
+    given = weights.read(weights_place)
+    ours = under_our_names(weights_place, given, card.names, model.state_dict(), card.preset)
+    fill(model, weights_place, ours)
+    model = model.to_empty(device="cpu")
+    fill(model, weights_place, ours)
+    ids = tokenizer.load(card.tokenizer, vocab=vocabulary, context_length=card.context_length)
+    return model.eval(), ids, card
+
+
+def read_card(path: str) -> tuple[Card, str, str]:
+    """The card of the exported model at `path`, and where its weights and its vocabulary are. Raises InputError as `load_model`."""
     card_path = _card_path(path)
     text = storage.read_text(card_path)
     checkpoint.check_version(card_path, text, FORMAT_VERSION)
@@ -203,26 +306,17 @@ def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
         card = Card.model_validate_json(text)
     except pydantic.ValidationError:
         raise InputError(f"{card_path}: not the card of an exported model; export the run again") from None
-    places = {}
+    places = []
     for kind, name, sha256 in (
         ("weights", card.weights, card.weights_sha256),
         ("vocabulary", card.vocabulary, card.vocabulary_sha256),
     ):
-        places[kind] = place = storage.join(storage.parent(card_path), storage.name(name))
-        if storage.sha256_file(place) != sha256:
+        places.append(storage.join(storage.parent(card_path), storage.name(name)))
+        if storage.sha256_file(places[-1]) != sha256:
             raise InputError(
-                f"{place}: not the {kind} that {storage.name(card_path)!r} describes; export the run again"
+                f"{places[-1]}: not the {kind} that {storage.name(card_path)!r} describes; export the run again"
             )
-    model = models.build(
-        card.preset,
-        vocab_size=card.vocab_size,
-        context_length=card.context_length,
-        image_size=card.image_size,
-        logit_bias=OBJECTIVES[card.objective].logit_bias,
-    )
-    load_weights(model, places["weights"], names=card.names)
-    ids = tokenizer.load(card.tokenizer, vocab=places["vocabulary"], context_length=card.context_length)
-    return model.eval(), ids, card
+    return card, places[0], places[1]
 
 
 def _card_path(path: str) -> str:
@@ -238,18 +332,6 @@ def _card_path(path: str) -> str:
     return _card_path(found[0])
 
 
-def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load(storage.read_bytes(path, limit=1 << 40))
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); export or download it again") from None
-
-
-def _check_names(names: str) -> None:
-    if names != "openai":
-        raise InputError(f"names: {names!r} is unknown; use 'openai'")
-
-
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -258,9 +340,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of a training run")
     parser.add_argument("--out", required=True, metavar="FILE", help="where the weights go; must end in .safetensors")
     parser.add_argument("--step", type=int, help="the step to export; the newest whole checkpoint when left out")
+    parser.add_argument(
+        "--names", choices=get_args(Names), default="openai", help="whose names the weights get (default: openai)"
+    )
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights (optim.ema_decay)")
     arguments = parser.parse_args(argv)
-    card = export(arguments.run_dir, arguments.out, arguments.step, ema=arguments.ema)
+    card = export(arguments.run_dir, arguments.out, arguments.step, ema=arguments.ema, names=arguments.names)
     print(
         f"{arguments.out}: {card.preset}, {card.parameters:,} parameters, step {card.step:,}, {card.samples_seen:,} samples,"
         f" corpus {card.content_root[:16]}…, sha256 {card.weights_sha256[:16]}…"

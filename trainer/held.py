@@ -438,7 +438,7 @@ class Held:
     @torch.no_grad()
     def _figures(self, engine: Engine, dtype: torch.dtype, tick: Callable[[], object]) -> Figures:
         found: Figures = {}
-        with _looking(engine.module), _first_statistics(engine.module, self._rank):
+        with _looking(engine.module), _first_statistics(engine.module):
             for part in self._parts:
                 pictures, texts = self._features(engine, part, dtype, tick)
                 if bool(pictures.isfinite().all()) and bool(texts.isfinite().all()):
@@ -453,33 +453,33 @@ class Held:
         """L2-normalised features [pictures, E] and [texts, E] in at least fp32, the same on every process."""
         my_pictures, picture_calls = self._share(part.pictures)
         my_texts, text_calls = self._share(len(part.texts))
-        features: tuple[Tensor, Tensor] | None = None
         pixels_of = self._pixels(part, my_pictures)
+        nothing = np.zeros((1, 3, self._size, self._size), np.uint8), self._tokenizer([""])
+        features: tuple[Tensor, Tensor] | None = None
         for call in range(max(picture_calls, text_calls)):
-            pixels = next(pixels_of, None)
-            if pixels is None:  # nothing of its own left, but all must call alike
-                pixels = np.zeros((1, 3, self._size, self._size), np.uint8)
-            texts = part.texts[my_texts[call]] if call < len(my_texts) else [""]
-            fill = min(self._at_once, len(part.texts)) - len(texts) if call < len(my_texts) else 0
-            ids = self._tokenizer([*texts, *[""] * fill])
+            # A process that has nothing left of its own calls all the same: under stage 3 all must.
+            pixels = next(pixels_of, nothing[0])
+            ids = self._ids(part, my_texts[call]) if call < len(my_texts) else nothing[1]
             mean, std = self._config.model.pixel_mean, self._config.model.pixel_std
-            raw = torch.from_numpy(pixels).to(engine.device)
-            outputs = engine(normalise(raw, mean, std).to(dtype), ids.to(engine.device))[:2]
+            inputs = normalise(torch.from_numpy(pixels).to(engine.device), mean, std).to(dtype)
+            of_pictures, of_texts, *_ = engine(inputs, ids.to(engine.device))
             if features is None:
-                counts = (part.pictures, len(part.texts))
-                features = (
-                    outputs[0].new_zeros(counts[0], outputs[0].shape[1]),
-                    outputs[1].new_zeros(counts[1], outputs[1].shape[1]),
-                )
-            for all_of_them, some, mine in zip(features, outputs, (my_pictures, my_texts), strict=True):
-                if call < len(mine):
-                    all_of_them[mine[call]] = some[: mine[call].stop - mine[call].start]
+                width = of_pictures.shape[1]
+                features = of_pictures.new_zeros(part.pictures, width), of_texts.new_zeros(len(part.texts), width)
+            for whole, found, mine in zip(features, (of_pictures, of_texts), (my_pictures, my_texts), strict=True):
+                for piece in mine[call : call + 1]:
+                    whole[piece] = found[: piece.stop - piece.start]
             tick()
         if features is None:
             raise ValueError(f"{part.name} has nothing to encode")
-        for all_of_them in features:
-            torch.distributed.all_reduce(all_of_them)  # each row is zero on all processes but one
+        for whole in features:
+            torch.distributed.all_reduce(whole)  # each row is zero on all processes but one
         return features
+
+    def _ids(self, part: Part, piece: slice) -> Tensor:
+        """Ids of a piece of the texts, int64 [n, L]. All pieces have one n, as with pixels."""
+        texts = part.texts[piece]
+        return self._tokenizer([*texts, *[""] * (min(self._at_once, len(part.texts)) - len(texts))])
 
     def _share(self, total: int) -> tuple[list[slice], int]:
         """This process's pieces of `total` things, and the largest number of pieces that a process has."""
@@ -531,7 +531,7 @@ def _looking(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _first_statistics(module: nn.Module, rank: int) -> Iterator[None]:
+def _first_statistics(module: nn.Module) -> Iterator[None]:
     """Running statistics of batch norm as process 0 has them, on all; each has its own again afterwards. Collective."""
     own = [
         statistics

@@ -81,15 +81,11 @@ class Reporter:
         """Drop what was noted of the steps after `position`: they are about to be done, for the first time or again."""
         sample = position.batch * self._plan.global_size
         self._replaced.drop_from(sample)
-        for name in sorted(
-            storage.sizes(self._replaced_folder)
-        ):  # of processes that there were before, each by one of those there are
+        # Those of processes that there were before are for the ones that there are, each some of them.
+        world = self._plan.world_size
+        for name in sorted(storage.sizes(self._replaced_folder)):
             number = re.fullmatch(r"rank-(\d+)\.jsonl", name)
-            if (
-                number
-                and int(number[1]) >= self._plan.world_size
-                and int(number[1]) % self._plan.world_size == self._rank
-            ):
+            if number and int(number[1]) >= world and int(number[1]) % world == self._rank:
                 _Lines(os.path.join(self._replaced_folder, name), "sample").drop_from(sample)
         if self._first is not None:
             self._first.start_from(position.step)

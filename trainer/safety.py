@@ -44,8 +44,13 @@ def hold_sigterm() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
+def ask_to_end() -> None:
+    """The same as a SIGTERM that `hold_sigterm` holds, for a process that learns in another way that it should save and end."""
+    _came.set()
+
+
 def sigterm_came() -> bool:
-    """Whether this process was told to end since `hold_sigterm`."""
+    """Whether this process was told to end since `hold_sigterm`, or asked."""
     return _came.is_set() or signal.SIGTERM in signal.sigpending()
 
 
@@ -90,12 +95,20 @@ class Heartbeat:
         self._answered = time.monotonic()
         self._others_spoke = threading.Event()
         self._stopped = threading.Event()
-        for work in (self._beat, self._judge):
-            threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True).start()
+        works = (self._beat, self._judge)
+        self._threads = [
+            threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True) for work in works
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, *, failed: bool) -> None:
         """No more beats. With `failed` the others learn that this process leaves with an error, which it says itself."""
         self._stopped.set()
+        for thread in self._threads:
+            # A thread that Python finds in the store's C++ code when it ends would abort the process. One that waits for a process 0
+            # which does not answer is left behind.
+            thread.join(SUSPICION_S)
         if failed:
             with contextlib.suppress(RuntimeError):  # no store any more: the process that kept it is the lost one
                 self._parting.set(_FAREWELL, str(self._rank))
@@ -135,9 +148,8 @@ class Heartbeat:
         before = time.monotonic()
         while not self._stopped.wait(0.5):
             now = time.monotonic()
-            if (
-                now - before > _SLEPT_S
-            ):  # this process itself was stopped, perhaps with all the others: what it heard is old
+            if now - before > _SLEPT_S:
+                # This process itself was stopped, perhaps with all the others: what it heard is old.
                 self._heard, self._answered = [now] * self._world, now
             before = now
             if self._others_spoke.is_set():

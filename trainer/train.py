@@ -20,7 +20,7 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
-from trainer import checkpoint, flops, gradient_cache, held, models, partitions, safety, tokenizer, zero
+from trainer import checkpoint, flops, gradient_cache, held, models, partitions, safety, starting, tokenizer, zero
 from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
@@ -38,9 +38,10 @@ VOCABULARY = "vocabulary"
 CONFIG = "config.toml"
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig) -> bool:
     """Train as `config` (resolved) says, from its newest whole checkpoint on if it has one. Every process of the run calls it.
 
+    Returns whether it has come to its last step: False where it was told to end before, and saved.
     Raises InputError for what the user can mend and RunError where the run cannot go on; the checkpoints stay.
     """
     # ---- what this run is
@@ -50,12 +51,14 @@ def train(config: TrainConfig) -> None:
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
     plan = batch_plan(config, world, corpus.rows)
     vocabulary = _open_vocabulary(config, corpus, rank)
+    place = checkpoint.place_of(config.run)
+    start = starting.find(config.model)
     identity = Identity(
         config_digest=configs.digest(config),
         content_root=corpus.content_root,
         vocabulary_sha256=vocabulary.sha256,
+        init_sha256=zero.gather(starting.settle(start, config.run) if rank == 0 else None)[0],
     )
-    place = checkpoint.place_of(config.run)
     found = checkpoint.find(place, identity)
     held_set = held.open_held(config, held_pairs, corpus, vocabulary.path, rank, world)
 
@@ -63,6 +66,10 @@ def train(config: TrainConfig) -> None:
     _seed(config.run.seed)
     model = _build(config, vocabulary)
     _check_vocabulary(config, vocabulary, model.preset.vocab_size)
+    if found is None and start is not None:
+        starting.load(start, model, vocabulary.sha256)
+    if config.model.compile:
+        model.compile_blocks()
     use = settled(config)
     optimizer = HalfAdamW(
         parameter_groups(model, config.optim.weight_decay, text_stochastic=config.precision.text_grid),
@@ -148,6 +155,7 @@ def train(config: TrainConfig) -> None:
     if rank == 0:
         _say_the_end(config, at, last_step)
     engine.destroy()
+    return at.step == last_step
 
 
 # ---- vocabulary
@@ -208,14 +216,20 @@ def _check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, ids_of_model:
 
 def _build(config: TrainConfig, vocabulary: Vocabulary) -> models.CLIP:
     objective = OBJECTIVES[config.objective.kind]
-    return models.build(
+    model = models.build(
         config.model.preset,
         vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
         context_length=config.model.context_length,
         image_size=config.model.image_size,
+        gelu=config.model.gelu,
+        text=config.model.text,
+        patch_dropout=config.model.patch_dropout,
+        checkpoint_activations=config.model.checkpoint_activations,
         logit_scale=objective.logit_scale,
         logit_bias=objective.logit_bias,
     )
+    model.freeze(config.model.freeze)
+    return model
 
 
 def _loss_of(config: TrainConfig) -> Callable[..., torch.Tensor]:
@@ -229,8 +243,11 @@ def _flops_share(config: TrainConfig, vocabulary: Vocabulary) -> float | None:
     peak = flops.peak_flops(config)
     if peak is None:
         return None
+    once = config.model.model_copy(
+        update={"checkpoint_activations": False}
+    )  # what is computed again is not counted again
     with torch.device("meta"):
-        return flops.training_flops(_build(config, vocabulary)) / peak
+        return flops.training_flops(_build(config.model_copy(update={"model": once}), vocabulary)) / peak
 
 
 def _loader_plan(

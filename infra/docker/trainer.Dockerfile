@@ -1,4 +1,4 @@
-# The image of ML engineers: one container a node, started by the `deepspeed` launcher or by Kubernetes.
+# The image of ML engineers: one container a node, started by Kubernetes, by Ray or by the `deepspeed` launcher.
 #   docker build -f infra/docker/trainer.Dockerfile -t corpus-trainer .
 # The devel image because DeepSpeed compiles its communication kernels at first use.
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
@@ -17,5 +17,8 @@ COPY trainer trainer
 COPY evaluation evaluation
 RUN pip install --no-cache-dir "$(grep '^torch==' infra/constraints.txt)" \
     && pip install --no-cache-dir --constraint infra/constraints.txt '.[trainer]'
+
+# The image has a user `ubuntu` of this number; what DeepSpeed compiles goes into its home.
+USER 1000
 
 CMD ["python", "-m", "trainer", "--config", "trainer/configs/vit_b_32.toml", "--check"]

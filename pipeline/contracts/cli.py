@@ -1,7 +1,8 @@
 """What the command lines of the three packages share: flags, one error line, exit codes, progress.
 
 Every command that computes takes `--config FILE [--check] [key=value ...]`; a new knob is a key of the configuration, not a flag. Exit
-codes: 0 done, 1 the run failed, 2 wrong input or configuration, 3 the audit found something, 130 interrupted.
+codes: 0 done, 1 the run failed, 2 wrong input or configuration, 3 the audit found something, 130 interrupted, 143 (training only) told to
+end by SIGTERM, and saved.
 """
 
 import argparse

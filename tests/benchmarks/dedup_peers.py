@@ -14,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.benchmarks.data import peers
 from tests.benchmarks.data.near_duplicates import ROWS_PER_FILE, Planted, rows
 from tests.benchmarks.dedup import measure
 
@@ -48,16 +48,6 @@ if __name__ == "__main__":
 """
 
 
-def _interpreter() -> Path:
-    """The Python of the peers' environment, which is made where it is missing."""
-    python = PEERS / "bin" / "python"
-    if not (PEERS / "ready").exists():
-        venv.create(PEERS, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS], check=True)
-        (PEERS / "ready").touch()
-    return python
-
-
 class Peer(NamedTuple):
     seconds: float
     recall: float
@@ -67,7 +57,7 @@ class Peer(NamedTuple):
 
 
 def datatrove(count: int) -> Peer:
-    python = _interpreter()
+    python = peers.python_with(PEERS, NEEDS, ours=False)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "in").mkdir()

@@ -20,11 +20,9 @@ import os
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 import time
-import venv
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +30,7 @@ import torch
 
 from pipeline.content import image as images
 from pipeline.contracts import manifest as manifests
+from tests.benchmarks.data import peers
 from tests.benchmarks.data.photographs import pairs, shard_rows
 from trainer.config import AugmentationConfig, DataConfig
 from trainer.data import loader, tars, transforms
@@ -39,23 +38,10 @@ from trainer.data.reader import Corpus
 from trainer.data.shards import ShardCorpus
 
 PEER = Path(__file__).parent / "data" / "loader_peer.py"
+PACKAGES = (peers.TORCHVISION, "webdataset", "open_clip_torch", "timm")
 CROPS = ("random_resized", "random_square")
 BATCH = 64
 SIZE = 224
-
-
-def peers_python(folder: Path) -> str:
-    """An environment with the peers, which finds all else, torch above all, in ours."""
-    python = folder / "bin" / "python"
-    if not (folder / "made").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        vision = f"torchvision==0.{int(torch.__version__.split('.')[1]) + 15}.*"  # the one that goes with this torch
-        packages = [vision, "webdataset", "open_clip_torch", "timm"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)
-        site = sysconfig.get_path("purelib", vars={"base": str(folder)})
-        (Path(site) / "zz_ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        (folder / "made").touch()
-    return str(python)
 
 
 def write(folder: Path, samples: int) -> None:
@@ -131,7 +117,7 @@ def same_pixels(folder: Path, python: str) -> str:
 def main() -> None:
     samples = int(sys.argv[1]) if len(sys.argv) > 1 else 3_000
     default = Path(tempfile.gettempdir()) / "corpus-and-clip-loader-peers"
-    python = peers_python(Path(sys.argv[2]) if len(sys.argv) > 2 else default)
+    python = peers.python_with(Path(sys.argv[2]) if len(sys.argv) > 2 else default, PACKAGES, ours=True)
     find = "import importlib.util; print(importlib.util.find_spec('open_clip').submodule_search_locations[0])"
     package = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True).stdout.strip()
     vocabulary = f"{package}/bpe_simple_vocab_16e6.txt.gz"

@@ -54,6 +54,7 @@ def work(crashes: bool, table: pa.Table, unit: Unit) -> Result:
     return Result(table.append_column("image", pa.array([picture(number) for number in numbers], pa.binary())))
 
 
+@pytest.mark.prove
 def test_parts_larger_than_the_object_store(tmp_path: Path) -> None:
     stage = Stage("toy", "d1" * 32, read, functools.partial(work, True), row_wise=True)
     with Run(str(tmp_path), EngineConfig(), {}, "0" * 64) as driver:

@@ -2,10 +2,12 @@
 
 import json
 import re
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from safetensors.torch import load_file
@@ -124,7 +126,7 @@ def test_files_that_are_not_the_cards_are_refused(copy: Path, name: str, kind: s
 def test_a_card_of_another_version_is_refused(copy: Path) -> None:
     card = copy / "model.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"format_version": 7, "added_later": 1}))
-    with pytest.raises(InputError, match=r"model\.json: format_version 7, this version of the trainer reads 2"):
+    with pytest.raises(InputError, match=r"model\.json: format_version 7, this version of the trainer reads 3"):
         load_model(str(copy))
 
 
@@ -133,6 +135,24 @@ def test_a_card_that_divides_by_zero_is_refused(copy: Path) -> None:
     card.write_text(json.dumps(json.loads(card.read_text()) | {"pixel_std": [0.2, 0.0, 0.2]}))
     with pytest.raises(InputError, match=r"model\.json: not the card of an exported model"):
         load_model(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("vocab_size", 1 << 24, "'token_embedding.weight' has shape"),
+        ("image_size", 1 << 14, "'visual.positional_embedding' has shape"),
+        ("vocab_size", 10**13, "not the card of an exported model"),
+        ("embed_dim", -1, "not the card of an exported model"),
+    ],
+)
+def test_sizes_that_a_card_makes_up_cost_nothing(copy: Path, key: str, value: int, said: str) -> None:
+    card = copy / "model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {key: value}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=said):
+        load_model(str(copy))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 def test_a_folder_must_hold_one_model(tmp_path: Path) -> None:
@@ -173,3 +193,43 @@ def test_a_damaged_checkpoint_is_not_exported(trained: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="none of its checkpoints is whole"):
         export(str(run), str(tmp_path / "m.safetensors"), 6)
     assert json.loads((tmp_path / "m.json").read_text())["step"] == 4
+
+
+@pytest.mark.parametrize("names", ["open_clip", "transformers"])
+def test_an_export_under_other_names_is_the_same_model(
+    names: str, exported: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / names / "model.safetensors"
+    assert main([str(trained), "--out", str(out), "--names", names]) == 0
+    ours, theirs = load_model(str(exported)), load_model(str(out.parent))
+    assert theirs[2].names == names
+    unlike = {"names", "weights", "weights_sha256", "vocabulary"}
+    assert theirs[2].model_dump(exclude=unlike) == ours[2].model_dump(exclude=unlike)
+    for name, tensor in ours[0].state_dict().items():
+        assert torch.equal(theirs[0].state_dict()[name], tensor), name
+    keys = load_file(out).keys()
+    if names == "transformers":
+        assert "text_model.encoder.layers.1.self_attn.q_proj.weight" in keys
+        config = json.loads((out.parent / "config.json").read_text())
+        assert config["vision_config"]["hidden_size"] // config["vision_config"]["num_attention_heads"] == 64
+        assert (config["vision_config"]["image_size"], config["text_config"]["max_position_embeddings"]) == (32, 16)
+        ids = theirs[1](["a red circle"])[0].tolist()
+        assert config["text_config"]["bos_token_id"] == ids[0]
+        assert config["text_config"]["eos_token_id"] == max(ids) != 2, "transformers takes 2 for the largest id"
+        with safetensors.safe_open(out, framework="pt") as file:
+            assert file.metadata() == {"format": "pt"}, "transformers refuses files that do not say so"
+    else:
+        config = json.loads((out.parent / "open_clip_config.json").read_text())["model_cfg"]
+        assert config["quick_gelu"] is True
+        assert config["text_cfg"] == {"context_length": 16, "vocab_size": 566, "width": 128, "heads": 2, "layers": 2}
+        assert config["vision_cfg"] == {"image_size": 32, "layers": 4, "width": 192, "patch_size": 8}
+
+
+def test_where_other_libraries_would_not_find_it_is_no_place(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"transformers looks for 'model\.safetensors'.* --out .*/b32/model\.safetensors"
+    ):
+        export(str(trained), str(tmp_path / "b32.safetensors"), names="transformers")
+    with pytest.raises(InputError, match=r"the card of 'open_clip_config\.safetensors' would be"):
+        export(str(trained), str(tmp_path / "open_clip_config.safetensors"), names="open_clip")
+    assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from pipeline.content import image as images
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
 from tests.trainer.conftest import COLOURS, WriteCorpus
-from tests.trainer.held_cases import CASES, Case, config_of, model_of
+from tests.trainer.held_cases import ALONE, CASES, Case, cases, config_of, model_of
 from tests.trainer.launching import Alone, errors_of, launch_module
 from trainer import held, scores, tokenizer
 from trainer.check import describe
@@ -226,7 +226,7 @@ def as_arrays(features: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Floats, F
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_figures_are_those_of_a_naive_twin(world: int, launched: Callable[[int], dict[str, Any]], twin: Twin) -> None:
-    for case in CASES:
+    for case in cases(world):
         found = launched(world)[str(tuple(case))]
         features = as_arrays(found["features"])
         limit = 1e-5 if case.compute == "fp32" else 0.1
@@ -242,7 +242,7 @@ def test_figures_are_those_of_a_naive_twin(world: int, launched: Callable[[int],
 def test_the_average_is_scored_in_the_weights_place(
     world: int, launched: Callable[[int], dict[str, Any]], twin: Twin
 ) -> None:
-    for case in CASES:
+    for case in cases(world):
         found = launched(world)[str(tuple(case))]
         weights, averaged = found["weights"], found["average"]
         assert not torch.equal(averaged["text_projection"], weights["text_projection"]), case
@@ -259,20 +259,21 @@ def test_the_average_is_scored_in_the_weights_place(
 def test_looking_changes_nothing(world: int, launched: Callable[[int], dict[str, Any]]) -> None:
     """Weights, masters, their average, gradients, batch statistics, modes and random states of every process, to the bit."""
     for changed in launched(world)["changed"]:
-        assert changed == {str(tuple(case)): [] for case in CASES}
+        assert changed == {str(tuple(case)): [] for case in cases(world)}
 
 
 def test_processes_and_stages_give_the_same(launched: Callable[[int], dict[str, Any]]) -> None:
     """The same weights on one process and on two have the same features, to the bit; other stages the same figures."""
-    for case in CASES:
+    for case in ALONE:
         one, two = (launched(world)[str(tuple(case))] for world in (1, 2))
         for ours, theirs in zip(one["first_features"], two["first_features"], strict=True):
             assert torch.equal(ours[0], theirs[0]), case
             assert torch.equal(ours[1], theirs[1]), case
         assert one["first"]["held"] == two["first"]["held"], case
+    for case in CASES:
         if case.compute == "fp32":
-            alike = launched(1)[str(tuple(Case(1, preset=case.preset)))]
-            assert one["first"]["held"] == alike["first"]["held"], case
+            one, two = launched(1)[str(tuple(Case(1, preset=case.preset)))], launched(2)[str(tuple(case))]
+            assert one["first"]["held"] == two["first"]["held"], case
 
 
 def test_features_that_are_no_numbers_have_no_score(launched: Callable[[int], dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]
             out = tmp_path_factory.mktemp("optim") / "found.pt"
             finished = launch_module(world, "tests.trainer.optim_cases", str(out), timeout=800)
             assert finished.code == 0, finished.output[-4000:]
-            saved = torch.load(out, weights_only=False)  # written by the line above
+            saved = torch.load(out, weights_only=True)
             assert saved["world"] == world
             known[world] = {Case(*found["case"]): found for found in saved["cases"]}
         return known[world]

@@ -1,5 +1,6 @@
 """What a run must survive, or end of with one sentence: losses that are no numbers, SIGTERM, a full disk, processes that are lost."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,7 +8,10 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +23,17 @@ import torch
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.config import load_config
 from tests.conftest import s3_environment, s3_running
-from tests.trainer.launching import SMOKE, Alone, Finished, Launch, errors_of, processes, together, wait_until
+from tests.trainer.launching import (
+    SMOKE,
+    Alone,
+    Finished,
+    Launch,
+    errors_of,
+    free_port,
+    processes,
+    together,
+    wait_until,
+)
 from trainer import checkpoint, models
 from trainer.config import TrainConfig, settled
 from trainer.data import loader
@@ -182,14 +196,14 @@ def test_a_run_that_always_fails_goes_back_further_each_time_and_ends(
 # ---- SIGTERM
 
 
-def test_sigterm_on_one_process_saves_on_all_and_ends_well(short_run: dict[str, object], tmp_path: Path) -> None:
+def test_sigterm_on_one_process_saves_and_ends_all(short_run: dict[str, object], tmp_path: Path) -> None:
     """Its workers get the signal too, as under Slurm."""
     overrides = short_run | ENDLESS | {"run.dir": tmp_path, "data.workers": 1}
     with processes(2, overrides) as (first, second):
         wait_until(lambda: steps_done(tmp_path) >= 3)
         second.signal(signal.SIGTERM, group=True)
         ended = [first.wait(60), second.wait(60)]
-    assert [one.code for one in ended] == [0, 0], ended
+    assert [one.code for one in ended] == [128 + signal.SIGTERM] * 2, ended
     place = str(tmp_path / "checkpoints")
     (tag,) = checkpoint.complete_tags(place)
     step = checkpoint.step_of(tag)
@@ -210,6 +224,52 @@ def test_sigterm_to_a_whole_job_under_the_launcher(
     assert f"told to end (SIGTERM): step {checkpoint.step_of(tag)} is saved" in finished.output
     assert "error:" not in finished.output
     assert "Traceback" not in finished.output
+
+
+STOPPED_AMID_A_BEAT = """
+import torch.distributed
+from trainer import safety
+
+safety.BEAT_S = 0.0  # the thread is in the store nearly all the time
+torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=0, world_size=1)
+safety.Heartbeat("127.0.0.1", {slow}, 0, 1).stop(failed=False)
+"""
+
+
+def test_a_process_that_ends_while_its_heart_beats_ends_well() -> None:
+    """Python would end a thread that comes back from the store's C++ code by aborting the process."""
+    port = free_port()
+    with slow_way_to(port) as slow:
+        program = STOPPED_AMID_A_BEAT.format(port=port, slow=slow)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@contextlib.contextmanager
+def slow_way_to(port: int) -> Iterator[int]:
+    """A port of this machine that leads to another, where every answer takes 30 ms longer."""
+
+    def pump(source: socket.socket, sink: socket.socket, delay: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                time.sleep(delay)
+                sink.sendall(data)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # closed: the test is over
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                ends.extend((near, far))
+                for pair in ((near, far, 0.0), (far, near, 0.03)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    ends: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield int(listener.getsockname()[1])
+    for end in ends:
+        end.close()
 
 
 # ---- a full disk

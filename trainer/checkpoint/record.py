@@ -57,6 +57,8 @@ class Identity(StrictModel):
     config_digest: str
     content_root: str
     vocabulary_sha256: str
+    init_sha256: str | None = None
+    """Of the weights that the run started from (`model.init_from`); None: random ones."""
 
 
 class CheckpointRecord(Identity):

@@ -92,6 +92,14 @@ def _check_identity(place: str, tag: str, record: CheckpointRecord, identity: Id
             f"{folder}: trained with another vocabulary file than tokenizer.vocab names (sha256 {record.vocabulary_sha256[:16]!r});"
             " give the first one or choose another run.dir"
         )
+    if record.init_sha256 != identity.init_sha256:
+        was, now = (
+            f"weights with sha256 {sha[:16]!r}" if sha else "random weights"
+            for sha in (record.init_sha256, identity.init_sha256)
+        )
+        raise InputError(
+            f"{folder}: started from {was}, model.init_from says {now}; name the first ones or choose another run.dir"
+        )
 
 
 def resume(engine: Engine, place: str, found: Found, average: state.Average | None = None) -> Position:
@@ -155,7 +163,7 @@ def go_back(
 
 
 def named_weights(place: str, tag: str, record: CheckpointRecord, key: str = MASTER) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer of a checkpoint by name, in its shape, whoever held it; parameters in fp32.
+    """Every parameter and buffer of a checkpoint by name, in its shape, whoever held it; all but integers in fp32.
 
     `key`: MASTER, or EMA for their moving average. Raises InputError where the checkpoint has no such numbers.
     """
@@ -168,7 +176,8 @@ def named_weights(place: str, tag: str, record: CheckpointRecord, key: str = MAS
             raise InputError(f"{folder}: has no {key!r} of {name!r}; the run did not keep one, export without --ema")
         weights[name] = flat.values[key].float().view(record.shapes[name])
     with _opened(folder, 0) as file:
-        return weights | {name: file.get_tensor(key) for key, name in state.kept_names(file.keys()).items()}
+        kept = {name: file.get_tensor(key) for key, name in state.kept_names(file.keys()).items()}
+    return weights | {name: value.float() if value.is_floating_point() else value for name, value in kept.items()}
 
 
 def _all_saved(folder: str, record: CheckpointRecord) -> Iterator[Saved]:
