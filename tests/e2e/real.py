@@ -76,7 +76,7 @@ def main() -> int:
                 )
             kept = _distinct(drawn, port, doing, checks)
             _corpus(kept, photos, port, doing, checks)
-            _held_corpus(kept, port, doing, checks)
+        _held_corpus(kept, doing, checks)
         _train(doing)
         _score(photos, doing, checks)
         _alt_texts(data, doing, checks)
@@ -148,12 +148,14 @@ def _corpus(kept: list[Emoji], photos: list[Photograph], port: int, doing: Steps
     )
 
 
-def _held_corpus(kept: list[Emoji], port: int, doing: Steps, checks: Checks) -> None:
-    """The style that is held out, as a corpus of pictures with their exact names, and as a labelled set."""
+def _held_corpus(kept: list[Emoji], doing: Steps, checks: Checks) -> None:
+    """The style that is held out, as a corpus (what is left of all styles without the hosts of the others), and as a labelled set."""
     held = [one for one in kept if one.style == HELD_OUT]
-    _write_table(OUT / "held.csv", [(emoji.url(one, port), one.name) for one in held])
-    _pipeline(doing, "held", OUT / "held.csv", {"by": "pair", "threshold": 0.95})
-    found = manifest.load(str(OUT / "held" / "shards"))
+    others = [emoji.host(style) for style in emoji.STYLES if style != HELD_OUT]
+    (OUT / "others.txt").write_text("\n".join(others) + "\n", encoding="utf-8")
+    places = ["corpus=build/real/all/shards", "out=build/real/held", "domains=build/real/others.txt"]
+    doing.run(["python", "-m", "pipeline", "exclude", *places], "held.log", 300)
+    found = manifest.load(str(OUT / "held"))
     checks.that(found.rows == len(held), f"{found.rows:,} pictures of {HELD_OUT} with their names are held out")
     columns = [[one.png for one in held], [one.subgroup for one in held], [one.name for one in held]]
     pq.write_table(pa.table(columns, names=["image", "subgroup", "name"]), OUT / "held_out.parquet")
@@ -204,7 +206,7 @@ def _train(doing: Steps) -> None:
     recipe = tomllib.loads((ROOT / "tests" / "e2e" / "emoji.toml").read_text())["trainer"]
     recipe["data"]["manifest"] = "build/real/corpus/shards/manifest.json"
     recipe["run"]["dir"] = "build/real/training"
-    recipe["held"]["manifest"] = "build/real/held/shards/manifest.json"
+    recipe["held"]["manifest"] = "build/real/held"
     recipe["held"]["zeroshot"] |= {key: HELD_SET[key] for key in ("path", "label", "separators")}
     steps.write_toml(OUT / "trainer.toml", "deepspeed --num_gpus 2 --module trainer --config <this file>", recipe)
     command = ["deepspeed", "--num_gpus", "2", "--master_port", str(steps.free_port()), "--module", "trainer"]

@@ -56,6 +56,11 @@ def read(path: Path) -> list[Emoji]:
     return found
 
 
+def host(style: str) -> str:
+    """Who serves the pictures of a style."""
+    return f"127.0.0.{2 + STYLES.index(style)}"
+
+
 def url(one: Emoji, port: int) -> str:
     """Where the picture is served."""
-    return f"http://127.0.0.{2 + STYLES.index(one.style)}:{port}{one.path}"
+    return f"http://{host(one.style)}:{port}{one.path}"
