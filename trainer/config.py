@@ -53,7 +53,7 @@ class DataConfig(StrictModel):
 
     manifest: str | None = not_semantic(None)
     """manifest.json of a corpus, or its folder; a path or s3://. Its content_root is recorded, its place is not part of the digest."""
-    tars: str | Annotated[tuple[str, ...], pydantic.Field(min_length=1)] | None = not_semantic(None)
+    tars: str | tuple[str, ...] | None = not_semantic(None)
     """Instead of a manifest: tars as webdataset writes them, a folder of them, a glob or a list of these; paths or s3://. The run keeps an
     index of them, whose digest takes the place of the content_root."""
     window_row_groups: Annotated[int, pydantic.Field(gt=0, le=1 << 32)] = 512
@@ -74,6 +74,8 @@ class DataConfig(StrictModel):
             raise ValueError(
                 f"manifest {self.manifest!r} and tars {self.tars!r}: a run reads one of them; drop the other"
             )
+        if self.tars == ():
+            raise ValueError("tars []: names no tar; give a .tar, a folder of them, a glob or a list of these")
         return self
 
 
