@@ -125,8 +125,8 @@ def test_a_manifest_that_lies(tmp_path: Path, key: str, value: object, sentence:
         ({"shards": []}, "rows is 40 but the shards list 0"),
         ({"shards.0.rows": 19}, "shards.0.rows is 19 but its row groups list 20"),
         ({"shards.1.row_groups": [[20, 4, 9], [5, 4, 9]]}, "shards.1.rows is 20 but its row groups list 25"),
-        ({"shards.1.row_groups": [[-3, 4, 9], [23, 4, 9]]}, "row_groups.0.rows: Input should be greater than or equal"),
-        ({"shards.1.row_groups": [[20, -4, 9]]}, "row_groups.0.offset: Input should be greater than or equal to 0"),
+        ({"shards.1.row_groups": [[-3, 4, 9], [23, 4, 9]]}, "row_groups.0.0: Input should be greater than or equal"),
+        ({"shards.1.row_groups": [[20, -4, 9]]}, "row_groups.0.1: Input should be greater than or equal to 0"),
     ],
 )
 def test_a_manifest_whose_counts_cannot_be_is_not_believed(
