@@ -30,6 +30,10 @@ CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 """Channel statistics of openai/CLIP, clip/clip.py, `_transform`; for values in [0, 1]."""
 
+# Upper bounds are far above what anybody trains (the paper: 336 pixels, 77 of 49,408 ids, batches of 32,768), and low enough that the
+# number of a sample fits in 64 bits and no tensor is larger than torch can describe: a slip of the keyboard gets a sentence.
+MOST_IDS = 1 << 20
+"""Ids of a vocabulary: as many as there are words in the table that training one counts in."""
 
 _ACCUMULATION = {
     "accum_freq",
@@ -53,13 +57,13 @@ class DataConfig(StrictModel):
     tars: str | tuple[str, ...] | None = not_semantic(None)
     """Instead of a manifest: tars as webdataset writes them, a folder of them, a glob or a list of these; paths or s3://. The run keeps an
     index of them, whose digest takes the place of the content_root."""
-    window_row_groups: PositiveInt = 512
+    window_row_groups: Annotated[int, pydantic.Field(gt=0, le=1 << 32)] = 512
     """Rows are shuffled inside windows of this many row groups, which are themselves drawn in random order; part of the sample order."""
-    workers: int = not_semantic(2, ge=0)
+    workers: int = not_semantic(2, ge=0, le=1024)
     """Processes that read and decode, for each training process; 0 decodes in the training process."""
-    prefetch: int = not_semantic(2, ge=1)
+    prefetch: int = not_semantic(2, ge=1, le=1024)
     """Pieces of a batch that a worker prepares ahead."""
-    cache_mib: int = not_semantic(4096, ge=1)
+    cache_mib: int = not_semantic(4096, ge=1, le=1 << 32)
     """At most so much memory for row groups, for each training process, shared out among its workers. What a process reads of a window must
     fit, or row groups are read over and over."""
     read_ahead: int = not_semantic(4, ge=0, le=64)
@@ -71,6 +75,8 @@ class DataConfig(StrictModel):
             raise ValueError(
                 f"manifest {self.manifest!r} and tars {self.tars!r}: a run reads one of them; drop the other"
             )
+        if self.tars == ():
+            raise ValueError("tars []: names no tar; give a .tar, a folder of them, a glob or a list of these")
         return self
 
 
@@ -78,12 +84,12 @@ class ModelConfig(StrictModel):
     """Which towers are trained; None takes the preset's value."""
 
     preset: str = "ViT-B/32"
-    image_size: PositiveInt | None = None
+    image_size: Annotated[int, pydantic.Field(gt=0, le=4096)] | None = None
     pixel_mean: Channels = CLIP_MEAN
     pixel_std: tuple[Positive, Positive, Positive] = CLIP_STD
     """What pictures are normalised with, of red, green and blue in [0, 1]. The export's card carries both on."""
-    context_length: Annotated[int, pydantic.Field(ge=3)] | None = None
-    vocab_size: PositiveInt | None = None
+    context_length: Annotated[int, pydantic.Field(ge=3, le=8192)] | None = None
+    vocab_size: Annotated[int, pydantic.Field(gt=0, le=MOST_IDS)] | None = None
     gelu: Literal["quick", "exact"] | None = None
     """`quick` is x * sigmoid(1.702 x), which all of OpenAI's weights have (and the presets, hence); `exact` x * Phi(x)."""
     text: Literal["transformer", "bag_of_words"] | None = None
@@ -124,7 +130,7 @@ class TokenizerConfig(StrictModel):
     """`openai` reads OpenAI's published merges; `bpe` a vocabulary of one's own, which the run trains if `train_size` says how large."""
     vocab: str | None = not_semantic(None)
     """Path of the vocabulary file. Its digest goes into checkpoints and exports."""
-    train_size: Annotated[int, pydantic.Field(ge=514)] | None = None
+    train_size: Annotated[int, pydantic.Field(ge=514, le=MOST_IDS)] | None = None
     """For `bpe` without a file: train this many ids on the captions of the corpus before the first step."""
 
     @pydantic.model_validator(mode="after")
@@ -154,8 +160,8 @@ class OptimConfig(StrictModel):
     """Decoupled, on everything but gains, biases and the temperature."""
     gradient_clipping: Annotated[float, pydantic.Field(ge=0)] = 0.0
     """Largest norm of the global gradient; 0 (the paper) does not clip."""
-    epochs: Annotated[float, pydantic.Field(gt=0)] | None = None
-    steps: PositiveInt | None = None
+    epochs: Annotated[float, pydantic.Field(gt=0, le=1e6)] | None = None
+    steps: Annotated[int, pydantic.Field(gt=0, le=10**9)] | None = None
     """The length of the run: exactly one of epochs and steps."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """`cosine` falls to 0 over the whole run after the warm-up, `constant` stays up and falls to 0 over the last cooldown_steps."""
@@ -183,7 +189,7 @@ class OptimConfig(StrictModel):
 class BatchConfig(StrictModel):
     """The batch that the loss sees, over all processes."""
 
-    global_size: PositiveInt = 32_768
+    global_size: Annotated[int, pydantic.Field(gt=0, le=1 << 24)] = 32_768
     micro_size: PositiveInt | None = None
     """Pairs that go through the towers at a time on one device, at most; None: all that the process has. Gradient caching makes of them
     the exact gradient of the whole batch, for about a third more work (`trainer/gradient_cache.py`)."""

@@ -125,20 +125,20 @@ def decode(
     kind = sniff(data)
     if kind is None:
         raise ImageRejected(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that begin with {bytes(data[:12])!r}")
-    size = plain_jpeg_size(data) if kind == "jpeg" else None
-    if size is not None:
-        check_size(*size, max_pixels)
-        plain = _fast_jpeg(size, data, _least_short_side(size, min_short_side, min_long_side))
-        if plain is not None:
-            plain.setflags(write=False)
-            return Picture(plain, kind, *size)
     try:
+        size = plain_jpeg_size(data) if kind == "jpeg" else None
+        if size is not None:
+            check_size(*size, max_pixels)
+            plain = _fast_jpeg(size, data, _least_short_side(size, min_short_side, min_long_side))
+            if plain is not None:
+                plain.setflags(write=False)
+                return Picture(plain, kind, *size)
         with _PILLOW_WARNINGS_IGNORED:
             return _decode(kind, data, max_pixels, min_short_side, min_long_side)
     except ImageRejected:
         raise
-    # Pillow's readers answer broken input with some twenty exception types (struct.error, KeyError, SyntaxError, ...):
-    # which of them is no business of the caller, that none escapes is.
+    # Pillow's readers answer broken input with some twenty exception types (struct.error, KeyError, SyntaxError, ...), and any of them may
+    # find no memory: which it is is no business of the caller, that none escapes is.
     except Exception as error:
         raise _refusal(kind, data, error) from error
 

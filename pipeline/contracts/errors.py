@@ -3,6 +3,7 @@
     HouseError            1   the run failed
     ├── InputError        2   wrong input or configuration: the user can mend it
     ├── RunError          1   the run failed for another reason that we can name
+    │   └── StoreTrouble  1   the store does not answer, or says that it is busy: the same request may succeed later
     └── AuditFinding      3   the audit did its work and found something
 
 A message is one sentence that a stranger can act on: the place, the value (`!r`), the next step. `contracts.cli.run_cli` prints
@@ -26,6 +27,10 @@ class RunError(HouseError):
     """The run failed although the input was accepted: a lost worker, another driver, a broken store."""
 
     exit_code = 1
+
+
+class StoreTrouble(RunError):
+    """An object store that has answered before is silent or busy; who can wait may ask again."""
 
 
 class AuditFinding(HouseError):

@@ -20,7 +20,7 @@ import pydantic
 from pipeline.contracts import config, merkle, parquet, storage
 from pipeline.contracts.config import Json, StrictModel
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.parquet import RowGroup, TableFile
+from pipeline.contracts.parquet import RowGroup, Size, TableFile
 from pipeline.contracts.schema import FORMAT_VERSION, INDEX_SCHEMA, SHARD_SCHEMA
 
 log = logging.getLogger("pipeline")
@@ -32,12 +32,12 @@ class Shard(StrictModel):
     """One Parquet file of pairs and its index (every column but the picture, same order). Paths are relative to the manifest."""
 
     path: str
-    rows: int
-    bytes: int
+    rows: Size
+    bytes: Size
     sha256: str
     row_groups: list[RowGroup]
     index_path: str
-    index_bytes: int
+    index_bytes: Size
     index_sha256: str
 
     @pydantic.field_validator("path", "index_path")
@@ -61,7 +61,7 @@ class Manifest(StrictModel):
 
     kind: Literal["corpus"] = "corpus"
     format_version: int
-    rows: int
+    rows: Size
     content_root: str
     shards: list[Shard]
     hashes: dict[str, str] = pydantic.Field(default_factory=dict)
@@ -83,8 +83,27 @@ def manifest_path(path: str) -> str:
 def load(path: str) -> Manifest:
     """The manifest at `path` (a manifest.json or its folder, local or s3://).
 
-    Raises InputError when it is missing, is not a manifest, or has another format version.
+    Raises InputError when it is missing, is not a manifest, has another format version, or counts rows that its shards do not have.
     """
+    found = _read(path)
+    unequal = next(_sums_that_differ(found), None)
+    if unequal is not None:
+        raise InputError(f"{manifest_path(path)}: {unequal}; restore the manifest from its run")
+    return found
+
+
+def _sums_that_differ(manifest: Manifest) -> Iterator[str]:
+    for number, shard in enumerate(manifest.shards):
+        in_groups = sum(group.rows for group in shard.row_groups)
+        if in_groups != shard.rows:
+            yield f"shards.{number}.rows is {shard.rows:,} but its row groups list {in_groups:,}"
+    in_shards = sum(shard.rows for shard in manifest.shards)
+    if in_shards != manifest.rows:
+        yield f"rows is {manifest.rows:,} but the shards list {in_shards:,}"
+
+
+def _read(path: str) -> Manifest:
+    """What `load` reads, before its sums are looked at."""
     place = manifest_path(path)
     text = storage.read_bytes(place)
     try:
@@ -284,7 +303,7 @@ def verify(path: str) -> list[str]:
     The manifest is checked too: its sizes and row groups against the files, its counts by their own sum, its config against config_digest,
     and all of it against the copies beside it, where there are any.
     """
-    manifest = load(path)
+    manifest = _read(path)
     problems: list[str] = []
     parts: list[merkle.Subtree] = []
     rows = 0

@@ -5,16 +5,18 @@ Pictures are stored uncompressed (they are compressed already), everything else 
 loader reads one without its neighbours and a crawl part can be read back a partition at a time.
 """
 
+import contextlib
 import itertools
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pydantic
 
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
@@ -25,12 +27,16 @@ ROW_GROUP_ROWS = 1 << 16
 """No row group has more rows than this, however small they are."""
 
 
+Size = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+"""Rows, bytes or an offset, as a file may state them."""
+
+
 class RowGroup(NamedTuple):
     """Where a row group lies in its file: `rows` rows, `bytes` bytes from `offset`."""
 
-    rows: int
-    offset: int
-    bytes: int
+    rows: Size
+    offset: Size
+    bytes: Size
 
 
 def write(table: pa.Table, local_path: str, *, boundaries: Sequence[int] = ()) -> list[RowGroup]:
@@ -195,19 +201,25 @@ def _may_hold(metadata: Any, number: int, column: str, value: int) -> bool:
 
 def open_file(uri: str) -> Any:
     """A pyarrow.parquet.ParquetFile. Raises InputError when the file is not Parquet."""
-    try:
+    with plain_errors(uri):
         return pq.ParquetFile(storage.open_input(uri))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(uri, error) from None
 
 
 def _read_groups(uri: str, source: Any, groups: Sequence[int], columns: list[str] | None) -> pa.Table:
-    try:
+    with plain_errors(uri):
         return source.read_row_groups(list(groups), columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(uri, error) from None
 
 
-def _damaged(uri: str, error: Exception) -> InputError:
-    said = " ".join(str(error).split())[:200]
-    return InputError(f"{uri}: not a readable Parquet file ({said}); restore or rebuild it")
+@contextlib.contextmanager
+def plain_errors(uri: str, damage: str = "not a readable Parquet file") -> Iterator[None]:
+    """Turn what pyarrow's reader raises into one sentence: what disk or store did as `storage` says it, anything else is damage of the
+    file, an InputError.
+    """
+    with storage.plain_errors(uri, "read"):
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            if storage.is_the_stores(error):
+                raise
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"{uri}: {damage} ({said}); restore or rebuild it") from None

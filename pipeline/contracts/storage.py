@@ -26,13 +26,13 @@ import shutil
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.fs
 
-from pipeline.contracts.errors import HouseError, InputError, RunError
+from pipeline.contracts.errors import HouseError, InputError, RunError, StoreTrouble
 
 _BLOCK = 8 << 20
 TEMPORARY_MARK = ".tmp-"
@@ -219,13 +219,23 @@ def _s3_error(uri: str, error: BaseException) -> HouseError:
     return InputError(f"{uri}: the store cannot be reached ({error}); check AWS_ENDPOINT_URL and credentials")
 
 
-def _in_trouble(uri: str, said: str) -> RunError:
-    return RunError(f"{uri}: the store is in trouble ({said}); wait, then run the same command again")
+def _in_trouble(uri: str, said: str) -> StoreTrouble:
+    return StoreTrouble(f"{uri}: the store is in trouble ({said}); wait, then run the same command again")
+
+
+def is_the_stores(error: Exception) -> bool:
+    """Whether disk or store failed: pyarrow's readers raise OSError for what is wrong inside a file, too."""
+    if not isinstance(error, OSError):
+        return False
+    return type(error) is not OSError or error.errno is not None or "AWS Error" in str(error)
 
 
 @contextlib.contextmanager
 def plain_errors(uri: str, doing: str) -> Iterator[None]:
-    """Turn an OSError (pyarrow raises them for S3 too) into one sentence with the place and the next step."""
+    """Turn an OSError (pyarrow raises them for S3 too) into one sentence with the place and the next step.
+
+    InputError for a wrong place or right, StoreTrouble for a store that has answered before, else RunError.
+    """
     try:
         yield
         if is_s3(uri):
@@ -303,6 +313,12 @@ def sizes(folder: str) -> dict[str, int]:
     with plain_errors(folder, "list"):
         found = files.get_file_info(selector)
     return {entry.base_name: entry.size for entry in found if entry.type == pyarrow.fs.FileType.File}
+
+
+def sizes_of(uris: Sequence[str]) -> list[int | None]:
+    """Bytes of each of many files, None for one that is not there; by one listing of each folder they are in."""
+    listed = {folder: sizes(folder) for folder in {parent(uri) for uri in uris}}
+    return [listed[parent(uri)].get(name(uri)) for uri in uris]
 
 
 def folders(folder: str) -> list[str]:

@@ -94,11 +94,33 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
         ("optim.ema_decay=1.0", "override 'optim.ema_decay'"),
         ("run.max_bad_steps=0", "override 'run.max_bad_steps'"),
         ("run.peak_tflops=0", "override 'run.peak_tflops'"),
+        ("model.image_size=1000000", "override 'model.image_size': input should be less than or equal to 4096"),
+        ("model.context_length=1000000000", "override 'model.context_length'"),
+        ("model.vocab_size=1000000000000", "override 'model.vocab_size'"),
+        ("tokenizer.train_size=1e11", "override 'tokenizer.train_size'"),
+        ("data.window_row_groups=100000000000000000000", "override 'data.window_row_groups'"),
+        ("data.prefetch=1000000000", "override 'data.prefetch'"),
+        ("data.workers=1000000", "override 'data.workers'"),
+        ("data.tars=[]", r"data: tars \[\]: names no tar; give a"),
+        ("batch.global_size=1000000000000", "override 'batch.global_size'"),
+        ("optim.epochs=1e300", "override 'optim.epochs'"),
+        ("optim.steps=100000000000000000000", "override 'optim.steps'"),
     ],
 )
 def test_values_that_cannot_be(override: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load(override)
+
+
+def test_the_largest_values_that_are_taken_can_be_planned() -> None:
+    most = (
+        "model.image_size=4096",
+        "model.context_length=8192",
+        "model.vocab_size=1048576",
+        "data.window_row_groups=4294967296",
+    )
+    most += ("batch.global_size=16777216", "optim.steps=1000000000", "tokenizer.train_size=1048576")
+    assert "parameters " in describe(resolve(load(*most)), 1)
 
 
 @pytest.mark.parametrize(

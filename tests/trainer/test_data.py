@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import itertools
+import tarfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,19 +13,24 @@ from pathlib import Path
 import boto3
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 from PIL import Image, ImageEnhance
 
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import parquet, storage
-from pipeline.contracts.errors import InputError, RunError
+from pipeline.contracts.errors import InputError, RunError, StoreTrouble
+from tests.conftest import s3_environment
 from trainer import tokenizer
-from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig
-from trainer.data import loader, transforms
+from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig, DataConfig
+from trainer.data import corpus as corpora
+from trainer.data import loader, tars, transforms
+from trainer.data import reader as readers
 from trainer.data.order import SampleOrder, permute, replacement_row, round_keys
 from trainer.data.reader import Corpus, Group, RowReader, Source
 from trainer.data.shards import ShardCorpus
@@ -91,9 +98,25 @@ def test_seeking_does_not_walk() -> None:
     assert 0 <= int(order.rows(np.array([place]))[0]) < 400_000_000
 
 
-def test_replacements_are_spread() -> None:
-    assert len({replacement_row(7, attempt, seed=0, rows=10**9) for attempt in range(20)}) == 20
-    assert replacement_row(7, 1, seed=0, rows=10**9) != replacement_row(7, 1, seed=1, rows=10**9)
+def test_replacements_come_from_the_rows_own_group_and_then_from_anywhere() -> None:
+    def chosen(row: int, attempt: int, group: tuple[int, int], seed: int = 0) -> int:
+        return replacement_row(row, attempt, seed=seed, rows=10**9, group=group)
+
+    own = [chosen(1007, attempt, (1000, 1100)) for attempt in range(1, 9)]
+    assert all(1000 <= row < 1100 and row != 1007 for row in own)
+    assert len(set(own)) > 5
+    elsewhere = {chosen(1007, attempt, (1000, 1100)) for attempt in range(9, 29)}
+    assert len(elsewhere) == 20
+    assert not elsewhere & set(range(1000, 1100))
+    counts = Counter(chosen(7, 1, (5, 10), seed) for seed in range(4000))
+    assert set(counts) == {5, 6, 8, 9}
+    assert all(850 < count < 1150 for count in counts.values())
+    assert chosen(7, 1, (7, 8)) not in range(1000), "alone in its group"
+
+
+def test_the_group_of_a_row() -> None:
+    order = SampleOrder([3, 0, 2, 4], seed=0, window_row_groups=2)
+    assert [order.group_of(row) for row in range(9)] == [(0, 3)] * 3 + [(3, 5)] * 2 + [(5, 9)] * 4
 
 
 # ---- rows
@@ -208,6 +231,102 @@ def test_a_group_that_was_read_ahead_and_is_damaged_is_named_when_it_is_wanted(m
         next(rows)
 
 
+def test_the_size_of_every_shard_is_compared_before_the_first_step(
+    tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]
+) -> None:
+    write_corpus(tmp_path, shapes(30), rows_per_shard=8)
+    data = DataConfig(manifest=str(tmp_path))
+    found = corpora.locate(data)
+    assert isinstance(found, ShardCorpus)
+    path = tmp_path / found.manifest.shards[2].path
+    whole = path.read_bytes()
+    pq.write_table(pq.read_table(path).slice(0, 8).take(list(range(7, -1, -1))), path)
+    with pytest.raises(
+        InputError, match=rf"{path}: [\d,]+ bytes, the manifest says [\d,]+; run `python -m pipeline ver"
+    ):
+        corpora.locate(data)
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path}: is missing; restore it"):
+        corpora.locate(data)
+    path.write_bytes(whole)
+    assert corpora.locate(data) == found
+
+
+def test_a_store_that_goes_away_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    write_corpus: Callable[..., object],
+    shapes: Callable[..., Pairs],
+    unused_port: int,
+) -> None:
+    server = ThreadedMotoServer("127.0.0.1", unused_port)
+    server.start()
+    for key, value in s3_environment(f"http://127.0.0.1:{unused_port}").items():
+        monkeypatch.setenv(key, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    write_corpus("s3://bucket/shards", shapes(24), rows_per_shard=8)
+    boto3.client("s3").put_object(Bucket="bucket", Key="tars/0.tar", Body=tar_of(shapes(4)))
+    corpus = shards("s3://bucket/shards")
+    packed = tars.open_tars(tars.find("s3://bucket/tars"), str(tmp_path), rank=0, world_size=1, wait=lambda: None)
+    reader = RowReader(corpus, cache_bytes=1, ahead=1)
+    rows = [next(reader.read(np.array([row]))) for row in (0, 20)]
+    server.stop()
+
+    monkeypatch.setattr(readers, "_WAITS_S", ())
+    for read in (
+        lambda: next(reader.read(np.array([0]))),  # of a shard that is open
+        lambda: next(reader.read(np.array([10]))),  # of one that is not
+        lambda: next(RowReader(packed, cache_bytes=1, ahead=0).read(np.array([0]))),
+    ):
+        with pytest.raises(StoreTrouble, match=r"s3://bucket/.*the store is in trouble .*run the same command again"):
+            read()
+
+    monkeypatch.setattr(readers, "_WAITS_S", (0.2,) * 100)
+    again = ThreadedMotoServer("127.0.0.1", unused_port)
+    back = threading.Timer(1.0, again.start)
+    back.start()
+    try:
+        assert [next(reader.read(np.array([row]))) for row in (0, 20)] == rows
+        assert len(list(corpus.captions())) == 24
+    finally:
+        back.join()
+        again.stop()
+
+
+def tar_of(pairs: Pairs) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for number, (caption, picture) in enumerate(pairs):
+            for name, data in ((f"{number}.png", picture or b""), (f"{number}.txt", (caption or "").encode())):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("answers_after", "tries", "seconds"), [(0.0, 7, 60.0), (10.0, 6, 90.0), (200.0, 2, 401.0)])
+def test_a_silent_store_is_not_waited_for_longer_than_a_minute_or_so(
+    monkeypatch: pytest.MonkeyPatch, answers_after: float, tries: int, seconds: float
+) -> None:
+    """By a clock that goes on with each try and each sleep."""
+    now, tried = 0.0, 0
+
+    def silent() -> None:
+        nonlocal now, tried
+        now, tried = now + answers_after, tried + 1
+        raise StoreTrouble("silent")
+
+    def sleep(wait: float) -> None:
+        nonlocal now
+        now += wait
+
+    monkeypatch.setattr(readers.time, "monotonic", lambda: now)
+    monkeypatch.setattr(readers.time, "sleep", sleep)
+    with pytest.raises(StoreTrouble):
+        readers.patiently(silent)
+    assert (tried, now) == (tries, seconds)
+
+
 def wait_until(what: Callable[[], bool]) -> None:
     until = time.monotonic() + 20
     while not what():
@@ -236,6 +355,47 @@ def test_a_shard_that_is_not_the_manifests_is_named(
     with pytest.raises(
         InputError, match="row group 0 has 27 rows, the manifest says 30; run `python -m pipeline verify"
     ):
+        next(RowReader(found, cache_bytes=1 << 20, ahead=0).read(np.array([3])))
+
+
+def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.drop_columns(["image"]), "column 'image' is not there, a corpus has binary"),
+        (
+            lambda table: with_column(table, "image", pa.array([7] * 30)),
+            "column 'image' is int64, a corpus has binary",
+        ),
+        (
+            lambda table: with_column(table, "caption", table["caption"].cast(pa.binary())),
+            "column 'caption' is binary, a corpus has string",
+        ),
+        (
+            lambda table: with_column(table, "caption", pa.array([b"\xff\xfe"] * 30).view(pa.string())),
+            "row group 0 is not readable .*UTF8",
+        ),
+        (
+            lambda table: pa.concat_tables([table, table]),
+            "row group 0 has 60 rows, the manifest says 30; run `python -m pipeline verify",
+        ),
+    ],
+)
+def test_a_shard_with_other_columns_is_named(
+    tmp_path: Path,
+    write_corpus: Callable[..., object],
+    shapes: Callable[..., Pairs],
+    change: Callable[[pa.Table], pa.Table],
+    said: str,
+) -> None:
+    write_corpus(tmp_path, shapes(30))
+    found = shards(tmp_path)
+    path = tmp_path / found.manifest.shards[0].path
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(InputError, match=f"{path}: {said}"):
         next(RowReader(found, cache_bytes=1 << 20, ahead=0).read(np.array([3])))
 
 
@@ -504,8 +664,31 @@ def test_batches_hold_the_samples_of_the_order(plan: loader.LoaderPlan) -> None:
 def test_a_broken_picture_is_replaced_and_noted(plan: loader.LoaderPlan) -> None:
     swaps = [swap for batch in loader.batches(plan, 0, 13) for swap in batch.replaced]
     assert len(swaps) == 1, "one epoch holds the one broken row once"
-    assert swaps[0].by == replacement_row(swaps[0].row, 1, seed=11, rows=330)
+    shard = swaps[0].row // 100 * 100
+    group = (shard, min(shard + 100, 330))
+    assert swaps[0].by == replacement_row(swaps[0].row, 1, seed=11, rows=330, group=group)
     assert swaps[0].reason.startswith("not_an_image")
+
+
+def test_rows_that_cannot_be_used_cost_few_reads_and_are_replaced_alike_by_all(
+    plan: loader.LoaderPlan, tmp_path: Path, write_corpus: Callable[..., object], shapes: Callable[..., Pairs]
+) -> None:
+    """Three of ten pictures are broken: an epoch of 40 row groups of ten rows."""
+    reads = []
+    for name, broken in (("whole", 0), ("broken", 120)):
+        pairs = shapes(400)
+        pairs[:broken] = [(caption, b"broken") for caption, _ in pairs[:broken]]
+        write_corpus(tmp_path / name, pairs, rows_per_shard=10)
+        watched = Watched(shards(tmp_path / name))
+        small = dataclasses.replace(plan, corpus=watched, window_row_groups=4, global_size=20, read_ahead=0)
+        replaced = [swap for batch in loader.batches(small, 0, 20) for swap in batch.replaced]
+        assert len(replaced) == broken
+        reads.append(len(watched.read_groups))
+    assert reads[0] >= 40
+    assert reads[1] <= reads[0] + 4
+    small = dataclasses.replace(small, corpus=shards(tmp_path / "broken"))
+    assert same(whole(small, 1, 0, 0, 4), whole(small, 2, 0, 0, 4))
+    assert same(whole(small, 1, 0, 0, 4), whole(small, 1, 2, 0, 4))
 
 
 def test_a_corpus_without_pictures_is_refused(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import random
@@ -169,6 +170,9 @@ def test_samples_are_neighbours_of_one_name(tmp_path: Path) -> None:
     [
         ("txt", "Straße 日本".encode(), "Straße 日本"),
         ("txt", b"\xff\xfe", None),
+        ("txt", b"", None),
+        ("txt", b" \n", None),
+        ("json", b'{"caption": ""}', None),
         ("txt", b"x" * (tars.MAX_CAPTION_BYTES + 1), None),
         ("json", b"{", None),
         ("json", b"[" * 200_000, None),
@@ -182,6 +186,13 @@ def test_samples_are_neighbours_of_one_name(tmp_path: Path) -> None:
 def test_a_caption_is_text_or_it_is_none(name: str, data: bytes, caption: str | None, tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", [("1.jpg", b"picture"), (f"1.{name}", data), ("2.jpg", b""), ("2.txt", b"two")])
     assert all_rows(opened(str(tmp_path), tmp_path / "run")) == [Row(caption, b"picture"), Row("two", b"")]
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", b"\xff\xfe", b"x" * (tars.MAX_CAPTION_BYTES + 1)])
+def test_a_text_that_says_nothing_leaves_it_to_the_json(text: bytes, tmp_path: Path) -> None:
+    said = json.dumps({"caption": "good"}).encode()
+    write_tar(tmp_path / "x.tar", [("1.jpg", b"picture"), ("1.txt", text), ("1.json", said)])
+    assert all_rows(opened(str(tmp_path), tmp_path / "run")) == [Row("good", b"picture")]
 
 
 # ---- the index
@@ -265,6 +276,27 @@ def test_a_run_goes_on_with_its_index_and_with_no_other_tars(folder: Path, tmp_p
         opened(str(tmp_path / "elsewhere"), tmp_path / "run")
 
 
+def test_other_content_of_the_same_size_is_refused_by_name(tmp_path: Path) -> None:
+    for name in "xyz":
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "0.tar", [("1.jpg", b"picture"), ("1.txt", f"caption {name}".encode())])
+    first, second, third = (str(tmp_path / name / "0.tar") for name in "xyz")
+    run = tmp_path / "run"
+    rows = all_rows(opened((first, second), run))
+    assert [row.caption for row in rows] == ["caption x", "caption y"]
+    with pytest.raises(InputError, match=r"y/0\.tar' of \d+ bytes stands where .* has 'x/0\.tar'.*in the same order"):
+        opened((second, first), run)
+    whole = Path(second).read_bytes()
+    for other in (Path(third).read_bytes(), whole.replace(b"picture", b"Picture"), whole.replace(b"1.jpg", b"1.png")):
+        assert len(other) == len(whole)
+        Path(second).write_bytes(other)
+        corpus = opened((first, second), run)
+        with pytest.raises(InputError, match=rf"{second}: (its samples from byte 0 on are not those)"):
+            all_rows(corpus)
+    Path(second).write_bytes(whole)
+    assert all_rows(opened((first, second), run)) == rows
+
+
 @pytest.mark.parametrize(
     ("places", "said"),
     [
@@ -322,6 +354,63 @@ def test_what_is_no_tar(data: bytes, tmp_path: Path) -> None:
             opened(str(tmp_path), tmp_path / "run")
     else:
         assert opened(str(tmp_path), tmp_path / "run").group_rows == []
+
+
+def test_what_follows_the_mark_of_the_end_is_said(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A header that became zeros, and two tars in one file."""
+    whole = (folder / "00000.tar").read_bytes()
+    rows = all_rows(opened(str(folder / "00000.tar"), tmp_path / "whole"))
+    with tarfile.open(folder / "00000.tar") as tar:
+        hole = [entry.offset for entry in tar][12]  # the fifth sample's picture
+        end = tar.offset
+    caplog.clear()
+    (tmp_path / "hole.tar").write_bytes(whole[:hole] + bytes(512) + whole[hole + 512 :])
+    (tmp_path / "two.tar").write_bytes(whole + whole)
+    assert all_rows(opened(str(tmp_path / "hole.tar"), tmp_path / "hole")) == rows[:3]
+    assert (
+        f"hole.tar: goes on at byte {hole + 512:,} after the mark of its end at byte {hole:,}; the 3 whole"
+        in caplog.text
+    )
+    assert all_rows(opened(str(tmp_path / "two.tar"), tmp_path / "two")) == rows[:99]
+    assert f"two.tar: goes on at byte {len(whole):,} after the mark of its end at byte {end:,}" in caplog.text
+    (tmp_path / "first.tar").write_bytes(bytes(512) + whole)
+    with pytest.raises(InputError, match=r"first\.tar: goes on at byte 512 after the mark of its end at byte 0"):
+        opened(str(tmp_path / "first.tar"), tmp_path / "first")
+
+
+@pytest.mark.parametrize("data", [b"", bytes(65536)])
+def test_a_tar_without_samples_is_said(
+    data: bytes, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "0.tar").write_bytes(data)
+    shutil.copy(folder / "00003.tar", tmp_path / "1.tar")
+    assert sum(opened(str(tmp_path), tmp_path / "run").group_rows) == 30
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{tmp_path}/0.tar: {len(data):,} bytes without a sample; nothing of it is used"
+    ]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"GNU.sparse.size": "1000", "GNU.sparse.numblocks": "1"},
+        {"GNU.sparse.map": "0,7", "GNU.sparse.size": "1000"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "1.jpg", "GNU.sparse.realsize": "1000"},
+    ],
+)
+def test_a_sparse_file_of_any_kind_ends_the_tar(
+    keys: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in (("0.jpg", b"picture"), ("0.txt", b"zero"), ("1.txt", b"one"), ("1.jpg", b"picture")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            entry.pax_headers = keys if name == "1.jpg" else {}
+            tar.addfile(entry, io.BytesIO(data))
+    assert all_rows(opened(str(tmp_path), tmp_path / "run")) == [Row("zero", b"picture")]
+    assert "has a sparse file at byte 3,072, which is not read" in caplog.text
 
 
 def lying_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
@@ -467,7 +556,11 @@ def test_batches_of_tars_keep_the_promises(plan: loader.LoaderPlan) -> None:
     assert sorted(seen[:330])[0] == 0
     assert Counter(seen).most_common()[-1][1] == 1
     assert len(set(seen)) == 330
-    assert replaced == {row: replacement_row(row, 1, seed=11, rows=330) for row in (17, 250)}
+    starts = np.concatenate([[0], np.cumsum(plan.corpus.group_rows)]).tolist()
+    groups = {
+        row: next(group for group in itertools.pairwise(starts) if group[0] <= row < group[1]) for row in (17, 250)
+    }
+    assert replaced == {row: replacement_row(row, 1, seed=11, rows=330, group=groups[row]) for row in (17, 250)}
     assert whole(plan, 1, 0, 9, 12) == whole(plan, 1, 0, 0, 14)[9:12]
     assert whole(plan, 2, 0, 0, 4) == whole(plan, 4, 0, 0, 4) == whole(plan, 1, 2, 0, 4) == whole(plan, 1, 0, 0, 4)
 

@@ -111,6 +111,8 @@ def test_training_is_deterministic_and_stops_when_nothing_repeats(tmp_path: Path
     assert load("bpe", vocab=second).vocab_size == all_of_it
     with pytest.raises(InputError, match="less than the 514"):
         train_vocabulary(CORPUS, 513, second)
+    with pytest.raises(InputError, match="1000000000000 is more than 1,048,576"):
+        train_vocabulary(CORPUS, 10**12, second)
     assert train_vocabulary([], 600, second) == 514
     assert load("bpe", vocab=second).decode(load("bpe", vocab=second).encode("Any thing é")) == "any thing é"
 

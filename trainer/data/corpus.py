@@ -15,10 +15,12 @@ from trainer.data.shards import ShardCorpus
 def locate(data: DataConfig) -> ShardCorpus | list[str]:
     """What `data` names, by a look that takes no time: the corpus, or the URIs of tars, which `open_corpus` makes one of.
 
-    Raises InputError where it names nothing, or what it names is not there or not a corpus.
+    Raises InputError where it names nothing, or what it names is not there, is not a corpus, or lacks a shard of the manifest's size.
     """
     if data.manifest is not None:
-        return ShardCorpus(data.manifest, manifests.load(data.manifest))
+        corpus = ShardCorpus(data.manifest, manifests.load(data.manifest))
+        corpus.check_sizes()
+        return corpus
     if data.tars is not None:
         return tars.find(data.tars)
     raise InputError("data.manifest: is not set, and no data.tars either; give data.manifest=PLACE or data.tars=PLACE")

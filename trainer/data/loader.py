@@ -4,7 +4,7 @@ The rows of step t are samples t*B ... t*B + B - 1 of the run (see `order`). The
 norm of ResNets sees which pictures share a process: `models/resnet.py`), so its rows are sorted by row number and cut into one
 contiguous slice for each process, and that into one for each worker: neighbours in a row group stay together, each row group is read by
 about one worker, and joining the slices of all processes gives the same batch for any number of them. A row that cannot be used (null,
-undecodable) is replaced by one chosen by hash of its number, noted and counted.
+undecodable) is replaced by one chosen by hash of its number, of its own row group if that has a usable one, noted and counted.
 
 Workers start from a fork server and not by fork, because the training process has threads and perhaps a GPU. They write pixels into
 memory that the training process shares with them; a batch's goes back to them when nobody holds it any more. A worker that meets an error
@@ -175,7 +175,7 @@ class Pieces(torch.utils.data.Dataset["Piece | HouseError"]):
         least = None if plan.augmentation.crop == "random_resized" else plan.image_size
         for attempt in range(_REPLACEMENT_TRIES):
             if attempt:
-                by = replacement_row(row, attempt, seed=plan.seed, rows=order.rows_per_epoch)
+                by = replacement_row(row, attempt, seed=plan.seed, rows=order.rows_per_epoch, group=order.group_of(row))
                 found = next(reader.read(np.array([by])))
             if found.caption is None or found.image is None:
                 trouble = trouble or ("no caption" if found.caption is None else "no picture")
@@ -196,7 +196,7 @@ class Pieces(torch.utils.data.Dataset["Piece | HouseError"]):
 def batches(plan: LoaderPlan, first_step: int, last_step: int) -> Iterator[Batch]:
     """This process's batches of steps `first_step` to `last_step` - 1, prepared ahead by the workers. Seeking is O(1).
 
-    Raises InputError for what a worker finds wrong with the corpus, and RunError where a worker is gone.
+    Raises InputError for what a worker finds wrong with the corpus, and RunError where a worker is gone or a store does not answer.
     """
     if plan.rank == 0 and plan.window_bytes() > plan.cache_bytes:
         log.warning(

@@ -80,6 +80,11 @@ class SampleOrder:
             result[here] = self._rows_of_epoch(int(epoch), places[here])
         return result
 
+    def group_of(self, row: int) -> tuple[int, int]:
+        """The first row of the group that `row` is in, and the first after it."""
+        after = int(np.searchsorted(self._group_start, row, side="right"))
+        return int(self._group_start[after - 1]), int(self._group_start[after])
+
     def _rows_of_epoch(self, epoch: int, places: Int64s) -> Int64s:
         self._prepare(epoch)
         windows = np.searchsorted(self._window_start, places, side="right") - 1
@@ -107,7 +112,19 @@ class SampleOrder:
         self._epoch = epoch
 
 
-def replacement_row(row: int, attempt: int, *, seed: int, rows: int) -> int:
-    """The row that stands in for an unusable `row`: chosen by hash, so that every process and every resumed run agrees."""
+OWN_GROUP_TRIES = 8
+"""So many rows stand in for a bad one from its own group before others are asked: that group is in memory."""
+
+
+def replacement_row(row: int, attempt: int, *, seed: int, rows: int, group: tuple[int, int]) -> int:
+    """The row that stands in for an unusable `row`: chosen by hash, so that every process and every resumed run agrees.
+
+    Attempts are counted from 1. The first OWN_GROUP_TRIES take one of the other rows of the row's group, [start, stop), if it has any; the
+    later ones take any of the corpus's `rows`.
+    """
     text = f"replacement\x1f{seed}\x1f{row}\x1f{attempt}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") % rows
+    draw = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    start, stop = group
+    if attempt > OWN_GROUP_TRIES or stop - start < 2:
+        return draw % rows
+    return start + (row - start + 1 + draw % (stop - start - 1)) % (stop - start)

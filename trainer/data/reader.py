@@ -7,13 +7,24 @@ milliseconds to answer, a worker decodes a group in about as many.
 """
 
 import collections
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from pipeline.contracts.errors import StoreTrouble
 from trainer.data.order import Int64s
+
+log = logging.getLogger("trainer")
+
+Value = TypeVar("Value")
+
+_WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_PATIENCE_S = 75.0
+"""No further wait begins that would end later than this after the first failure: a silent store takes minutes for each answer."""
 
 
 class Row(NamedTuple):
@@ -35,7 +46,7 @@ class Source(Protocol):
     """An opened corpus, of one process."""
 
     def read(self, group: int) -> Group:
-        """One group, whole; any thread may ask. Raises InputError where it is damaged."""
+        """One group, whole; any thread may ask. Raises InputError where it is damaged, StoreTrouble where its store does not answer."""
 
 
 class Corpus(Protocol):
@@ -60,6 +71,22 @@ class Corpus(Protocol):
         """Every caption that is there. Raises InputError where the corpus is damaged."""
 
 
+def patiently(read: Callable[[], Value]) -> Value:
+    """What `read` returns; it is tried again, for about a minute in all, while it raises StoreTrouble."""
+    failed: float | None = None
+    for wait in _WAITS_S:
+        try:
+            return read()
+        except StoreTrouble as trouble:
+            now = time.monotonic()
+            failed = now if failed is None else failed
+            if now + wait - failed > _PATIENCE_S:
+                raise
+            log.warning("data is not there, next try in %g s: %s", wait, trouble)
+            time.sleep(wait)
+    return read()
+
+
 class RowReader:
     """Random access to the rows of `corpus`, numbered from 0 through its groups.
 
@@ -79,7 +106,7 @@ class RowReader:
     def read(self, rows: Int64s, then: Int64s | None = None) -> Iterator[Row]:
         """The rows with the given numbers (int64 [n]), in the order asked; `then` are those that will be asked for next.
 
-        Raises InputError where a group is damaged.
+        Raises InputError where a group is damaged, StoreTrouble where its store does not answer for a minute.
         """
         groups = self._groups_of(rows)
         later = [] if then is None else self._groups_of(then)
@@ -100,7 +127,10 @@ class RowReader:
         while self._readers is not None and wanted and len(self._coming) < self._ahead:
             number = wanted.popleft()
             if number not in self._kept and number not in self._coming:
-                self._coming[number] = self._readers.submit(self._source.read, number)
+                self._coming[number] = self._readers.submit(self._read, number)
+
+    def _read(self, number: int) -> Group:
+        return patiently(lambda: self._source.read(number))
 
     def _group(self, number: int) -> Group:
         kept = self._kept.get(number)
@@ -108,7 +138,7 @@ class RowReader:
             self._kept.move_to_end(number)
             return kept
         coming = self._coming.pop(number, None)
-        found = self._source.read(number) if coming is None else coming.result()
+        found = self._read(number) if coming is None else coming.result()
         self.groups_read += 1
         self._kept[number] = found
         self.kept_bytes += found.nbytes

@@ -1,8 +1,14 @@
-"""A corpus of Parquet shards, as `pipeline` writes it: a manifest, and row groups that are read without their neighbours."""
+"""A corpus of Parquet shards, as `pipeline` writes it: a manifest, and row groups that are read without their neighbours.
+
+The manifest's word is taken for what is in the shards: `content_root` is what it says. Compared are the size of every shard when a run
+starts, and the rows of all row groups and the types of the columns when a shard is opened. Other bytes of the same size are found by
+`python -m pipeline verify`, which hashes all of them.
+"""
 
 import collections
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.contracts import manifest as manifests
-from pipeline.contracts import parquet
+from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.manifest import Manifest
-from trainer.data.reader import Row
+from pipeline.contracts.manifest import Manifest, Shard
+from pipeline.contracts.schema import SHARD_SCHEMA
+from trainer.data.reader import Row, patiently
 
 _OPEN_FILES = 32
 """Shards whose footers a process keeps; a footer of a hundred row groups takes about a millisecond to read."""
+_COLUMNS = ["caption", "image"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +51,18 @@ class ShardCorpus:
     def group_bytes(self) -> list[int]:
         return [group.bytes for shard in self.manifest.shards for group in shard.row_groups]
 
+    def check_sizes(self) -> None:
+        """Raises InputError where a shard is not there or is not as large as the manifest says."""
+        shards = self.manifest.shards
+        uris = [manifests.shard_uri(self.place, shard) for shard in shards]
+        for uri, shard, size in zip(uris, shards, storage.sizes_of(uris), strict=True):
+            if size is None:
+                raise InputError(f"{uri}: is missing; restore it, or train on a corpus that is whole")
+            if size != shard.bytes:
+                raise InputError(
+                    f"{uri}: {size:,} bytes, the manifest says {shard.bytes:,}; run `python -m pipeline verify {self.place}`"
+                )
+
     def open(self) -> "ShardSource":
         return ShardSource(self)
 
@@ -50,9 +70,9 @@ class ShardCorpus:
         """From the shards' indexes, which hold no pictures. Raises InputError for a damaged one."""
         for shard in self.manifest.shards:
             uri = manifests.index_uri(self.place, shard)
-            with parquet.open_file(uri) as source:
+            with patiently(functools.partial(_open, uri, ["caption"])) as source:
                 for number in range(source.num_row_groups):
-                    table = _read_group(source, uri, number, ["caption"])
+                    table = patiently(functools.partial(_read_group, source, uri, number, ["caption"]))
                     yield from (caption for caption in table["caption"].to_pylist() if caption is not None)
 
 
@@ -61,7 +81,6 @@ class ShardSource:
 
     def __init__(self, corpus: ShardCorpus) -> None:
         self._corpus = corpus
-        self._group_rows = corpus.group_rows
         groups_of_shards = [len(shard.row_groups) for shard in corpus.manifest.shards]
         self._first_group = np.concatenate([[0], np.cumsum(np.asarray(groups_of_shards, dtype=np.int64))])
         self._files: collections.OrderedDict[int, _File] = collections.OrderedDict()
@@ -73,19 +92,13 @@ class ShardSource:
         number = group - int(self._first_group[shard])
         file = self._file(shard)
         with file.lock:
-            table = _read_group(file.opened, file.uri, number, ["caption", "image"])
-        if table.num_rows != self._group_rows[group]:
-            raise InputError(
-                f"{file.uri}: row group {number} has {table.num_rows} rows, the manifest says {self._group_rows[group]};"
-                f" run `python -m pipeline verify {self._corpus.place}`"
-            )
+            table = _read_group(file.opened, file.uri, number, _COLUMNS)
         return ShardGroup(table["caption"].combine_chunks(), table["image"].combine_chunks())
 
     def _file(self, shard: int) -> "_File":
         with self._lock:
             if shard not in self._files:
-                uri = manifests.shard_uri(self._corpus.place, self._corpus.manifest.shards[shard])
-                self._files[shard] = _File(uri)
+                self._files[shard] = _File(self._corpus.place, self._corpus.manifest.shards[shard])
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)  # it closes itself when the last thread that reads it is done
             self._files.move_to_end(shard)
@@ -95,14 +108,24 @@ class ShardSource:
 class _File:
     """A shard that is opened when it is first read."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, place: str, shard: Shard) -> None:
+        self.uri = manifests.shard_uri(place, shard)
         self.lock = threading.Lock()
+        self._place, self._shard = place, shard
 
     @functools.cached_property
     def opened(self) -> Any:
-        """A pyarrow.parquet.ParquetFile."""
-        return parquet.open_file(self.uri)
+        """A pyarrow.parquet.ParquetFile. Raises InputError where its footer is not that of the manifest's shard."""
+        source = _open(self.uri, _COLUMNS)
+        found = [source.metadata.row_group(number).num_rows for number in range(source.num_row_groups)]
+        said = [group.rows for group in self._shard.row_groups]
+        for number, (here, there) in enumerate(itertools.zip_longest(found, said, fillvalue="no")):
+            if here != there:
+                raise InputError(
+                    f"{self.uri}: row group {number} has {here} rows, the manifest says {there};"
+                    f" run `python -m pipeline verify {self._place}`"
+                )
+        return source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +143,21 @@ class ShardGroup:
         return Row(self.captions[place].as_py(), self.images[place].as_py())
 
 
+def _open(uri: str, columns: list[str]) -> Any:
+    """A pyarrow.parquet.ParquetFile whose `columns` have the types of the corpus format."""
+    source = parquet.open_file(uri)
+    for name in columns:
+        place, wanted = source.schema_arrow.get_field_index(name), SHARD_SCHEMA.field(name).type
+        found = source.schema_arrow.field(place).type if place >= 0 else "not there"
+        if found != wanted:
+            raise InputError(f"{uri}: column {name!r} is {found}, a corpus has {wanted}; restore or rebuild it")
+    return source
+
+
 def _read_group(source: Any, uri: str, number: int, columns: list[str]) -> pa.Table:
-    try:
-        return source.read_row_group(number, columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"{uri}: row group {number} is not readable ({said}); restore or rebuild the shard") from None
+    with parquet.plain_errors(uri, f"row group {number} is not readable"):
+        table = source.read_row_group(number, columns=columns, use_threads=False)
+        table.validate(full=True)  # captions are UTF-8
+        if table.num_rows != source.metadata.row_group(number).num_rows:
+            raise pa.ArrowInvalid(f"{table.num_rows} rows")
+        return table

@@ -1,18 +1,23 @@
 """Tars as webdataset lays them out, read at any place: an index of byte ranges, built once, and the members of one range at a time.
 
 A sample is what neighbouring files of one name have in common up to the first dot: a picture (`.jpg`, `.jpeg`, `.png` or `.webp`) and its
-caption (`.txt`, or the string "caption" in `.json`). Nothing is unpacked to the disk and no link is followed.
+caption (`.txt`, or where that is blank or unreadable the string "caption" in `.json`). Nothing is unpacked to a disk, no link is followed.
 
-The index beside the run (`tars.json`) holds, for each tar, its digest and the byte ranges of groups of samples, about 4 MiB each: what row
-groups are to a Parquet shard. It is built by reading each tar once from end to end, the tars shared out over the processes of the run,
-and checked against sizes and names when the run goes on. Its digest over the tars' bytes, in order, is the run's `content_root`.
+The index beside the run (`tars.json`) holds, for each tar, its digest and the byte ranges of groups of samples, about 4 MiB each, with
+their digests: what row groups are to a Parquet shard. It is built by reading each tar once from end to end, the tars shared out over the
+processes of the run. When the run goes on, names and sizes are compared before the first step, and what is in a group when it is read.
+The digest over the tars' bytes is the run's `content_root`. The order in which they are given is a part of it: rows are numbered in that
+order, so the same tars in another one are another corpus.
 
 A tar is a stranger's: sizes are bounded before anything is read (`MAX_SAMPLE_BYTES`, `MAX_CAPTION_BYTES`, `MAX_NAME_BYTES`), a sample that
-is larger is a row that cannot be used, and a tar that is damaged or cut short gives the whole samples before the damage, with a warning.
+is larger is a row that cannot be used, and a tar that is damaged, cut short or goes on after the mark of its end gives the whole samples
+before that place, with a warning.
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -26,8 +31,8 @@ from pipeline.contracts import storage
 from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import StrictModel
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.parquet import ROW_GROUP_BYTES, ROW_GROUP_ROWS, RowGroup
-from trainer.data.reader import Row
+from pipeline.contracts.parquet import ROW_GROUP_BYTES, ROW_GROUP_ROWS, Size
+from trainer.data.reader import Row, patiently
 
 log = logging.getLogger("trainer")
 
@@ -40,6 +45,7 @@ MAX_CAPTION_BYTES = 1 << 20
 MAX_NAME_BYTES = 64 << 10
 _BLOCK = 512
 _READ_BYTES = 8 << 20
+_STEP = 1 << 20
 
 ReadAt = Callable[[int, int], bytes]
 """`read(offset, length)`: the bytes there, fewer at the end."""
@@ -76,6 +82,7 @@ def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
         if len(header) < _BLOCK:
             raise Damaged(f"ends inside a header at byte {at:,}")
         if not any(header):
+            _expect_zeros(read, at, end)
             return  # the end mark; what follows is padding
         _check_sum(header, at)
         kind, length, data = header[156:157], _number(header[124:136], at), at + _BLOCK
@@ -101,6 +108,15 @@ def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
             first, name, size = data + _padded(length), "", -1
         at = data + _padded(length)
     # A range of whole samples ends here without an end mark, and so do tars of some writers.
+
+
+def _expect_zeros(read: ReadAt, at: int, end: int) -> None:
+    """Raises Damaged where the end mark at `at` is none, because something follows: a hole in the file, or another tar."""
+    for place in range(at, end, _STEP):
+        block = read(place, min(_STEP, end - place))
+        zeros = len(block) - len(block.lstrip(b"\0"))
+        if zeros < len(block):
+            raise Damaged(f"goes on at byte {place + zeros:,} after the mark of its end at byte {at:,}")
 
 
 def _padded(size: int) -> int:
@@ -142,6 +158,8 @@ def _pax(records: bytes, at: int, name: str, size: int) -> tuple[str, int]:
         if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(records) - place:
             raise Damaged(f"has a pax header that cannot be read at byte {at:,}")
         key, _, value = records[place + len(digits) + 1 : place + int(digits) - 1].partition(b"=")
+        if key.startswith(b"GNU.sparse."):
+            raise Damaged(f"has a sparse file at byte {at:,}, which is not read")
         if key == b"path":
             name = _text(value)
         elif key == b"size":
@@ -157,19 +175,22 @@ def _decimal(value: bytes, at: int) -> int:
 
 
 class Sample(NamedTuple):
-    """The files of one name: (offset, bytes) of its picture and its captions, by extension, and the range that all of them lie in."""
+    """The files of one name: (offset, bytes) of its picture and its captions, by extension, the range that all of them lie in, and a digest
+    over the names and contents of all of them.
+    """
 
     start: int
     end: int
     files: dict[str, tuple[int, int]]
+    digest: bytes
 
 
-def samples(found: Iterable[Member]) -> Iterator[Sample]:
+def samples(found: Iterable[Member], read: ReadAt) -> Iterator[Sample]:
     """Neighbouring files that are called the same up to the first dot. Of two with one extension the first counts. Files without a dot,
-    and those whose names begin with one, belong to no sample.
+    and those whose names begin with one, belong to no sample. `read` is asked for the files in their order.
     """
     current: Sample | None = None
-    name = ""
+    name, hasher = "", hashlib.sha256()
     for member in found:
         folder, slash, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
@@ -177,32 +198,50 @@ def samples(found: Iterable[Member]) -> Iterator[Sample]:
             continue
         if current is None or folder + slash + stem != name:
             if current is not None:
-                yield current
-            current, name = Sample(member.start, member.end, {}), folder + slash + stem
+                yield current._replace(digest=hasher.digest())
+            current, name = Sample(member.start, member.end, {}, b""), folder + slash + stem
+            hasher = hashlib.sha256()
+        hasher.update(member.name.encode("utf-8", "surrogateescape") + b"\0%d\0" % member.size)
+        for place in range(member.data, member.data + member.size, _STEP):
+            hasher.update(read(place, min(_STEP, member.data + member.size - place)))
         if extension.lower() in PICTURES + CAPTIONS:
             current.files.setdefault(extension.lower(), (member.data, member.size))
         current = current._replace(end=member.end)
     if current is not None:
-        yield current
+        yield current._replace(digest=hasher.digest())
 
 
 # ---- the index
 
 
+class TarRange(NamedTuple):
+    """A group of neighbouring samples: how many, where they lie (0 bytes: too large to read), and a digest over theirs (`_chained`)."""
+
+    rows: Size
+    offset: Size
+    bytes: Size
+    sha256: str
+
+
+def _chained(sha256: str, sample: Sample) -> str:
+    """The digest of a group that has one sample more than that of the digest `sha256` ("": of none)."""
+    return hashlib.sha256(bytes.fromhex(sha256) + sample.digest).hexdigest()
+
+
 class TarFile(StrictModel):
-    """What is known of one tar: its name, size, digest, and the groups of its samples (rows, offset, bytes; 0 bytes: too large to read)."""
+    """What is known of one tar: its name (below the folder that holds all of them), size, digest, and the groups of its samples."""
 
     name: str
-    bytes: int
+    bytes: Size
     sha256: str
-    groups: list[RowGroup]
+    groups: list[TarRange]
 
 
 class TarIndex(StrictModel):
     """tars.json."""
 
     kind: Literal["tars"] = "tars"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     tars: list[TarFile]
 
 
@@ -230,13 +269,23 @@ def find(tars: str | tuple[str, ...]) -> list[str]:
     return uris
 
 
-def index_tar(uri: str) -> TarFile:
-    """Read a tar once, from end to end. Raises InputError for a file that is no tar, warns of one that is damaged further on."""
-    with storage.open_input(uri) as source, storage.plain_errors(uri, "read"):
-        stream = _Stream(source)
-        groups: list[RowGroup] = []
+def _names(uris: list[str]) -> list[str]:
+    """What the tars are called, wherever the folder is that holds all of them."""
+    parts = [uri.split("/") for uri in uris]
+    levels = zip(*(folders for *folders, _ in parts), strict=False)
+    above = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
+    return ["/".join(each[above:]) for each in parts]
+
+
+def index_tar(uri: str, name: str) -> TarFile:
+    """Read a tar once, from end to end. Raises InputError for a file that is no tar; warns of one that is damaged further on, and of one
+    without samples.
+    """
+    with patiently(lambda: storage.open_input(uri)) as source:
+        stream = _Stream(uri, source)
+        groups: list[TarRange] = []
         try:
-            for sample in samples(members(stream.read, 0, stream.size)):
+            for sample in samples(members(stream.read, 0, stream.size), stream.read):
                 _add(groups, sample)
         except Damaged as damage:
             rows = sum(group.rows for group in groups)
@@ -245,15 +294,17 @@ def index_tar(uri: str) -> TarFile:
                     f"{uri}: {damage}; give tars as webdataset writes them, or fetch this one again"
                 ) from None
             log.warning("%s: %s; the %d whole samples before it are used", uri, damage, rows)
-        return TarFile(name=storage.name(uri), bytes=stream.size, sha256=stream.digest(), groups=groups)
+        if not groups:
+            log.warning("%s: %s bytes without a sample; nothing of it is used", uri, f"{stream.size:,}")
+        return TarFile(name=name, bytes=stream.size, sha256=stream.digest(), groups=groups)
 
 
 class _Stream:
     """A file that is read from end to end, digested on its way, with a window on the part that is being looked at."""
 
-    def __init__(self, source: pa.NativeFile) -> None:
+    def __init__(self, uri: str, source: pa.NativeFile) -> None:
         self.size = int(source.size())
-        self._source, self._window, self._start = source, b"", 0
+        self._uri, self._source, self._window, self._start = uri, source, b"", 0
         self._hash = hashlib.sha256()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -269,23 +320,28 @@ class _Stream:
         return self._hash.hexdigest()
 
     def _more(self, keep_from: int) -> bool:
-        block: bytes = self._source.read(_READ_BYTES)
+        block = patiently(lambda: self._block(self._start + len(self._window)))
         self._hash.update(block)
         cut = min(max(keep_from - self._start, 0), len(self._window))
         self._window, self._start = self._window[cut:] + block, self._start + cut
         return bool(block)
 
+    def _block(self, offset: int) -> bytes:
+        with storage.plain_errors(self._uri, "read"):
+            block: bytes = self._source.read_at(min(_READ_BYTES, self.size - offset), offset)
+        return block
 
-def _add(groups: list[RowGroup], sample: Sample) -> None:
+
+def _add(groups: list[TarRange], sample: Sample) -> None:
     """Put a sample into the last group, or into a new one where that is full or the sample is too large to be read."""
     if sample.end - sample.start > MAX_SAMPLE_BYTES:
-        groups.append(RowGroup(rows=1, offset=sample.start, bytes=0))
+        groups.append(TarRange(rows=1, offset=sample.start, bytes=0, sha256=_chained("", sample)))
         return
     last = groups[-1] if groups else None
     if last is not None and last.bytes and last.rows < ROW_GROUP_ROWS and sample.end - last.offset <= ROW_GROUP_BYTES:
-        groups[-1] = RowGroup(last.rows + 1, last.offset, sample.end - last.offset)
+        groups[-1] = TarRange(last.rows + 1, last.offset, sample.end - last.offset, _chained(last.sha256, sample))
     else:
-        groups.append(RowGroup(1, sample.start, sample.end - sample.start))
+        groups.append(TarRange(1, sample.start, sample.end - sample.start, _chained("", sample)))
 
 
 def open_tars(uris: list[str], run_dir: str, *, rank: int, world_size: int, wait: Callable[[], object]) -> "TarCorpus":
@@ -298,10 +354,10 @@ def open_tars(uris: list[str], run_dir: str, *, rank: int, world_size: int, wait
     missing = not os.path.exists(place)
     wait()  # nobody writes before all have looked
     if missing:
-        mine = uris[rank::world_size]
+        mine = list(zip(uris, _names(uris), strict=True))[rank::world_size]
         if rank == 0:
             log.info("reading %s tars once, to know where their samples are", f"{len(uris):,}")
-        part = TarIndex(tars=at_once(index_tar, mine))
+        part = TarIndex(tars=at_once(lambda each: index_tar(*each), mine))
         storage.write_atomic(_part(run_dir, rank), part.model_dump_json().encode())
         wait()
         if rank == 0:
@@ -321,13 +377,11 @@ def known_tars(uris: list[str], place: str) -> "TarCorpus":
         raise InputError(
             f"data.tars: names {len(uris)} tars, {place} was made of {len(index.tars)}; name the same ones or choose another run.dir"
         )
-    sizes = {folder: storage.sizes(folder) for folder in {storage.parent(uri) for uri in uris}}
-    for uri, tar in zip(uris, index.tars, strict=True):
-        size = sizes[storage.parent(uri)].get(storage.name(uri))
-        if storage.name(uri) != tar.name or size != tar.bytes:
+    for uri, name, size, tar in zip(uris, _names(uris), storage.sizes_of(uris), index.tars, strict=True):
+        if name != tar.name or size != tar.bytes:
             raise InputError(
                 f"data.tars: {uri!r} of {size} bytes stands where {place} has {tar.name!r} of {tar.bytes};"
-                " bring back the tars the run began with or choose another run.dir"
+                " give the tars that the run began with, in the same order, or choose another run.dir"
             )
     return TarCorpus(place, tuple(uris), index)
 
@@ -359,7 +413,7 @@ class TarCorpus:
 
     @property
     def content_root(self) -> str:
-        """SHA-256 over the digests of the tars, in order."""
+        """SHA-256 over the digests of the tars, in the order they are given."""
         return "tars:" + hashlib.sha256("".join(tar.sha256 for tar in self.index.tars).encode()).hexdigest()
 
     @property
@@ -381,7 +435,7 @@ class TarCorpus:
         """Reads the whole tars, pictures and all."""
         source = self.open()
         for number, rows in enumerate(self.group_rows):
-            group = source.read(number)
+            group = patiently(functools.partial(source.read, number))
             found = (group.row(place).caption for place in range(rows))
             yield from (caption for caption in found if caption is not None)
 
@@ -396,15 +450,19 @@ class TarSource:
         self._place = corpus.place
 
     def read(self, group: int) -> "TarGroup":
-        uri, (rows, offset, length) = self._groups[group]
+        uri, (rows, offset, length, sha256) = self._groups[group]
         if not length:
-            return TarGroup(b"", [Sample(0, 0, {})] * rows)
+            return TarGroup(b"", [Sample(0, 0, {}, b"")] * rows)
         data = storage.read_range(uri, offset, length)
+
+        def read(at: int, size: int) -> bytes:
+            return data[at : at + size]
+
         try:
-            found = list(samples(members(lambda at, size: data[at : at + size], 0, len(data))))
+            found = list(samples(members(read, 0, len(data)), read))
         except Damaged:
             found = []
-        if len(found) != rows:
+        if functools.reduce(_chained, found, "") != sha256:
             raise InputError(
                 f"{uri}: its samples from byte {offset:,} on are not those that {self._place} was made of;"
                 " bring back the tar the run began with or choose another run.dir"
@@ -426,11 +484,12 @@ class TarGroup:
     def row(self, place: int) -> Row:
         files = self.samples[place].files
         picture = next((files[kind] for kind in PICTURES if kind in files), None)
-        caption = next((self._caption(kind, *files[kind]) for kind in CAPTIONS if kind in files), None)
+        said = (self._caption(kind, *files[kind]) for kind in CAPTIONS if kind in files)
+        caption = next((each for each in said if each is not None), None)
         return Row(caption, None if picture is None else self.data[picture[0] : picture[0] + picture[1]])
 
     def _caption(self, kind: str, offset: int, size: int) -> str | None:
-        """The text of a caption's file; None where it is too long, no UTF-8, or no JSON with a caption."""
+        """The text of a caption's file; None where it is blank, too long, no UTF-8, or no JSON with a caption."""
         if size > MAX_CAPTION_BYTES:
             return None
         data = self.data[offset : offset + size]
@@ -440,4 +499,4 @@ class TarGroup:
             return None
         if kind == "json":
             said = said.get("caption") if isinstance(said, dict) else None
-        return said if isinstance(said, str) else None
+        return said if isinstance(said, str) and said.strip() else None

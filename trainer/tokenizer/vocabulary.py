@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.contracts import storage
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.errors import InputError
+from trainer.config import MOST_IDS
 from trainer.tokenizer.bpe import FIXED_IDS
 from trainer.tokenizer.training import Merges, WordCounts, learn_merges
 
@@ -105,10 +106,14 @@ def train_vocabulary(texts: Iterable[str], size: int, path: str) -> int:
     514 ids are fixed (bytes, bytes at a word's end, end marks), the others are merges. Pairs seen once are
     not merged, so a small corpus gives fewer ids than asked for: build the model with the returned number.
     Deterministic in the multiset of the texts as long as they have no more than a million distinct words,
-    else in their sequence; memory is bounded (`WordCounts`). Raises InputError if size < 514.
+    else in their sequence; memory is bounded (`WordCounts`). Raises InputError if size < 514 or > MOST_IDS.
     """
     if size < FIXED_IDS:
         raise InputError(f"tokenizer size: {size!r} is less than the {FIXED_IDS} ids that are always there; use more")
+    if size > MOST_IDS:
+        raise InputError(
+            f"tokenizer size: {size!r} is more than {MOST_IDS:,}, the number of words that are counted; use less"
+        )
     counts = WordCounts()
     with Progress(None, "captions", "counting words", summary=False) as progress:
         remaining = iter(texts)

@@ -367,6 +367,32 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+NO_MEMORY = """
+import resource, sys
+from pathlib import Path
+from pipeline.content.formats import plain_jpeg_size
+from pipeline.content.image import ImageRejected, decode
+small, large = (Path(name).read_bytes() for name in sys.argv[1:])
+decode(small)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+assert plain_jpeg_size(large) is not None
+try:
+    decode(large)
+except ImageRejected as refused:
+    print(refused.reason)
+"""
+
+
+def test_a_plain_jpeg_that_finds_no_memory_is_refused(tmp_path: Path) -> None:
+    """Of 147 MB of pixels, in a process that may take 64 more."""
+    names = [tmp_path / "small.jpg", tmp_path / "large.jpg"]
+    for name, side in zip(names, (8, 7000), strict=True):
+        Image.new("RGB", (side, side)).save(name)
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY, *map(str, names)], capture_output=True, text=True)
+    assert done.stdout.strip() == Reason.IMAGE_TOO_LARGE, done.stderr
+
+
 def test_a_png_stream_that_goes_on_behind_the_last_row_is_not_inflated(tmp_path: Path) -> None:
     """Plain and interlaced, in one chunk and in many: the picture comes out, and memory grows by a few MB, not by 200."""
 

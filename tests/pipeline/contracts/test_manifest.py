@@ -116,6 +116,39 @@ def test_a_manifest_that_lies(tmp_path: Path, key: str, value: object, sentence:
     assert sentence in problems[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rows": 300}, "rows is 300 but the shards list 40"),
+        ({"rows": -40}, "rows: Input should be greater than or equal to 0"),
+        ({"rows": 2**63}, "rows: Input should be less than"),
+        ({"shards": []}, "rows is 40 but the shards list 0"),
+        ({"shards.0.rows": 19}, "shards.0.rows is 19 but its row groups list 20"),
+        ({"shards.1.row_groups": [[20, 4, 9], [5, 4, 9]]}, "shards.1.rows is 20 but its row groups list 25"),
+        ({"shards.1.row_groups": [[-3, 4, 9], [23, 4, 9]]}, "row_groups.0.0: Input should be greater than or equal"),
+        ({"shards.1.row_groups": [[20, -4, 9]]}, "row_groups.0.1: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_manifest_whose_counts_cannot_be_is_not_believed(
+    tmp_path: Path, change: dict[str, object], sentence: str
+) -> None:
+    manifest.write_corpus(str(tmp_path), [rows(40)], rows_per_shard=20)
+    path = tmp_path / "manifest.json"
+    values = json.loads(path.read_text())
+    for key, value in change.items():
+        *tables, last = key.split(".")
+        place = values
+        for name in tables:
+            place = place[int(name)] if name.isdigit() else place[name]
+        place[last] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError) as raised:
+        manifest.load(str(tmp_path))
+    assert str(path) in str(raised.value)
+    assert sentence in str(raised.value)
+    assert "restore the manifest" in str(raised.value)
+
+
 def test_counts_that_do_not_add_up(tmp_path: Path) -> None:
     whole = manifest.StageCounts(rows_in=5, rows_out=3, rejected={"too_short": 1, "duplicate": 1})
     manifest.write_corpus(str(tmp_path), [rows(4)], counts={"filter": whole, "dedup": whole})
