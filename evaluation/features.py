@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.datasets import LabelledSet
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts.errors import RunError
 
 

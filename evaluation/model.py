@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.datasets import LabelledSet, Picture
 from pipeline.content.image import ImageRejected, decode
+from pipeline.content.labelled import LabelledSet, Picture
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.errors import InputError
 from trainer import export

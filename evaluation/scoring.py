@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from evaluation import retrieval, zeroshot
 from evaluation.config import ZeroshotConfig
-from evaluation.datasets import LabelledSet, open_set
 from evaluation.features import Encoder, normalise
 from evaluation.model import ModelEncoder
 from evaluation.overlap.tables import PREDICTIONS_VERSION
 from evaluation.prompts import load_templates
 from evaluation.report.files import canonical, table_bytes
+from pipeline.content.labelled import LabelledSet, open_set
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, digest, digest_json
 from pipeline.contracts.errors import InputError

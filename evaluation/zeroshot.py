@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from evaluation.datasets import UNLABELLED, LabelledSet
 from evaluation.features import Encoder, normalise
 from evaluation.overlap.statistics import clopper_pearson
+from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts.errors import InputError
 
 TOP = 5

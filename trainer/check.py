@@ -10,6 +10,7 @@ import json
 import torch
 
 from pipeline.contracts import config as configs
+from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
 from trainer import flops, models, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, per_device_size, settled
@@ -43,7 +44,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
         lines.append(f"  {group['name']:<14} {count:,} numbers, weight decay {group['weight_decay']}{rounded}")
     forward, training = flops.forward_flops(model) / 1e9, flops.training_flops(model) / 1e9
     lines.append(f"operations   {forward:,.1f} G a pair forward, {training:,.1f} G with backward")
-    lines += [_vocabulary_line(config), *_batch_lines(config, world_size)]
+    lines += [_vocabulary_line(config), *_batch_lines(config, world_size), *_held_lines(config)]
     lines += [_objective_line(config, world_size, model.preset.embed_dim), *_memory_lines(config, total)]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)
@@ -89,6 +90,16 @@ def _batch_lines(config: TrainConfig, world_size: int) -> list[str]:
         + (f", the last {config.optim.cooldown_steps:,} cooldown" if config.optim.cooldown_steps else "")
     )
     return lines
+
+
+def _held_lines(config: TrainConfig) -> list[str]:
+    if config.held is None:
+        return []
+    places = [] if config.held.manifest is None else [manifests.manifest_path(config.held.manifest)]
+    places += [] if config.held.zeroshot is None else [config.held.zeroshot.path]
+    lacking = [place for place in places if not storage.exists(place) and not storage.is_folder(place)]
+    lines = [f"held         {' and '.join(places)}, every {config.held.every:,} steps and after the last"]
+    return [*lines, *(f"held         MISSING, the run needs it: {place}: nothing there" for place in lacking)]
 
 
 def _objective_line(config: TrainConfig, world_size: int, embed_dim: int) -> str:

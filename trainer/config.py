@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 
 import pydantic
 
+from pipeline.content.labelled import LabelledSetConfig, check_template
 from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.contracts.errors import InputError
 
@@ -258,6 +259,45 @@ class AugmentationConfig(StrictModel):
         return self
 
 
+class HeldZeroshotConfig(LabelledSetConfig):
+    """A labelled set as `python -m evaluation zeroshot` reads it, and the sentences that its class names are put into."""
+
+    name: str = "zeroshot"
+    templates: tuple[str, ...] = pydantic.Field(("a photo of a {}",), min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _only_what_zeroshot_uses(self) -> Self:
+        for template in self.templates:
+            check_template(template)
+        for key in ("caption", "subgroup"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} {getattr(self, key)!r} has no use while training; drop it, `python -m evaluation` reads it"
+                )
+        return self
+
+
+class HeldConfig(StrictModel):
+    """What the run is scored on while it trains (`trainer/held.py`). Looking changes no weight, so none of it is part of the digest."""
+
+    manifest: str | None = None
+    """manifest.json of a corpus of held-out pairs, or its folder: recall of pictures and texts among each other."""
+    zeroshot: HeldZeroshotConfig | None = None
+    """A labelled set: accuracy by class names alone."""
+    every: PositiveInt = 1000
+    """Steps between evaluations; there is one after the last step too."""
+    limit: PositiveInt | None = None
+    """At most so many rows of each, chosen by hash; None: all."""
+
+    @pydantic.model_validator(mode="after")
+    def _something_is_held(self) -> Self:
+        if self.manifest is None and self.zeroshot is None:
+            raise ValueError(
+                "neither manifest nor zeroshot is set; name a corpus of held-out pairs or a labelled set, or drop [held]"
+            )
+        return self
+
+
 class TrainConfig(StrictModel):
     """Everything that a training run is told."""
 
@@ -271,6 +311,7 @@ class TrainConfig(StrictModel):
     precision: PrecisionConfig = PrecisionConfig()
     run: RunConfig
     augmentation: AugmentationConfig = AugmentationConfig()
+    held: HeldConfig | None = not_semantic(None)
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -4,6 +4,8 @@
                                    samples_per_second, data_wait (share of the time spent waiting for batches), mfu (share of the devices'
                                    peak, where that is known), memory_gib (the most that process 0 had: on its GPU, else resident),
                                    replaced, skipped
+                                   and for each evaluation on the held set one line of its own: step, held (image_to_text_r1, …, _r10,
+                                   text_to_image_r1, …, zeroshot_top1, …), held_ema (of the weights' average), held_chance, held_seconds
     RUN_DIR/tensorboard/           the same
     RUN_DIR/replaced/rank-N.jsonl  each row that could not be used: sample, row, what stood in for it, why
 
@@ -137,6 +139,17 @@ class Reporter:
             )
         self._begin()
 
+    def tick(self) -> None:
+        """Time passes while no step ends."""
+        if self._first is not None:
+            self._first.tick()
+
+    def held(self, step: int, line: Mapping[str, object], said: str, seconds: float) -> None:
+        """Write the line of an evaluation, which took so many `seconds` that are not the steps'; `said` are its figures in words."""
+        self._started += seconds
+        if self._first is not None:
+            self._first.held(step, line, said)
+
 
 class _FirstProcess:
     """The files and the bar that only process 0 has."""
@@ -186,6 +199,22 @@ class _FirstProcess:
             known["memory_gib"],
             100 * known["data_wait"],
         )
+
+    def tick(self) -> None:
+        self._progress.tick()
+
+    def held(self, step: int, line: Mapping[str, object], said: str) -> None:
+        self._lines.add([{"step": step, **line}])
+        values = [
+            Summary.Value(tag=f"{group}/{key}", simple_value=value)
+            for group, figures in line.items()
+            if group in ("held", "held_ema") and isinstance(figures, Mapping)
+            for key, value in figures.items()
+            if value is not None
+        ]
+        with storage.plain_errors(self._folder, "write"):
+            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        log.info("step %d: %s", step, said)
 
     def close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.__exit__(kind, error, trace)

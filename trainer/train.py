@@ -20,7 +20,7 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
-from trainer import checkpoint, flops, gradient_cache, models, partitions, safety, tokenizer, zero
+from trainer import checkpoint, flops, gradient_cache, held, models, partitions, safety, tokenizer, zero
 from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> None:
     """
     # ---- what this run is
     zero.check_hardware(config)
-    located = locate(config.data)
+    located, held_pairs = locate(config.data), held.find(config.held)
     rank, world = zero.join_processes()
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
     plan = batch_plan(config, world, corpus.rows)
@@ -57,6 +57,7 @@ def train(config: TrainConfig) -> None:
     )
     place = checkpoint.place_of(config.run)
     found = checkpoint.find(place, identity)
+    held_set = held.open_held(config, held_pairs, corpus, vocabulary.path, rank, world)
 
     # ---- model, optimizer, engine
     _seed(config.run.seed)
@@ -133,6 +134,9 @@ def train(config: TrainConfig) -> None:
                 batches = loader.batches(sources, at.batch, last_step + at.shift)
                 report.start_from(at)
                 continue
+            if held_set is not None and held_set.due(at.step, last_step) and not stepped.told_to_stop:
+                scored = held_set.evaluate(engine, dtype, average, report.tick)
+                report.held(at.step, scored.line(), str(scored), scored.seconds)
             due = at.step % config.run.save_every == 0 and not at.bad_steps  # amid bad steps nothing has changed
             if due or at.step == last_step or stepped.told_to_stop:
                 samples = at.step * plan.global_size

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from evaluation.datasets import UNLABELLED, LabelledSet
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.tables import METHODS, PREDICTIONS_VERSION, SPLIT_SCHEMA
+from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts import parquet
 from pipeline.contracts.errors import InputError
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from evaluation.config import PromptConfig, check_template
+from evaluation.config import PromptConfig
+from pipeline.content.labelled import check_template
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from evaluation.datasets import LabelledSet
 from evaluation.overlap.tables import METHODS
 from pipeline.content.image import ImageRejected, decode
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import manifest, parquet
 
 _NAMES = {

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pydantic
 from pydantic import Field
 
-from evaluation.config import SET_NAME
 from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Report
+from pipeline.content.labelled import SET_NAME
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, StrictModel, digest_json
 from pipeline.contracts.errors import InputError

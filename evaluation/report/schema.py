@@ -10,8 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from evaluation.config import SET_NAME, Thresholds
+from evaluation.config import Thresholds
 from evaluation.overlap.statistics import Verdict
+from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
 
 SCHEMA_NAME = "evaluation.overlap.report"

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from evaluation.config import Thresholds
-from evaluation.datasets import open_set
 from evaluation.overlap.job import hash_pictures
 from evaluation.overlap.join import EvalCodes, join_shard
 from evaluation.overlap.splits import split_set
 from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS
+from pipeline.content.labelled import open_set
 from pipeline.contracts import manifest, parquet
 from pipeline.contracts.errors import InputError
 from tests.evaluation import planted

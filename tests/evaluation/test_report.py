@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.datasets import open_set
 from evaluation.overlap.tables import PREDICTIONS_VERSION
 from evaluation.report import files, verify
 from evaluation.report.files import read_report
 from evaluation.zeroshot import PREDICTION_SCHEMA
+from pipeline.content.labelled import open_set
 from pipeline.contracts.config import to_toml
 from pipeline.contracts.errors import InputError
 from tests.conftest import ROOT

@@ -13,9 +13,9 @@ import torch
 
 from evaluation.__main__ import main
 from evaluation.config import ZeroshotConfig
-from evaluation.datasets import LabelledSet, open_set
 from evaluation.overlap.splits import read_predictions
 from pipeline.content.image import decode
+from pipeline.content.labelled import LabelledSet, open_set
 from pipeline.contracts import storage
 from pipeline.contracts.config import load_config, to_toml
 from pipeline.contracts.errors import InputError

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from evaluation import zeroshot
-from evaluation.config import LabelledSetConfig, PromptConfig
-from evaluation.datasets import LabelledSet, open_set
+from evaluation.config import PromptConfig
 from evaluation.prompts import load_templates, shipped
 from pipeline.content.image import decode
+from pipeline.content.labelled import LabelledSet, LabelledSetConfig, open_set
 from pipeline.contracts.errors import InputError
 from tests.evaluation.planted import flat
 

@@ -2,9 +2,11 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from trainer.checkpoint import Position
 from trainer.config import BatchPlan
@@ -62,6 +64,26 @@ def test_each_step_has_one_line_after_going_back_and_resuming(tmp_path: Path) ->
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     assert [line["sample"] for line in lines(replaced)] == [0, 10, 20, 30, 40, 50]
     assert [line["sample"] for line in lines(tmp_path / "replaced" / "rank-00003.jsonl")] == [5]
+
+
+def test_evaluations_have_lines_of_their_own_and_their_time_is_not_the_steps(tmp_path: Path) -> None:
+    at = Position()
+    line = {"held": {"image_to_text_r1": 0.5, "zeroshot_top1": None}, "held_seconds": 0.5}
+    with reporter(tmp_path, at) as report:
+        for _ in range(4):
+            at = take(report, at)
+            time.sleep(0.5 if at.step < 3 else 0)
+            report.held(at.step, line, "in words", 0.5 if at.step < 3 else 0)
+        report.start_from(Position(step=2, shift=2))
+        take(report, Position(step=2, shift=2))
+    found = lines(tmp_path / "metrics.jsonl")
+    assert [(one["step"], "held" in one) for one in found] == [(1, False), (1, True), (2, False), (2, True), (3, False)]
+    assert found[1] == {"step": 1, **line}
+    assert all(0 < (one["seconds"] or 0) < 0.4 for one in found if "held" not in one)
+    read = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [event.step for event in read.Scalars("held/image_to_text_r1")] == [1, 2]
+    assert "held/zeroshot_top1" not in read.Tags()["scalars"]
 
 
 def test_a_bad_step_is_null_and_counted(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.config import LabelledSetConfig
-from evaluation.datasets import LabelledSet, open_set
+from pipeline.content.labelled import LabelledSet, LabelledSetConfig, open_set
 from pipeline.contracts.errors import InputError
 from tests.evaluation.planted import flat
 

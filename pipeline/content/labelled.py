@@ -11,6 +11,7 @@ with the same hash give the same scores, and a set that changed in any of these 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +22,53 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
-from evaluation.config import LabelledSetConfig
 from pipeline.contracts import storage
+from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.contracts.errors import InputError
 
 PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 UNLABELLED = -1
 _BATCH = 256
 _MOST_UNNAMED = 10_000  # classes numbered without a list, however few rows: above it a number is an id or a hash
+
+SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # it becomes a file name
+
+
+class LabelledSetConfig(StrictModel):
+    """A labelled set: a Parquet file with a column of encoded pictures, or a folder with one folder per class."""
+
+    name: str = Field(pattern=SET_NAME, max_length=100)
+    path: str = not_semantic(...)
+    image: str = "image"  # column of encoded picture bytes (Parquet only, like the next four)
+    label: str | None = (
+        None  # column of class numbers or class names; none: no labels (in a folder: the folders' names)
+    )
+    id: str | None = None  # column that names a row; none: its position in the file
+    caption: str | None = None  # column with the picture's name or caption
+    subgroup: str | None = None  # column by which scores are also given group by group
+    where: dict[str, str | int | list[str | int]] = Field(
+        default_factory=dict
+    )  # keep rows whose column has this value, or one of these
+    classes: list[str] = Field(
+        default_factory=list
+    )  # the class list; empty: from `classes_file`, or from the set, sorted
+    classes_file: str | None = not_semantic(None)  # one class name a line (its content enters the set's hash)
+    absent_classes: bool = False  # accept a class list some of whose classes have no example in the set
+    separators: str = "_"  # signs of a class name that a prompt reads as a space
+
+    @model_validator(mode="after")
+    def _one_class_list(self) -> LabelledSetConfig:
+        if self.classes and self.classes_file is not None:
+            raise ValueError("give classes or classes_file, not both")
+        return self
+
+
+def check_template(template: str) -> None:
+    """A template holds `{}` exactly once, and no other brace."""
+    if template.count("{}") != 1 or re.search(r"[{}]", template.replace("{}", "")):
+        raise ValueError(f"template {template!r} must hold {{}} exactly once, where the class name goes")
 
 
 @dataclass(frozen=True)
