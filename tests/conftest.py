@@ -1,5 +1,6 @@
 """What tests of several packages share: ports, an S3 endpoint (moto's server as a process of its own), the real data."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -31,13 +32,20 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The URL of moto's S3 server, started for this session."""
+    with s3_running() as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def s3_running() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """An S3 server of moto's, empty: its URL, and its process for those who want to lose it."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(url)
-        yield url
+        yield url, server
     finally:
         server.terminate()
         server.wait(20)

@@ -31,6 +31,9 @@ def describe(config: TrainConfig, world_size: int) -> str:
             vocab_size=config.model.vocab_size or config.tokenizer.train_size,
             context_length=config.model.context_length,
             image_size=config.model.image_size,
+            gelu=config.model.gelu,
+            text=config.model.text,
+            patch_dropout=config.model.patch_dropout,
             logit_bias=OBJECTIVES[config.objective.kind].logit_bias,
         )
     image = sum(parameter.numel() for parameter in model.visual.parameters())

@@ -84,6 +84,16 @@ class ModelConfig(StrictModel):
     """What pictures are normalised with, of red, green and blue in [0, 1]. The export's card carries both on."""
     context_length: Annotated[int, pydantic.Field(ge=3)] | None = None
     vocab_size: PositiveInt | None = None
+    gelu: Literal["quick", "exact"] | None = None
+    """`quick` is x * sigmoid(1.702 x), which all of OpenAI's weights have (and the presets, hence); `exact` x * Phi(x)."""
+    text: Literal["transformer", "bag_of_words"] | None = None
+    """`bag_of_words`: the mean of the words' embeddings instead of a text transformer (the paper's CBOW)."""
+    patch_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    """The share of a picture's patches that a ViT does not see while it trains, drawn anew each time; 0.5 halves the image tower's work."""
+    checkpoint_activations: bool = not_semantic(False)
+    """Compute each block's inside again in the backward pass instead of keeping it: a third more work, a small part of the memory."""
+    compile: bool = not_semantic(False)
+    """Let torch.compile fuse what a block computes; it needs a C++ compiler and time at the start. Last bits may differ."""
 
 
 class TokenizerConfig(StrictModel):
@@ -334,6 +344,11 @@ class TrainConfig(StrictModel):
                 f"zero.stage 0 with precision.compute {self.precision.compute!r}: DeepSpeed would decay the weights once before the first"
                 " step; set zero.stage to 1, 2 or 3"
             )
+        if self.zero.stage == 3 and self.model.compile:
+            raise ValueError(
+                "model.compile with zero.stage 3: ZeRO gathers weights inside of a block, which cuts the compiled program to pieces;"
+                " set zero.stage to 1 or 2, or drop model.compile"
+            )
         if self.zero.offload and self.precision.master == "bf16":
             raise ValueError(
                 "zero.offload with precision.master 'bf16': DeepSpeed keeps bf16 masters on a CPU for its own Adam only;"
@@ -348,13 +363,18 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises InputError for an unknown preset and for a run.dir that is no folder.
     """
     # The presets live beside the towers, and those load torch.
-    from trainer.models import PRESETS
+    from trainer.models import PRESETS, ViTShape
 
     preset = PRESETS.get(config.model.preset)
     if preset is None:
         near = difflib.get_close_matches(config.model.preset, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(PRESETS)}"
         raise InputError(f"model.preset: {config.model.preset!r} is unknown; {hint}")
+    if config.model.patch_dropout and not isinstance(preset.vision, ViTShape):
+        raise InputError(
+            f"model.patch_dropout: {config.model.patch_dropout!r} with {config.model.preset!r}, a ResNet, which has no patches; set it to"
+            " 0 or choose a ViT"
+        )
     if config.run.dir.startswith("s3://"):
         raise InputError(
             f"run.dir: {config.run.dir!r} is not a folder; name one on a local or shared disk (run.checkpoints may be s3://)"
@@ -363,6 +383,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         update={
             "image_size": config.model.image_size or preset.image_size,
             "context_length": config.model.context_length or preset.context_length,
+            "gelu": config.model.gelu or preset.gelu,
+            "text": config.model.text or preset.text,
         }
     )
     optim = config.optim.model_copy(

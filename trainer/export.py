@@ -59,6 +59,8 @@ class Card(StrictModel):
     parameters: int
     names: str = "openai"
     objective: Literal["clip", "siglip"] = "clip"
+    gelu: models.Gelu = "quick"
+    text: models.TextTower = "transformer"
     tokenizer: str
     vocabulary: str
     vocabulary_sha256: str
@@ -111,11 +113,13 @@ def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False
         image_size=settled(config).image_size,
         pixel_mean=config.model.pixel_mean,
         pixel_std=config.model.pixel_std,
-        context_length=weights["positional_embedding"].shape[0],
+        context_length=settled(config).context_length,
         vocab_size=weights["token_embedding.weight"].shape[0],
         embed_dim=weights["text_projection"].shape[1],
         parameters=sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(_STATISTICS)),
         objective=config.objective.kind,
+        gelu=config.model.gelu or "quick",
+        text=config.model.text or "transformer",
         tokenizer=config.tokenizer.kind,
         vocabulary=storage.name(f"{stem}.vocabulary"),
         vocabulary_sha256=record.vocabulary_sha256,
@@ -218,6 +222,8 @@ def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
         vocab_size=card.vocab_size,
         context_length=card.context_length,
         image_size=card.image_size,
+        gelu=card.gelu,
+        text=card.text,
         logit_bias=OBJECTIVES[card.objective].logit_bias,
     )
     load_weights(model, places["weights"], names=card.names)

@@ -18,12 +18,13 @@ DeepSpeed's own accumulation is told where its boundary is and keeps its count o
 the same gradients, but reduce those of stages 0 and 1 inside `engine.step`, too late for whoever must judge them before.)
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from trainer.models.checkpointing import statistics_at_rest
 
 Outputs = tuple[Tensor, ...]
 
@@ -73,7 +74,7 @@ def forward_backward(
     loss = loss_of(*cached)
     torch.autograd.backward(loss)
 
-    with _statistics_at_rest(engine.module):
+    with statistics_at_rest(engine.module):
         for place, state in zip(places, states, strict=True):
             last = place is places[-1]
             engine.set_gradient_accumulation_boundary(last)
@@ -102,20 +103,3 @@ def _set_random_state(state: RandomState, device: torch.device) -> None:
     torch.set_rng_state(on_cpu)
     if on_device is not None:
         torch.cuda.set_rng_state(on_device, device)
-
-
-@contextmanager
-def _statistics_at_rest(model: nn.Module) -> Iterator[None]:
-    """Batch norm normalises as before and leaves its running statistics alone, also where a checkpointed block is computed once more."""
-    moving = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
-    for module in moving:
-        module.track_running_stats = False
-    try:
-        yield
-    finally:
-        for module in moving:
-            module.track_running_stats = True

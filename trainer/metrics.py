@@ -14,21 +14,23 @@ norm that is not finite is null. A resumed run drops the lines after its checkpo
 one line. Only the first process writes metrics and speaks; every process notes its own replaced rows.
 """
 
+import io
 import json
 import logging
 import math
 import os
 import re
 import resource
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pipeline.contracts import storage
 from pipeline.contracts.cli import Progress
@@ -156,9 +158,7 @@ class _FirstProcess:
 
     def __init__(self, run_dir: str, first_step: int, last_step: int) -> None:
         self._lines = _Lines(os.path.join(run_dir, METRICS), "step")
-        self._folder = os.path.join(run_dir, "tensorboard")
-        with storage.plain_errors(self._folder, "write"):
-            self._events = EventFileWriter(self._folder)
+        self._events = _Events(os.path.join(run_dir, "tensorboard"))
         self._last_step, self._said = last_step, -_SAY_S
         self._done = first_step
         self._progress = Progress(last_step - first_step, "steps", "train")
@@ -182,8 +182,7 @@ class _FirstProcess:
         values = [
             Summary.Value(tag=f"train/{key}", simple_value=value) for key, value in known.items() if key != "step"
         ]
-        with storage.plain_errors(self._folder, "write"):
-            self._events.add_event(Event(wall_time=time.time(), step=int(known["step"]), summary=Summary(value=values)))
+        self._events.add_event(Event(wall_time=time.time(), step=int(known["step"]), summary=Summary(value=values)))
         now = time.monotonic()
         if now - self._said < _SAY_S and line["step"] != self._last_step:
             return
@@ -212,8 +211,7 @@ class _FirstProcess:
             for key, value in figures.items()
             if value is not None
         ]
-        with storage.plain_errors(self._folder, "write"):
-            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
         log.info("step %d: %s", step, said)
 
     def close(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -222,23 +220,47 @@ class _FirstProcess:
         self._events.close()
 
 
+# Files are written without a buffer: what does not fit on a full disk any more must not be tried again when the file is closed.
+
+
+class _Events:
+    """The events of one session in TensorBoard's folder. Its own writer has a thread, whose errors come late and with a traceback."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = os.path.join(
+            folder, f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        )
+        storage.make_folder(folder)
+        with storage.plain_errors(self._path, "write"):
+            self._file = io.FileIO(self._path, "a")
+        self._records = RecordWriter(self._file)
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_event(self, event: Event) -> None:
+        with storage.plain_errors(self._path, "write"):
+            self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class _Lines:
     """A JSONL file of ours, whose lines are in the rising order of one of their keys."""
 
     def __init__(self, path: str, key: str) -> None:
         self._path, self._key = path, key
-        self._file: IO[str] | None = None
+        self._file: io.FileIO | None = None
 
     def add(self, lines: Iterable[Mapping[str, object]]) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        if not text:
+        left = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())
+        if not left:
             return
         storage.make_folder(storage.parent(self._path))
         with storage.plain_errors(self._path, "write"):
             if self._file is None:
-                self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-            self._file.write(text)
-            self._file.flush()
+                self._file = io.FileIO(self._path, "a")
+            while left:
+                left = left[self._file.write(left) :]
 
     def drop_from(self, number: int) -> None:
         """Drop the lines from the one whose key is `number` on, and a last line that a kill cut short."""

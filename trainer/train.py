@@ -63,6 +63,8 @@ def train(config: TrainConfig) -> None:
     _seed(config.run.seed)
     model = _build(config, vocabulary)
     _check_vocabulary(config, vocabulary, model.preset.vocab_size)
+    if config.model.compile:
+        model.compile_blocks()
     use = settled(config)
     optimizer = HalfAdamW(
         parameter_groups(model, config.optim.weight_decay, text_stochastic=config.precision.text_grid),
@@ -213,6 +215,10 @@ def _build(config: TrainConfig, vocabulary: Vocabulary) -> models.CLIP:
         vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
         context_length=config.model.context_length,
         image_size=config.model.image_size,
+        gelu=config.model.gelu,
+        text=config.model.text,
+        patch_dropout=config.model.patch_dropout,
+        checkpoint_activations=config.model.checkpoint_activations,
         logit_scale=objective.logit_scale,
         logit_bias=objective.logit_bias,
     )
@@ -229,8 +235,11 @@ def _flops_share(config: TrainConfig, vocabulary: Vocabulary) -> float | None:
     peak = flops.peak_flops(config)
     if peak is None:
         return None
+    once = config.model.model_copy(
+        update={"checkpoint_activations": False}
+    )  # what is computed again is not counted again
     with torch.device("meta"):
-        return flops.training_flops(_build(config, vocabulary)) / peak
+        return flops.training_flops(_build(config.model_copy(update={"model": once}), vocabulary)) / peak
 
 
 def _loader_plan(

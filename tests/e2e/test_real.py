@@ -16,7 +16,8 @@ SHOWN = 60  # lines of its output
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(
-    not (DATA / "emoji.parquet").exists(), reason=f"no emoji.parquet in {DATA}; give the folder: REAL_DATA=DIR"
+    not all((DATA / name).exists() for name in ("emoji.parquet", "photos_cc.parquet")),
+    reason=f"no emoji.parquet or photos_cc.parquet in {DATA}; give the folder: REAL_DATA=DIR",
 )
 def test_the_whole_path_on_real_pictures(tmp_path: Path) -> None:
     log = tmp_path / "real.log"

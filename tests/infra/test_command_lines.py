@@ -127,7 +127,7 @@ def test_the_command_line_is_valid(
         code = importlib.import_module(f"{module}.__main__").main(with_check(arguments))
     except HouseError as error:
         pytest.fail(f"{COMMANDS[command]}: {error}")
-    assert code == 0, COMMANDS[command]
+    assert not code, COMMANDS[command]
     assert "digest" in capsys.readouterr().out
 
 

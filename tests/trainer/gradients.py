@@ -1,6 +1,6 @@
 """Gradients as the optimizer sees them, of one process or of several: the program that `test_gradients` launches, and the truth beside it.
 
-    deepspeed --num_gpus W --module tests.trainer.gradients FILE
+    deepspeed --num_gpus W --module tests.trainer.gradients [--compiled] FILE
 
 All cases of W processes run in one launch: every objective, dense and chunked, ZeRO stage and number of micro-batches in fp32, the half
 precisions that this machine has, and fp64 without DeepSpeed. An optimizer that writes its gradients over the masters makes them readable
@@ -43,6 +43,7 @@ class Case(NamedTuple):
     chunk: int | None
     stage: int | None
     micro_batches: int
+    blocks: Literal["plain", "checkpointed", "compiled"] = "plain"
 
     @property
     def name(self) -> str:
@@ -56,6 +57,16 @@ def exact_cases() -> Iterator[Case]:
                 yield Case("fp64", kind, chunk, None, micro_batches)
                 for stage in (0, 1, 2, 3):
                     yield Case("fp32", kind, chunk, stage, micro_batches)
+    for stage in (0, 1, 2, 3):
+        for micro_batches in (1, 2):
+            yield Case("fp32", "clip", CHUNK, stage, micro_batches, "checkpointed")
+
+
+def compiled_cases() -> Iterator[Case]:
+    """A launch of their own: the compiler takes longer than all the others."""
+    for stage in (0, 1, 2):
+        for micro_batches in (1, 2):
+            yield Case("fp32", "clip", CHUNK, stage, micro_batches, "compiled")
 
 
 def half_cases() -> Iterator[Case]:
@@ -93,9 +104,15 @@ def naive_siglip(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> 
 NAIVE: dict[str, Callable[..., Tensor]] = {"clip": naive_clip, "siglip": naive_siglip}
 
 
-def fresh_model(kind: str) -> models.CLIP:
+def fresh_model(kind: str, *, checkpointed: bool = False) -> models.CLIP:
     torch.manual_seed(1)
-    return models.build(TINY, logit_scale=OBJECTIVES[kind].logit_scale, logit_bias=OBJECTIVES[kind].logit_bias)
+    objective = OBJECTIVES[kind]
+    return models.build(
+        TINY,
+        checkpoint_activations=checkpointed,
+        logit_scale=objective.logit_scale,
+        logit_bias=objective.logit_bias,
+    )
 
 
 def whole_batch(world: int) -> tuple[Tensor, Tensor]:
@@ -154,7 +171,9 @@ class Plain:
 
 def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
     """Loss (mean over processes) and gradients of one case, complete on the first process."""
-    model = fresh_model(case.kind)
+    model = fresh_model(case.kind, checkpointed=case.blocks == "checkpointed")
+    if case.blocks == "compiled":
+        model.compile_blocks()
     dtypes = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
     pixels, ids = whole_batch(world)
     mine = slice(rank * LOCAL, (rank + 1) * LOCAL)
@@ -204,10 +223,10 @@ def masters(engine: zero.Engine) -> dict[str, Tensor]:
     return found
 
 
-def main(out: str) -> None:
+def main(out: str, *, compiled: bool) -> None:
     rank, world = zero.join_processes()
     everything: dict[str, Tensor] = {}
-    for case in (*exact_cases(), *half_cases()):
+    for case in compiled_cases() if compiled else (*exact_cases(), *half_cases()):
         found = gradients(case, rank, world)
         everything |= {f"{case.name} {name}": tensor.contiguous() for name, tensor in found.items()}
     if rank == 0:
@@ -217,4 +236,4 @@ def main(out: str) -> None:
 
 if __name__ == "__main__":
     assert "RANK" in os.environ, "start me with the deepspeed launcher"
-    main(sys.argv[-1])
+    main(sys.argv[-1], compiled="--compiled" in sys.argv)

@@ -106,7 +106,7 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     found["first_features"] = features()
     step()
     step()
-    model.transformer.eval()  # as a frozen tower is
+    model.get_submodule("transformer").eval()  # as a frozen tower is
     before = state(engine, average)
     found["scored"] = held_set.evaluate(engine, dtype, average, lambda: None).line()
     after = state(engine, average)

@@ -1,9 +1,10 @@
 """`python -m tests.trainer.instrumented …`: one process of a real training run that notes what it reads, or is given what it must survive.
 
-The product has no such hooks; here they are put around two names of `trainer.train`, by what the environment says:
+The product has no such hooks; here they are put around three names of `trainer.train`, by what the environment says:
 
     NOTE_SAMPLES=FOLDER              rank-N.jsonl there has one line for each batch: its number, its samples and their rows
     NOT_A_NUMBER=RANK:FROM-TO,…      the pixels of these batches (by number, TO included) are not-a-number on that process
+    NOT_A_GRADIENT=RANK:FROM-TO,…    one gradient of these batches is not-a-number on that process; its loss is what it should be
     WRONG_INPUT=RANK:FROM-TO,…       that process meets an error of the user's instead of these batches
 """
 
@@ -11,13 +12,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.contracts.cli import run_cli
 from pipeline.contracts.errors import InputError
 from trainer import __main__ as program
-from trainer import train
+from trainer import gradient_cache, train
 from trainer.data import loader
 from trainer.data.transforms import normalise
 
@@ -35,11 +37,12 @@ def batches_of(variable: str) -> set[int]:
 
 
 class Watched:
-    """Stands in for the loader's `batches` and for `normalise`, which then know which batch it is."""
+    """Stands in for the loader's `batches`, for `normalise` and for `forward_backward`, which then know which batch it is."""
 
     def __init__(self) -> None:
         self.number = -1
-        self.poisoned, self.wrong = batches_of("NOT_A_NUMBER"), batches_of("WRONG_INPUT")
+        self.poisoned, self.spoilt = batches_of("NOT_A_NUMBER"), batches_of("NOT_A_GRADIENT")
+        self.wrong = batches_of("WRONG_INPUT")
         folder = os.environ.get("NOTE_SAMPLES")
         self.notes = Path(folder) / f"rank-{RANK}.jsonl" if folder else None
 
@@ -59,6 +62,15 @@ class Watched:
         values = normalise(pixels, *how)
         return values.mul_(torch.nan) if self.number in self.poisoned else values
 
+    def forward_backward(self, engine: Any, *how: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        hook = None
+        if self.number in self.spoilt:
+            hook = engine.module.visual.conv1.weight.register_hook(lambda gradient: gradient * torch.nan)
+        found = gradient_cache.forward_backward(engine, *how)
+        if hook is not None:
+            hook.remove()
+        return found
+
 
 class Loader:
     """`trainer.data.loader` with one function replaced."""
@@ -69,7 +81,14 @@ class Loader:
         self.batches = watched.batches
 
 
+class GradientCache:
+    """`trainer.gradient_cache` with its function replaced."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.forward_backward = watched.forward_backward
+
+
 if __name__ == "__main__":
     watched = Watched()
-    vars(train).update(loader=Loader(watched), normalise=watched.normalise)
+    vars(train).update(loader=Loader(watched), normalise=watched.normalise, gradient_cache=GradientCache(watched))
     run_cli(program.main)

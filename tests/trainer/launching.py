@@ -1,6 +1,7 @@
 """Runs of the trainer for tests: the real DeepSpeed launcher, on the CPU, in a process group that can be killed as a whole."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,7 +38,7 @@ class Launch(Protocol):
 
 
 class Alone(Protocol):
-    def __call__(self, overrides: Mapping[str, object]) -> Finished: ...
+    def __call__(self, overrides: Mapping[str, object], *, inside: Sequence[str] = ()) -> Finished: ...
 
 
 def launch(
@@ -92,10 +93,10 @@ def launch_module(
     return Finished(process.returncode, output)
 
 
-def alone(overrides: Mapping[str, object], *, timeout: float = 280.0) -> Finished:
-    """`python -m trainer`: a run of one process."""
+def alone(overrides: Mapping[str, object], *, inside: Sequence[str] = (), timeout: float = 280.0) -> Finished:
+    """`python -m trainer`: a run of one process. `inside`: a command that runs it as its last arguments."""
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *_arguments(overrides)],
+        [*inside, sys.executable, "-m", "trainer", *_arguments(overrides)],
         env=_environment(),
         capture_output=True,
         text=True,
@@ -112,11 +113,11 @@ def processes(
     *,
     module: str = "trainer",
     environment: Mapping[str, str] | None = None,
-    limit: Callable[[], None] | None = None,
+    limit: Callable[[int], None] | None = None,
 ) -> Iterator[list["Process"]]:
     """The processes of one run without a launcher, as Slurm starts them; those still there at the end are killed.
 
-    `limit` runs in each of them before the trainer does.
+    `limit` runs in each of them, with its rank, before the trainer does.
     """
     place = {
         "WORLD_SIZE": str(count),
@@ -143,7 +144,7 @@ class Process:
         module: str,
         overrides: Mapping[str, object],
         environment: Mapping[str, str],
-        limit: Callable[[], None] | None = None,
+        limit: Callable[[int], None] | None = None,
     ) -> None:
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by kill)
         self._process = subprocess.Popen(
@@ -152,7 +153,7 @@ class Process:
             stdout=self._said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=limit,
+            preexec_fn=None if limit is None else functools.partial(limit, rank),
         )
 
     def signal(self, number: int, *, group: bool = False) -> None:

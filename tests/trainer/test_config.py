@@ -78,6 +78,8 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
         ("tokenizer.vocab=v.json", "vocab 'v.json' and train_size 2048: a vocabulary is read or trained; drop one"),
         ("augmentation.scale=[0.9, 0.1]", "scale \\[0.9, 0.1\\]"),
         ("data.workers=-1", "override 'data.workers'"),
+        ("model.patch_dropout=1.0", "override 'model.patch_dropout'"),
+        ("model.gelu=tanh", "override 'model.gelu'"),
         ("batch.micro_size=0", "override 'batch.micro_size'"),
         ("objective.kind=coca", "override 'objective.kind': input should be 'clip' or 'siglip'"),
         ("objective.chunk_size=0", "override 'objective.chunk_size'"),
@@ -132,11 +134,19 @@ def test_half_precision_without_zero_is_refused() -> None:
             ("zero.offload=true", "precision.compute=bf16", "precision.master=bf16"),
             "zero.offload with precision.master 'bf16'.*drop one of the two",
         ),
+        (("zero.stage=3", "model.compile=true"), "model.compile with zero.stage 3.*set zero.stage to 1 or 2"),
     ],
 )
 def test_precisions_that_do_not_go_together(overrides: tuple[str, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         load(*overrides)
+
+
+def test_a_resnet_has_no_patches_to_drop() -> None:
+    with pytest.raises(
+        InputError, match=r"model\.patch_dropout: 0\.5 with 'RN50', a ResNet.*set it to 0 or choose a ViT"
+    ):
+        resolve(load("model.preset=RN50", "model.patch_dropout=0.5"))
 
 
 def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +171,8 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "run.peak_tflops=989",
         "zero.stage=2",
         "zero.offload=true",
+        "model.checkpoint_activations=true",
+        "model.compile=true",
     )
     assert all(configs.digest(load(place)) == base for place in places)
     weights = (
@@ -171,6 +183,9 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "optim.lr=1e-3",
         "optim.schedule=constant",
         "optim.ema_decay=0.99",
+        "model.gelu=exact",
+        "model.text=bag_of_words",
+        "model.patch_dropout=0.5",
         "batch.global_size=64",
         "augmentation.flip=0.5",
         "precision.text_weights=fp16_stochastic",

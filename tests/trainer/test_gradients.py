@@ -11,7 +11,7 @@ import safetensors.torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from tests.trainer.gradients import Case, exact_cases, half_cases, has_fp16, truth
+from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, has_fp16, truth
 from tests.trainer.launching import launch_module
 from trainer.objectives import OBJECTIVES
 
@@ -65,6 +65,15 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(world: int, lau
                 ]
     print(f"{world} processes, largest relative error: {worst}")
     assert not wrong
+
+
+@pytest.mark.prove
+def test_compiled_blocks_give_the_same_gradients(tmp_path: Path) -> None:
+    finished = launch_module(2, "tests.trainer.gradients", "--compiled", str(tmp_path / "found"), timeout=800)
+    assert finished.code == 0, finished.output
+    found, true = safetensors.torch.load_file(tmp_path / "found"), truth("clip", 2)
+    for case in compiled_cases():
+        assert max(errors(found, case, true).values()) <= 1e-5, case.name
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from pipeline.contracts.errors import RunError
 from trainer.checkpoint import Position
 from trainer.config import BatchPlan
 from trainer.data.loader import Replacement
@@ -64,6 +65,29 @@ def test_each_step_has_one_line_after_going_back_and_resuming(tmp_path: Path) ->
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     assert [line["sample"] for line in lines(replaced)] == [0, 10, 20, 30, 40, 50]
     assert [line["sample"] for line in lines(tmp_path / "replaced" / "rank-00003.jsonl")] == [5]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    """Also after what could not be written: closing the file must not try it again."""
+
+    def run() -> None:
+        with reporter(tmp_path, Position()) as report:
+            (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+            take(report, Position())
+
+    with pytest.raises(RunError, match=r"metrics.jsonl: cannot write \(No space left on device\); check the disk"):
+        run()
+
+
+def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
+    at = Position()
+    with reporter(tmp_path, at) as report:
+        for _ in range(3):
+            at = take(report, at)
+    with reporter(tmp_path, Position(step=2)) as report:  # step 3 is done again
+        take(report, Position(step=2))
+    read = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(scalar.step, scalar.value) for scalar in read.Scalars("train/loss")] == [(1, 1.5), (2, 1.5), (3, 1.5)]
 
 
 def test_evaluations_have_lines_of_their_own_and_their_time_is_not_the_steps(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ code with the towers.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.contracts.errors import InputError
-from trainer.models import PRESETS, Preset, ResNetShape, ViTShape, build
+from trainer.models import CLIP, PRESETS, Preset, ResNetShape, ViTShape, build
 
 State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -171,17 +173,19 @@ def naive_norm(state: State, at: str, x: Tensor) -> Tensor:
     return (x - mean) / (variance + 1e-5).sqrt() * state[at + ".weight"] + state[at + ".bias"]
 
 
-def naive_transformer(state: State, prefix: str, x: Tensor, layers: int, heads: int, mask: Tensor | None) -> Tensor:
+def naive_transformer(
+    state: State, prefix: str, x: Tensor, layers: int, heads: int, mask: Tensor | None, *, quick: bool = True
+) -> Tensor:
     for i in range(layers):
         at = f"{prefix}transformer.resblocks.{i}."
         x = x + naive_attention(state, at + "attn.", naive_norm(state, at + "ln_1", x), heads, mask)
         hidden = naive_norm(state, at + "ln_2", x) @ state[at + "mlp.c_fc.weight"].T + state[at + "mlp.c_fc.bias"]
-        hidden = hidden / (1 + torch.exp(-1.702 * hidden))
+        hidden = hidden / (1 + torch.exp(-1.702 * hidden)) if quick else hidden * torch.special.ndtr(hidden)
         x = x + hidden @ state[at + "mlp.c_proj.weight"].T + state[at + "mlp.c_proj.bias"]
     return x
 
 
-def naive_vit(state: State, pixels: Tensor, layers: int, patch: int) -> Tensor:
+def naive_vit(state: State, pixels: Tensor, layers: int, patch: int, *, quick: bool = True) -> Tensor:
     kernel = state["visual.conv1.weight"]
     rows = []
     for top in range(0, pixels.shape[2], patch):
@@ -191,17 +195,17 @@ def naive_vit(state: State, pixels: Tensor, layers: int, patch: int) -> Tensor:
     first = state["visual.class_embedding"].expand(len(pixels), -1)
     x = torch.stack([first, *rows], dim=1) + state["visual.positional_embedding"]
     x = naive_norm(state, "visual.ln_pre", x)
-    x = naive_transformer(state, "visual.", x, layers, len(first[0]) // 64, None)
+    x = naive_transformer(state, "visual.", x, layers, len(first[0]) // 64, None, quick=quick)
     return naive_norm(state, "visual.ln_post", x[:, 0]) @ state["visual.proj"]
 
 
-def naive_text(state: State, ids: Tensor, layers: int) -> Tensor:
+def naive_text(state: State, ids: Tensor, layers: int, *, quick: bool = True) -> Tensor:
     """One caption at a time, the mask written out, every position kept until the end."""
     features = []
     for row in ids:
         x = (state["token_embedding.weight"][row] + state["positional_embedding"])[None]
         mask = torch.full((len(row), len(row)), -math.inf).triu(1)
-        x = naive_transformer(state, "", x.double(), layers, x.shape[-1] // 64, mask.double())
+        x = naive_transformer(state, "", x.double(), layers, x.shape[-1] // 64, mask.double(), quick=quick)
         x = naive_norm(state, "ln_final", x)
         end = max(range(len(row)), key=lambda place: int(row[place]))
         features.append(x[0, end] @ state["text_projection"])
@@ -338,6 +342,8 @@ def test_forward_normalises_in_fp32_and_follows_the_end_mark_only(name: str) -> 
 @pytest.mark.parametrize(
     ("preset", "options", "message"),
     [
+        ("RN50", {"patch_dropout": 0.5}, "patch_dropout: 0.5 for 'RN50'.*set it to 0"),
+        ("ViT-B/16", {"patch_dropout": 1.0}, "from 0 to below 1"),
         ("ViT-B-32", {}, "did you mean 'ViT-B/32'"),
         ("resnext", {}, "known: RN50"),
         ("ViT-B/16", {"image_size": 225}, "multiple of 16"),
@@ -346,7 +352,7 @@ def test_forward_normalises_in_fp32_and_follows_the_end_mark_only(name: str) -> 
         ("tiny-vit", {"vocab_size": 1}, "give the tokenizer's vocab_size"),
     ],
 )
-def test_impossible_models_are_refused(preset: str, options: dict[str, int], message: str) -> None:
+def test_impossible_models_are_refused(preset: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message), torch.device("meta"):
         build(preset, **options)
 
@@ -373,3 +379,115 @@ def test_batch_norm_sees_the_pictures_of_its_own_process_only() -> None:
     assert difference("tiny-vit", training=True) < 1e-5
     assert difference("tiny", training=False) < 1e-5
     assert difference("tiny", training=True) > 1e-2
+
+
+# ---- switches
+
+
+def test_exact_gelu_equals_the_naive_twins_with_the_normal_distribution_written_out() -> None:
+    torch.manual_seed(1)
+    model = build(SMALL_VIT, gelu="exact").double()
+    assert model.preset.gelu == "exact"
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    pixels, ids = torch.randn(3, 3, 32, 32, dtype=torch.float64), some_ids(3, SMALL_VIT)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(pixels), naive_vit(state, pixels, 2, 8, quick=False))
+        torch.testing.assert_close(model.encode_text(ids), naive_text(state, ids, 2, quick=False))
+        assert not torch.allclose(model.encode_image(pixels), naive_vit(state, pixels, 2, 8), rtol=1e-4)
+
+
+def test_a_bag_of_words_is_the_mean_of_what_stands_before_the_end_in_any_order() -> None:
+    torch.manual_seed(1)
+    model = build(SMALL_VIT, text="bag_of_words").double()
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    assert not any(key.startswith("transformer.") or key == "positional_embedding" for key in state)
+    ids = some_ids(5, SMALL_VIT)
+    rows = [row[: row.tolist().index(SMALL_VIT.vocab_size - 1) + 1] for row in ids]
+    means = torch.stack([torch.stack([state["token_embedding.weight"][i] for i in row]).mean(0) for row in rows])
+    naive = naive_norm(state, "ln_final", means) @ state["text_projection"]
+    torch.testing.assert_close(model.encode_text(ids).detach(), naive)
+    turned = ids.clone()
+    for row, words in zip(turned, rows, strict=True):
+        row[: len(words) - 1] = words[:-1].flip(0)
+        row[len(words) :] = 7  # what stands behind the end is not read
+    torch.testing.assert_close(model.encode_text(turned).detach(), naive)
+
+
+def seen_by_blocks(model: CLIP, pixels: Tensor) -> Tensor:
+    """What goes into the first block of the image tower."""
+    found: list[Tensor] = []
+    hook = model.visual.get_submodule("ln_pre").register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    model.encode_image(pixels)
+    hook.remove()
+    return found[0].detach()
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(0.5, 8), (0.75, 4), (0.3, 11), (0.99, 1)])
+def test_patch_dropout_keeps_the_class_token_and_so_many_patches(rate: float, kept: int) -> None:
+    """Of 16 patches; each picture its own, in their order; none dropped outside of training."""
+    torch.manual_seed(1)
+    model = build(SMALL_VIT, patch_dropout=rate)
+    pixels = torch.randn(40, 3, 32, 32)
+    whole = seen_by_blocks(model.eval(), pixels)
+    assert whole.shape[1] == 17
+    part = seen_by_blocks(model.train(), pixels)
+    assert part.shape[1] == 1 + kept
+    assert torch.equal(part[:, 0], whole[:, 0])
+    chosen = []
+    for picture, all_patches in zip(part[:, 1:], whole[:, 1:], strict=True):
+        places = [(all_patches == patch).all(dim=1).nonzero().item() for patch in picture]
+        assert places == sorted(set(places))
+        chosen.append(places)
+    counts = torch.zeros(16).index_add_(0, torch.tensor(chosen).flatten(), torch.ones(40 * kept))
+    assert counts.min() > 0 or kept == 1, "every patch is seen by some picture"
+    assert kept == 16 or len({tuple(places) for places in chosen}) > 1, "pictures draw for themselves"
+    assert not torch.equal(part, seen_by_blocks(model, pixels)), "and anew each time"
+
+
+@pytest.mark.parametrize("preset", [SMALL_VIT, SMALL_RN], ids=["vit", "resnet"])
+def test_checkpointed_blocks_give_the_same_bits_and_keep_less(preset: Preset) -> None:
+    dropout = 0.5 if isinstance(preset.vision, ViTShape) else 0.0
+
+    def trained(checkpointed: bool) -> tuple[dict[str, Tensor], int]:
+        torch.manual_seed(1)
+        model = build(preset, patch_dropout=dropout, checkpoint_activations=checkpointed)
+        pixels, ids = torch.randn(4, 3, preset.image_size, preset.image_size), some_ids(4, preset)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            images, texts, scale = model(pixels, ids)
+        torch.autograd.backward((images @ texts.T * scale).logsumexp(1).sum())
+        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return found | dict(model.named_buffers()), sum(size for at, size in kept.items() if at not in own)
+
+    (plain, kept), (again, kept_again) = trained(False), trained(True)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert kept_again < kept / 2
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("preset", [SMALL_VIT, SMALL_RN], ids=["vit", "resnet"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_blocks_give_the_same_numbers(preset: Preset, checkpointed: bool) -> None:
+    """Forward, gradients and running statistics, without a name changed. A C++ compiler makes the programs."""
+
+    def trained(prepare: Callable[[CLIP], None]) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        model = build(preset, checkpoint_activations=checkpointed)
+        prepare(model)
+        pixels, ids = torch.randn(4, 3, preset.image_size, preset.image_size), some_ids(4, preset)
+        images, texts, scale = model(pixels, ids)
+        torch.autograd.backward((images @ texts.T * scale).logsumexp(1).sum())
+        gradients = {f"{name} gradient": p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return gradients | model.state_dict()
+
+    plain, compiled = trained(lambda model: None), trained(CLIP.compile_blocks)
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5, msg=name)

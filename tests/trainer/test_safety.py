@@ -3,19 +3,23 @@
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
 
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.config import load_config
-from tests.trainer.launching import SMOKE, Launch, errors_of, processes, together, wait_until
+from tests.conftest import s3_environment, s3_running
+from tests.trainer.launching import SMOKE, Alone, Finished, Launch, errors_of, processes, together, wait_until
 from trainer import checkpoint, models
 from trainer.config import TrainConfig, settled
 from trainer.data import loader
@@ -46,14 +50,24 @@ BAD_BATCHES = {2, 5, 6, 7}
 """The third one alone; then three in a row, after which the run goes back."""
 
 
-@pytest.mark.parametrize("stage", [1, *(pytest.param(stage, marks=pytest.mark.prove) for stage in (0, 2, 3))])
-def test_a_loss_that_is_no_number_on_one_process_changes_no_weight_on_any(
-    stage: int, short_run: dict[str, object], corpus: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("stage", "micro_size", "what"),
+    [
+        (1, None, "NOT_A_NUMBER"),
+        *(pytest.param(stage, None, "NOT_A_NUMBER", marks=pytest.mark.prove) for stage in (0, 2, 3)),
+        *(pytest.param(stage, None, "NOT_A_GRADIENT", marks=pytest.mark.prove) for stage in (0, 1, 2, 3)),
+        *(pytest.param(stage, 3, "NOT_A_NUMBER", marks=pytest.mark.prove) for stage in (0, 2)),
+        *(pytest.param(stage, 3, "NOT_A_GRADIENT", marks=pytest.mark.prove) for stage in (1, 3)),
+    ],
+)
+def test_what_is_no_number_on_one_process_changes_no_weight_on_any(
+    stage: int, micro_size: int | None, what: str, short_run: dict[str, object], corpus: Path, tmp_path: Path
 ) -> None:
-    """One bad step is skipped by both; after three the run goes back to its last checkpoint, and on with the next data."""
+    """A loss, or a gradient behind a good loss: one is skipped by both; after three the run goes back, and on with the next data."""
     change = {"zero.stage": stage, "optim.steps": 10, "run.save_every": 1, "run.keep": 9, "run.max_bad_steps": 3}
+    change |= {} if micro_size is None else {"batch.micro_size": micro_size}
     run, notes = tmp_path / "run", tmp_path / "notes"
-    environment = {"NOT_A_NUMBER": "1:2-2,5-7", "NOTE_SAMPLES": str(notes)}
+    environment = {what: "1:2-2,5-7", "NOTE_SAMPLES": str(notes)}
     finished = together(2, short_run | change | {"run.dir": run}, module=INSTRUMENTED, environment=environment)
     assert finished.code == 0, finished.output
     said = "steps 6 to 8: a loss or gradient was not finite in all 3 of them; the run goes back to step-00000005"
@@ -62,7 +76,8 @@ def test_a_loss_that_is_no_number_on_one_process_changes_no_weight_on_any(
     lines = lines_of(run)
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert [line["step"] for line in lines if line["skipped"]] == [3]
-    assert [line["step"] for line in lines if line["loss"] is None] == [3]
+    assert [line["step"] for line in lines if line["loss"] is None] == ([3] if what == "NOT_A_NUMBER" else [])
+    assert [line["step"] for line in lines if line["gradient_norm"] is None] == [3]
     for rank in (0, 1):
         taken = [json.loads(line)["batch"] for line in (notes / f"rank-{rank}.jsonl").read_text().splitlines()]
         assert taken == list(range(13)), "each batch once: what was taken back is not read again"
@@ -200,28 +215,157 @@ def test_sigterm_to_a_whole_job_under_the_launcher(
 # ---- a full disk
 
 
-def no_large_files() -> None:
+def no_large_files(rank: int) -> None:
     """From here on this process writes no file of more than 200 kB: the error that a full disk gives."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
 
-def test_a_full_disk_costs_no_checkpoint(trained: Path, short_run: dict[str, object], tmp_path: Path) -> None:
+def none_for_the_second(rank: int) -> None:
+    if rank == 1:
+        no_large_files(rank)
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"),
+    [(no_large_files, "rank-00000"), pytest.param(none_for_the_second, "rank-00001", marks=pytest.mark.prove)],
+)
+def test_a_full_disk_costs_no_checkpoint(
+    limit: Callable[[int], None], file: str, trained: Path, short_run: dict[str, object], tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     place = run / "checkpoints"
     for tag in ("step-00000006", "step-00000004"):
         shutil.rmtree(place / tag)
-    with processes(2, short_run | {"run.dir": run}, limit=no_large_files) as ranks:
+    with processes(2, short_run | {"run.dir": run}, limit=limit) as ranks:
         ended = [rank.wait(60) for rank in ranks]
     assert [one.code for one in ended] == [1, 1]
     assert "steps 3 to 6 of 6" in ended[0].output
     errors = errors_of("".join(one.output for one in ended))
     assert len(errors) == 1, ended
     assert errors[0].startswith("error: step-00000004 was not saved, earlier checkpoints are untouched: ")
-    assert "cannot write (File too large); check the disk" in errors[0]
+    assert f"{file}.safetensors: cannot write (File too large); check the disk" in errors[0]
     assert "Traceback" not in "".join(one.output for one in ended)
     assert checkpoint.complete_tags(str(place)) == ["step-00000002"]
     assert checkpoint.damage(str(place), "step-00000002") is None
     assert not list(run.rglob(".tmp-*")), "what was begun is removed"
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=$SIZE none "$PLACE" && cp -r "$BEFORE"/. "$PLACE" || exit 99
+(
+    until [ "$(cat "$PLACE"/metrics.jsonl | wc -l)" -ge "$FULL_AFTER" ]; do sleep 0.02; done
+    cat /dev/zero > "$PLACE"/filler
+) 2> /dev/null &
+"$@"
+code=$?
+kill $! 2> /dev/null
+rm -f "$PLACE"/filler
+cp -r "$PLACE"/. "$AFTER"
+exit $code
+"""
+"""Run a command with a disk of SIZE bytes at PLACE that only it sees and that is gone with it; nothing fits on that disk any more once
+metrics.jsonl has FULL_AFTER lines. What was on it before and after is in BEFORE and AFTER."""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Callable[..., list[str]]:
+    """The command for `alone(inside=…)` that gives a run such a disk."""
+    command = ["unshare", "--map-root-user", "--mount"]
+    try:
+        may_mount = (
+            subprocess.run([*command, "mount", "-t", "tmpfs", "none", str(tmp_path)], check=False).returncode == 0
+        )
+    except FileNotFoundError:
+        may_mount = False
+    if not may_mount:
+        pytest.skip("no file system may be mounted here, not even for this test alone")
+
+    def inside(size: int, full_after: int, **folders: Path) -> list[str]:
+        for folder in folders.values():
+            folder.mkdir(exist_ok=True)
+        places = [f"{name}={folder}" for name, folder in folders.items()]
+        return ["env", f"SIZE={size}", f"FULL_AFTER={full_after}", *places, *command, "sh", "-c", SMALL_DISK, "sh"]
+
+    return inside
+
+
+@pytest.mark.prove
+def test_a_save_on_a_disk_that_is_really_full_costs_no_checkpoint(
+    alone: Alone, small_disk: Callable[..., list[str]], trained: Path, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """With room for half a checkpoint more; when there is room the run goes on, to the bit."""
+    before, place, after = (tmp_path / name for name in ("before", "place", "after"))
+    shutil.copytree(trained, before)
+    for tag in ("step-00000006", "step-00000004"):
+        shutil.rmtree(before / "checkpoints" / tag)
+    half = sum(file.stat().st_size for file in (before / "checkpoints").rglob("*.safetensors")) // 2
+    finished = alone(
+        short_run | {"run.dir": place}, inside=small_disk(3 * half, 99, BEFORE=before, PLACE=place, AFTER=after)
+    )
+    assert finished.code == 1, finished.output
+    errors = errors_of(finished.output)
+    assert len(errors) == 1, finished.output
+    assert errors[0].startswith("error: step-00000004 was not saved, earlier checkpoints are untouched: ")
+    assert "cannot write (No space left on device); check the disk" in errors[0]
+    assert "Traceback" not in finished.output
+    assert checkpoint.complete_tags(str(after / "checkpoints")) == ["step-00000002"]
+    assert not list(after.rglob(".tmp-*")), "what was begun is removed"
+    assert_goes_on_as(trained, after, alone(short_run | {"run.dir": after}))
+
+
+@pytest.mark.prove
+def test_metrics_on_a_disk_that_is_really_full_end_the_run_with_a_sentence(
+    alone: Alone, small_disk: Callable[..., list[str]], short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """What could not be written of them is written again when the run goes on from its checkpoint."""
+    before, place, after, undisturbed = (tmp_path / name for name in ("before", "place", "after", "undisturbed"))
+    overrides = short_run | {"optim.steps": 100, "run.save_every": 50, "run.keep": 1}
+    finished = alone(
+        overrides | {"run.dir": place}, inside=small_disk(100 << 20, 52, BEFORE=before, PLACE=place, AFTER=after)
+    )
+    assert finished.code == 1, finished.output
+    errors = errors_of(finished.output)
+    assert len(errors) == 1, finished.output
+    assert re.search(
+        r"(metrics\.jsonl|tensorboard/[^:]*): cannot write \(No space left on device\); check the disk", errors[0]
+    )
+    assert "Traceback" not in finished.output
+    assert checkpoint.complete_tags(str(after / "checkpoints")) == ["step-00000050"]
+    assert alone(overrides | {"run.dir": undisturbed}).code == 0
+    assert_goes_on_as(undisturbed, after, alone(overrides | {"run.dir": after}))
+
+
+def assert_goes_on_as(expected: Path, run: Path, resumed: Finished) -> None:
+    assert resumed.code == 0, resumed.output
+    tags = [checkpoint.complete_tags(str(folder / "checkpoints"))[0] for folder in (run, expected)]
+    assert tags[0] == tags[1]
+    records = [checkpoint.read_record(str(folder / "checkpoints"), tags[0]) for folder in (run, expected)]
+    assert records[0].files == records[1].files
+    losses = [[(line["step"], line["loss"]) for line in lines_of(folder)] for folder in (run, expected)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.prove
+def test_a_store_that_goes_away_costs_no_checkpoint(short_run: dict[str, object], tmp_path: Path) -> None:
+    """Both say nothing but one sentence, and soon: no process waits for the other."""
+    with s3_running() as (url, server):
+        reached = s3_environment(url)
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in reached.items():
+                patch.setenv(key, value)
+            boto3.client("s3").create_bucket(Bucket="lost")
+        change = {"optim.steps": 100_000, "run.save_every": 20, "run.dir": tmp_path, "run.checkpoints": "s3://lost/run"}
+        with processes(2, short_run | change, environment=reached) as ranks:
+            wait_until(lambda: steps_done(tmp_path) >= 25)
+            before = time.monotonic()
+            server.kill()
+            ended = [rank.wait(3 * MINUTE) for rank in ranks]
+    print(f"ended after {time.monotonic() - before:.0f} s")
+    assert [one.code for one in ended] == [1, 1], ended
+    errors = errors_of("".join(one.output for one in ended))
+    assert len(errors) == 1, ended
+    assert re.match(r"error: step-\d+ was not saved, earlier checkpoints are untouched: s3://lost/run/", errors[0])
+    assert "Traceback" not in "".join(one.output for one in ended)
 
 
 # ---- processes that are lost

@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
 import random
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
 
+from pipeline.contracts import storage
 from tests.trainer.conftest import WriteCorpus
 from tests.trainer.launching import Alone, Launch, errors_of, processes, together, wait_until
 from trainer import checkpoint
@@ -58,49 +62,134 @@ Undisturbed = Callable[..., Path]
 @pytest.fixture(scope="module")
 def undisturbed(launch: Launch, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """The folder of an uninterrupted run of two processes under a ZeRO stage; each is run once."""
-    runs: dict[tuple[int, int], Path] = {}
+    runs: dict[tuple[int, int, int | None], Path] = {}
 
-    def run(stage: int, steps: int = STEPS) -> Path:
-        if (stage, steps) not in runs:
+    def run(stage: int, steps: int = STEPS, micro_size: int | None = None) -> Path:
+        if (stage, steps, micro_size) not in runs:
             folder = tmp_path_factory.mktemp(f"stage{stage}")
             overrides = SMALL | {"data.manifest": corpus, "run.dir": folder, "zero.stage": stage, "optim.steps": steps}
-            finished = launch(2, overrides)
+            finished = launch(2, overrides | in_micro_batches(micro_size))
             assert finished.code == 0, finished.output
-            runs[stage, steps] = folder
-        return runs[stage, steps]
+            runs[stage, steps, micro_size] = folder
+        return runs[stage, steps, micro_size]
 
     return run
 
 
-@pytest.mark.parametrize(
-    ("stage", "steps", "after"),
-    [(1, STEPS, 20), *(pytest.param(stage, 130, 100, marks=pytest.mark.prove) for stage in (0, 1, 2, 3))],
-)
-def test_a_killed_run_resumes_to_the_bit(
-    stage: int, steps: int, after: int, undisturbed: Undisturbed, corpus: Path, tmp_path: Path
-) -> None:
-    """Killed at a random step; at least the next `after` losses and all that is saved at the end are those of a run that was not."""
-    expected = undisturbed(stage, steps)
-    overrides = SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": stage, "optim.steps": steps}
-    kill_at = random.SystemRandom().randint(SAVE_EVERY + 1, steps - after - 1)
+def in_micro_batches(size: int | None) -> dict[str, object]:
+    """What turns gradient caching on, if a size is given."""
+    return {} if size is None else {"batch.micro_size": size}
+
+
+def killed_at(run: Path, overrides: dict[str, object], step: int) -> int:
+    """Start two processes and kill them once `step` steps have their line; returns how many had one when they died."""
     with processes(2, overrides) as ranks:
-        wait_until(lambda: len(lines_of(tmp_path)) >= kill_at)
+        wait_until(lambda: len(lines_of(run)) >= step)
         for rank in ranks:
             rank.signal(signal.SIGKILL, group=True)
-        assert [rank.wait().code for rank in ranks] == [-signal.SIGKILL] * 2, f"killed at {kill_at}"
-    left_at = len(lines_of(tmp_path))
-    # A kill between a step's line and the end of its checkpoint leaves the one before it the newest.
-    newest = max(checkpoint.step_of(tag) for tag in checkpoint.complete_tags(str(tmp_path / "checkpoints")))
-    assert newest in (left_at // SAVE_EVERY * SAVE_EVERY, left_at // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY)
+        assert [rank.wait().code for rank in ranks] == [-signal.SIGKILL] * 2, f"killed at {step}"
+    return len(lines_of(run))
+
+
+def newest_step(place: str) -> int:
+    return max(checkpoint.step_of(tag) for tag in checkpoint.complete_tags(place))
+
+
+@pytest.mark.parametrize(
+    ("stage", "micro_size", "steps", "after", "kills"),
+    [
+        (1, None, STEPS, 20, 1),
+        *(
+            pytest.param(stage, micro_size, 130, 100, 3, marks=pytest.mark.prove)
+            for stage in (0, 1, 2, 3)
+            for micro_size in (None, 3)
+        ),
+    ],
+)
+def test_a_killed_run_resumes_to_the_bit(
+    stage: int,
+    micro_size: int | None,
+    steps: int,
+    after: int,
+    kills: int,
+    undisturbed: Undisturbed,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    """Killed at random steps; at least the next `after` losses and all that is saved at the end are those of a run that was not."""
+    expected = undisturbed(stage, steps, micro_size)
+    overrides = SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "zero.stage": stage, "optim.steps": steps}
+    overrides |= in_micro_batches(micro_size)
+    draws = random.Random(f"{stage} {micro_size} {steps}")
+    left_at, newest, every = 0, 0, []
+    for number in range(kills):
+        # Each in a stretch of its own, and never before a step that the last one has not reached.
+        span = steps - after - 2 * SAVE_EVERY - 1
+        first, last = (SAVE_EVERY + 1 + span * part // kills for part in (number, number + 1))
+        every.append(max(left_at + 1, draws.randint(first, last)))
+        left_at = killed_at(tmp_path, overrides, every[-1])
+        # A kill between a step's line and the end of its checkpoint leaves the one before it the newest.
+        newest = newest_step(str(tmp_path / "checkpoints"))
+        assert newest in (left_at // SAVE_EVERY * SAVE_EVERY, left_at // SAVE_EVERY * SAVE_EVERY - SAVE_EVERY)
     assert newest <= steps - after
 
     resumed = together(2, overrides)
 
     assert resumed.code == 0, resumed.output
     assert f"steps {newest + 1} to" in resumed.output
-    assert figures(lines_of(tmp_path)) == figures(lines_of(expected)), f"killed at {kill_at}"
-    assert final_files(tmp_path, steps) == final_files(expected, steps)
+    assert figures(lines_of(tmp_path)) == figures(lines_of(expected)), f"killed at {every}"
+    assert final_files(tmp_path, steps) == final_files(expected, steps), f"killed at {every}"
     assert len(lines_of(tmp_path)) == steps, "each step has one line"
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("hurt", [0, 1])
+def test_a_truncated_file_of_one_process_sends_all_to_the_checkpoint_before(
+    hurt: int, undisturbed: Undisturbed, corpus: Path, tmp_path: Path
+) -> None:
+    """Each process reads a share of the files; what one of them finds, all act upon."""
+    expected = undisturbed(1)
+    run = Path(shutil.copytree(expected, tmp_path / "run"))
+    file = run / "checkpoints" / checkpoint.tag_of(STEPS) / checkpoint.rank_file(hurt)
+    os.truncate(file, file.stat().st_size - 1)
+    resumed = together(2, SMALL | {"data.manifest": corpus, "run.dir": run})
+    assert resumed.code == 0, resumed.output
+    assert resumed.output.count(f"checkpoint {checkpoint.tag_of(STEPS)} is damaged and passed over: {file}") == 1
+    assert f"steps {STEPS - SAVE_EVERY + 1} to {STEPS} of {STEPS}" in resumed.output
+    assert figures(lines_of(run)) == figures(lines_of(expected))
+    assert final_files(run) == final_files(expected)
+
+
+@pytest.mark.prove
+def test_a_run_with_its_checkpoints_in_an_object_store_survives_kills_and_sigterm(
+    undisturbed: Undisturbed, corpus: Path, s3_endpoint: str, tmp_path: Path
+) -> None:
+    """It saves after each step, so that kills come while it saves; in the end it has the bytes of a run on the disk."""
+    boto3.client("s3").create_bucket(Bucket="killed")
+    place, expected = "s3://killed/run", undisturbed(1)
+    overrides = SMALL | {"data.manifest": corpus, "run.dir": tmp_path, "run.checkpoints": place}
+    overrides |= {"run.save_every": 1, "run.keep": 2}
+    draws, left_at = random.Random("s3"), 0
+    for first, last in ((2, 8), (9, 15), (16, 22)):
+        left_at = killed_at(tmp_path, overrides, max(left_at + 1, draws.randint(first, last)))
+        newest = newest_step(place)
+        # The line comes first. Of the save that the kill cut short, nothing is taken for a checkpoint.
+        assert newest in (left_at - 1, left_at)
+        assert checkpoint.damage(place, checkpoint.tag_of(newest)) is None
+    with processes(2, overrides) as ranks:
+        wait_until(lambda: len(lines_of(tmp_path)) > left_at)
+        ranks[1].signal(signal.SIGTERM)
+        ended = [rank.wait(60) for rank in ranks]
+    assert [one.code for one in ended] == [0, 0], ended
+    assert f"told to end (SIGTERM): step {newest_step(place)} is saved" in ended[0].output
+
+    resumed = together(2, overrides)
+
+    assert resumed.code == 0, resumed.output
+    assert figures(lines_of(tmp_path)) == figures(lines_of(expected))
+    record = checkpoint.read_record(place, checkpoint.tag_of(STEPS))
+    assert {name: file.sha256 for name, file in record.files.items()} == final_files(expected)
+    assert storage.folders(place) == [checkpoint.tag_of(STEPS - 1), checkpoint.tag_of(STEPS)], "what kills left is gone"
 
 
 @pytest.mark.prove
@@ -150,19 +239,45 @@ def test_a_stopped_run_resumes_to_the_bit_in_other_precisions_and_towers(
     assert final_files(runs["stopped"], 6) == final_files(runs["undisturbed"], 6)
 
 
-@pytest.mark.prove
-def test_two_then_one_then_four_processes_train_as_two(
-    write_corpus: WriteCorpus, shapes: Callable[[int], list[tuple[str | None, bytes | None]]], tmp_path: Path
-) -> None:
-    """One command with other numbers of processes and ZeRO stages: each sample exactly once an epoch, and the same losses."""
-    rows, size, steps = 96, 12, 24
-    write_corpus(tmp_path / "corpus", shapes(rows))
-    base = SMALL | {"data.manifest": tmp_path / "corpus", "batch.global_size": size, "optim.steps": steps}
-    undisturbed, changing = tmp_path / "undisturbed", tmp_path / "changing"
-    finished = together(2, base | {"run.dir": undisturbed})
+ROWS, TWELVE, LONG = 96, 12, 24
+"""A corpus, a batch that 1, 2 and 4 processes divide, and steps that read the corpus three times."""
+
+
+@pytest.fixture(scope="module")
+def as_two(
+    write_corpus: WriteCorpus,
+    shapes: Callable[[int], list[tuple[str | None, bytes | None]]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, object], Path]:
+    """What a run of LONG steps over ROWS rows is told, and the folder of one of two processes that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("as-two")
+    write_corpus(folder / "corpus", shapes(ROWS))
+    base = SMALL | {"data.manifest": folder / "corpus", "batch.global_size": TWELVE, "optim.steps": LONG}
+    finished = together(2, base | {"run.dir": folder / "run"})
     assert finished.code == 0, finished.output
-    for count, stage, stop in ((2, 1, 7), (1, 0, 15), (4, 3, steps)):
-        overrides = base | {"run.dir": changing, "zero.stage": stage, "run.stop_after": stop}
+    return base, folder / "run"
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(
+    ("micro_size", "stages"),
+    [
+        pytest.param(None, (1, 0, 3), id="whole"),
+        pytest.param(2, (3, 1, 2), id="cached"),
+        pytest.param(5, (0, 2, 1), id="cached-unevenly"),
+    ],
+)
+def test_two_then_one_then_four_processes_train_as_two(
+    micro_size: int | None, stages: tuple[int, ...], as_two: tuple[dict[str, object], Path], tmp_path: Path
+) -> None:
+    """One command with other numbers of processes and ZeRO stages: each sample exactly once an epoch, and the same losses.
+
+    With gradient caching too; the undisturbed run has none.
+    """
+    base, undisturbed = as_two
+    run = tmp_path / "run"
+    for count, stage, stop in zip((2, 1, 4), stages, (7, 15, LONG), strict=True):
+        overrides = base | in_micro_batches(micro_size) | {"run.dir": run, "zero.stage": stage, "run.stop_after": stop}
         notes = {"NOTE_SAMPLES": str(tmp_path / f"notes-{stop}")}
         finished = together(count, overrides, module="tests.trainer.instrumented", environment=notes)
         assert finished.code == 0, finished.output
@@ -175,16 +290,16 @@ def test_two_then_one_then_four_processes_train_as_two(
                 note = json.loads(line)
                 samples += note["samples"]
                 seen += zip(note["samples"], note["rows"], strict=True)
-    assert sorted(samples) == list(range(steps * size)), "no sample twice, none left out"
-    for epoch in range(steps * size // rows):
-        of_epoch = [row for sample, row in seen if sample // rows == epoch]
-        assert sorted(of_epoch) == list(range(rows))
-    ours, theirs = lines_of(changing), lines_of(undisturbed)
-    assert [line["step"] for line in ours] == list(range(1, steps + 1))
+    assert sorted(samples) == list(range(LONG * TWELVE)), "no sample twice, none left out"
+    for epoch in range(LONG * TWELVE // ROWS):
+        of_epoch = [row for sample, row in seen if sample // ROWS == epoch]
+        assert sorted(of_epoch) == list(range(ROWS))
+    ours, theirs = lines_of(run), lines_of(undisturbed)
+    assert [line["step"] for line in ours] == list(range(1, LONG + 1))
     worst = max(abs(one["loss"] / other["loss"] - 1) for one, other in zip(ours, theirs, strict=True))
     print(f"losses differ by at most {worst:.1e}")
     assert worst < 1e-3
-    masters = [named(run, steps) for run in (changing, undisturbed)]
+    masters = [named(folder, LONG) for folder in (run, undisturbed)]
     assert all(torch.allclose(value, masters[1][name], atol=1e-4) for name, value in masters[0].items())
 
 

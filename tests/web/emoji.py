@@ -1,25 +1,17 @@
-"""Real pictures over real HTTP: the emoji of the shared data, one loopback host for each drawing style.
+"""The emoji of the shared data, in three drawing styles. Each style has a loopback host of its own (`pictures.serving`).
 
     http://127.0.0.2:PORT/noto/1f600.png      127.0.0.3: blobmoji      127.0.0.4: emojitwo
 
 The captions are made of what people call them, the English name and the keywords, and of nothing else that the table knows.
 """
 
-import contextlib
 import hashlib
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tests.web.server import free_or_any, listen
-
 STYLES = ("noto", "blobmoji", "emojitwo")
-PORT = 8217
-"""Where it is free. A row's identity holds its URL: another port is another order of rows, and scores a point or two apart."""
 
 
 @dataclass(frozen=True)
@@ -62,44 +54,6 @@ def read(path: Path) -> list[Emoji]:
             keywords = tuple(row["keywords_en"] or ())
             found.append(Emoji(row["set"], row["codepoints"], row["name_en"], keywords, row["subgroup"], row["png"]))
     return found
-
-
-@contextlib.contextmanager
-def running(emoji: list[Emoji]) -> Iterator[int]:
-    """Serve them from threads of this process; yields the port (PORT where it is free), the same on every style's host."""
-    bodies = {one.path: one.png for one in emoji}
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:  # the name is http.server's
-            body = bodies.get(self.path)
-            self.send_response(404 if body is None else 200)
-            self.send_header("Content-Type", "image/png")
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Say nothing: thousands of requests are no news."""
-
-    servers, threads = [], []
-    for listener in listen(len(STYLES), free_or_any(PORT, len(STYLES))):
-        served = ThreadingHTTPServer(listener.getsockname(), Handler, bind_and_activate=False)
-        served.daemon_threads = True
-        served.socket.close()
-        served.socket = listener
-        thread = threading.Thread(target=served.serve_forever, daemon=True)
-        thread.start()
-        servers.append(served)
-        threads.append(thread)
-    try:
-        yield servers[0].server_address[1]
-    finally:
-        for served, thread in zip(servers, threads, strict=True):
-            served.shutdown()
-            thread.join()
-            served.server_close()
 
 
 def url(one: Emoji, port: int) -> str:

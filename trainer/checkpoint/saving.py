@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import safetensors
 import safetensors.torch
@@ -51,10 +51,7 @@ def save(
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     place, tag = place_of(run), tag_of(position.step)
     folder, name = storage.join(place, tag), rank_file(rank)
-    if rank == 0:
-        storage.remove_file(storage.join(folder, RECORD))
-        storage.remove_folder(folder)  # what a killed attempt left
-    torch.distributed.barrier()
+    _first_process(tag, lambda: _clear(folder))
     kept = state.kept(engine)
     held = state.flats(engine, average) if rank == 0 or engine.zero_optimization_stage() else []
     tensors = {f"{number}.{key}": value for number, flat in enumerate(held) for key, value in flat.values.items()}
@@ -66,24 +63,18 @@ def save(
     mine = tuple(FlatRecord(layout=flat.layout, counts=flat.counts) for flat in held)
     everyone = gather((written, mine))
     _raise_for_all(tag, [written for written, _ in everyone])
-    try:
-        if rank == 0:
-            record = CheckpointRecord(
-                position=position,
-                samples_seen=samples_seen,
-                world_size=world,
-                zero_stage=engine.zero_optimization_stage(),
-                loss_scaler=partitions.loss_scaler(engine),
-                shapes=partitions.shapes(engine),
-                flats=tuple(flats for _, flats in everyone if flats),
-                files={rank_file(number): file for number, (file, _) in enumerate(everyone)},
-                **identity.model_dump(),
-            )
-            _commit(place, tag, record)
-        trouble = None
-    except HouseError as error:
-        trouble = error
-    _raise_for_all(tag, gather(trouble))
+    record = CheckpointRecord(
+        position=position,
+        samples_seen=samples_seen,
+        world_size=world,
+        zero_stage=engine.zero_optimization_stage(),
+        loss_scaler=partitions.loss_scaler(engine),
+        shapes=partitions.shapes(engine),
+        flats=tuple(flats for _, flats in everyone if flats),
+        files={rank_file(number): file for number, (file, _) in enumerate(everyone)},
+        **identity.model_dump(),
+    )
+    _first_process(tag, lambda: _commit(place, tag, record))
     if rank == 0:
         try:
             _retain(place, run.keep, newest=tag)
@@ -112,6 +103,23 @@ def _write(uri: str, tensors: dict[str, torch.Tensor]) -> FileRecord:
     finally:
         storage.remove_own(temporary)
     return written
+
+
+def _first_process(tag: str, work: Callable[[], None]) -> None:
+    """Let process 0 do `work`; where it cannot, all of them raise. Collective."""
+    trouble: HouseError | None = None
+    try:
+        if torch.distributed.get_rank() == 0:
+            work()
+    except HouseError as error:
+        trouble = error
+    _raise_for_all(tag, gather(trouble))
+
+
+def _clear(folder: str) -> None:
+    """Remove what a killed attempt left, its record first."""
+    storage.remove_file(storage.join(folder, RECORD))
+    storage.remove_folder(folder)
 
 
 def _raise_for_all(tag: str, answers: Iterable[object]) -> None:

@@ -5,9 +5,9 @@ import difflib
 
 from pipeline.contracts.errors import InputError
 from trainer.models.clip import CLIP, INITIAL_LOGIT_SCALE
-from trainer.models.presets import PRESETS, Preset, ResNetShape, ViTShape
+from trainer.models.presets import PRESETS, Gelu, Preset, ResNetShape, TextTower, ViTShape
 
-__all__ = ["CLIP", "PRESETS", "Preset", "ResNetShape", "ViTShape", "build"]
+__all__ = ["CLIP", "PRESETS", "Gelu", "Preset", "ResNetShape", "TextTower", "ViTShape", "build"]
 
 _RESNET_SHRINK = 32
 
@@ -18,6 +18,10 @@ def build(
     vocab_size: int | None = None,
     context_length: int | None = None,
     image_size: int | None = None,
+    gelu: Gelu | None = None,
+    text: TextTower | None = None,
+    patch_dropout: float = 0.0,
+    checkpoint_activations: bool = False,
     logit_scale: float = INITIAL_LOGIT_SCALE,
     logit_bias: float | None = None,
 ) -> CLIP:
@@ -25,9 +29,11 @@ def build(
     generator.
 
     The three sizes replace the preset's: ids in the vocabulary, ids in a text (brackets included), pixels
-    of a side. logit_scale and logit_bias are where these parameters start (`trainer.objectives.OBJECTIVES` has
-    the values of each objective). Build under `torch.device("meta")` for shapes without memory. Raises
-    InputError for an unknown name or a size that cannot be.
+    of a side; so do `gelu` and `text`. While it trains a ViT sees each picture without a share `patch_dropout`
+    of its patches, and with `checkpoint_activations` blocks keep nothing for the backward pass but what
+    goes into them (`models/checkpointing.py`). logit_scale and logit_bias are where these parameters start
+    (`trainer.objectives.OBJECTIVES` has the values of each objective). Build under `torch.device("meta")`
+    for shapes without memory. Raises InputError for an unknown name or a size that cannot be.
     """
     chosen = PRESETS.get(preset) if isinstance(preset, str) else preset
     if chosen is None:
@@ -39,7 +45,14 @@ def build(
         vocab_size=chosen.vocab_size if vocab_size is None else vocab_size,
         context_length=chosen.context_length if context_length is None else context_length,
         image_size=chosen.image_size if image_size is None else image_size,
+        gelu=gelu or chosen.gelu,
+        text=text or chosen.text,
     )
+    if not 0 <= patch_dropout < 1 or (patch_dropout and not isinstance(chosen.vision, ViTShape)):
+        raise InputError(
+            f"model patch_dropout: {patch_dropout!r} for {chosen.name!r}: a share of a ViT's patches from 0 to below 1, and 0 for a ResNet,"
+            " which has no patches; set it to 0"
+        )
     step = chosen.vision.patch if isinstance(chosen.vision, ViTShape) else _RESNET_SHRINK
     if chosen.image_size < step or chosen.image_size % step:
         raise InputError(
@@ -52,4 +65,10 @@ def build(
         )
     if chosen.vocab_size < 2:
         raise InputError(f"model vocab_size: {chosen.vocab_size!r} is no vocabulary; give the tokenizer's vocab_size")
-    return CLIP(chosen, logit_scale, logit_bias)
+    return CLIP(
+        chosen,
+        logit_scale,
+        logit_bias,
+        patch_dropout=patch_dropout,
+        checkpoint_activations=checkpoint_activations,
+    )

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.models.presets import Preset, ViTShape
-from trainer.models.resnet import ModifiedResNet
-from trainer.models.transformer import LayerNorm, Transformer
+from trainer.models.resnet import Bottleneck, ModifiedResNet
+from trainer.models.transformer import Block, LayerNorm, Transformer
 from trainer.models.vit import VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -31,27 +31,54 @@ class CLIP(nn.Module):
     """
 
     def __init__(
-        self, preset: Preset, logit_scale: float = INITIAL_LOGIT_SCALE, logit_bias: float | None = None
+        self,
+        preset: Preset,
+        logit_scale: float = INITIAL_LOGIT_SCALE,
+        logit_bias: float | None = None,
+        *,
+        patch_dropout: float = 0.0,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.preset = preset
         self.visual: VisionTransformer | ModifiedResNet
         if isinstance(preset.vision, ViTShape):
-            self.visual = VisionTransformer(preset.vision, preset.image_size, preset.embed_dim)
+            self.visual = VisionTransformer(
+                preset.vision,
+                preset.image_size,
+                preset.embed_dim,
+                gelu=preset.gelu,
+                patch_dropout=patch_dropout,
+                checkpoint_activations=checkpoint_activations,
+            )
         else:
-            self.visual = ModifiedResNet(preset.vision, preset.image_size, preset.embed_dim)
+            self.visual = ModifiedResNet(
+                preset.vision, preset.image_size, preset.embed_dim, checkpoint_activations=checkpoint_activations
+            )
         width = preset.text_width
-        self.transformer = Transformer(width, preset.text_layers, causal=True)
+        self.transformer: Transformer | None = None
+        self.positional_embedding: nn.Parameter | None = None
+        if preset.text == "transformer":
+            self.transformer = Transformer(
+                width,
+                preset.text_layers,
+                causal=True,
+                gelu=preset.gelu,
+                checkpoint_activations=checkpoint_activations,
+            )
         self.token_embedding = nn.Embedding(preset.vocab_size, width)
-        self.positional_embedding = nn.Parameter(torch.empty(preset.context_length, width))
+        if preset.text == "transformer":
+            self.positional_embedding = nn.Parameter(torch.empty(preset.context_length, width))
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, preset.embed_dim))
         self.logit_scale = nn.Parameter(torch.full((1,), logit_scale))
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.full((1,), logit_bias))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
+        if self.positional_embedding is not None:
+            nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
-        self.transformer.init_for_text()
+        if self.transformer is not None:
+            self.transformer.init_for_text()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """[n, 3, image_size, image_size] normalised pixels to [n, embed_dim], not L2-normalised."""
@@ -62,13 +89,26 @@ class CLIP(nn.Module):
         """[n, L] token ids, L at most context_length, to [n, embed_dim], not L2-normalised.
 
         The feature is read at the end token, which is the largest id of its row. What stands after it
-        cannot be seen by it (the mask is causal), so padding needs no mask of its own.
+        cannot be seen by it (the mask is causal), so padding needs no mask of its own. A bag of words is the mean of the embeddings up to
+        the end token; the two brackets are in it, so that a text without a word has a feature too.
         """
-        x = self.token_embedding(ids)
-        x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
-        x = self.transformer(x, ids.argmax(dim=-1))
+        x, ends = self.token_embedding(ids), ids.argmax(dim=-1)
+        if self.transformer is None or self.positional_embedding is None:
+            x = _mean_until(x, ends)
+        else:
+            x = self.transformer(x + self.positional_embedding[: ids.shape[1]].to(x.dtype), ends)
         features: Tensor = self.ln_final(x) @ self.text_projection
         return features
+
+    def compile_blocks(self) -> None:
+        """Have torch.compile make each block one fused program, when it is first called. Names of parameters stay as they are.
+
+        Block by block and not tower by tower: blocks of one shape share a program, so that the compiler has seconds of work and not
+        minutes. Not for ZeRO's stage 3, which gathers weights inside of blocks (`config.py` refuses it).
+        """
+        for module in self.modules():
+            if isinstance(module, Block | Bottleneck):
+                module.compile(dynamic=False)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Both features, L2-normalised, the scale exp(logit_scale) of shape [1], and logit_bias [1] if there is one; at least fp32."""
@@ -82,3 +122,9 @@ class CLIP(nn.Module):
 def _wide(x: Tensor) -> Tensor:
     """fp32 from narrower dtypes; fp64 stays, so that gradients can be checked to ten digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _mean_until(x: Tensor, ends: Tensor) -> Tensor:
+    """[n, L, width] and int64 [n] to [n, width]: the mean of row i's positions 0 to ends[i], summed in fp32 or wider."""
+    kept = (torch.arange(x.shape[1], device=x.device) <= ends[:, None]).unsqueeze(2)
+    return (_wide(x) * kept).sum(dim=1).div(ends[:, None] + 1).to(x.dtype)

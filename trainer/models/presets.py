@@ -10,6 +10,11 @@ belong to the training config.
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+Gelu = Literal["quick", "exact"]
+"""The activation of both towers' blocks: x * sigmoid(1.702 x), with which OpenAI's weights were trained, or x * Phi(x)."""
+TextTower = Literal["transformer", "bag_of_words"]
 
 HEAD_WIDTH = 64
 """Width of one attention head in every tower; the number of heads follows from it."""
@@ -47,6 +52,8 @@ class Preset:
     eps: float
     context_length: int = 77
     vocab_size: int = 49_408
+    gelu: Gelu = "quick"
+    text: TextTower = "transformer"
 
 
 _RESNET_BETAS, _RESNET_EPS = (0.9, 0.999), 1e-8

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.models.checkpointing import recomputed
 from trainer.models.presets import HEAD_WIDTH, ResNetShape
 
 _EXPANSION = 4
@@ -84,8 +85,11 @@ class AttentionPool(nn.Module):
 class ModifiedResNet(nn.Module):
     """[n, 3, image_size, image_size] to [n, embed_dim]; it shrinks 32 times before the pool."""
 
-    def __init__(self, shape: ResNetShape, image_size: int, embed_dim: int) -> None:
+    def __init__(
+        self, shape: ResNetShape, image_size: int, embed_dim: int, *, checkpoint_activations: bool = False
+    ) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         width = shape.width
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
@@ -105,7 +109,9 @@ class ModifiedResNet(nn.Module):
         x = functional.relu(self.bn2(self.conv2(x)))
         x = functional.relu(self.bn3(self.conv3(x)))
         x = functional.avg_pool2d(x, 2)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = recomputed(block, x) if self.checkpoint_activations else block(x)
         out: Tensor = self.attnpool(x)
         return out
 

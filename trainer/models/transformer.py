@@ -3,8 +3,8 @@
 Attention is one fused call (`scaled_dot_product_attention`) on a packed projection, but its parameters
 carry the names of `torch.nn.MultiheadAttention` (`in_proj_weight`, `in_proj_bias`, `out_proj.*`), so that
 OpenAI's weights load by name. Layer normalisation is computed in fp32 whatever the weights' dtype is, as
-openai/CLIP does. The activation is QuickGELU, x * sigmoid(1.702 x): the released weights were trained with
-it and score lower with the exact GELU.
+openai/CLIP does. The activation is QuickGELU, x * sigmoid(1.702 x), unless the preset says exact: OpenAI's weights were trained with it and
+score lower with the exact GELU, most of open_clip's the other way round.
 
 A tower reads one position of the last block: the class token, or the end of the text. So the last block computes that position alone (its
 query, output and MLP; keys and values come from all positions). The numbers and gradients are the same; of a block's work a fifth
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.models.presets import HEAD_WIDTH
+from trainer.models.checkpointing import recomputed
+from trainer.models.presets import HEAD_WIDTH, Gelu
 
 
 class QuickGELU(nn.Module):
@@ -82,12 +83,13 @@ def _rows_at(x: Tensor, at: Tensor) -> Tensor:
 class Block(nn.Module):
     """One residual block: x + attention(ln_1(x)), then x + mlp(ln_2(x)), with an MLP four times as wide."""
 
-    def __init__(self, width: int, *, causal: bool) -> None:
+    def __init__(self, width: int, *, causal: bool, gelu: Gelu) -> None:
         super().__init__()
+        activation = QuickGELU() if gelu == "quick" else nn.GELU()
         self.attn = SelfAttention(width, causal=causal)
         self.ln_1 = LayerNorm(width)
         self.mlp = nn.Sequential(
-            OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width))
+            OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=activation, c_proj=nn.Linear(4 * width, width))
         )
         self.ln_2 = LayerNorm(width)
 
@@ -102,18 +104,21 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """`layers` blocks in a row over [n, L, width], read at one position of each row: [n, width]."""
 
-    def __init__(self, width: int, layers: int, *, causal: bool) -> None:
+    def __init__(
+        self, width: int, layers: int, *, causal: bool, gelu: Gelu = "quick", checkpoint_activations: bool = False
+    ) -> None:
         super().__init__()
         self.width = width
-        self.resblocks = nn.Sequential(*(Block(width, causal=causal) for _ in range(layers)))
+        self.checkpoint_activations = checkpoint_activations
+        self.resblocks = nn.Sequential(*(Block(width, causal=causal, gelu=gelu) for _ in range(layers)))
 
     def forward(self, x: Tensor, at: Tensor) -> Tensor:
         """`at`: int64 [n], the position that is read."""
         *early, last = self.resblocks
         for block in early:
-            x = block(x)
-        out: Tensor = last(x, at).squeeze(1)
-        return out
+            x = recomputed(block, x) if self.checkpoint_activations else block(x)
+        out: Tensor = recomputed(last, x, at) if self.checkpoint_activations else last(x, at)
+        return out.squeeze(1)
 
     def init_for_text(self) -> None:
         """Draw the weights as OpenAI's text tower does: what ends in the residual shrinks with the depth."""
