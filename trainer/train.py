@@ -20,7 +20,7 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
-from trainer import checkpoint, flops, gradient_cache, held, models, partitions, safety, tokenizer, zero
+from trainer import checkpoint, flops, gradient_cache, held, models, partitions, run_lock, safety, tokenizer, zero
 from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
@@ -47,11 +47,13 @@ def train(config: TrainConfig) -> None:
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
     rank, world = zero.join_processes()
+    lock = run_lock.take(config.run.dir) if rank == 0 else None
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
     plan = batch_plan(config, world, corpus.rows)
     vocabulary = _open_vocabulary(config, corpus, rank)
     identity = Identity(
         config_digest=configs.digest(config),
+        config=configs.semantic(config),
         content_root=corpus.content_root,
         vocabulary_sha256=vocabulary.sha256,
     )
@@ -104,6 +106,7 @@ def train(config: TrainConfig) -> None:
             batch = next(batches)
             report.waited(time.perf_counter() - started, batch.replaced)
 
+            buffers = partitions.buffers(engine)
             inputs = functools.partial(_inputs, batch, config, engine.device, dtype)
             loss, (_, _, scale, *_) = gradient_cache.forward_backward(
                 engine, loss_of, inputs, plan.per_device, config.batch.micro_size
@@ -119,6 +122,8 @@ def train(config: TrainConfig) -> None:
             )
             stepped = zero.step(engine, loss, rate, stop=safety.sigterm_came(), replaced=len(batch.replaced))
             at = at.after(bad=stepped.bad)
+            if not stepped.applied:  # one forward of what is no number would spoil running statistics for good
+                partitions.set_buffers(engine, buffers)
             if average is not None and stepped.applied:
                 average.update(partitions.masters(engine))
 
@@ -141,7 +146,7 @@ def train(config: TrainConfig) -> None:
                 report.held(at.step, scored.line(), str(scored), scored.seconds)
             due = at.step % config.run.save_every == 0 and not at.bad_steps  # amid bad steps nothing has changed
             if due or at.step == last_step or stepped.told_to_stop:
-                samples = at.step * plan.global_size
+                samples = at.batch * plan.global_size  # those of steps that were taken back were seen too
                 checkpoint.save(engine, config.run, identity, at, samples_seen=samples, average=average)
             if stepped.told_to_stop:
                 break
@@ -150,6 +155,8 @@ def train(config: TrainConfig) -> None:
     if rank == 0:
         _say_the_end(config, at, last_step)
     engine.destroy()
+    if lock is not None:
+        lock.close()
 
 
 # ---- vocabulary
