@@ -35,7 +35,9 @@ def take(run_dir: str, patience_s: float = _PATIENCE_S) -> IO[str]:
             break
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                log.warning("%s: no locks there (%s); see to it that no second run uses this folder", path, error.strerror)
+                log.warning(
+                    "%s: no locks there (%s); see to it that no second run uses this folder", path, error.strerror
+                )
                 return file
         if time.monotonic() >= until:
             file.seek(0)

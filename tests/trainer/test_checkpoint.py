@@ -154,7 +154,9 @@ EDITS: dict[str, Callable[[Record], object]] = {
     "twice": lambda record: record["flats"].append(record["flats"][0]),
     "nothing": lambda record: record["flats"].clear(),
     "no files": lambda record: record["files"].clear(),
-    "a file of another process": lambda record: record["files"].update({"rank-00001.safetensors": record["files"].popitem()[1]}),
+    "a file of another process": lambda record: record["files"].update(
+        {"rank-00001.safetensors": record["files"].popitem()[1]}
+    ),
     "another number of processes": lambda record: record.update(world_size=10**12),
     "another shape": lambda record: record["shapes"].update({"ln_final.weight": [7]}),
     "a shape of what nobody holds": lambda record: record["shapes"].update(more=[7]),
@@ -189,7 +191,9 @@ def test_no_value_of_a_record_can_be_changed_unseen(run: Path, key: str) -> None
     others = {"samples_seen": 1, "loss_scaler": {"cur_scale": 2.0}, "position": {"step": 6, "shift": 1}}
     path.write_text(json.dumps(record | {key: others.get(key, "0" * 64)}))
     said = checkpoint.damage(str(run / "checkpoints"), NEWEST)
-    assert said == f"{path}: changed after it was written; bring back the file as it was or remove the folder {NEWEST!r}"
+    assert (
+        said == f"{path}: changed after it was written; bring back the file as it was or remove the folder {NEWEST!r}"
+    )
 
 
 def test_the_digest_of_a_record_is_that_of_its_canonical_json(trained: Path) -> None:

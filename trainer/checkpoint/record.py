@@ -89,7 +89,9 @@ class CheckpointRecord(Identity):
 
     @pydantic.model_validator(mode="after")
     def _files_hold_each_number_once(self) -> Self:
-        if len(self.files) != self.world_size or any(rank_file(rank) not in self.files for rank in range(self.world_size)):
+        if len(self.files) != self.world_size or any(
+            rank_file(rank) not in self.files for rank in range(self.world_size)
+        ):
             raise ValueError(f"its files are not those of {self.world_size} processes")
         if len(self.flats) > self.world_size:
             raise ValueError(f"{len(self.flats)} of its {self.world_size} processes hold something")
@@ -171,7 +173,9 @@ def read_record(place: str, tag: str) -> CheckpointRecord:
         said = f"{where}: {problem['msg']}" if where else str(problem["msg"]).removeprefix("Value error, ")
         raise InputError(f"{uri}: not a checkpoint record ({said}); remove the folder {tag!r}") from None
     if record.record_sha256 != record.digest():
-        raise InputError(f"{uri}: changed after it was written; bring back the file as it was or remove the folder {tag!r}")
+        raise InputError(
+            f"{uri}: changed after it was written; bring back the file as it was or remove the folder {tag!r}"
+        )
     if tag_of(record.step) != tag:
         raise InputError(f"{uri}: is the record of step {record.step}; give the folder {tag!r} its own name back")
     return record
