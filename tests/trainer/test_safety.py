@@ -150,7 +150,7 @@ def trained_by_hand(
 def test_a_skipped_step_leaves_batch_statistics_as_they_were(
     micro_size: int, short_run: dict[str, object], tmp_path: Path
 ) -> None:
-    """Pixels that are no numbers on the process whose statistics are exported; then a loss that is none, behind a good gradient, on the other.
+    """Pixels that are no numbers where statistics are exported from; then a loss that is none, on the other process, with a good gradient.
 
     Of six steps four are applied, and each moves the statistics once for each micro-batch.
     """

@@ -1,4 +1,4 @@
-"""Offload x micro-batches x clipping x bad steps x ZeRO 0 to 3 x precisions, in one launch, against one process in fp64 without DeepSpeed."""
+"""Offload, micro-batches, clipping, bad steps, ZeRO stages and precisions in one launch, against one process in fp64 without DeepSpeed."""
 
 import json
 from pathlib import Path
