@@ -140,7 +140,15 @@ def _memory_lines(config: TrainConfig, trained: int, frozen: int) -> list[str]:
             if config.zero.offload:
                 line += f"; on the CPU {host:5.2f} B, {host * trained / _GIB:7.3f} GiB"
             lines.append(line)
+    if config.zero.stage:
+        when = "always" if config.zero.stage == 3 else "during each backward"
+        lines.append(f"  and {bucket_bytes(config) / _GIB:.3f} GiB {when}: the buffer in which gradients are gathered")
     return lines
+
+
+def bucket_bytes(config: TrainConfig) -> float:
+    """Bytes of the buffer of `zero.BUCKET` gradients under stages 1, 2 and 3, whatever the model and the number of processes."""
+    return zero.BUCKET * _weight_bytes(config)
 
 
 def bytes_a_parameter(config: TrainConfig, world_size: int) -> float:

@@ -7,17 +7,22 @@ out and is filled in by `resolve`, so that a recipe states only what differs fro
 A contrastive loss compares every pair of a batch with every other, so a batch split over accumulation steps is another loss. Hence one
 batch size is stated, the global one; what a process gets is derived from it, and a number of processes that does not divide it is refused
 instead of being mended by accumulation. Where the share of a process is too large for its device, `batch.micro_size` cuts it exactly.
+
+For whoever adds a key: a run that began before there was one goes on with its default (`differences`). So the default must be what was
+done before; where it cannot be, raise FORMAT_VERSION of the checkpoints (`checkpoint/record.py`), which refuses older runs.
 """
 
 import dataclasses
 import difflib
+import json
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 
 import pydantic
 
 from pipeline.content.labelled import LabelledSetConfig, check_template
-from pipeline.contracts.config import StrictModel, not_semantic
+from pipeline.contracts.config import Json, StrictModel, not_semantic, semantic
 from pipeline.contracts.errors import InputError
 
 PositiveInt = Annotated[int, pydantic.Field(gt=0)]
@@ -190,9 +195,10 @@ class BatchConfig(StrictModel):
     """The batch that the loss sees, over all processes."""
 
     global_size: Annotated[int, pydantic.Field(gt=0, le=1 << 24)] = 32_768
-    micro_size: PositiveInt | None = None
+    micro_size: PositiveInt | None = not_semantic(None)
     """Pairs that go through the towers at a time on one device, at most; None: all that the process has. Gradient caching makes of them
-    the exact gradient of the whole batch, for about a third more work (`trainer/gradient_cache.py`)."""
+    the exact gradient of the whole batch, for about a third more work (`trainer/gradient_cache.py`). For a ResNet it says, like the number
+    of processes, which pictures share batch statistics; like that number it is not part of the digest."""
 
 
 class ObjectiveConfig(StrictModel):
@@ -200,7 +206,7 @@ class ObjectiveConfig(StrictModel):
 
     kind: Literal["clip", "siglip"] = "clip"
     """`clip`: the paper's symmetric cross-entropy; `siglip`: a sigmoid for each picture and text, with a learned bias."""
-    chunk_size: PositiveInt | None = None
+    chunk_size: PositiveInt | None = not_semantic(None)
     """Rows of similarities in memory at a time, each as long as the global batch; None: all rows of the process. Exact either way."""
 
 
@@ -422,6 +428,34 @@ def resolve(config: TrainConfig) -> TrainConfig:
         }
     )
     return config.model_copy(update={"model": model, "optim": optim})
+
+
+def differences(was: dict[str, Json], now: dict[str, Json]) -> list[str]:
+    """What differs between the configuration of a run, which an older version may have written, and the one given: "KEY was A and is B".
+
+    Both are what `semantic` gave for a resolved configuration. A key that did not exist then had, in effect, today's default.
+    """
+    then = was
+    run = was.get("run")
+    try:
+        filled = {**was, "run": {**(run if isinstance(run, dict) else {}), "dir": "."}}
+        then = semantic(resolve(TrainConfig.model_validate(filled)))
+    except (ValueError, InputError):
+        pass  # a key or value that this version does not know: it is named as it stands
+    before, after = dict(_leaves(then)), dict(_leaves(now))
+    return [
+        f"{key} was {json.dumps(before.get(key))} and is {json.dumps(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _leaves(table: dict[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class Settled(NamedTuple):

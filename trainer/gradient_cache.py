@@ -11,8 +11,8 @@ Contrastive Learning Batch Size under Memory Limited Setup"):
 
 So the same patches and units are dropped in both passes, and the gradient is that of the whole batch, up to the order of sums, for about a
 third more work. Running statistics of batch norm move in the first pass only, once for each sample. What batch norm normalises with are
-the pictures of one micro-batch, as without caching those of one process (`models/resnet.py`): for ResNets another `micro_size` is another
-run.
+the pictures of one micro-batch, as without caching those of one process (`models/resnet.py`): for ResNets another `micro_size` is, like
+another number of processes, another gradient.
 
 DeepSpeed's own accumulation is told where its boundary is and keeps its count of steps. (`managed_gradient_accumulation: false` would give
 the same gradients, but reduce those of stages 0 and 1 inside `engine.step`, too late for whoever must judge them before.)

@@ -263,18 +263,23 @@ class _Lines:
                 left = left[self._file.write(left) :]
 
     def drop_from(self, number: int) -> None:
-        """Drop the lines from the one whose key is `number` on, and a last line that a kill cut short."""
+        """Drop the lines from the one whose key is `number` on, a last line that a kill cut short, and what a power cut made of others."""
         self.close()
         if not os.path.exists(self._path):
             return
-        kept = []
-        with open(self._path, encoding="utf-8") as lines:
+        kept, broken = [], 0
+        with open(self._path, "rb") as lines:
             for line in lines:
-                if not line.endswith("\n"):
+                if not line.endswith(b"\n"):
                     break
-                if json.loads(line)[self._key] < number:
-                    kept.append(line)
-        storage.write_atomic(self._path, "".join(kept).encode())
+                try:
+                    if int(json.loads(line)[self._key]) < number:
+                        kept.append(line)
+                except (ValueError, TypeError, KeyError):
+                    broken += 1
+        if broken:
+            log.warning("%s: %d of its lines are broken and dropped; the run does not need them", self._path, broken)
+        storage.write_atomic(self._path, b"".join(kept))
 
     def close(self) -> None:
         if self._file is not None:

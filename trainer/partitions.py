@@ -168,6 +168,18 @@ def _kept_tensors(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, buffer
 
 
+def buffers(engine: Engine) -> list[torch.Tensor]:
+    """Copies of the module's buffers, on its device; each process has its own running statistics of batch norm."""
+    return [buffer.detach().clone() for buffer in engine.module.buffers()]
+
+
+def set_buffers(engine: Engine, values: Iterable[torch.Tensor]) -> None:
+    """Give the buffers the values that `buffers` copied."""
+    with torch.no_grad():
+        for buffer, value in zip(engine.module.buffers(), values, strict=True):
+            buffer.copy_(value)
+
+
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis", "min_scale")
 
 

@@ -20,7 +20,19 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
-from trainer import checkpoint, flops, gradient_cache, held, models, partitions, safety, starting, tokenizer, zero
+from trainer import (
+    checkpoint,
+    flops,
+    gradient_cache,
+    held,
+    models,
+    partitions,
+    run_lock,
+    safety,
+    starting,
+    tokenizer,
+    zero,
+)
 from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
 from trainer.data import loader
@@ -48,6 +60,7 @@ def train(config: TrainConfig) -> bool:
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
     rank, world = zero.join_processes()
+    lock = run_lock.take(config.run.dir) if rank == 0 else None
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
     plan = batch_plan(config, world, corpus.rows)
     vocabulary = _open_vocabulary(config, corpus, rank)
@@ -55,6 +68,7 @@ def train(config: TrainConfig) -> bool:
     start = starting.find(config.model)
     identity = Identity(
         config_digest=configs.digest(config),
+        config=configs.semantic(config),
         content_root=corpus.content_root,
         vocabulary_sha256=vocabulary.sha256,
         init_sha256=zero.gather(starting.settle(start, config.run) if rank == 0 else None)[0],
@@ -109,6 +123,7 @@ def train(config: TrainConfig) -> bool:
             batch = next(batches)
             report.waited(time.perf_counter() - started, batch.replaced)
 
+            buffers = partitions.buffers(engine)
             inputs = functools.partial(_inputs, batch, config, engine.device, dtype)
             loss, (_, _, scale, *_) = gradient_cache.forward_backward(
                 engine, loss_of, inputs, plan.per_device, config.batch.micro_size
@@ -124,6 +139,8 @@ def train(config: TrainConfig) -> bool:
             )
             stepped = zero.step(engine, loss, rate, stop=safety.sigterm_came(), replaced=len(batch.replaced))
             at = at.after(bad=stepped.bad)
+            if not stepped.applied:  # one forward of what is no number would spoil running statistics for good
+                partitions.set_buffers(engine, buffers)
             if average is not None and stepped.applied:
                 average.update(partitions.masters(engine))
 
@@ -146,7 +163,7 @@ def train(config: TrainConfig) -> bool:
                 report.held(at.step, scored.line(), str(scored), scored.seconds)
             due = at.step % config.run.save_every == 0 and not at.bad_steps  # amid bad steps nothing has changed
             if due or at.step == last_step or stepped.told_to_stop:
-                samples = at.step * plan.global_size
+                samples = at.batch * plan.global_size  # those of steps that were taken back were seen too
                 checkpoint.save(engine, config.run, identity, at, samples_seen=samples, average=average)
             if stepped.told_to_stop:
                 break
@@ -155,6 +172,8 @@ def train(config: TrainConfig) -> bool:
     if rank == 0:
         _say_the_end(config, at, last_step)
     engine.destroy()
+    if lock is not None:
+        lock.close()
     return at.step == last_step
 
 

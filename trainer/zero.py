@@ -8,6 +8,7 @@ its look at the accelerator.
 """
 
 import contextlib
+import datetime
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ import re
 import shutil
 import socket
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -28,6 +30,15 @@ from trainer.config import TrainConfig, per_device_size
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 T = TypeVar("T")
 
+BUCKET = 2**25
+"""Numbers in a buffer in which gradients are gathered before they are summed over processes, in the type that they travel in: 128 MiB of
+fp32, 64 of bf16. Stage 3 has it from the start, 1 and 2 during each backward. DeepSpeed's own 5e8 would be 1.9 GiB, more than a whole
+ViT-L/14 has gradients. Fewer and larger messages use a network better, but at 100 MB one takes milliseconds and its latency tens of
+microseconds, so that a larger one would gain nothing; a smaller model than this is one message in any case. A larger parameter (the words'
+embeddings of the large models) is a message of its own. Prefetching and persistence of stage 3 keep their defaults (5e7 and 1e5 numbers):
+they bound weights that are gathered anyway, and are no buffers."""
+
+_PREPARING = datetime.timedelta(days=1)
 _heartbeats: list[safety.Heartbeat] = []
 """Of this process, while it is in a process group: one, or none where it is alone."""
 
@@ -58,7 +69,12 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
         "train_micro_batch_size_per_gpu": per_device_size(config, world_size),
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optim.gradient_clipping if config.zero.stage else 0.0,  # without ZeRO: FiniteGate
-        "zero_optimization": {"stage": config.zero.stage},
+        "zero_optimization": {
+            "stage": config.zero.stage,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+            **({"offload_optimizer": {"device": "cpu", "pin_memory": True}} if config.zero.offload else {}),
+        },
         "zero_force_ds_cpu_optimizer": False,  # nor with offload is it DeepSpeed's own
         "zero_allow_untested_optimizer": True,  # ours is not on DeepSpeed's list; the tests prove it under every stage
         "bf16": {"enabled": compute == "bf16"},
@@ -66,11 +82,6 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }
-    if config.zero.offload:
-        derived["zero_optimization"] = {
-            "stage": config.zero.stage,
-            "offload_optimizer": {"device": "cpu", "pin_memory": True},
-        }
     if config.precision.master == "bf16":
         # "bf16_optimizer_states" is how DeepSpeed is told that masters stay where the weights are. The moments are ours, and fp16.
         derived["bf16"] = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
@@ -100,7 +111,11 @@ def check_hardware(config: TrainConfig) -> None:
 
 
 def join_processes() -> tuple[int, int]:
-    """Join the processes of this run; returns (rank, number of processes). A process that no launcher started is a run of one."""
+    """Join the processes of this run; returns (rank, number of processes). A process that no launcher started is a run of one.
+
+    Until an engine is started they wait up to a day for each other: one of them may train a vocabulary or read tars meanwhile, and one that
+    is lost is found by its heartbeat.
+    """
     if "RANK" not in os.environ:
         alone = {
             "RANK": "0",
@@ -122,6 +137,7 @@ def join_processes() -> tuple[int, int]:
             f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}: the processes did not find each other:"
             f" {str(error).splitlines()[0]}; check the hostfile and that the port is free"
         ) from error
+    _set_patience(_PREPARING)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if world > 1:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -154,6 +170,11 @@ def explain(error: RuntimeError) -> None:
             heartbeat.explain()
 
 
+def _set_patience(longest: datetime.timedelta) -> None:
+    """How long this process waits in a collective for the others before it gives up."""
+    torch.distributed.distributed_c10d._set_pg_timeout(longest)
+
+
 def wait_for_all() -> None:
     """Return when every process has called this. Collective."""
     torch.distributed.barrier()
@@ -171,6 +192,7 @@ def start_engine(
 ) -> Engine:
     """Wrap `model` and `optimizer` under the stage and precision of `config`, on this process's device."""
     deepspeed = _quiet_deepspeed()
+    _set_patience(deepspeed.constants.default_pg_timeout)
     found, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
     )
@@ -241,7 +263,9 @@ def step(engine: Engine, loss: torch.Tensor, learning_rate: float, *, stop: bool
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
-    engine.step()
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    with _growth_afterwards(scaler) if getattr(scaler, "dynamic", False) else contextlib.nullcontext():
+        engine.step()
     told = torch.tensor([stop, replaced], dtype=torch.float32, device=engine.device)
     total = torch.cat([loss.detach().reshape(1).to(torch.float32), told])
     torch.distributed.all_reduce(total)
@@ -252,7 +276,6 @@ def step(engine: Engine, loss: torch.Tensor, learning_rate: float, *, stop: bool
         applied = math.isfinite(engine.gate.norm)
     else:
         norm, applied = engine.get_global_grad_norm(), engine.was_step_applied()
-    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
     searching = getattr(scaler, "dynamic", False) and scaler.cur_scale > scaler.min_scale and math.isfinite(mean)
     return Stepped(
         loss=mean,
@@ -262,6 +285,30 @@ def step(engine: Engine, loss: torch.Tensor, learning_rate: float, *, stop: bool
         told_to_stop=stops > 0,
         replaced=round(all_replaced),
     )
+
+
+@contextlib.contextmanager
+def _growth_afterwards(scaler: Any) -> Iterator[None]:
+    """Let a loss scaler that grows do so when the step is over.
+
+    DeepSpeed 0.19.8 lets it grow between the backward, which was scaled by the old scale, and the division by the new one: that step would
+    apply half its gradient and report half its norm. Shrinking, which comes with no division, stays where it is.
+    """
+    good = False
+
+    def update_scale(overflow: bool) -> None:
+        nonlocal good
+        good = not overflow
+        if overflow:
+            type(scaler).update_scale(scaler, overflow)
+
+    scaler.update_scale = update_scale
+    try:
+        yield
+    finally:
+        del scaler.update_scale
+    if good:
+        scaler.update_scale(False)
 
 
 # ---- DeepSpeed itself
@@ -303,6 +350,7 @@ class _DeepSpeed(Protocol):
     ) -> tuple[object, ...]: ...
 
     zero: Any
+    constants: Any
 
 
 def _free_port() -> int:

@@ -138,7 +138,8 @@ def test_the_command_line_is_valid(
     module, *arguments = command
     monkeypatch.chdir(ROOT)
     try:
-        code = importlib.import_module(f"{module}.__main__").main(with_check(arguments))
+        name = module if "." in module else f"{module}.__main__"
+        code = importlib.import_module(name).main(with_check(arguments))
     except HouseError as error:
         pytest.fail(f"{COMMANDS[command]}: {error}")
     assert not code, COMMANDS[command]

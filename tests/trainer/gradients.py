@@ -29,6 +29,10 @@ LOCAL = 7
 CHUNK = 3
 MICRO = {1: None, 2: 4, 4: 2}
 """Number of micro-batches to their size: 7, 4 + 3, 2 + 2 + 2 + 1."""
+SMALL_BUCKET = 1000
+"""Less than the largest parameter has: many messages, and some parameters that do not fit into one."""
+WINDOW, SCALED_STEPS = 3, 9
+"""Steps after which a loss scaler grows, and steps in which it does so twice."""
 HALF_STEPS = 40
 """Steps in which the loss scaler must have found a scale that does not overflow."""
 TINY = Preset("gradients", 32, 16, ViTShape(2, 64, 8), 64, 2, 1e-3, (0.9, 0.98), 1e-6, context_length=8, vocab_size=50)
@@ -44,6 +48,8 @@ class Case(NamedTuple):
     stage: int | None
     micro_batches: int
     blocks: Literal["plain", "checkpointed", "compiled"] = "plain"
+    bucket: int | None = None
+    """Numbers in DeepSpeed's buffers; None: the trainer's own choice."""
 
     @property
     def name(self) -> str:
@@ -60,6 +66,8 @@ def exact_cases() -> Iterator[Case]:
     for stage in (0, 1, 2, 3):
         for micro_batches in (1, 2):
             yield Case("fp32", "clip", CHUNK, stage, micro_batches, "checkpointed")
+            if stage:
+                yield Case("fp32", "clip", CHUNK, stage, micro_batches, bucket=SMALL_BUCKET)
 
 
 def compiled_cases() -> Iterator[Case]:
@@ -200,7 +208,10 @@ def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
         f"precision.compute={case.compute}",
     ]
     config = load_config(TrainConfig, "trainer/configs/smoke.toml", overrides)
+    usual = zero.BUCKET
+    vars(zero)["BUCKET"] = case.bucket or usual
     engine = zero.start_engine(config, model, Recorder(model), world)
+    vars(zero)["BUCKET"] = usual
     for _ in range(HALF_STEPS if case.compute == "fp16" else 1):
         loss, _ = gradient_cache.forward_backward(engine, loss_of, load, LOCAL, micro_size)
         stepped = zero.step(engine, loss, 0.0, stop=False, replaced=0)
@@ -210,6 +221,49 @@ def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
     found = masters(engine)
     engine.destroy()
     return found | {"loss": torch.tensor(stepped.loss), "norm": torch.tensor(stepped.gradient_norm)}
+
+
+class Norms(Recorder):
+    """Its step notes the norm of the gradient that it is given, over all processes."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    SQUARES.append(float(parameter.grad.double().square().sum()))
+
+
+SQUARES: list[float] = []
+
+
+def scaled(stage: int, world: int, rank: int) -> Tensor:
+    """[step, 4]: scale before and after, norm of the gradient that was applied, norm that the step said.
+
+    fp16's scaler in an fp32 engine, so that a CPU shows what it does; it grows after WINDOW steps instead of 1,000.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler  # heavy
+
+    model = fresh_model("clip")
+    overrides = [f"batch.global_size={world * LOCAL}", f"zero.stage={stage}"]
+    config = load_config(TrainConfig, "trainer/configs/smoke.toml", overrides)
+    engine = zero.start_engine(config, model, Norms(model), world)
+    scaler = DynamicLossScaler(2.0**4, WINDOW, 1.0, 2, False, raise_error_at_min_scale=False)
+    vars(engine.optimizer)["loss_scaler"] = scaler
+    pixels, ids = (values[rank * LOCAL : (rank + 1) * LOCAL] for values in whole_batch(world))
+    rows = []
+    for _ in range(SCALED_STEPS):
+        SQUARES.clear()
+        before = scaler.cur_scale
+        loss, _ = gradient_cache.forward_backward(
+            engine, OBJECTIVES["clip"].loss, lambda at: (pixels[at].float(), ids[at]), LOCAL, None
+        )
+        stepped = zero.step(engine, loss, 0.0, stop=False, replaced=0)
+        square = torch.tensor(sum(SQUARES), dtype=torch.float64)
+        dist.all_reduce(square)
+        rows.append([before, scaler.cur_scale, float(square) ** 0.5, stepped.gradient_norm])
+    engine.destroy()
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def masters(engine: zero.Engine) -> dict[str, Tensor]:
@@ -229,6 +283,8 @@ def main(out: str, *, compiled: bool) -> None:
     for case in compiled_cases() if compiled else (*exact_cases(), *half_cases()):
         found = gradients(case, rank, world)
         everything |= {f"{case.name} {name}": tensor.contiguous() for name, tensor in found.items()}
+    for stage in (1, 2, 3) if not compiled else ():
+        everything[f"scaled {stage}"] = scaled(stage, world, rank)
     if rank == 0:
         safetensors.torch.save_file(everything, out)
     zero.leave_processes()

@@ -1,16 +1,18 @@
 """`python -m tests.trainer.instrumented …`: one process of a real training run that notes what it reads, or is given what it must survive.
 
-The product has no such hooks; here they are put around three names of `trainer.train`, by what the environment says:
+The product has no such hooks; here they are put around four names of `trainer.train`, by what the environment says:
 
     NOTE_SAMPLES=FOLDER              rank-N.jsonl there has one line for each batch: its number, its samples and their rows
     NOT_A_NUMBER=RANK:FROM-TO,…      the pixels of these batches (by number, TO included) are not-a-number on that process
     NOT_A_GRADIENT=RANK:FROM-TO,…    one gradient of these batches is not-a-number on that process; its loss is what it should be
+    NOT_A_LOSS=RANK:FROM-TO,…        the loss of these batches is not-a-number on that process; pixels and gradient would be good ones
     WRONG_INPUT=RANK:FROM-TO,…       that process meets an error of the user's instead of these batches
 """
 
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from trainer import __main__ as program
 from trainer import gradient_cache, train
 from trainer.data import loader
 from trainer.data.transforms import normalise
+from trainer.objectives import OBJECTIVES
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -42,7 +45,7 @@ class Watched:
     def __init__(self) -> None:
         self.number = -1
         self.poisoned, self.spoilt = batches_of("NOT_A_NUMBER"), batches_of("NOT_A_GRADIENT")
-        self.wrong = batches_of("WRONG_INPUT")
+        self.wrong, self.lossless = batches_of("WRONG_INPUT"), batches_of("NOT_A_LOSS")
         folder = os.environ.get("NOTE_SAMPLES")
         self.notes = Path(folder) / f"rank-{RANK}.jsonl" if folder else None
 
@@ -61,6 +64,10 @@ class Watched:
     def normalise(self, pixels: torch.Tensor, *how: tuple[float, float, float]) -> torch.Tensor:
         values = normalise(pixels, *how)
         return values.mul_(torch.nan) if self.number in self.poisoned else values
+
+    def loss(self, loss_of: Callable[..., torch.Tensor], *outputs: torch.Tensor, **how: Any) -> torch.Tensor:
+        loss = loss_of(*outputs, **how)
+        return loss + torch.nan if self.number in self.lossless else loss
 
     def forward_backward(self, engine: Any, *how: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         hook = None
@@ -90,5 +97,14 @@ class GradientCache:
 
 if __name__ == "__main__":
     watched = Watched()
-    vars(train).update(loader=Loader(watched), normalise=watched.normalise, gradient_cache=GradientCache(watched))
+    objectives = {
+        kind: objective._replace(loss=functools.partial(watched.loss, objective.loss))
+        for kind, objective in OBJECTIVES.items()
+    }
+    vars(train).update(
+        loader=Loader(watched),
+        normalise=watched.normalise,
+        gradient_cache=GradientCache(watched),
+        OBJECTIVES=objectives,
+    )
     run_cli(program.main)

@@ -28,7 +28,7 @@ from trainer.optim.blocks import dequantise
 
 SHAPE = Preset("laid-out", 32, 16, ViTShape(2, 64, 8), 64, 1, 1e-3, (0.9, 0.98), 1e-6, 8, 515)
 """Odd sizes on purpose (the vocabulary, the logit scale), so that groups and parameters are padded."""
-IDENTITY = Identity(config_digest="a" * 64, content_root="b" * 64, vocabulary_sha256="c" * 64)
+IDENTITY = Identity(config_digest="a" * 64, config={}, content_root="b" * 64, vocabulary_sha256="c" * 64)
 STAGES = (
     *((stage, "fp32") for stage in (0, 1, 2, 3)),
     *((stage, "bf16") for stage in (3, 1, 2)),

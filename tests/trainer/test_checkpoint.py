@@ -1,11 +1,14 @@
 """Checkpoints of a real run: damage is found and named, the one before is taken, and only a run's own checkpoints are resumed."""
 
+import hashlib
 import json
 import logging
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -14,6 +17,7 @@ import safetensors.torch
 import torch
 import torch.distributed
 
+from pipeline.contracts import config as configs
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError, RunError
 from tests.trainer.launching import Alone
@@ -34,7 +38,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def identity(trained: Path) -> checkpoint.Identity:
     record = checkpoint.read_record(str(trained / "checkpoints"), NEWEST)
     return checkpoint.Identity.model_validate(
-        record.model_dump(include={"config_digest", "content_root", "vocabulary_sha256"})
+        record.model_dump(include={"config_digest", "config", "content_root", "vocabulary_sha256"})
     )
 
 
@@ -116,9 +120,139 @@ def test_a_fresh_run_has_none(tmp_path: Path, identity: checkpoint.Identity) -> 
     assert checkpoint.find(str(tmp_path), identity) is None
 
 
-def amend(folder: Path, change: dict[str, object]) -> None:
+def amend(folder: Path, change: dict[str, Any]) -> None:
+    """Another record, with its digest; what `change` does not say of the position stays."""
     path = folder / checkpoint.RECORD
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    record = json.loads(path.read_text())
+    changed = record | change | {"position": record["position"] | change.get("position", {})}
+    del changed["record_sha256"]
+    path.write_text(json.dumps(changed | {"record_sha256": sha256_of(changed)}))
+
+
+def sha256_of(record: dict[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+Record = dict[str, Any]
+
+
+def pieces_of(record: Record) -> list[list[Any]]:
+    found: list[list[Any]] = record["flats"][0][0]["layout"]["pieces"]
+    return found
+
+
+def first_layout(record: Record) -> Record:
+    layout: Record = record["flats"][0][0]["layout"]
+    return layout
+
+
+EDITS: dict[str, Callable[[Record], object]] = {
+    "longer than its tensor": lambda record: pieces_of(record)[0].__setitem__(3, 10**9),
+    "at another place": lambda record: pieces_of(record)[-1].__setitem__(2, pieces_of(record)[-1][2] - 1),
+    "before its tensor": lambda record: pieces_of(record)[0].__setitem__(2, -1),
+    "not from its start": lambda record: pieces_of(record)[0].__setitem__(1, 1),
+    "twice": lambda record: record["flats"].append(record["flats"][0]),
+    "nothing": lambda record: record["flats"].clear(),
+    "no files": lambda record: record["files"].clear(),
+    "a file of another process": lambda record: record["files"].update(
+        {"rank-00001.safetensors": record["files"].popitem()[1]}
+    ),
+    "another number of processes": lambda record: record.update(world_size=10**12),
+    "another shape": lambda record: record["shapes"].update({"ln_final.weight": [7]}),
+    "a shape of what nobody holds": lambda record: record["shapes"].update(more=[7]),
+    "blocks of three": lambda record: first_layout(record).update(block=3),
+    "blocks of none": lambda record: first_layout(record).update(block=0),
+    "another step": lambda record: record["position"].update(step=7),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+@pytest.mark.parametrize("sealed", [False, True])
+def test_an_edited_record_is_damage(run: Path, edit: Callable[[Record], object], sealed: bool) -> None:
+    """Even by somebody who gives it the digest of what it says."""
+    place = run / "checkpoints"
+    path = place / NEWEST / checkpoint.RECORD
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+    if sealed:
+        amend(place / NEWEST, {})
+    said = checkpoint.damage(str(place), NEWEST)
+    assert said is not None
+    assert said.startswith(f"{path}: ")
+    with pytest.raises(InputError, match="none of its checkpoints is whole"):
+        export(str(run), str(run / "model.safetensors"), 6)
+
+
+@pytest.mark.parametrize("key", ["samples_seen", "content_root", "config_digest", "loss_scaler", "position"])
+def test_no_value_of_a_record_can_be_changed_unseen(run: Path, key: str) -> None:
+    path = run / "checkpoints" / NEWEST / checkpoint.RECORD
+    record = json.loads(path.read_text())
+    others = {"samples_seen": 1, "loss_scaler": {"cur_scale": 2.0}, "position": {"step": 6, "shift": 1}}
+    path.write_text(json.dumps(record | {key: others.get(key, "0" * 64)}))
+    said = checkpoint.damage(str(run / "checkpoints"), NEWEST)
+    assert (
+        said == f"{path}: changed after it was written; bring back the file as it was or remove the folder {NEWEST!r}"
+    )
+
+
+def test_the_digest_of_a_record_is_that_of_its_canonical_json(trained: Path) -> None:
+    record = json.loads((trained / "checkpoints" / NEWEST / checkpoint.RECORD).read_text())
+    assert record.pop("record_sha256") == sha256_of(record)
+
+
+def test_only_names_that_a_run_gives_are_checkpoints(run: Path) -> None:
+    place = run / "checkpoints"
+    for name in ("step-²", "step-٣٣٣٣٣٣٣٣", "step-7", "step-00000009.aside"):
+        shutil.copytree(place / NEWEST, place / name)
+    assert checkpoint.complete_tags(str(place)) == [NEWEST, BEFORE, "step-00000002"]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_another_configuration_is_refused_by_its_keys(trained: Path, identity: checkpoint.Identity) -> None:
+    config = json.loads(json.dumps(identity.config))
+    config["optim"]["lr"], config["model"]["image_size"] = 0.5, 64
+    other = identity.model_copy(update={"config": config, "config_digest": configs.digest_json(config)})
+    was = identity.config["optim"]
+    assert isinstance(was, dict)
+    said = f"model.image_size was 32 and is 64, optim.lr was {was['lr']} and is 0.5; set back what differs or choose"
+    with pytest.raises(InputError, match=re.escape(said)):
+        checkpoint.find(str(trained / "checkpoints"), other)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_run_from_before_there_was_a_key_goes_on_with_its_default(
+    run: Path, identity: checkpoint.Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = str(run / "checkpoints")
+    config = json.loads(json.dumps(identity.config))
+    del config["model"]["gelu"], config["optim"]["ema_decay"], config["augmentation"]
+    for tag in checkpoint.complete_tags(place):
+        amend(run / "checkpoints" / tag, {"config": config, "config_digest": configs.digest_json(config)})
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.find(place, identity)
+    assert found is not None
+    assert "did not know all of today's keys" in caplog.text
+    changed = json.loads(json.dumps(identity.config))
+    changed["optim"]["ema_decay"] = 0.5
+    other = identity.model_copy(update={"config": changed, "config_digest": configs.digest_json(changed)})
+    with pytest.raises(InputError, match=r"optim\.ema_decay was null and is 0\.5"):
+        checkpoint.find(place, other)
+
+
+def test_latest_never_names_one_that_was_put_aside(run: Path) -> None:
+    place = run / "checkpoints"
+    assert (place / "latest").read_text() == NEWEST
+    resuming._put_aside_newer(str(place), BEFORE)
+    assert (place / "latest").read_text() == BEFORE
+
+
+def test_a_damaged_record_does_not_keep_older_checkpoints_for_ever(run: Path) -> None:
+    place = run / "checkpoints"
+    lose_the_record(place / BEFORE)
+    saving._retain(str(place), 1, newest=NEWEST)
+    assert checkpoint.complete_tags(str(place)) == [NEWEST]
 
 
 @pytest.mark.usefixtures("one_process")
@@ -149,7 +283,7 @@ def test_checkpoints_of_another_run_are_refused(
 @pytest.mark.usefixtures("one_process")
 def test_another_format_version_is_refused_and_not_taken_for_damage(run: Path, identity: checkpoint.Identity) -> None:
     amend(run / "checkpoints" / NEWEST, {"format_version": 1, "added_later": True})
-    with pytest.raises(InputError, match="format_version 1, this version of the trainer reads 2"):
+    with pytest.raises(InputError, match="format_version 1, this version of the trainer reads 3"):
         checkpoint.find(str(run / "checkpoints"), identity)
 
 

@@ -118,8 +118,10 @@ def test_the_largest_values_that_are_taken_can_be_planned() -> None:
         "model.context_length=8192",
         "model.vocab_size=1048576",
         "data.window_row_groups=4294967296",
+        "batch.global_size=16777216",
+        "optim.steps=1000000000",
+        "tokenizer.train_size=1048576",
     )
-    most += ("batch.global_size=16777216", "optim.steps=1000000000", "tokenizer.train_size=1048576")
     assert "parameters " in describe(resolve(load(*most)), 1)
 
 
@@ -201,14 +203,14 @@ def test_the_digest_knows_what_changes_weights() -> None:
         "run.peak_tflops=989",
         "zero.stage=2",
         "zero.offload=true",
+        "objective.chunk_size=4",
+        "batch.micro_size=4",
         "model.checkpoint_activations=true",
         "model.compile=true",
     )
     assert all(configs.digest(load(place)) == base for place in places)
     weights = (
         "objective.kind=siglip",
-        "objective.chunk_size=4",
-        "batch.micro_size=4",
         "run.seed=1",
         "optim.lr=1e-3",
         "optim.schedule=constant",
@@ -318,16 +320,32 @@ def test_deepspeed_is_told_what_its_defaults_get_wrong() -> None:
         16,
         1,
     )
-    assert told["zero_optimization"] == {"stage": 3}
+    buckets = {"reduce_bucket_size": 2**25, "allgather_bucket_size": 2**25}
+    assert told["zero_optimization"] == {"stage": 3, **buckets}, "5e8 numbers by default: 1.9 GiB"
     assert (told["bf16"], told["fp16"]) == ({"enabled": True}, {"enabled": False})
     autocast = zero.deepspeed_config(load("precision.compute=autocast_bf16"), 2)["torch_autocast"]
     assert isinstance(autocast, dict)
     assert autocast["lower_precision_safe_modules"] == [], "DeepSpeed sums gradients of Linear and Conv in bf16"
     offload = zero.deepspeed_config(load("zero.stage=2", "zero.offload=true"), 2)
-    assert offload["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    there = {"device": "cpu", "pin_memory": True}
+    assert offload["zero_optimization"] == {"stage": 2, **buckets, "offload_optimizer": there}
     assert offload["zero_force_ds_cpu_optimizer"] is False, "the optimizer on the CPU is ours too"
     narrow = zero.deepspeed_config(load("precision.compute=bf16", "precision.master=bf16"), 2)["bf16"]
     assert narrow == {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+
+
+@pytest.mark.parametrize(
+    ("stage", "compute", "said"),
+    [
+        (0, "fp32", None),
+        (1, "fp32", "  and 0.125 GiB during each backward: the buffer in which gradients are gathered"),
+        (2, "bf16", "  and 0.062 GiB during each backward: the buffer in which gradients are gathered"),
+        (3, "fp32", "  and 0.125 GiB always: the buffer in which gradients are gathered"),
+    ],
+)
+def test_check_counts_the_buffer_of_gradients(stage: int, compute: str, said: str | None) -> None:
+    lines = describe(resolve(load(f"zero.stage={stage}", f"precision.compute={compute}")), 2).splitlines()
+    assert [line for line in lines if "buffer" in line] == ([said] if said else [])
 
 
 def test_check_says_what_is_rounded_and_what_lies_on_the_cpu() -> None:

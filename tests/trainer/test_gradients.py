@@ -109,3 +109,17 @@ def test_half_precision_gradients_are_right_to_its_digits(world: int, launched: 
     assert not wrong
     if not has_fp16():
         pytest.skip("this processor has no fp16: loss scaling was not run")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_step_whose_loss_scale_grows_applies_the_whole_gradient(
+    world: int, stage: int, launched: Callable[[int], Found]
+) -> None:
+    true = truth("clip", world)
+    norm = float(get_total_norm([tensor for name, tensor in true.items() if name != "loss"]))
+    before, after, applied, said = launched(world)[f"scaled {stage}"].T.tolist()
+    assert before[1:] == after[:-1]
+    assert after[-1] >= 4 * before[0], "it has grown twice"
+    assert applied == pytest.approx([norm] * len(applied), rel=1e-5)
+    assert said == pytest.approx([norm] * len(said), rel=1e-5)

@@ -312,7 +312,7 @@ def papers_deviation(key: str, state: State, preset: Preset) -> float:
             "c_proj": into_residual,
             "c_fc": (2 * text_width) ** -0.5,
         }
-        return by_kind.get(kind, text_width**-0.5)
+        return by_kind.get(kind, math.sqrt(1 / text_width))
     if ".attnpool." in key and last != "bias":
         return float((32 * preset.vision.width) ** -0.5)
     if last in ("class_embedding", "positional_embedding", "proj"):

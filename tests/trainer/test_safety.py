@@ -98,6 +98,7 @@ def test_what_is_no_number_on_one_process_changes_no_weight_on_any(
     place = str(run / "checkpoints")
     record = checkpoint.read_record(place, checkpoint.tag_of(10))
     assert (record.position.shift, record.position.bad_steps) == (3, 0)
+    assert record.samples_seen == 13 * 8, "those of the steps that were taken back were seen too"
     assert checkpoint.tag_of(3) not in checkpoint.complete_tags(place), "amid bad steps there is nothing new to save"
 
     ours = checkpoint.named_weights(place, checkpoint.tag_of(10), record)
@@ -157,6 +158,27 @@ def trained_by_hand(
         optimizer.step()
         optimizer.zero_grad()
     return first, model.state_dict()
+
+
+@pytest.mark.parametrize("micro_size", [2, pytest.param(4, marks=pytest.mark.prove)])
+def test_a_skipped_step_leaves_batch_statistics_as_they_were(
+    micro_size: int, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """Pixels that are no numbers where statistics are exported from; then a loss that is none, on the other process, with a good gradient.
+
+    Of six steps four are applied, and each moves the statistics once for each micro-batch.
+    """
+    change = {"model.preset": "tiny", "batch.micro_size": micro_size, "run.dir": tmp_path}
+    environment = {"NOT_A_NUMBER": "0:1-1", "NOT_A_LOSS": "1:3-3"}
+    finished = together(2, short_run | change, module=INSTRUMENTED, environment=environment)
+    assert finished.code == 0, finished.output
+    assert [line["step"] for line in lines_of(tmp_path) if line["skipped"]] == [2, 4]
+    place = str(tmp_path / "checkpoints")
+    record = checkpoint.read_record(place, checkpoint.tag_of(6))
+    weights = checkpoint.named_weights(place, checkpoint.tag_of(6), record)
+    counts = {int(value) for name, value in weights.items() if name.endswith("num_batches_tracked")}
+    assert counts == {4 * (4 // micro_size)}
+    assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
 @pytest.mark.prove

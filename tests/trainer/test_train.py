@@ -239,6 +239,29 @@ def test_a_stopped_run_resumes_to_the_bit_in_other_precisions_and_towers(
     assert final_files(runs["stopped"], 6) == final_files(runs["undisturbed"], 6)
 
 
+@pytest.mark.prove
+def test_the_average_of_a_killed_run_is_that_of_an_undisturbed_one(
+    alone: Alone, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """As exported: the same file, and not that of the weights."""
+    base = short_run | {"optim.steps": STEPS, "run.save_every": SAVE_EVERY, "optim.ema_decay": 0.9}
+    runs = {name: tmp_path / name for name in ("undisturbed", "killed")}
+    assert alone(base | {"run.dir": runs["undisturbed"]}).code == 0
+    with processes(1, base | {"run.dir": runs["killed"]}) as (process,):
+        wait_until(lambda: len(lines_of(runs["killed"])) >= 2 * SAVE_EVERY + 1)
+        process.signal(signal.SIGKILL, group=True)
+        assert process.wait().code == -signal.SIGKILL
+    finished = alone(base | {"run.dir": runs["killed"]})
+    assert finished.code == 0, finished.output
+    assert "steps 1 to" not in finished.output, "it resumed"
+    averages = {
+        name: export(str(run), str(tmp_path / f"{name}.safetensors"), ema=True).weights_sha256
+        for name, run in runs.items()
+    }
+    plain = export(str(runs["killed"]), str(tmp_path / "plain.safetensors")).weights_sha256
+    assert averages["killed"] == averages["undisturbed"] != plain
+
+
 ROWS, TWELVE, LONG = 96, 12, 24
 """A corpus, a batch that 1, 2 and 4 processes divide, and steps that read the corpus three times."""
 

@@ -1,15 +1,23 @@
 """What a checkpoint says about itself: checkpoint.json, the names of checkpoints, and whether their bytes are what was written."""
 
+import collections
 import json
+import math
 import os
+import re
+from typing import Self
 
+import pydantic
+
+from pipeline.contracts import config as configs
 from pipeline.contracts import storage
-from pipeline.contracts.config import StrictModel
+from pipeline.contracts.config import Json, StrictModel
 from pipeline.contracts.errors import InputError
 from trainer.config import RunConfig
 from trainer.partitions import Layout
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""3: `config` and `record_sha256`."""
 RECORD = "checkpoint.json"
 
 
@@ -55,6 +63,8 @@ class Identity(StrictModel):
     """What a run is: a checkpoint of another identity is refused. The number of processes and the ZeRO stage are no part of it."""
 
     config_digest: str
+    config: dict[str, Json]
+    """What the digest is of, so that a version of the trainer with other keys can tell what differs."""
     content_root: str
     vocabulary_sha256: str
     init_sha256: str | None = None
@@ -67,6 +77,7 @@ class CheckpointRecord(Identity):
     format_version: int = FORMAT_VERSION
     position: Position
     samples_seen: int
+    """Those of all batches that were used up, by steps that were skipped or taken back too: what an audit must take as read."""
     world_size: int
     zero_stage: int
     loss_scaler: dict[str, int | float] | None
@@ -75,6 +86,46 @@ class CheckpointRecord(Identity):
     flats: tuple[tuple[FlatRecord, ...], ...]
     """For each process that wrote any."""
     files: dict[str, FileRecord]
+    record_sha256: str = ""
+    """Of all that is above, so that no edit and no broken disk changes what is made of the files."""
+
+    @pydantic.model_validator(mode="after")
+    def _files_hold_each_number_once(self) -> Self:
+        if len(self.files) != self.world_size or any(
+            rank_file(rank) not in self.files for rank in range(self.world_size)
+        ):
+            raise ValueError(f"its files are not those of {self.world_size} processes")
+        if len(self.flats) > self.world_size:
+            raise ValueError(f"{len(self.flats)} of its {self.world_size} processes hold something")
+        held: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
+        for layout in (flat.layout for flats in self.flats for flat in flats):
+            if layout.block < 1 or layout.block & (layout.block - 1):
+                raise ValueError(f"blocks of {layout.block} numbers, which is no power of two")
+            end = 0
+            for piece in sorted(layout.pieces, key=lambda piece: piece.at):
+                if piece.length < 0 or piece.at < end or piece.at + piece.length > layout.numel:
+                    raise ValueError(f"{piece.name} does not lie where a tensor of {layout.numel:,} numbers has room")
+                end = piece.at + piece.length
+                held[piece.name].append((piece.start, piece.length))
+        if held.keys() != self.shapes.keys():
+            raise ValueError("its tensors hold other parameters than it has shapes of")
+        for name, pieces in held.items():
+            end = 0
+            for start, length in sorted(pieces):
+                if start != end:
+                    raise ValueError(f"numbers of {name} are missing or there twice")
+                end += length
+            if end != math.prod(self.shapes[name]):
+                raise ValueError(f"{end:,} numbers of {name} for its shape {list(self.shapes[name])}")
+        return self
+
+    def digest(self) -> str:
+        """What `record_sha256` must be."""
+        return configs.digest_json(self.model_dump(mode="json", exclude={"record_sha256"}))
+
+    def sealed(self) -> Self:
+        """The same with its digest, ready to be written."""
+        return self.model_copy(update={"record_sha256": self.digest()})
 
     @property
     def step(self) -> int:
@@ -104,21 +155,32 @@ def complete_tags(place: str) -> list[str]:
 
 def tags(place: str) -> list[str]:
     """Names of all checkpoints, newest first, those that a kill left incomplete among them."""
-    found = [name for name in storage.folders(place) if name.startswith("step-") and name[5:].isdigit()]
+    found = [name for name in storage.folders(place) if re.fullmatch("step-[0-9]{8,}", name)]
     return sorted(found, key=step_of, reverse=True)
 
 
 def read_record(place: str, tag: str) -> CheckpointRecord:
-    """The record of a checkpoint. Raises InputError where it is missing or not ours, OtherVersion where another version wrote it."""
+    """The record of a checkpoint, as it was written.
+
+    Raises InputError where it is missing, not ours or changed, OtherVersion where another version wrote it.
+    """
     uri = storage.join(place, tag, RECORD)
     text = storage.read_text(uri)
     check_version(uri, text, FORMAT_VERSION)
     try:
-        return CheckpointRecord.model_validate_json(text)
-    except ValueError as error:
+        record = CheckpointRecord.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        said = f"{where}: {problem['msg']}" if where else str(problem["msg"]).removeprefix("Value error, ")
+        raise InputError(f"{uri}: not a checkpoint record ({said}); remove the folder {tag!r}") from None
+    if record.record_sha256 != record.digest():
         raise InputError(
-            f"{uri}: not a checkpoint record ({str(error).splitlines()[0]}); remove the folder {tag!r}"
-        ) from None
+            f"{uri}: changed after it was written; bring back the file as it was or remove the folder {tag!r}"
+        )
+    if tag_of(record.step) != tag:
+        raise InputError(f"{uri}: is the record of step {record.step}; give the folder {tag!r} its own name back")
+    return record
 
 
 class OtherVersion(InputError):

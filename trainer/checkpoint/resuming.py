@@ -29,7 +29,7 @@ from trainer.checkpoint.record import (
     read_record,
     step_of,
 )
-from trainer.config import RunConfig
+from trainer.config import RunConfig, differences
 from trainer.zero import Engine, gather
 
 log = logging.getLogger("trainer")
@@ -83,10 +83,19 @@ def _check_identity(place: str, tag: str, record: CheckpointRecord, identity: Id
             f" {identity.content_root[:16]!r}; name the first corpus or another run.dir"
         )
     if record.config_digest != identity.config_digest:
-        raise InputError(
-            f"{folder}: written under a configuration with digest {record.config_digest[:16]!r}, this one has"
-            f" {identity.config_digest[:16]!r}; compare with the run's config.toml or choose another run.dir"
-        )
+        changed = differences(record.config, identity.config)
+        if changed or record.config == identity.config:
+            raise InputError(
+                f"{folder}: written under a configuration with digest {record.config_digest[:16]!r}, this one has"
+                f" {identity.config_digest[:16]!r}: {', '.join(changed) or 'compare it with the config.toml of the run'};"
+                " set back what differs or choose another run.dir"
+            )
+        if torch.distributed.get_rank() == 0:
+            log.warning(
+                "%s was written by a version of the trainer that did not know all of today's keys; they are at their defaults, and the"
+                " run goes on",
+                folder,
+            )
     if record.vocabulary_sha256 != identity.vocabulary_sha256:
         raise InputError(
             f"{folder}: trained with another vocabulary file than tokenizer.vocab names (sha256 {record.vocabulary_sha256[:16]!r});"
@@ -152,8 +161,8 @@ def go_back(
     what = f"steps {first} to {position.step}: a loss or gradient was not finite in all {position.bad_steps} of them"
     if found is None:
         raise RunError(
-            f"{what}, and there is no earlier good checkpoint to go back to; lower optim.lr or look at the rows of these steps, then start"
-            " again"
+            f"{what}, and there is no earlier good checkpoint to go back to; lower optim.lr, which is another run and needs another"
+            " run.dir, or mend the rows of these steps"
         )
     back = resume(engine, place, found, average)
     if torch.distributed.get_rank() == 0:
@@ -216,7 +225,10 @@ def _opened(folder: str, rank: int) -> Iterator[_File]:
 
 def _put_aside_newer(place: str, tag: str) -> None:
     """Checkpoints after `tag` get another name: nothing is lost, and nothing takes them for checkpoints. On s3:// their record goes."""
-    for newer in [found for found in complete_tags(place) if step_of(found) > step_of(tag)]:
+    given_up = [found for found in complete_tags(place) if step_of(found) > step_of(tag)]
+    if given_up:
+        storage.write_atomic(storage.join(place, "latest"), tag.encode())
+    for newer in given_up:
         folder = storage.join(place, newer)
         if storage.is_s3(folder):
             storage.remove_file(storage.join(folder, RECORD))

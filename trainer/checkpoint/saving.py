@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 
 from pipeline.contracts import storage
-from pipeline.contracts.errors import HouseError, RunError
+from pipeline.contracts.errors import HouseError, InputError, RunError
 from trainer import partitions
 from trainer.checkpoint import state
 from trainer.checkpoint.record import (
@@ -73,7 +73,7 @@ def save(
         flats=tuple(flats for _, flats in everyone if flats),
         files={rank_file(number): file for number, (file, _) in enumerate(everyone)},
         **identity.model_dump(),
-    )
+    ).sealed()
     _first_process(tag, lambda: _commit(place, tag, record))
     if rank == 0:
         try:
@@ -154,9 +154,17 @@ def _retain(place: str, keep: int, newest: str) -> None:
     """Remove all but `keep` checkpoints, `newest` and those before it, and what kills left; the newest good one stays in any case."""
     complete = complete_tags(place)
     older = [tag for tag in complete if step_of(tag) <= step_of(newest)]
-    good = next((tag for tag in older if read_record(place, tag).position.bad_steps == 0), None)
+    good = next((tag for tag in older if _is_good(place, tag)), None)
     for tag in tags(place):
         left_by_a_kill = tag not in complete and step_of(tag) < step_of(newest)
         if left_by_a_kill or tag in set(older[keep:]) - {good}:
             storage.remove_file(storage.join(place, tag, RECORD))
             storage.remove_folder(storage.join(place, tag))
+
+
+def _is_good(place: str, tag: str) -> bool:
+    """Whether a checkpoint was saved with no bad step just before it; one whose record is damaged is not for going back to."""
+    try:
+        return read_record(place, tag).position.bad_steps == 0
+    except InputError:
+        return False

@@ -1,0 +1,30 @@
+"""Offload, micro-batches, clipping, bad steps, ZeRO stages and precisions in one launch, against one process in fp64 without DeepSpeed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.launching import launch_module
+from tests.trainer.step_cases import BAD_STEPS, Case, cases
+
+LIMITS = {"fp32": 1e-5, "autocast_bf16": 0.08, "bf16": 0.08}
+"""Relative; bf16 has three digits."""
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1800)
+def test_a_good_step_is_right_after_bad_ones_that_changed_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "found.jsonl"
+    finished = launch_module(2, "tests.trainer.step_cases", str(out), timeout=1700)
+    assert finished.code == 0, finished.output[-4000:]
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [Case(*one["case"]) for one in found] == list(cases())
+    wrong = []
+    for one in found:
+        case = Case(*one["case"])
+        right = one["applied"] and one["skipped"] == [True] * (BAD_STEPS if case.bad else 0)
+        limit = LIMITS[case.compute]
+        if not (right and one["gradient_error"] <= limit and one["norm_error"] <= limit):
+            wrong.append(one)
+    assert not wrong
