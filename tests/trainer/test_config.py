@@ -116,8 +116,10 @@ def test_the_largest_values_that_are_taken_can_be_planned() -> None:
         "model.context_length=8192",
         "model.vocab_size=1048576",
         "data.window_row_groups=4294967296",
+        "batch.global_size=16777216",
+        "optim.steps=1000000000",
+        "tokenizer.train_size=1048576",
     )
-    most += ("batch.global_size=16777216", "optim.steps=1000000000", "tokenizer.train_size=1048576")
     assert "parameters " in describe(resolve(load(*most)), 1)
 
 

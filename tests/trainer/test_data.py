@@ -273,11 +273,12 @@ def test_a_store_that_goes_away_is_waited_for(
     server.stop()
 
     monkeypatch.setattr(readers, "_WAITS_S", ())
-    for read in (
+    reads: list[Callable[[], object]] = [
         lambda: next(reader.read(np.array([0]))),  # of a shard that is open
         lambda: next(reader.read(np.array([10]))),  # of one that is not
         lambda: next(RowReader(packed, cache_bytes=1, ahead=0).read(np.array([0]))),
-    ):
+    ]
+    for read in reads:
         with pytest.raises(StoreTrouble, match=r"s3://bucket/.*the store is in trouble .*run the same command again"):
             read()
 
@@ -320,8 +321,8 @@ def test_a_silent_store_is_not_waited_for_longer_than_a_minute_or_so(
         nonlocal now
         now += wait
 
-    monkeypatch.setattr(readers.time, "monotonic", lambda: now)
-    monkeypatch.setattr(readers.time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(StoreTrouble):
         readers.patiently(silent)
     assert (tried, now) == (tries, seconds)
