@@ -274,11 +274,8 @@ def test_a_store_that_goes_away_is_waited_for(
 
     monkeypatch.setattr(readers, "_WAITS_S", ())
     in_tars = RowReader(packed, cache_bytes=1, ahead=0)
-    for source, row in (
-        (reader, 0),
-        (reader, 10),
-        (in_tars, 0),
-    ):  # of a shard that is open, of one that is not, of a tar
+    # Of a shard that is open, of one that is not, of a tar.
+    for source, row in ((reader, 0), (reader, 10), (in_tars, 0)):
         with pytest.raises(StoreTrouble, match=r"s3://bucket/.*the store is in trouble .*run the same command again"):
             next(source.read(np.array([row])))
 
