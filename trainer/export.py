@@ -32,7 +32,7 @@ from pipeline.contracts.config import StrictModel, load_config
 from pipeline.contracts.errors import InputError
 from trainer import checkpoint, models, tokenizer, weights
 from trainer import names as other_names
-from trainer.config import CLIP_MEAN, CLIP_STD, Channels, Positive, TrainConfig, settled
+from trainer.config import CLIP_MEAN, CLIP_STD, Channels, Positive, TrainConfig, differences, settled
 from trainer.names import Names
 from trainer.objectives import OBJECTIVES
 
@@ -99,9 +99,12 @@ def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False
     config = load_config(TrainConfig, config_path)
     place = config.run.checkpoints or os.path.join(run_dir, "checkpoints")  # the folder may have been moved since
     tag, record = _choose(place, step)
-    if configs.digest(config) != record.config_digest:
+    now = configs.semantic(config)
+    changed = differences(record.config, now)
+    if changed or (configs.digest(config) != record.config_digest and record.config == now):
         raise InputError(
-            f"{config_path}: not the configuration that {tag!r} was trained with; restore the run's own file"
+            f"{config_path}: not the configuration that {tag!r} was trained with ({', '.join(changed) or 'its digest differs'});"
+            " restore the run's own file"
         )
     kind = checkpoint.EMA if ema else checkpoint.MASTER
     ours = _released_shapes(checkpoint.named_weights(place, tag, record, kind))

@@ -125,7 +125,8 @@ def filled_bucket(bucket: str, s3_endpoint: str) -> str:
     if not storage.exists(manifest.manifest_path(folder)):
         small = manifest.write_corpus(folder, [rows(20)])
         # --check reads the manifest and no shard: one that speaks of the paper's 400 million pairs makes the recipes' arithmetic real.
-        shard = small.shards[0].model_copy(update={"rows": 400_000_000})
+        many = small.shards[0].row_groups[0]._replace(rows=400_000_000)
+        shard = small.shards[0].model_copy(update={"rows": 400_000_000, "row_groups": [many]})
         manifest.publish(folder, small.model_copy(update={"rows": 400_000_000, "shards": [shard]}))
     return bucket
 

@@ -29,7 +29,7 @@ from trainer.curve import draw, read_lines
 from trainer.data.transforms import evaluation_pixels, normalise
 
 pytestmark = pytest.mark.timeout(900)
-WORLDS = [1, 2, pytest.param(3, marks=pytest.mark.prove)]
+WORLDS = [2, pytest.param(1, marks=pytest.mark.prove), pytest.param(3, marks=pytest.mark.prove)]
 Shapes = Callable[..., list[tuple[str | None, bytes | None]]]
 Floats = npt.NDArray[np.float64]
 
@@ -262,6 +262,7 @@ def test_looking_changes_nothing(world: int, launched: Callable[[int], dict[str,
         assert changed == {str(tuple(case)): [] for case in cases(world)}
 
 
+@pytest.mark.prove
 def test_processes_and_stages_give_the_same(launched: Callable[[int], dict[str, Any]]) -> None:
     """The same weights on one process and on two have the same features, to the bit; other stages the same figures."""
     for case in ALONE:

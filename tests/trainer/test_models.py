@@ -507,6 +507,9 @@ def test_checkpointed_blocks_give_the_same_bits_and_keep_less(preset: Preset) ->
     assert kept_again < kept / 2
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's own look at what it traces
 def test_no_block_is_left_uncompiled() -> None:
     """Ten shapes of blocks in both modes of gradient caching and two sizes of micro-batch: torch's own limit is 8 programs."""
     model = build(replace(SMALL_RN, vision=ResNetShape((2, 2, 2, 2), 16)))

@@ -98,6 +98,7 @@ def test_a_run_goes_on_from_other_weights_at_another_resolution(
     assert not any(name.startswith("visual.") for name in record.shapes), "no masters, no moments"
 
 
+@pytest.mark.prove
 def test_batch_statistics_of_a_frozen_tower_rest(launch: Launch, short_run: dict[str, object], tmp_path: Path) -> None:
     """A ResNet, two processes, stage 3, in micro-batches."""
     change = {"model.preset": "tiny", "model.freeze": '["image"]', "batch.micro_size": 2, "zero.stage": 3}
