@@ -23,11 +23,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 import torch
 import torch.distributed
 
+from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError, RunError
 from trainer import safety
 from trainer.config import TrainConfig, per_device_size
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 T = TypeVar("T")
 
 BUCKET = 2**25

@@ -97,6 +97,13 @@ FRAGMENTS = [
     *("\u65e5\u672c", "\uff71", "\uff21", "\u0e01\u0e33", "\u0915\u094d", "\U0001f468\u200d\U0001f469", "\U000e0067", "\uac00"),
     *("\u1100\u1161", "a", "Bc", "1", "42", "\u00bd", "\u2167", "\u0663", "\u2460", ".", "...", "!", "-", "_", "\\", "a" * 40),
 ]  # fmt: skip
+CORPUS = [
+    "a red circle left of a blue square",
+    "two blue circles above the red square",
+    "the reddest of all squares isn't square",
+    "Größe 42 &amp; naïve café 日本語 日本語 日本語",
+    "photo_photo_photo no.7 of 100 circles!!! !!!",
+]
 ANYTHING = (
     st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
     | st.text(st.characters(max_codepoint=0x2FF), max_size=40)

@@ -26,6 +26,7 @@ from pipeline.contracts import manifest as manifests
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError, RunError, StoreTrouble
 from tests.conftest import s3_environment
+from tests.trainer.plans import small_plan
 from trainer import tokenizer
 from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig, DataConfig
 from trainer.data import corpus as corpora
@@ -542,23 +543,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> str:
 
 @pytest.fixture
 def plan(corpus: Path, vocabulary: str) -> loader.LoaderPlan:
-    return loader.LoaderPlan(
-        corpus=shards(corpus),
-        tokenizer_kind="bpe",
-        vocabulary=vocabulary,
-        context_length=16,
-        image_size=32,
-        augmentation=AugmentationConfig(),
-        seed=11,
-        window_row_groups=3,
-        global_size=24,
-        rank=0,
-        world_size=1,
-        workers=0,
-        prefetch=2,
-        cache_bytes=1 << 24,
-        read_ahead=2,
-    )
+    return small_plan(shards(corpus), vocabulary, window_row_groups=3)
 
 
 def whole(plan: loader.LoaderPlan, world: int, workers: int, first: int, last: int) -> list[loader.Batch]:

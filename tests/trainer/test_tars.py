@@ -24,8 +24,9 @@ from pipeline.content import image as images
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from tests.trainer.launching import Alone
+from tests.trainer.plans import small_plan
 from trainer import tokenizer
-from trainer.config import AugmentationConfig, DataConfig
+from trainer.config import DataConfig
 from trainer.data import corpus as corpora
 from trainer.data import loader, tars, transforms
 from trainer.data.order import SampleOrder, replacement_row
@@ -333,9 +334,8 @@ def test_a_tar_that_is_cut_gives_the_samples_before_the_cut(
         starts = [entry.offset for entry in tar][7::29]
     counts = set()
     for number, start in enumerate(starts):
-        (tmp_path / f"{number}.tar").write_bytes(
-            whole[: start + (100 if number % 2 else 513)]
-        )  # in a header, in a file
+        inside = 100 if number % 2 else 513  # a header, a file
+        (tmp_path / f"{number}.tar").write_bytes(whole[: start + inside])
         caplog.clear()
         found = all_rows(opened(str(tmp_path / f"{number}.tar"), tmp_path / f"run-{number}"))
         assert found == rows[: len(found)]
@@ -504,23 +504,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> str:
 
 @pytest.fixture
 def plan(folder: Path, vocabulary: str, tmp_path: Path, small_groups: None) -> loader.LoaderPlan:
-    return loader.LoaderPlan(
-        corpus=opened(str(folder), tmp_path / "run"),
-        tokenizer_kind="bpe",
-        vocabulary=vocabulary,
-        context_length=16,
-        image_size=32,
-        augmentation=AugmentationConfig(),
-        seed=11,
-        window_row_groups=20,
-        global_size=24,
-        rank=0,
-        world_size=1,
-        workers=0,
-        prefetch=2,
-        cache_bytes=1 << 24,
-        read_ahead=2,
-    )
+    return small_plan(opened(str(folder), tmp_path / "run"), vocabulary, window_row_groups=20)
 
 
 def whole(plan: loader.LoaderPlan, world: int, workers: int, first: int, last: int) -> list[list[object]]:

@@ -17,20 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.contracts.errors import InputError
-from tests.trainer.naive_tokenizer import ANYTHING, NaiveTokenizer, naive_merges, naive_words
+from tests.trainer.naive_tokenizer import ANYTHING, CORPUS, NaiveTokenizer, naive_merges, naive_words
 from trainer.tokenizer import Tokenizer, load, train_vocabulary
 from trainer.tokenizer.bpe import _REMEMBERED
 from trainer.tokenizer.training import learn_merges
 from trainer.tokenizer.words import CHARACTER_OF_BYTE
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
-CORPUS = [
-    "a red circle left of a blue square",
-    "two blue circles above the red square",
-    "the reddest of all squares isn't square",
-    "Größe 42 &amp; naïve café 日本語 日本語 日本語",
-    "photo_photo_photo no.7 of 100 circles!!! !!!",
-]
 
 
 @pytest.fixture(scope="module")

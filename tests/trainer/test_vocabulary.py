@@ -13,19 +13,11 @@ from hypothesis import strategies as st
 
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
-from tests.trainer.naive_tokenizer import ANYTHING, naive_merges, naive_words
+from tests.trainer.naive_tokenizer import ANYTHING, CORPUS, naive_merges, naive_words
 from trainer.data.shards import ShardCorpus
 from trainer.tokenizer import load, train_vocabulary
 from trainer.tokenizer.__main__ import main
 from trainer.tokenizer.training import WordCounts, learn_merges
-
-CORPUS = [
-    "a red circle left of a blue square",
-    "two blue circles above the red square",
-    "the reddest of all squares isn't square",
-    "Größe 42 &amp; naïve café 日本語 日本語 日本語",
-    "photo_photo_photo no.7 of 100 circles!!! !!!",
-]
 
 
 def naive_counts(texts: Sequence[str], limit: int) -> Counter[str]:
