@@ -26,6 +26,8 @@ _BAND = 256
 """At most so many rows go across at a time; a multiple of 8."""
 _BITS = np.int32(22)
 _HALF = np.int32(1 << 21)
+_AT_ONCE = 6
+"""Lines that `_mix` adds up without a way to memory and back; more are only needed where a side shrinks to less than two thirds."""
 _REACH = 2.0
 """How far the bicubic filter reaches to each side of its middle, in pixels of the smaller of the two pictures."""
 
@@ -63,7 +65,7 @@ def _weights(
     stretch = max(scale, 1.0)
     reach = _REACH * stretch
     starts, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
-    weights = np.zeros((count, math.ceil(reach) * 2 + 1), np.int32)
+    weights = np.zeros((count, max(math.ceil(reach) * 2 + 1, _AT_ONCE)), np.int32)
     exact = np.empty(weights.shape[1])
     for place in range(count):
         middle = begin + (first + place + 0.5) * scale
@@ -83,35 +85,38 @@ def _weights(
             weight = exact[x] / total * (1 << 22)
             weights[place, x] = int(weight - 0.5) if weight < 0 else int(weight + 0.5)
         starts[place], lengths[place] = start, stop - start
-    return starts, lengths, weights
+    return starts, lengths, weights[:, : max(lengths.max(), _AT_ONCE)]
 
 
 @compiled
-def _mix(
-    source: UInt8s,
-    step: int,
-    skip: int,
-    starts: _Int64s,
-    lengths: _Int64s,
-    weights: _Int32s,
-    width: int,
-    target: UInt8s,
-) -> None:
-    """The first `width` bytes of each line of `target` become a weighted sum of lines of `source`, rounded: line i of `lengths`[i] of them,
-    every `step`-th from `step` * `starts`[i] - `skip` on.
+def _mix(source: UInt8s, step: int, skip: int, starts: _Int64s, weights: _Int32s, width: int, target: UInt8s) -> None:
+    """The first `width` bytes of each line of `target` become a weighted sum of lines of `source`, rounded: line i of as many as there are
+    weights, every `step`-th from `step` * `starts`[i] - `skip` on. What lies beyond the last line of `source` has a weight of 0.
+
+    All sums are of 32 bits, which hold 255 times any sum of weights; numba would widen to 64 by itself.
     """
-    count = len(starts)
+    last = source.shape[0] - 1
     sums = np.empty(width, np.int32)
-    for i in range(count):
+    for i in range(len(starts)):
+        line, mixed = step * starts[i] - skip, target[i]
+        if weights.shape[1] == _AT_ONCE:
+            a, b, c, d, e, f = weights[i, 0], weights[i, 1], weights[i, 2], weights[i, 3], weights[i, 4], weights[i, 5]
+            p, q, r = source[line], source[min(line + step, last)], source[min(line + 2 * step, last)]
+            s, t = source[min(line + 3 * step, last)], source[min(line + 4 * step, last)]
+            u = source[min(line + 5 * step, last)]
+            for x in range(width):
+                first = np.int32(np.int32(_HALF + np.int32(a * p[x])) + np.int32(b * q[x]))
+                second = np.int32(np.int32(c * r[x]) + np.int32(d * s[x]))
+                third = np.int32(np.int32(e * t[x]) + np.int32(f * u[x]))
+                total = np.int32(np.int32(first + second) + third)
+                mixed[x] = np.uint8(min(max(np.int32(total >> _BITS), np.int32(0)), np.int32(255)))
+            continue
         for x in range(width):
             sums[x] = _HALF
-        line = step * starts[i] - skip
-        for k in range(lengths[i]):
-            weight, values = weights[i, k], source[line + step * k]
+        for k in range(weights.shape[1]):
+            weight, values = weights[i, k], source[min(line + step * k, last)]
             for x in range(width):
-                # 32 bits throughout, which hold 255 times any sum of weights; numba would widen to 64 by itself.
                 sums[x] = np.int32(sums[x] + np.int32(weight * values[x]))
-        mixed = target[i]
         for x in range(width):
             mixed[x] = np.uint8(min(max(np.int32(sums[x] >> _BITS), np.int32(0)), np.int32(255)))
 
@@ -194,7 +199,7 @@ def _window(
         here = min(depth, lines - first)
         if down_first:
             part = slice(first, first + here)
-            _mix(pixels, 1, 0, from_y[part], count_y[part], weights_y[part], used, band)
+            _mix(pixels, 1, 0, from_y[part], weights_y[part], used, band)
         else:
             for row in range(here):
                 line, kept = pixels[y0 + first + row, 3 * x0 : 3 * x1], band[row]
@@ -202,10 +207,10 @@ def _window(
                     kept[x] = line[x]
         _turn(band.view(np.uint64), on_its_side.view(np.uint64))
         for channel in range(3):
-            _mix(on_its_side, 3, 3 * x0 - channel, from_x, count_x, weights_x, depth, across)
+            _mix(on_its_side, 3, 3 * x0 - channel, from_x, weights_x, depth, across)
             _turn(across.view(np.uint64), narrow[channel, first : first + depth].view(np.uint64))
     for channel in range(3):
         if down_first:
             into[channel] = narrow[channel, :rows, :columns]
         else:
-            _mix(narrow[channel], 1, y0, from_y, count_y, weights_y, columns, into[channel])
+            _mix(narrow[channel], 1, y0, from_y, weights_y, columns, into[channel])

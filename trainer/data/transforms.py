@@ -74,10 +74,13 @@ def _whole(rgb: UInt8s) -> Box:
 
 
 def _random_resized_box(width: int, height: int, scale: tuple[float, float], draws: np.random.Generator) -> Box:
-    """A box that covers a share of the area from `scale`, of an aspect between 3:4 and 4:3; the largest centred one after ten tries."""
-    for _ in range(_CROP_TRIES):
-        area = width * height * draws.uniform(*scale)
-        aspect = math.exp(draws.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+    """A box that covers a share of the area from `scale`, of an aspect between 3:4 and 4:3 whose logarithm is uniform; the largest centred
+    one after ten tries.
+    """
+    low, high = scale
+    for share, bend in draws.random((_CROP_TRIES, 2)).tolist():
+        area = width * height * (low + (high - low) * share)
+        aspect = _ASPECT[0] * (_ASPECT[1] / _ASPECT[0]) ** bend
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
             left, top = int(draws.integers(width - box_width + 1)), int(draws.integers(height - box_height + 1))
