@@ -418,29 +418,36 @@ class Held:
         self._at_once = min(_AT_ONCE, config.batch.micro_size or per_device, per_device)
 
     def due(self, step: int, last_step: int) -> bool:
-        """Whether there is an evaluation after this step."""
-        return step % _given(self._config).every == 0 or step == last_step
+        """Whether there is an evaluation after this step; 0 is before the first one."""
+        return step > 0 and (step % _given(self._config).every == 0 or step == last_step)
 
-    def evaluate(self, engine: Engine, dtype: torch.dtype, average: Ema | None, tick: Callable[[], object]) -> Scored:
-        """The figures of the weights, and of their average if there is one. Collective.
+    def evaluate(
+        self, engine: Engine, dtype: torch.dtype, average: Ema | None, stop: Callable[[], bool]
+    ) -> Scored | None:
+        """The figures of the weights, and of their average if there is one; None where it was to stop. Collective.
 
-        dtype: of the pixels, as the engine wants them. tick is called between pieces of the work.
+        dtype: of the pixels, as the engine wants them. stop is asked before each piece of the work, and must say the same on all processes.
         """
         started = time.perf_counter()
-        weights = self._figures(engine, dtype, tick)
+        weights = self._figures(engine, dtype, stop)
         averaged = None
-        if average is not None:
+        if weights is not None and average is not None:
             with _in_place_of_weights(engine, average):
-                averaged = self._figures(engine, dtype, tick)
+                averaged = self._figures(engine, dtype, stop)
+        if weights is None or (average is not None and averaged is None):
+            return None
         chance = {name: value for part in self._parts for name, value in part.chance.items()}
         return Scored(weights, averaged, chance, time.perf_counter() - started)
 
     @torch.no_grad()
-    def _figures(self, engine: Engine, dtype: torch.dtype, tick: Callable[[], object]) -> Figures:
+    def _figures(self, engine: Engine, dtype: torch.dtype, stop: Callable[[], bool]) -> Figures | None:
         found: Figures = {}
         with _looking(engine.module), _first_statistics(engine.module):
             for part in self._parts:
-                pictures, texts = self._features(engine, part, dtype, tick)
+                features = self._features(engine, part, dtype, stop)
+                if features is None:
+                    return None
+                pictures, texts = features
                 if bool(pictures.isfinite().all()) and bool(texts.isfinite().all()):
                     found |= part.score(pictures, texts, self._rank, self._world)
                 else:
@@ -448,15 +455,17 @@ class Held:
         return found
 
     def _features(
-        self, engine: Engine, part: Part, dtype: torch.dtype, tick: Callable[[], object]
-    ) -> tuple[Tensor, Tensor]:
-        """L2-normalised features [pictures, E] and [texts, E] in at least fp32, the same on every process."""
+        self, engine: Engine, part: Part, dtype: torch.dtype, stop: Callable[[], bool]
+    ) -> tuple[Tensor, Tensor] | None:
+        """L2-normalised features [pictures, E] and [texts, E] in at least fp32, the same on every process; None where it was to stop."""
         my_pictures, picture_calls = self._share(part.pictures)
         my_texts, text_calls = self._share(len(part.texts))
         pixels_of = self._pixels(part, my_pictures)
         nothing = np.zeros((1, 3, self._size, self._size), np.uint8), self._tokenizer([""])
         features: tuple[Tensor, Tensor] | None = None
         for call in range(max(picture_calls, text_calls)):
+            if stop():
+                return None
             # A process that has nothing left of its own calls all the same: under stage 3 all must.
             pixels = next(pixels_of, nothing[0])
             ids = self._ids(part, my_texts[call]) if call < len(my_texts) else nothing[1]
@@ -469,7 +478,6 @@ class Held:
             for whole, found, mine in zip(features, (of_pictures, of_texts), (my_pictures, my_texts), strict=True):
                 for piece in mine[call : call + 1]:
                     whole[piece] = found[: piece.stop - piece.start]
-            tick()
         if features is None:
             raise ValueError(f"{part.name} has nothing to encode")
         for whole in features:

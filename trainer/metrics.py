@@ -146,6 +146,10 @@ class Reporter:
         if self._first is not None:
             self._first.tick()
 
+    def scored(self, step: int) -> bool:
+        """Whether metrics.jsonl has the evaluation after this step, the last one done. Only the first process knows."""
+        return self._first is not None and self._first.scored == step
+
     def held(self, step: int, line: Mapping[str, object], said: str, seconds: float) -> None:
         """Write the line of an evaluation, which took so many `seconds` that are not the steps'; `said` are its figures in words."""
         self._started += seconds
@@ -161,6 +165,8 @@ class _FirstProcess:
         self._events = _Events(os.path.join(run_dir, "tensorboard"))
         self._last_step, self._said = last_step, -_SAY_S
         self._done = first_step
+        self.scored: int | None = None
+        """The step of the last line, where that is one of an evaluation."""
         self._progress = Progress(last_step - first_step, "steps", "train")
 
     def step(self) -> None:
@@ -170,7 +176,8 @@ class _FirstProcess:
     def start_from(self, step: int) -> None:
         self._progress.update(step - self._done)
         self._done = step
-        self._lines.drop_from(step + 1)
+        last = self._lines.drop_from(step + 1)
+        self.scored = step if last is not None and last.get("step") == step and "held" in last else None
         # TensorBoard forgets what it has for later steps when a session starts at this one.
         self._events.add_event(
             Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -204,6 +211,7 @@ class _FirstProcess:
 
     def held(self, step: int, line: Mapping[str, object], said: str) -> None:
         self._lines.add([{"step": step, **line}])
+        self.scored = step
         values = [
             Summary.Value(tag=f"{group}/{key}", simple_value=value)
             for group, figures in line.items()
@@ -262,24 +270,30 @@ class _Lines:
             while left:
                 left = left[self._file.write(left) :]
 
-    def drop_from(self, number: int) -> None:
-        """Drop the lines from the one whose key is `number` on, a last line that a kill cut short, and what a power cut made of others."""
+    def drop_from(self, number: int) -> dict[str, object] | None:
+        """Drop the lines from the one whose key is `number` on, a last line that a kill cut short, and what a power cut made of others.
+
+        Returns the last one that stays.
+        """
         self.close()
         if not os.path.exists(self._path):
-            return
-        kept, broken = [], 0
+            return None
+        kept, broken, last = [], 0, None
         with open(self._path, "rb") as lines:
             for line in lines:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    if int(json.loads(line)[self._key]) < number:
+                    found = json.loads(line)
+                    if int(found[self._key]) < number:
                         kept.append(line)
+                        last = found
                 except (ValueError, TypeError, KeyError):
                     broken += 1
         if broken:
             log.warning("%s: %d of its lines are broken and dropped; the run does not need them", self._path, broken)
         storage.write_atomic(self._path, b"".join(kept))
+        return last
 
     def close(self) -> None:
         if self._file is not None:

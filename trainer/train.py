@@ -53,7 +53,7 @@ CONFIG = "config.toml"
 def train(config: TrainConfig) -> bool:
     """Train as `config` (resolved) says, from its newest whole checkpoint on if it has one. Every process of the run calls it.
 
-    Returns whether it has come to its last step: False where it was told to end before, and saved.
+    Returns whether all is done: False where it was told to end before its last step, or before the evaluation after that, and saved.
     Raises InputError for what the user can mend and RunError where the run cannot go on; the checkpoints stay.
     """
     # ---- what this run is
@@ -106,6 +106,10 @@ def train(config: TrainConfig) -> bool:
     if rank == 0:
         _announce(config, plan, identity, at, last_step)
 
+    def save() -> None:
+        samples = at.batch * plan.global_size  # those of steps that were taken back were seen too
+        checkpoint.save(engine, config.run, identity, at, samples_seen=samples, average=average)
+
     # ---- the steps
     sources = _loader_plan(config, corpus, vocabulary, rank, world)
     batches = loader.batches(sources, at.batch, last_step + at.shift)
@@ -118,7 +122,19 @@ def train(config: TrainConfig) -> bool:
         log_every=config.run.log_every,
         flops_share=_flops_share(config, vocabulary) if rank == 0 else None,
     ) as report:
-        while at.step < last_step:
+        told_to_end = functools.partial(_told_to_end, engine, report)
+        saved, told, unscored = True, False, False
+        while True:
+            # What a step leaves is saved by now: an evaluation takes minutes, and may fail. A run that ended before it did, does it first.
+            if held_set is not None and held_set.due(at.step, last_step) and not zero.gather(report.scored(at.step))[0]:
+                scored = held_set.evaluate(engine, dtype, average, told_to_end)
+                if scored is None:
+                    told = unscored = True
+                else:
+                    report.held(at.step, scored.line(), str(scored), scored.seconds)
+            if told or at.step == last_step:
+                break
+
             started = time.perf_counter()
             batch = next(batches)
             report.waited(time.perf_counter() - started, batch.replaced)
@@ -158,23 +174,22 @@ def train(config: TrainConfig) -> bool:
                 batches = loader.batches(sources, at.batch, last_step + at.shift)
                 report.start_from(at)
                 continue
-            if held_set is not None and held_set.due(at.step, last_step) and not stepped.told_to_stop:
-                scored = held_set.evaluate(engine, dtype, average, report.tick)
-                report.held(at.step, scored.line(), str(scored), scored.seconds)
+            told = stepped.told_to_stop
             due = at.step % config.run.save_every == 0 and not at.bad_steps  # amid bad steps nothing has changed
-            if due or at.step == last_step or stepped.told_to_stop:
-                samples = at.batch * plan.global_size  # those of steps that were taken back were seen too
-                checkpoint.save(engine, config.run, identity, at, samples_seen=samples, average=average)
-            if stepped.told_to_stop:
-                break
+            saved = due or at.step == last_step or told
+            if saved:
+                save()
+        if not saved:
+            save()
 
     # ---- the end
+    done = at.step == last_step and not unscored
     if rank == 0:
-        _say_the_end(config, at, last_step)
+        _say_the_end(config, at, done)
     engine.destroy()
     if lock is not None:
         lock.close()
-    return at.step == last_step
+    return done
 
 
 # ---- vocabulary
@@ -300,6 +315,12 @@ def _inputs(
     return pixels, batch.ids[at].to(device, non_blocking=True)
 
 
+def _told_to_end(engine: zero.Engine, report: Reporter) -> bool:
+    """Whether any process was told to end; an evaluation asks it between its pieces. Collective."""
+    report.tick()
+    return zero.any_process(safety.sigterm_came(), engine.device)
+
+
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -309,7 +330,7 @@ def _seed(seed: int) -> None:
 def _announce(config: TrainConfig, plan: BatchPlan, identity: Identity, at: Position, last_step: int) -> None:
     if at.step == last_step:
         why = "" if at.step == plan.total_steps else f", and run.stop_after is {config.run.stop_after}"
-        log.info("nothing to do: the run is at step %d of %d%s", at.step, plan.total_steps, why)
+        log.info("no steps left: the run is at step %d of %d%s", at.step, plan.total_steps, why)
         return
     storage.write_atomic(os.path.join(config.run.dir, CONFIG), configs.to_toml(config).encode())
     log.info(
@@ -328,8 +349,8 @@ def _announce(config: TrainConfig, plan: BatchPlan, identity: Identity, at: Posi
     )
 
 
-def _say_the_end(config: TrainConfig, at: Position, last_step: int) -> None:
-    if at.step < last_step:
+def _say_the_end(config: TrainConfig, at: Position, done: bool) -> None:
+    if not done:
         log.info("told to end (SIGTERM): step %d is saved; the same command again goes on from there", at.step)
         return
     if at.bad_steps:

@@ -187,6 +187,13 @@ def gather(mine: T) -> list[T]:
     return everyone
 
 
+def any_process(mine: bool, device: torch.device) -> bool:
+    """Whether any process says so. Collective."""
+    said = torch.tensor([float(mine)], device=device)
+    torch.distributed.all_reduce(said)
+    return bool(said)
+
+
 def start_engine(
     config: TrainConfig, model: torch.nn.Module, optimizer: torch.optim.Optimizer, world_size: int
 ) -> Engine:

@@ -101,17 +101,39 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     features: list[tuple[Tensor, Tensor]] = []
     unnoted = held_set._features
 
-    def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
-        features.append(unnoted(*arguments))
-        return features[-1]
+    def noted(*arguments: Any) -> tuple[Tensor, Tensor] | None:
+        found = unnoted(*arguments)
+        if found is not None:
+            features.append(found)
+        return found
+
+    def scored(average: Ema | None) -> dict[str, object]:
+        given = held_set.evaluate(engine, dtype, average, lambda: False)
+        assert given is not None
+        return given.line()
+
+    def stopped_at(piece: int) -> int:
+        """Have the last process stop an evaluation before that piece; returns how many there were when all of them are through."""
+        asked = 0
+
+        def stop() -> bool:
+            nonlocal asked
+            asked += 1
+            return zero.any_process(asked == piece and rank == world - 1, engine.device)
+
+        assert (held_set.evaluate(engine, dtype, average, stop) is None) == (asked == piece)
+        return asked
 
     vars(held_set)["_features"] = noted
-    found: dict[str, Any] = {"first": held_set.evaluate(engine, dtype, None, lambda: None).line()}
+    found: dict[str, Any] = {"first": scored(None)}
     step()
     step()
     model.get_submodule("transformer").eval()  # as a frozen tower is
     before = state(engine, average)
-    found["scored"] = held_set.evaluate(engine, dtype, average, lambda: None).line()
+    found["scored"] = scored(average)
+    pieces = stopped_at(0)
+    assert stopped_at(2) == 2
+    assert stopped_at(pieces // 2 + 2) == pieces // 2 + 2, "amid that of the average"
     after = state(engine, average)
     found["changed"] = [name for name in before if not same(before[name], after[name])]
     engine.module.train()
@@ -125,7 +147,7 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     if case.stage == 0:
         with torch.no_grad():
             model.text_projection.fill_(torch.nan)
-        found["broken"] = held_set.evaluate(engine, dtype, None, lambda: None).line()
+        found["broken"] = scored(None)
     engine.destroy()
     return found
 

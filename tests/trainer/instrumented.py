@@ -1,17 +1,21 @@
 """`python -m tests.trainer.instrumented …`: one process of a real training run that notes what it reads, or is given what it must survive.
 
-The product has no such hooks; here they are put around four names of `trainer.train`, by what the environment says:
+The product has no such hooks; here they are put around four names of `trainer.train` and around evaluation, by what the environment says:
 
     NOTE_SAMPLES=FOLDER              rank-N.jsonl there has one line for each batch: its number, its samples and their rows
     NOT_A_NUMBER=RANK:FROM-TO,…      the pixels of these batches (by number, TO included) are not-a-number on that process
     NOT_A_GRADIENT=RANK:FROM-TO,…    one gradient of these batches is not-a-number on that process; its loss is what it should be
     NOT_A_LOSS=RANK:FROM-TO,…        the loss of these batches is not-a-number on that process; pixels and gradient would be good ones
     WRONG_INPUT=RANK:FROM-TO,…       that process meets an error of the user's instead of these batches
+    WRONG_HELD=RANK:FROM-TO,…        that process meets an error of the user's amid these evaluations, of which its first is number 0
+    SIGTERM_AMID_HELD=RANK:FROM-TO,… that process is told to end amid these evaluations
 """
 
 import functools
+import itertools
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ import torch
 from pipeline.contracts.cli import run_cli
 from pipeline.contracts.errors import InputError
 from trainer import __main__ as program
-from trainer import gradient_cache, train
+from trainer import gradient_cache, held, train
 from trainer.data import loader
 from trainer.data.transforms import normalise
 from trainer.objectives import OBJECTIVES
@@ -45,6 +49,8 @@ class Watched:
     def __init__(self) -> None:
         self.number = -1
         self.poisoned, self.spoilt = batches_of("NOT_A_NUMBER"), batches_of("NOT_A_GRADIENT")
+        self.evaluations = itertools.count()
+        self.unreadable, self.ended = batches_of("WRONG_HELD"), batches_of("SIGTERM_AMID_HELD")
         self.wrong, self.lossless = batches_of("WRONG_INPUT"), batches_of("NOT_A_LOSS")
         folder = os.environ.get("NOTE_SAMPLES")
         self.notes = Path(folder) / f"rank-{RANK}.jsonl" if folder else None
@@ -78,6 +84,20 @@ class Watched:
             hook.remove()
         return found
 
+    def evaluate(self, evaluate: Callable[..., Any], held_set: held.Held, *how: Any) -> Any:
+        *given, stop = how
+        number, pieces = next(self.evaluations), itertools.count()
+
+        def stop_or_worse() -> bool:
+            if next(pieces) == 1:
+                if number in self.unreadable:
+                    raise InputError(f"evaluation {number} of process {RANK} is wrong; that is what the test wants")
+                if number in self.ended:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return bool(stop())
+
+        return evaluate(held_set, *given, stop_or_worse)
+
 
 class Loader:
     """`trainer.data.loader` with one function replaced."""
@@ -107,4 +127,6 @@ if __name__ == "__main__":
         gradient_cache=GradientCache(watched),
         OBJECTIVES=objectives,
     )
+    evaluate = functools.partial(watched.evaluate, held.Held.evaluate)
+    held.Held.evaluate = lambda *how: evaluate(*how)  # type: ignore[assignment,method-assign]
     run_cli(program.main)

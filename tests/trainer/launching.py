@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 SMOKE = "trainer/configs/smoke.toml"
+INSTRUMENTED = "tests.trainer.instrumented"
 _BINARIES = Path(sys.executable).parent
 
 

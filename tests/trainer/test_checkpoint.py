@@ -379,7 +379,7 @@ def test_a_call_that_ends_before_where_the_run_stands_does_nothing_and_says_so(
     lines = (run / "metrics.jsonl").read_text().splitlines()[:4]
     finished = alone(short_run | {"run.dir": run, "run.stop_after": 3})
     assert finished.code == 0, finished.output
-    assert "nothing to do: the run is at step 4 of 6, and run.stop_after is 3" in finished.output
+    assert "no steps left: the run is at step 4 of 6, and run.stop_after is 3" in finished.output
     assert "done after step 4;" in finished.output
     assert (run / "metrics.jsonl").read_text().splitlines() == lines
     assert checkpoint.complete_tags(str(run / "checkpoints")) == [BEFORE, "step-00000002"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
 from tests.trainer.conftest import COLOURS, WriteCorpus
 from tests.trainer.held_cases import ALONE, CASES, Case, cases, config_of, model_of
-from tests.trainer.launching import Alone, errors_of, launch_module
-from trainer import held, scores, tokenizer
+from tests.trainer.launching import INSTRUMENTED, Alone, errors_of, launch_module, together
+from trainer import checkpoint, held, scores, tokenizer
 from trainer.check import describe
 from trainer.config import HeldConfig
 from trainer.curve import draw, read_lines
@@ -333,11 +334,26 @@ def test_a_damaged_held_set_ends_the_run_before_its_first_step(
 def test_a_run_that_is_looked_at_is_the_run_that_is_not(
     alone: Alone, short_run: dict[str, object], trained: Path, folder: Path, tmp_path: Path
 ) -> None:
-    """Stopped and resumed besides: the same weights, moments and random states to the bit, one line for each evaluation, and a drawing."""
-    change = {"held.manifest": folder / "held", "held.limit": 20, "held.every": 2, "run.dir": tmp_path / "run"}
-    for stop in (3, 6):
-        finished = alone(short_run | change | {"run.stop_after": stop})
-        assert finished.code == 0, finished.output
+    """Ended amid two evaluations and resumed besides, with nothing lost: the same weights, moments and random states to the bit, one line
+    for each evaluation, and a drawing."""
+    run = tmp_path / "run"
+    change = {"held.manifest": folder / "held", "held.limit": 20, "held.every": 2, "run.dir": run}
+
+    told = short_run | change | {"run.save_every": 100}
+    finished = together(1, told, module=INSTRUMENTED, environment={"SIGTERM_AMID_HELD": "0:0-0"})
+    assert finished.code == 128 + signal.SIGTERM, finished.output
+    assert "told to end (SIGTERM): step 2 is saved" in finished.output
+    assert [line["step"] for line in read_lines(str(run)) if "held" in line] == []
+
+    failing = short_run | change | {"run.stop_after": 3}
+    finished = together(1, failing, module=INSTRUMENTED, environment={"WRONG_HELD": "0:1-1"})
+    assert finished.code == 2, finished.output
+    assert errors_of(finished.output) == ["error: evaluation 1 of process 0 is wrong; that is what the test wants"]
+    assert checkpoint.complete_tags(str(run / "checkpoints")) == ["step-00000003", "step-00000002"]
+    assert [line["step"] for line in read_lines(str(run)) if "held" in line] == [2], "that of step 2 was done first"
+
+    finished = alone(short_run | change)
+    assert finished.code == 0, finished.output
     lines = read_lines(str(tmp_path / "run"))
     scored = [line for line in lines if "held" in line]
     assert [line["step"] for line in scored] == [2, 3, 4, 6]

@@ -143,3 +143,23 @@ def test_utilisation_is_a_share_of_one_device(tmp_path: Path, share: float | Non
         assert "mfu" not in line
     else:
         assert line["mfu"] == pytest.approx(1e-6 * (line["samples_per_second"] or 0) / 2)
+
+
+def test_an_evaluation_is_known_to_be_done_while_its_line_is_there(tmp_path: Path) -> None:
+    """So that a run which ended between a step and its evaluation does it then, and no other does it twice."""
+    metrics, figures = tmp_path / "metrics.jsonl", {"held": {"image_to_text_r1": 0.5}}
+    with reporter(tmp_path, Position()) as report:
+        at = take(report, Position())
+        assert not report.scored(1)
+        report.held(1, figures, "half", 0.0)
+        assert report.scored(1)
+        at = take(report, at)
+        assert not report.scored(2)
+    with reporter(tmp_path, Position(step=1)) as report:
+        assert report.scored(1), "step 2 was taken back"
+        assert not report.scored(0)
+    metrics.write_bytes(metrics.read_bytes()[:-2])
+    with reporter(tmp_path, Position(step=1)) as report:
+        assert not report.scored(1), "a kill cut the line short"
+        report.held(1, figures, "half", 0.0)
+    assert [line["step"] for line in lines(metrics)] == [1, 1]
