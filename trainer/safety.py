@@ -64,7 +64,12 @@ def leave(sentence: str | None) -> NoReturn:
 
 
 def step_aside(seconds: float) -> None:
-    """Wait for `seconds`, and leave without a word as soon as the launcher says so: another process has spoken."""
+    """Wait for `seconds`, and leave without a word where the launcher ends this process meanwhile: another one has spoken.
+
+    A SIGTERM that came before is no answer to that, and is dropped.
+    """
+    _came.clear()
+    signal.sigtimedwait({signal.SIGTERM}, 0)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if sigterm_came():

@@ -24,6 +24,7 @@ from pipeline.contracts import manifest as manifests
 from pipeline.contracts.config import load_config
 from tests.conftest import s3_environment, s3_running
 from tests.trainer.launching import (
+    INSTRUMENTED,
     SMOKE,
     Alone,
     Finished,
@@ -44,7 +45,6 @@ from trainer.optim import HalfAdamW, cosine_with_warmup, parameter_groups
 
 pytestmark = pytest.mark.timeout(600)
 
-INSTRUMENTED = "tests.trainer.instrumented"
 ENDLESS = {"optim.steps": 100_000, "run.save_every": 100_000}
 MINUTE = 60.0
 
@@ -246,6 +246,28 @@ def test_sigterm_to_a_whole_job_under_the_launcher(
     assert f"told to end (SIGTERM): step {checkpoint.step_of(tag)} is saved" in finished.output
     assert "error:" not in finished.output
     assert "Traceback" not in finished.output
+
+
+STEPS_ASIDE_TWICE = """
+import os, signal, threading
+from trainer import safety
+
+safety.hold_sigterm()
+tell = lambda: os.kill(os.getpid(), signal.SIGTERM)
+tell()
+safety.step_aside(0.3)
+print("has something to say", flush=True)
+threading.Timer(0.3, tell).start()
+safety.step_aside(60.0)
+print("must not be said")
+"""
+
+
+def test_only_a_sigterm_that_comes_while_it_waits_ends_a_process_without_a_word() -> None:
+    """One that came before has nothing to do with the error that it is about to say."""
+    program = [sys.executable, "-c", STEPS_ASIDE_TWICE]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "has something to say\n", "")
 
 
 STOPPED_AMID_A_BEAT = """
@@ -529,13 +551,20 @@ def ranks_of(run: Path) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.prove
 def test_an_error_of_one_process_alone_is_the_only_sentence(short_run: dict[str, object], tmp_path: Path) -> None:
-    for rank in (0, 1):
-        overrides = short_run | ENDLESS | {"run.dir": tmp_path / str(rank)}
+    for rank, told_to_end in ((0, False), (1, False), (1, True)):
+        run = tmp_path / f"{rank}-{told_to_end}"
+        overrides = short_run | ENDLESS | {"run.dir": run}
+        batch = 0 if told_to_end else 3
         before = time.monotonic()
-        with processes(2, overrides, module=INSTRUMENTED, environment={"WRONG_INPUT": f"{rank}:3-3"}) as ranks:
+        with processes(
+            2, overrides, module=INSTRUMENTED, environment={"WRONG_INPUT": f"{rank}:{batch}-{batch}"}
+        ) as ranks:
+            if told_to_end:
+                wait_until((run / "vocabulary").exists)
+                ranks[rank].signal(signal.SIGTERM)
             ended = [process.wait(MINUTE) for process in ranks]
         assert time.monotonic() - before < MINUTE
         assert ended[rank].code == 2
         assert ended[1 - rank].code == 1
         errors = errors_of(ended[0].output + ended[1].output)
-        assert errors == [f"error: batch 3 of process {rank} is wrong; that is what the test wants"], ended
+        assert errors == [f"error: batch {batch} of process {rank} is wrong; that is what the test wants"], ended
