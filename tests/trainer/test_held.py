@@ -337,26 +337,26 @@ def test_a_run_that_is_looked_at_is_the_run_that_is_not(
     """Ended amid two evaluations and resumed besides, with nothing lost: the same weights, moments and random states to the bit, one line
     for each evaluation, and a drawing."""
     run = tmp_path / "run"
-    change = {"held.manifest": folder / "held", "held.limit": 20, "held.every": 2, "run.dir": run}
+    change = {"held.manifest": folder / "held", "held.limit": 20, "held.every": 4, "run.dir": run}
 
     told = short_run | change | {"run.save_every": 100}
     finished = together(1, told, module=INSTRUMENTED, environment={"SIGTERM_AMID_HELD": "0:0-0"})
     assert finished.code == 128 + signal.SIGTERM, finished.output
-    assert "told to end (SIGTERM): step 2 is saved" in finished.output
+    assert "told to end (SIGTERM): step 4 is saved" in finished.output
     assert [line["step"] for line in read_lines(str(run)) if "held" in line] == []
 
-    failing = short_run | change | {"run.stop_after": 3}
-    finished = together(1, failing, module=INSTRUMENTED, environment={"WRONG_HELD": "0:1-1"})
+    finished = together(1, short_run | change, module=INSTRUMENTED, environment={"WRONG_HELD": "0:1-1"})
     assert finished.code == 2, finished.output
     assert errors_of(finished.output) == ["error: evaluation 1 of process 0 is wrong; that is what the test wants"]
-    assert checkpoint.complete_tags(str(run / "checkpoints")) == ["step-00000003", "step-00000002"]
-    assert [line["step"] for line in read_lines(str(run)) if "held" in line] == [2], "that of step 2 was done first"
+    assert checkpoint.complete_tags(str(run / "checkpoints")) == ["step-00000006", "step-00000004"]
+    assert [line["step"] for line in read_lines(str(run)) if "held" in line] == [4], "that of step 4 was done first"
 
     finished = alone(short_run | change)
     assert finished.code == 0, finished.output
+    assert "no steps left: the run is at step 6 of 6" in finished.output
     lines = read_lines(str(tmp_path / "run"))
     scored = [line for line in lines if "held" in line]
-    assert [line["step"] for line in scored] == [2, 3, 4, 6]
+    assert [line["step"] for line in scored] == [4, 6]
     for line in scored:
         assert {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)} == line["held"].keys()
         assert line["held"].keys() == line["held_chance"].keys()
