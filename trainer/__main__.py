@@ -29,20 +29,18 @@ def main(argv: list[str]) -> int:
         _let_first_process_speak()
         raise
     if arguments.check:
+        from trainer import zero  # torch: seconds that a refused configuration must not cost
         from trainer.check import describe  # a training process needs none of it
 
-        print(describe(config, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
+        print(describe(config, world_size=zero.world_size_or_one()))
         return 0
-    from trainer import safety  # torch: seconds that a refused configuration must not cost
-
-    safety.hold_sigterm()
     return run(config)
 
 
 def run(config: TrainConfig) -> int:
     """Train, as one process of a run; on the way out the others learn how it went, so that none of them hangs.
 
-    Returns 0, or TOLD_TO_END. What tells a process to end is its caller's: `safety.hold_sigterm`, or `safety.ask_to_end` from a thread.
+    Returns 0, or TOLD_TO_END: for a SIGTERM, or after `safety.ask_to_end` from a thread.
     """
     from trainer import train, zero  # DeepSpeed and the rest of the trainer
 

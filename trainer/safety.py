@@ -1,8 +1,9 @@
 """What keeps a run of many processes from losing work when it is told to end, and from hanging when one of them is lost.
 
 SIGTERM. Slurm, Kubernetes and DeepSpeed's launcher send it before they kill, and most of them to every process of the job, the workers
-that load data among them. `hold_sigterm` makes it a question that the loop asks after each step (`sigterm_came`), and keeps it from the
-processes started later, which the last step and the save still need.
+that load data among them. Until the processes have joined there is nothing to save, and it ends them. From there on `hold_sigterm` makes
+it a question that the loop asks after each step, and an evaluation between its pieces (`sigterm_came`), and keeps it from the processes
+started later, which the last step and the save still need.
 
 Heartbeats. Each process counts up a number of its own in the store of the process group, which process 0 keeps, from a thread. A process
 whose number stands still for 45 s is lost (killed, stopped, its machine gone); where a collective has failed, 8 s are enough to tell
@@ -36,10 +37,13 @@ _came = threading.Event()
 
 
 def hold_sigterm() -> None:
-    """From now on SIGTERM ends neither this process nor those that it starts. To be called from the main thread.
+    """From now on SIGTERM ends neither this process nor those that it starts.
 
-    Blocking it is what those processes inherit; a thread that was there before can still receive it, hence the handler.
+    Blocking it is what those processes inherit; a thread that was there before can still receive it, hence the handler. Where a run is not
+    in the main thread, in a worker of Ray's, signals are not its own and stay as they are: `ask_to_end` is for those.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     signal.signal(signal.SIGTERM, lambda *_: _came.set())
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

@@ -60,6 +60,7 @@ def train(config: TrainConfig) -> bool:
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
     rank, world = zero.join_processes()
+    safety.hold_sigterm()  # until here there was nothing to save, and a process that waits for others must end
     lock = run_lock.take(config.run.dir) if rank == 0 else None
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
     plan = batch_plan(config, world, corpus.rows)

@@ -28,6 +28,8 @@ from pipeline.contracts.errors import InputError, RunError
 from trainer import safety
 from trainer.config import TrainConfig, per_device_size
 
+log = logging.getLogger("trainer")
+
 T = TypeVar("T")
 
 BUCKET = 2**25
@@ -110,11 +112,58 @@ def check_hardware(config: TrainConfig) -> None:
         )
 
 
+class Place(NamedTuple):
+    """Where a process is in its run, as the launcher says in the environment."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    address: str
+    port: int
+
+
+_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def place_in_run() -> Place:
+    """Where this process is in its run. Raises InputError where the environment does not say it."""
+    missing = [name for name in _PLACE if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)}: not set, although others of {', '.join(_PLACE)} are; start the run with a launcher, which sets all of"
+            " them, or unset RANK for a run of one process"
+        )
+    world_size = world_size_or_one()
+    return Place(
+        _number("RANK", 0, world_size - 1),
+        _number("LOCAL_RANK", 0, world_size - 1),
+        world_size,
+        os.environ["MASTER_ADDR"],
+        _number("MASTER_PORT", 1, 65535),
+    )
+
+
+def world_size_or_one() -> int:
+    """How many processes the launcher says there are; 1 without one. Raises InputError."""
+    return _number("WORLD_SIZE", 1, 2**31 - 1) if "WORLD_SIZE" in os.environ else 1
+
+
+def _number(name: str, least: int, most: int) -> int:
+    said = os.environ[name]
+    number = int(said) if re.fullmatch("[0-9]{1,10}", said) else -1
+    if not least <= number <= most:
+        raise InputError(
+            f"{name}: {said!r} is not a whole number from {least} to {most}; start the run with a launcher, which sets it, or unset it"
+        )
+    return number
+
+
 def join_processes() -> tuple[int, int]:
     """Join the processes of this run; returns (rank, number of processes). A process that no launcher started is a run of one.
 
     Until an engine is started they wait up to a day for each other: one of them may train a vocabulary or read tars meanwhile, and one that
-    is lost is found by its heartbeat.
+    is lost is found by its heartbeat. Before all have joined there is none, and the wait ends with DeepSpeed's patience, after ten minutes.
+    Raises InputError where the environment is wrong, and RunError where the others do not come.
     """
     if "RANK" not in os.environ:
         alone = {
@@ -125,23 +174,25 @@ def join_processes() -> tuple[int, int]:
             "MASTER_PORT": str(_free_port()),
         }
         os.environ.update(alone)
+    place = place_in_run()
     if on_cpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     else:  # DeepSpeed does it with the engine, and there are collectives before
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place.local_rank)
     deepspeed = _quiet_deepspeed()
+    if place.world_size > 1 and place.local_rank == 0 and not torch.distributed.is_initialized():
+        log.info("waiting for %d processes at %s:%d", place.world_size, place.address, place.port)
     try:
         deepspeed.init_distributed(dist_init_required=True, verbose=False)
     except torch.distributed.DistError as error:
         raise RunError(
-            f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}: the processes did not find each other:"
+            f"MASTER_ADDR={place.address} MASTER_PORT={place.port}: the processes did not find each other:"
             f" {str(error).splitlines()[0]}; check the hostfile and that the port is free"
         ) from error
-    _set_patience(_PREPARING)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if world > 1:
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        _heartbeats.append(safety.Heartbeat(*place, rank, world))
+        _heartbeats.append(safety.Heartbeat(place.address, place.port, rank, world))
+    _set_patience(_PREPARING)
     return rank, world
 
 
