@@ -220,17 +220,21 @@ def _open_vocabulary(config: TrainConfig, corpus: Corpus, rank: int) -> Vocabula
 
 
 def _provide_vocabulary(config: TrainConfig, corpus: Corpus, path: str) -> None:
-    """Put the vocabulary at `path`. Once the run has a checkpoint, the file there is the run's and stays."""
+    """Put the vocabulary at `path`. Once the run has a checkpoint, it is the one of that; a damaged copy is made anew."""
     wanted = config.tokenizer
-    settled_already = os.path.exists(path) and bool(checkpoint.complete_tags(checkpoint.place_of(config.run)))
+    begun = checkpoint.vocabulary_of(checkpoint.place_of(config.run))
+    found = storage.sha256_file(path) if os.path.exists(path) else None
+    if begun is not None and found not in (None, begun):
+        log.warning("%s is not the vocabulary that the run was started with, and must be made anew", path)
     if wanted.train_size is not None:
-        if not settled_already:
+        if begun is None or found != begun:
             size = tokenizer.train_vocabulary(corpus.captions(), wanted.train_size, path)
             log.info("trained a vocabulary of %d ids on the captions of the corpus", size)
         return
     source = wanted.vocab or openai_merges(None)[1]
+    tokenizer.load(wanted.kind, vocab=source)  # what is no vocabulary is refused before it is copied, whatever its size
     data = storage.read_bytes(source)
-    if settled_already and storage.sha256_file(path) != hashlib.sha256(data).hexdigest():
+    if begun not in (None, hashlib.sha256(data).hexdigest()):
         raise InputError(
             f"tokenizer.vocab: {source!r} differs from the vocabulary that {config.run.dir!r} was started with;"
             " give that one or choose another run.dir"

@@ -128,5 +128,5 @@ if __name__ == "__main__":
         OBJECTIVES=objectives,
     )
     evaluate = functools.partial(watched.evaluate, held.Held.evaluate)
-    held.Held.evaluate = lambda *how: evaluate(*how)  # type: ignore[assignment,method-assign]
+    held.Held.evaluate = lambda *how: evaluate(*how)  # type: ignore[method-assign]
     run_cli(program.main)

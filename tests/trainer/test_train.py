@@ -14,11 +14,17 @@ import boto3
 import pytest
 import torch
 
+from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
+from pipeline.contracts.config import load_config
+from pipeline.contracts.errors import InputError
 from tests.trainer.conftest import WriteCorpus
-from tests.trainer.launching import Alone, Launch, errors_of, processes, together, wait_until
-from trainer import checkpoint
+from tests.trainer.launching import SMOKE, Alone, Launch, errors_of, processes, together, wait_until
+from trainer import checkpoint, train
+from trainer.config import TrainConfig, resolve
+from trainer.data.shards import ShardCorpus
 from trainer.export import export, load_model
+from trainer.tokenizer import train_vocabulary
 
 # Half a minute on two free cores; many times that where other work shares them.
 pytestmark = pytest.mark.timeout(900)
@@ -421,3 +427,44 @@ def test_the_run_says_what_it_did(undisturbed: Undisturbed) -> None:
     assert (run / "checkpoints" / "latest").read_text() == kept[-1]
     assert named(run, STEPS)["logit_scale"].shape == (1,)
     assert all(line["memory_gib"] > 0 for line in lines)
+
+
+def test_a_damaged_copy_of_the_vocabulary_is_made_anew(
+    trained: Path, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trained again, or copied again from the file that the run was started with; from no other file."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    copy, given, other = run / "vocabulary", tmp_path / "given.json", tmp_path / "other.json"
+    whole = copy.read_bytes()
+    given.write_bytes(whole)
+    train_vocabulary(["a text, a text"], 600, str(other))
+
+    def provide(tokenizer: str) -> None:
+        lines = [f"data.manifest={corpus}", f"run.dir={run}", f"tokenizer={tokenizer}"]
+        config = resolve(load_config(TrainConfig, SMOKE, lines))
+        train._provide_vocabulary(config, ShardCorpus(str(corpus), manifests.load(str(corpus))), str(copy))
+
+    for tokenizer in ("{kind='bpe', train_size=600}", f"{{kind='bpe', vocab='{given}'}}"):
+        for found in (whole[:50], other.read_bytes()):
+            copy.write_bytes(found)
+            provide(tokenizer)
+            assert copy.read_bytes() == whole
+            assert f"{copy} is not the vocabulary that the run was started with" in caplog.text
+            caplog.clear()
+        provide(tokenizer)
+        assert caplog.text == ""
+    with pytest.raises(InputError, match=r"tokenizer\.vocab: .*other\.json' differs from the vocabulary that"):
+        provide(f"{{kind='bpe', vocab='{other}'}}")
+    assert copy.read_bytes() == whole
+
+
+def test_what_is_no_vocabulary_is_not_copied(corpus: Path, tmp_path: Path) -> None:
+    for size in (10, 65 << 20):
+        given, copy = tmp_path / "given", tmp_path / "vocabulary"
+        with given.open("wb") as file:
+            file.truncate(size)
+        lines = [f"data.manifest={corpus}", f"run.dir={tmp_path}", f"tokenizer={{kind='bpe', vocab='{given}'}}"]
+        config = resolve(load_config(TrainConfig, SMOKE, lines))
+        with pytest.raises(InputError, match=r"given: (not a vocabulary|68,157,440 bytes, more than the 67,108,864)"):
+            train._provide_vocabulary(config, ShardCorpus(str(corpus), manifests.load(str(corpus))), str(copy))
+        assert not copy.exists()

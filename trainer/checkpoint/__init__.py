@@ -30,6 +30,7 @@ from trainer.checkpoint.record import (
     read_record,
     step_of,
     tag_of,
+    vocabulary_of,
 )
 from trainer.checkpoint.resuming import find, go_back, named_weights, resume
 from trainer.checkpoint.saving import save
@@ -56,4 +57,5 @@ __all__ = [
     "save",
     "step_of",
     "tag_of",
+    "vocabulary_of",
 ]

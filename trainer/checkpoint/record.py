@@ -200,6 +200,21 @@ def check_version(place: str, text: str, ours: int) -> None:
         )
 
 
+def vocabulary_of(place: str) -> str | None:
+    """SHA-256 of the vocabulary that the newest checkpoint with a readable record was trained with; None where there is none.
+
+    Raises OtherVersion where another version of the trainer wrote it.
+    """
+    for tag in complete_tags(place):
+        try:
+            return read_record(place, tag).vocabulary_sha256
+        except OtherVersion:
+            raise
+        except InputError:  # damaged, as `damage` will say
+            continue
+    return None
+
+
 def damage(place: str, tag: str, share: tuple[int, int] = (0, 1)) -> str | None:
     """What is wrong with a checkpoint, or None. With `share` (i, n) only every n-th file from the i-th on is read.
 
