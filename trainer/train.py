@@ -126,7 +126,7 @@ def train(config: TrainConfig) -> bool:
         told_to_end = functools.partial(_told_to_end, engine, report)
         saved, told, unscored = True, False, False
         while True:
-            # What a step leaves is saved by now: an evaluation takes minutes, and may fail. A run that ended before it did, does it first.
+            # A due checkpoint is written by now, for an evaluation takes minutes and may fail. A run that ended amid one does it first.
             if held_set is not None and held_set.due(at.step, last_step) and not zero.gather(report.scored(at.step))[0]:
                 scored = held_set.evaluate(engine, dtype, average, told_to_end)
                 if scored is None:
