@@ -72,8 +72,12 @@ def _peak(model: models.CLIP, compute: str) -> Activations:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.to(dtype)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
     side = model.preset.image_size
-    with _Live(model) as live:
+    live = _Live(model)
+    with live:
         pixels = torch.empty(_PAIRS, 3, side, side, dtype=dtype)
         ids = torch.zeros(_PAIRS, model.preset.context_length, dtype=torch.int64)
         with torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast_bf16"):
@@ -82,25 +86,14 @@ def _peak(model: models.CLIP, compute: str) -> Activations:
     return live.peak
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of storages that operations make while it lasts, until nothing holds them; the model's own tensors are left out,
-    and so are gradients of parameters, each of which is dropped when it is complete."""
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages that operations make while it lasts, until nothing holds them; the model's own are left out."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.peak = Activations(0, 0)
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak: Activations = Activations(0, 0)
         self._now = self.peak
         self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-        self._hooks = [
-            parameter.register_post_accumulate_grad_hook(_drop_gradient)
-            for parameter in model.parameters()
-            if parameter.requires_grad
-        ]
-
-    def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
-        for hook in self._hooks:
-            hook.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -131,4 +124,5 @@ class _Live(TorchDispatchMode):
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
+    """Gradients of parameters are counted elsewhere, with the weights."""
     parameter.grad = None

@@ -27,7 +27,9 @@ def allocated(model: CLIP, dtype: torch.dtype, *, autocast: bool) -> int:
     """The most bytes that are allocated at one time while PAIRS pairs go forward and backward, by torch's record of its allocator."""
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda parameter: setattr(parameter, "grad", None)
+            )
     side = model.preset.image_size
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         pixels = torch.randn(PAIRS, 3, side, side, dtype=dtype)

@@ -330,6 +330,20 @@ def test_what_ray_train_would_not_get_far_with_is_refused_before_it_starts(flags
 
 
 @pytest.mark.prove
+def test_an_empty_address_is_no_cluster_to_wait_for(short_run: dict[str, object], tmp_path: Path) -> None:
+    overrides = short_run | {"batch.global_size": 4096, "run.dir": tmp_path / "run"}
+    command = [sys.executable, "-m", "trainer.launch_ray", "--workers", "4096", *arguments(overrides)]
+    with pipelines.ray_folder() as ray:
+        env = pipelines.environment(ray, environment()) | {"RAY_ADDRESS": ""}
+        started = pipelines.start(command, tmp_path / "log", env)
+        try:
+            assert started.wait() == 2, started.text()
+        finally:
+            started.end()
+    assert "--workers: 4096 workers need as many CPUs and there are" in errors_of(started.text())[0]
+
+
+@pytest.mark.prove
 def test_a_worker_that_ray_train_loses_changes_nothing(short_run: dict[str, object], tmp_path: Path) -> None:
     overrides = short_run | {"optim.steps": 40, "run.save_every": 4, "run.keep": 20}
     alone = by_deepspeed(overrides | {"run.dir": tmp_path / "undisturbed"}, tmp_path)
