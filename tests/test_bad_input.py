@@ -299,7 +299,7 @@ CASES = {
     ),
     "no weights to export": Case("trainer.export nowhere --out x.safetensors", "nowhere"),
     "vocabulary of the wrong size": Case(
-        f"{TRAIN} model.vocab_size=700", "has 700 ids, the vocabulary has", process=True
+        f"{TRAIN} model.vocab_size=515", "has 515 ids, the vocabulary has", process=True
     ),
     "vocabulary of nothing": Case(
         "trainer.tokenizer train --manifest nowhere --out v.json", "nowhere/manifest.json: no such file"

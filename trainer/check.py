@@ -1,8 +1,8 @@
 """What `--check` prints: the resolved configuration, its digest, the parameters, the batch arithmetic, memory, DeepSpeed's dictionary.
 
-Nothing is written and no process group is joined; the model is built on torch's meta device, so that the largest preset costs no memory.
-Corpus and vocabulary are looked at if they are there, and refused as the run would refuse them; a recipe is valid before they are, so where
-they are missing the plan says so.
+Nothing is written and no process group is joined; the model is built on torch's meta device and of fake tensors, so that the largest preset
+costs no memory. Corpus and vocabulary are looked at if they are there, and refused as the run would refuse them; a recipe is valid before
+they are, so where they are missing the plan says so. That `run.dir` can be written to is not asked: a plan may be made on another machine.
 """
 
 import json
@@ -12,12 +12,12 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
-from trainer import flops, models, starting, tokenizer, zero
-from trainer.config import TrainConfig, batch_plan, per_device_size, settled
+from trainer import activations, flops, models, starting, tokenizer, zero
+from trainer.config import TrainConfig, batch_plan, check_vocabulary, per_device_size, settled
 from trainer.data import corpus as corpora
 from trainer.objectives import OBJECTIVES
 from trainer.optim import parameter_groups
-from trainer.tokenizer.vocabulary import OPENAI_SOURCE, installed_copy
+from trainer.tokenizer.vocabulary import OPENAI_SOURCE, OPENAI_VOCAB_SIZE, installed_copy
 
 _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _GIB = 1 << 30
@@ -55,24 +55,33 @@ def describe(config: TrainConfig, world_size: int) -> str:
     lines.append(starting.line(config.model, model, sizes_known=sizes_known))
     forward, training = flops.forward_flops(model) / 1e9, flops.training_flops(model) / 1e9
     lines.append(f"operations   {forward:,.1f} G a pair forward, {training:,.1f} G with backward")
-    lines += [_vocabulary_line(config), *_batch_lines(config, world_size), *_held_lines(config)]
+    lines += [
+        _vocabulary_line(config, model.preset.vocab_size),
+        *_batch_lines(config, world_size),
+        *_held_lines(config),
+    ]
     lines += [
         _objective_line(config, world_size, model.preset.embed_dim),
-        *_memory_lines(config, trained, total - trained),
+        *_memory_lines(config, world_size, trained, total - trained),
     ]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)
 
 
-def _vocabulary_line(config: TrainConfig) -> str:
+def _vocabulary_line(config: TrainConfig, ids_of_model: int) -> str:
     wanted = config.tokenizer
     if wanted.train_size is not None:
-        return f"vocabulary   {wanted.train_size:,} ids, trained on the captions of the corpus before the first step"
+        fixed = config.model.vocab_size is not None
+        how_many = f"{ids_of_model:,} ids or the run is refused" if fixed else f"at most {ids_of_model:,} ids"
+        return f"vocabulary   {how_many}, trained on the captions of the corpus before the first step"
+    if wanted.kind == "openai":
+        check_vocabulary(config, OPENAI_VOCAB_SIZE, ids_of_model)
     place = wanted.vocab or installed_copy()
-    if place is not None and storage.exists(place):
+    if place is not None and (storage.exists(place) or storage.is_folder(place)):
         opened = tokenizer.load(wanted.kind, vocab=place, context_length=settled(config).context_length)
+        check_vocabulary(config, opened.vocab_size, ids_of_model)
         return f"vocabulary   {opened.vocab_size:,} ids from {place}"
-    lacking = "tokenizer.vocab is not set and no open_clip is installed" if place is None else f"{place}: no such file"
+    lacking = "tokenizer.vocab is not set and no open_clip is installed" if place is None else f"{place}: no file"
     source = f"take {OPENAI_SOURCE}, or install open_clip_torch, which carries it, and leave tokenizer.vocab out"
     if wanted.kind == "bpe":
         source = "give a file that an earlier run trained"
@@ -126,19 +135,24 @@ def _objective_line(config: TrainConfig, world_size: int, embed_dim: int) -> str
     )
 
 
-def _memory_lines(config: TrainConfig, trained: int, frozen: int) -> list[str]:
-    """What one process holds between steps, by number of processes; activations come on top."""
+def _memory_lines(config: TrainConfig, of_this_run: int, trained: int, frozen: int) -> list[str]:
+    """What one process holds between steps, by number of processes, and what activations need during one."""
     average = ", their average" if config.optim.ema_decay is not None else ""
     kept = f"{config.precision.master} masters, fp16 moments{average}"
-    lines = [f"memory of one process for weights, gradients, {kept} (activations come on top):"]
-    for world_size in _WORLD_SIZES:
+    needed = activations.estimate(config)
+    lines = [
+        f"memory of one process for weights, gradients, {kept}; then, estimated, for activations of so many pairs at a time:"
+    ]
+    for world_size in sorted({*_WORLD_SIZES, of_this_run}):
         size, left = divmod(config.batch.global_size, world_size)
         if not left:
             device, host = bytes_a_parameter(config, world_size), host_bytes_a_parameter(config, world_size)
             weights = frozen * _weight_bytes(config) / (world_size if config.zero.stage == 3 else 1)
-            line = f"  {world_size:>3} processes x {size:>6,}: {device:5.2f} B a parameter, {(device * trained + weights) / _GIB:7.3f} GiB"
+            line = f"  {world_size:>4} processes x {size:>6,}: {device:5.2f} B a parameter, {(device * trained + weights) / _GIB:7.3f} GiB"
             if config.zero.offload:
-                line += f"; on the CPU {host:5.2f} B, {host * trained / _GIB:7.3f} GiB"
+                line += f" (on the CPU {host:5.2f} B, {host * trained / _GIB:7.3f} GiB)"
+            at_once = min(config.batch.micro_size or size, size)
+            line += f"; {at_once:>6,} pairs, about {needed.of(at_once) / _GIB:7.1f} GiB"
             lines.append(line)
     if config.zero.stage:
         when = "always" if config.zero.stage == 3 else "during each backward"

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 import pydantic
 
 from pipeline.content.labelled import LabelledSetConfig, check_template
+from pipeline.contracts import storage
 from pipeline.contracts.config import Json, StrictModel, not_semantic, semantic
 from pipeline.contracts.errors import InputError
 
@@ -39,6 +40,8 @@ CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 # number of a sample fits in 64 bits and no tensor is larger than torch can describe: a slip of the keyboard gets a sentence.
 MOST_IDS = 1 << 20
 """Ids of a vocabulary: as many as there are words in the table that training one counts in."""
+LEAST_IDS = 514
+"""Ids that every vocabulary has (`tokenizer/bpe.py`)."""
 
 _ACCUMULATION = {
     "accum_freq",
@@ -135,7 +138,7 @@ class TokenizerConfig(StrictModel):
     """`openai` reads OpenAI's published merges; `bpe` a vocabulary of one's own, which the run trains if `train_size` says how large."""
     vocab: str | None = not_semantic(None)
     """Path of the vocabulary file. Its digest goes into checkpoints and exports."""
-    train_size: Annotated[int, pydantic.Field(ge=514, le=MOST_IDS)] | None = None
+    train_size: Annotated[int, pydantic.Field(ge=LEAST_IDS, le=MOST_IDS)] | None = None
     """For `bpe` without a file: train this many ids on the captions of the corpus before the first step."""
 
     @pydantic.model_validator(mode="after")
@@ -371,6 +374,16 @@ class TrainConfig(StrictModel):
         return given
 
     @pydantic.model_validator(mode="after")
+    def _a_trained_vocabulary_can_fit_the_model(self) -> Self:
+        ids, most = self.model.vocab_size, self.tokenizer.train_size
+        if ids is not None and most is not None and not LEAST_IDS <= ids <= most:
+            raise ValueError(
+                f"model.vocab_size {ids} with tokenizer.train_size {most}: the run trains {LEAST_IDS} to {most} ids, and would refuse them;"
+                " drop model.vocab_size, then the model is built for as many as there are"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _stage_and_precision_agree(self) -> Self:
         if self.zero.stage == 0 and self.precision.compute in ("bf16", "fp16"):
             raise ValueError(
@@ -393,7 +406,7 @@ class TrainConfig(StrictModel):
 def resolve(config: TrainConfig) -> TrainConfig:
     """The same configuration with the preset's values where none were given.
 
-    Raises InputError for an unknown preset and for a run.dir that is no folder.
+    Raises InputError for an unknown preset, and for places in [run] that are of a kind that there is not.
     """
     # The presets live beside the towers, and those load torch.
     from trainer.models import PRESETS, ViTShape
@@ -408,10 +421,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
             f"model.patch_dropout: {config.model.patch_dropout!r} with {config.model.preset!r}, a ResNet, which has no patches; set it to"
             " 0 or choose a ViT"
         )
-    if config.run.dir.startswith("s3://"):
-        raise InputError(
-            f"run.dir: {config.run.dir!r} is not a folder; name one on a local or shared disk (run.checkpoints may be s3://)"
-        )
+    _check_places(config.run)
     model = config.model.model_copy(
         update={
             "image_size": config.model.image_size or preset.image_size,
@@ -428,6 +438,32 @@ def resolve(config: TrainConfig) -> TrainConfig:
         }
     )
     return config.model_copy(update={"model": model, "optim": optim})
+
+
+def _check_places(run: RunConfig) -> None:
+    """Refuse what can be no place of a run wherever it starts; nothing is looked at."""
+    for key, place in (("dir", run.dir), ("checkpoints", run.checkpoints)):
+        if place is None:
+            continue
+        if not place:
+            raise InputError(f"run.{key}: '' is no place; name a folder{'' if key == 'dir' else ' or drop it'}")
+        try:
+            remote = storage.is_s3(storage.absolute(place))
+        except InputError as error:
+            raise InputError(f"run.{key}: {error}") from None
+        if remote and key == "dir":
+            raise InputError(
+                f"run.dir: {place!r} is not a folder; name one on a local or shared disk (run.checkpoints may be s3://)"
+            )
+
+
+def check_vocabulary(config: TrainConfig, ids: int, ids_of_model: int) -> None:
+    """Raise InputError where a vocabulary of `ids` is not what the model was built for."""
+    if ids != ids_of_model:
+        raise InputError(
+            f"model.vocab_size: {config.model.preset!r} has {ids_of_model} ids, the vocabulary has {ids};"
+            f" set model.vocab_size={ids} or give another tokenizer.vocab"
+        )
 
 
 def differences(was: dict[str, Json], now: dict[str, Json]) -> list[str]:

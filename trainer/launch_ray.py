@@ -100,7 +100,7 @@ def launch(config: TrainConfig, workers: int, max_failures: int) -> int:
 
 def _connect(workers: int, on_cpu: bool) -> None:
     """Join the cluster that RAY_ADDRESS names, which a submitted job has, or start Ray on this machine. Raises InputError."""
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or None
     try:
         # With its dashboard, which Ray Train asks for the state of its actors.
         ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=True)

@@ -34,7 +34,7 @@ from trainer import (
     zero,
 )
 from trainer.checkpoint import Identity, Position
-from trainer.config import BatchPlan, TrainConfig, batch_plan, settled
+from trainer.config import BatchPlan, TrainConfig, batch_plan, check_vocabulary, settled
 from trainer.data import loader
 from trainer.data.corpus import locate, open_corpus
 from trainer.data.reader import Corpus
@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> bool:
     # ---- model, optimizer, engine
     _seed(config.run.seed)
     model = _build(config, vocabulary)
-    _check_vocabulary(config, vocabulary, model.preset.vocab_size)
+    check_vocabulary(config, vocabulary.size, model.preset.vocab_size)
     if found is None and start is not None:
         starting.load(start, model, vocabulary.sha256)
     if config.model.compile:
@@ -240,14 +240,6 @@ def _provide_vocabulary(config: TrainConfig, corpus: Corpus, path: str) -> None:
             " give that one or choose another run.dir"
         )
     storage.write_atomic(path, data)
-
-
-def _check_vocabulary(config: TrainConfig, vocabulary: Vocabulary, ids_of_model: int) -> None:
-    if vocabulary.size != ids_of_model:
-        raise InputError(
-            f"model.vocab_size: {config.model.preset!r} has {ids_of_model} ids, the vocabulary has {vocabulary.size};"
-            f" set model.vocab_size={vocabulary.size} or give another tokenizer.vocab"
-        )
 
 
 # ---- small parts

@@ -1,6 +1,7 @@
 # The image of ML engineers: one container a node, started by Kubernetes, by Ray or by the `deepspeed` launcher.
 #   docker build -f infra/docker/trainer.Dockerfile -t corpus-trainer .
-# The devel image because DeepSpeed compiles its communication kernels at first use.
+# The devel image because DeepSpeed looks for nvcc whenever it is imported, and without it warns of each of its CUDA kernels. The trainer uses
+# none of these. What it compiles is for `model.compile` (torch.compile and Triton), which needs g++ and Python's headers, and its own loops by numba.
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
 
 RUN apt-get update \
@@ -18,7 +19,7 @@ COPY evaluation evaluation
 RUN pip install --no-cache-dir "$(grep '^torch==' infra/constraints.txt)" \
     && pip install --no-cache-dir --constraint infra/constraints.txt '.[trainer]'
 
-# The image has a user `ubuntu` of this number; what DeepSpeed compiles goes into its home.
+# The image has a user `ubuntu` of this number; what Triton and numba compile is kept in its home.
 USER 1000
 
 CMD ["python", "-m", "trainer", "--config", "trainer/configs/vit_b_32.toml", "--check"]

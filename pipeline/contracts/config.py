@@ -57,6 +57,13 @@ def load_config(model: type[Model], path: str | None, overrides: Sequence[str] =
         keys, text = _split_override(override)
         _assign(table, keys, _toml_value(text), override)
         overridden[keys] = text
+    for location, value in _booleans_for_numbers(model, table):
+        place = (
+            f"override {location!r}"
+            if tuple(location.split(".")) in overridden
+            else f"{path or 'command line'}: {location}"
+        )
+        raise InputError(f"{place}: should be a number (got {value!r}); change it")
     try:
         return model.model_validate(table)
     except pydantic.ValidationError as error:
@@ -153,6 +160,29 @@ def _restore_plain_strings(
             _assign(table, keys, overridden[keys], overridden[keys])
             changed = True
     return changed
+
+
+def _booleans_for_numbers(model: type[pydantic.BaseModel], table: Mapping[str, Json]) -> Iterator[tuple[str, bool]]:
+    """Keys of numbers that were given true or false, which pydantic would take for 1 and 0."""
+    for key, value in table.items():
+        annotation = model.model_fields[key].annotation if key in model.model_fields else None
+        if isinstance(value, bool):
+            if not {bool, str} & _kinds(annotation) and {int, float} & _kinds(annotation):
+                yield key, value
+        elif isinstance(value, dict):
+            for inner in _models_in(annotation):
+                yield from ((f"{key}.{below}", found) for below, found in _booleans_for_numbers(inner, value))
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The types of single values that an annotation takes."""
+    if isinstance(annotation, type):
+        return {annotation}
+    if typing.get_origin(annotation) is typing.Literal:
+        return {type(value) for value in typing.get_args(annotation)}
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, typing.get_args(annotation)))
+    return _kinds(typing.get_args(annotation)[0]) if typing.get_origin(annotation) is typing.Annotated else set()
 
 
 # ---- sentences

@@ -103,6 +103,15 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
         ("data.workers=1000000", "override 'data.workers'"),
         ("data.tars=[]", r"data: tars \[\]: names no tar; give a"),
         ("batch.global_size=1000000000000", "override 'batch.global_size'"),
+        ("batch.global_size=true", "override 'batch.global_size': should be a number \\(got True\\)"),
+        ("zero.stage=true", "override 'zero.stage': should be a number"),
+        ("optim.lr=true", "override 'optim.lr': should be a number"),
+        ("batch={micro_size=false}", ": batch.micro_size: should be a number \\(got False\\)"),
+        (
+            "model.vocab_size=4000",
+            "model.vocab_size 4000 with tokenizer.train_size 2048: the run trains 514 to 2048 ids",
+        ),
+        ("model.vocab_size=513", "model.vocab_size 513 with tokenizer.train_size 2048.*drop model.vocab_size"),
         ("optim.epochs=1e300", "override 'optim.epochs'"),
         ("optim.steps=100000000000000000000", "override 'optim.steps'"),
     ],
@@ -133,6 +142,12 @@ def test_the_largest_values_that_are_taken_can_be_planned() -> None:
             ("run.dir=s3://bucket/run",),
             r"run.dir: 's3://bucket/run' is not a folder; .* \(run.checkpoints may be s3://\)",
         ),
+        (("run.dir=",), "run.dir: '' is no place; name a folder"),
+        (("run.dir=gs://bucket/run",), "run.dir: 'gs://bucket/run': unknown kind of place; use a local path or s3"),
+        (("run.dir=S3://bucket/run",), "run.dir: 'S3://bucket/run': unknown kind of place"),
+        (("run.checkpoints=",), "run.checkpoints: '' is no place; name a folder or drop it"),
+        (("run.checkpoints=gs://bucket/run",), "run.checkpoints: 'gs://bucket/run': unknown kind of place"),
+        (("run.checkpoints=s3://",), "run.checkpoints: 's3://': no bucket"),
     ],
 )
 def test_resolve_refuses(overrides: tuple[str, ...], said: str) -> None:
@@ -352,7 +367,7 @@ def test_check_says_what_is_rounded_and_what_lies_on_the_cpu() -> None:
     said = describe(resolve(load("precision.text_weights=fp16_stochastic", "zero.offload=true")), 1)
     assert "text_decay" in said
     assert said.count("rounded stochastically to fp16 numbers") == 2
-    assert "; on the CPU 16.03 B" in said
+    assert " (on the CPU 16.03 B" in said
     said = describe(resolve(load("precision={compute='bf16', master='bf16'}", "optim.ema_decay=0.99")), 1)
     assert said.count("rounded stochastically to bf16 numbers") == 3
     assert "bf16 masters, fp16 moments, their average" in said
@@ -365,10 +380,14 @@ def test_check_says_what_is_not_there_yet(tmp_path: Path, capsys: pytest.Capture
     said = capsys.readouterr().out
     assert f"corpus       MISSING, the run needs it: {manifest}: no such file" in said
     source = "take clip/bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP, or install open_clip_torch"
-    assert f"vocabulary   MISSING, the run needs it: {vocabulary}: no such file; {source}" in said
+    assert f"vocabulary   MISSING, the run needs it: {vocabulary}: no file; {source}" in said
     own = describe(resolve(load("tokenizer={kind='bpe', vocab='none.json'}")), 1)
-    assert "none.json: no such file; give a file that an earlier run trained" in own
-    assert "vocabulary   2,048 ids, trained on the captions of the corpus" in describe(resolve(load()), 1)
+    assert "none.json: no file; give a file that an earlier run trained" in own
+    assert "vocabulary   at most 2,048 ids, trained on the captions of the corpus" in describe(resolve(load()), 1)
+    said = describe(resolve(load("model.vocab_size=600")), 1)
+    assert "vocabulary   600 ids or the run is refused, trained on the captions of the corpus" in said
+    device = describe(resolve(load("tokenizer={kind='bpe', vocab='/dev/zero'}")), 1)
+    assert "vocabulary   MISSING, the run needs it: /dev/zero: no file" in device
 
 
 @pytest.mark.parametrize(
@@ -388,11 +407,20 @@ def test_check_refuses_a_manifest_that_the_run_would_refuse(
 def test_check_opens_a_vocabulary_that_is_there(tmp_path: Path) -> None:
     place = tmp_path / "own.json"
     size = train_vocabulary(["a red circle on white ground", "a red square"], 520, str(place))
-    override = f"tokenizer={{kind='bpe', vocab='{place}'}}"
-    assert f"vocabulary   {size} ids from {place}" in describe(resolve(load(override)), 1)
+    overrides = [f"tokenizer={{kind='bpe', vocab='{place}'}}", f"model.vocab_size={size}"]
+    assert f"vocabulary   {size} ids from {place}" in describe(resolve(load(*overrides)), 1)
+    for another in ("model.preset=ViT-B/32", f"model.vocab_size={size + 1}"):
+        with pytest.raises(
+            InputError, match=f"model.vocab_size: .* the vocabulary has {size}; set model.vocab_size={size}"
+        ):
+            describe(resolve(load(overrides[0], another)), 1)
+    with pytest.raises(InputError, match=r"model.vocab_size: 'tiny-vit' has 600 ids, the vocabulary has 49408"):
+        describe(resolve(load("tokenizer={kind='openai', vocab='none'}", "model.vocab_size=600")), 1)
     place.write_text("{}")
     with pytest.raises(InputError, match=r"own\.json: not a vocabulary"):
-        describe(resolve(load(override)), 1)
+        describe(resolve(load(*overrides)), 1)
+    with pytest.raises(InputError, match="is a folder, not a file; name a file"):
+        describe(resolve(load(f"tokenizer={{kind='bpe', vocab='{tmp_path}'}}")), 1)
 
 
 def test_check_touches_nothing_and_loads_no_deepspeed(tmp_path: Path, corpus: Path) -> None:

@@ -74,10 +74,10 @@ def commands(*given: tuple[list[str], dict[str, str]], log: Path) -> Iterator[li
 # ---- Slurm
 
 SRUN = """
-    import os, signal, subprocess, sys
-    words = sys.argv[1:]
+    import contextlib, os, signal, subprocess, sys, time
+    words, flags = sys.argv[1:], []
     while words[0].startswith("--"):
-        words.pop(0)
+        flags.append(words.pop(0))
     count = int(os.environ["SLURM_NTASKS"])
     tasks = [
         subprocess.Popen(words, env={**os.environ, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
@@ -85,8 +85,17 @@ SRUN = """
     ]
     with open(os.environ["SLURM_NOTES"] + "/tasks", "w") as notes:
         print(*(task.pid for task in tasks), file=notes)
+    # As srun's launch.c: the first bad exit ends the step (here without KillWait), and a signal counts for more than any code.
+    while None in [task.poll() for task in tasks]:
+        if "--kill-on-bad-exit=1" in flags and any(task.poll() for task in tasks):
+            for task in tasks:
+                with contextlib.suppress(OSError):
+                    for child in open(f"/proc/{task.pid}/task/{task.pid}/children").read().split():
+                        os.kill(int(child), signal.SIGKILL)
+                task.kill()
+        time.sleep(0.002)
     codes = [task.wait() for task in tasks]
-    sys.exit(max(code if code >= 0 else 128 - code for code in codes))
+    sys.exit(128 - min(codes) if min(codes) < 0 else max(codes))
 """
 SCONTROL = """
     import os, sys
@@ -318,6 +327,20 @@ def under_ray(overrides: Overrides, folder: Path) -> Finished:
 def test_what_ray_train_would_not_get_far_with_is_refused_before_it_starts(flags: list[str], said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
         launch_ray.main([*flags, "--config", SMOKE])
+
+
+@pytest.mark.prove
+def test_an_empty_address_is_no_cluster_to_wait_for(short_run: dict[str, object], tmp_path: Path) -> None:
+    overrides = short_run | {"batch.global_size": 4096, "run.dir": tmp_path / "run"}
+    command = [sys.executable, "-m", "trainer.launch_ray", "--workers", "4096", *arguments(overrides)]
+    with pipelines.ray_folder() as ray:
+        env = pipelines.environment(ray, environment()) | {"RAY_ADDRESS": ""}
+        started = pipelines.start(command, tmp_path / "log", env)
+        try:
+            assert started.wait() == 2, started.text()
+        finally:
+            started.end()
+    assert "--workers: 4096 workers need as many CPUs and there are" in errors_of(started.text())[0]
 
 
 @pytest.mark.prove

@@ -193,6 +193,9 @@ def test_without_open_clip_a_path_is_asked_for() -> None:
         load("openai")
 
 
+OWN = b'{"format": "byte-pair merges, version 1", "merges": [%s]}'
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
@@ -217,6 +220,25 @@ def test_files_that_are_no_vocabulary(kind: str, content: bytes, message: str, t
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         load(kind, vocab=str(path))
+
+
+@pytest.mark.parametrize("many", ["[],", "[", '{"a":0},'])
+def test_more_values_than_a_vocabulary_has_are_not_made(many: str, tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary"
+    path.write_bytes(OWN % (many.encode() * 5_000_000))
+    with pytest.raises(InputError, match="brackets and commas, more than a vocabulary of 1,048,576 ids has"):
+        load("bpe", vocab=str(path))
+
+
+@pytest.mark.parametrize("kind", ["openai", "bpe"])
+def test_a_piece_without_end_is_not_printed(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary"
+    piece = "a" * 5_000_000
+    own = OWN % json.dumps([piece, "b"]).encode()
+    path.write_bytes(own if kind == "bpe" else synthetic_openai_file().replace("! #", f"{piece} #", 1).encode() + b"\n")
+    with pytest.raises(InputError, match="does not follow") as caught:
+        load(kind, vocab=str(path))
+    assert len(str(caught.value)) < 400 + len(str(path))
 
 
 def test_missing_files_and_lengths(tmp_path: Path) -> None:

@@ -118,3 +118,23 @@ def test_the_command_trains_what_a_run_would(corpus: Path, tmp_path: Path, capsy
     assert 514 < len(json.loads(out.read_text())["merges"]) + 514 == size <= 600
     assert f"{out}: {size} ids" in said
     assert f"tokenizer.kind=bpe tokenizer.vocab={out} model.vocab_size={size}" in said
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("file/own.json", "a part of the path is a file|is a file, not a folder"),
+        ("folder", "--out: .*folder' is a folder; name the file that the vocabulary goes to"),
+        ("gs://bucket/own.json", "--out: 'gs://bucket/.*: unknown kind of place"),
+        ("s3://", "--out: 's3://': no bucket"),
+    ],
+)
+def test_where_a_vocabulary_cannot_go_is_said_before_captions_are_counted(
+    out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The corpus is not there either, which is said later."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=said):
+        main(["train", "--manifest", str(tmp_path / "nothing"), "--out", out])

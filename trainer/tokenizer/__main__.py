@@ -4,9 +4,9 @@ A run trains its vocabulary itself where its configuration says `tokenizer.train
 """
 
 import argparse
-import os
 
 from pipeline.contracts import manifest as manifests
+from pipeline.contracts import storage
 from pipeline.contracts.cli import run_cli
 from pipeline.contracts.errors import InputError
 from trainer.data.shards import ShardCorpus
@@ -26,7 +26,12 @@ def main(argv: list[str]) -> int:
     )
     train.add_argument("--out", required=True, metavar="FILE", help="where the vocabulary goes; a path or s3://…")
     arguments = parser.parse_args(argv)
-    if os.path.isdir(arguments.out):
+    try:  # now, and not when the captions of the corpus are counted, which may take hours
+        is_folder = storage.is_folder(arguments.out)
+        storage.require_folder(storage.parent(arguments.out))
+    except InputError as error:
+        raise InputError(f"--out: {error}") from None
+    if is_folder:
         raise InputError(f"--out: {arguments.out!r} is a folder; name the file that the vocabulary goes to")
     texts = ShardCorpus(arguments.manifest, manifests.load(arguments.manifest)).captions()
     size = train_vocabulary(texts, arguments.size, arguments.out)

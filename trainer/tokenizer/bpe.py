@@ -57,7 +57,7 @@ class Tokenizer:
             merged = left + right
             if left not in ids or right not in ids or left.endswith(END_OF_WORD) or merged in ids:
                 raise InputError(
-                    f"{source}: merge {rank + 1} is {(left, right)!r}, which does not follow from the merges before it; "
+                    f"{source}: merge {rank + 1} is {(left[:40], right[:40])!r}, which does not follow from the merges before it; "
                     "give the vocabulary file as it was published"
                 )
             joined[rank] = ids[left], ids[right]

@@ -26,6 +26,8 @@ _OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPENAI_SOURCE = f"clip/{_OPENAI_FILE} of github.com/openai/CLIP"
 _FORMAT = "byte-pair merges, version 1"
 _FILE_LIMIT = 64 << 20
+_MOST_MARKS = 4 * MOST_IDS
+"""Brackets and commas in a file of one's own: of the largest vocabulary three for each merge, and those in its pieces."""
 _CAPTIONS_AT_ONCE = 4096
 
 
@@ -82,6 +84,12 @@ def _gunzip(data: bytes, path: str) -> bytes:
 def own_merges(path: str) -> Merges:
     """The merges of a file that `train_vocabulary` wrote. Raises InputError where it is not one."""
     data = storage.read_bytes(path, limit=_FILE_LIMIT)
+    # Every value but the first of all follows one of these marks, and takes up to thirty times the memory of its text.
+    marks = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if marks > _MOST_MARKS:
+        raise InputError(
+            f"{path}: {marks:,} brackets and commas, more than a vocabulary of {MOST_IDS:,} ids has; train the vocabulary again"
+        )
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):

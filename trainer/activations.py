@@ -1,0 +1,128 @@
+"""How much memory a step needs for activations: every allocation of a forward and a backward pass is counted, and none is made.
+
+The model is built of fake tensors (torch's own, which have a shape, a type and a storage, and no memory) and goes forward and backward
+in the precision of the run. A storage counts from the operation that makes it to the moment when nothing holds it any more, and the most
+that is there at one time is the answer. So everything that changes it is honoured as it is: checkpointed blocks with what is computed
+again, frozen towers, patches that are dropped, the half-precision copies of weights that autocast keeps.
+
+It is an estimate, and has not been compared with a GPU. What kernels take inside of themselves, what an allocator loses to fragments and
+what torch.compile saves are not in it, and the operations are those of a CPU, from which a GPU's autocast differs in details.
+"""
+
+import functools
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trainer import models
+from trainer.config import ModelConfig, TrainConfig
+from trainer.objectives import OBJECTIVES
+
+_PAIRS = 509
+"""A prime, so that a storage whose size is a multiple of it is one of so many pairs, and any other is of none."""
+
+
+class Activations(NamedTuple):
+    """Bytes at the most, weights and their gradients apart, while so many pairs go through the towers and back at a time."""
+
+    fixed: int
+    """Whatever the number of pairs: autocast's copies of weights."""
+    a_pair: int
+
+    def of(self, pairs: int) -> int:
+        """Bytes for `pairs` pairs at a time."""
+        return self.fixed + self.a_pair * pairs
+
+
+def estimate(config: TrainConfig) -> Activations:
+    """What one process of `config` needs. Takes seconds for the largest model, and no memory of note.
+
+    Raises InputError for a model that cannot be built.
+    """
+    vocab_size = config.model.vocab_size or config.tokenizer.train_size
+    logit_bias = OBJECTIVES[config.objective.kind].logit_bias
+    return _estimate(config.model, vocab_size, logit_bias, config.precision.compute)
+
+
+@functools.cache
+def _estimate(wanted: ModelConfig, vocab_size: int | None, logit_bias: float | None, compute: str) -> Activations:
+    with FakeTensorMode():
+        model = models.build(
+            wanted.preset,
+            vocab_size=vocab_size,
+            context_length=wanted.context_length,
+            image_size=wanted.image_size,
+            gelu=wanted.gelu,
+            text=wanted.text,
+            patch_dropout=wanted.patch_dropout,
+            checkpoint_activations=wanted.checkpoint_activations,
+            logit_bias=logit_bias,
+        )
+        model.freeze(wanted.freeze)
+        return _peak(model, compute)
+
+
+def _peak(model: models.CLIP, compute: str) -> Activations:
+    """The most that is there at one time in one forward and backward of a model of fake tensors."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute, torch.float32)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.to(dtype)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
+    side = model.preset.image_size
+    live = _Live(model)
+    with live:
+        pixels = torch.empty(_PAIRS, 3, side, side, dtype=dtype)
+        ids = torch.zeros(_PAIRS, model.preset.context_length, dtype=torch.int64)
+        with torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast_bf16"):
+            outputs = model(pixels, ids)
+        torch.autograd.backward([output.sum() for output in outputs if output.requires_grad])
+    return live.peak
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages that operations make while it lasts, until nothing holds them; the model's own are left out."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak: Activations = Activations(0, 0)
+        self._now = self.peak
+        self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place not in self._known:
+            self._known.add(place)
+            weakref.finalize(storage, self._forget, place, size)
+            self._add(size)
+            self.peak = max(self.peak, self._now, key=lambda there: there.of(_PAIRS))
+
+    def _forget(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self._add(-size)
+
+    def _add(self, size: int) -> None:
+        fixed, a_pair = self._now
+        self._now = (
+            Activations(fixed, a_pair + size // _PAIRS) if size % _PAIRS == 0 else Activations(fixed + size, a_pair)
+        )
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    """Gradients of parameters are counted elsewhere, with the weights."""
+    parameter.grad = None
