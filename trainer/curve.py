@@ -52,7 +52,8 @@ def read_lines(run_dir: str) -> list[Line]:
     if not storage.exists(place):
         raise InputError(f"{place}: no such file; give the run.dir of a training run")
     whole, _, _ = storage.read_text(place).rpartition("\n")
-    lines, broken = [], []
+    lines: list[Line] = []
+    broken: list[int] = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             _Drawn.model_validate_json(line, strict=True)
@@ -89,7 +90,8 @@ def draw(run_dirs: Sequence[str], out: str) -> None:
     with mpl.rc_context({"svg.hashsalt": "curve", "svg.fonttype": "none", "font.size": 9.0}):
         figure = Figure(figsize=(7, 2.2 * (2 + len(scores))), layout="constrained")
         axes = figure.subplots(2 + len(scores), 1, sharex=True)
-        handles, names = [], []
+        handles: list[Any] = []
+        names: list[str] = []
         for number, (run_dir, lines) in enumerate(runs):
             colour, steps = f"C{number % 10}", _steps(lines)
             finite = [line for line in steps if line["loss"] is not None]

@@ -411,7 +411,7 @@ def _compare(parts: list[Part], corpus: Corpus, rank: int, world: int) -> None:
 
 def _known_in_shards(corpus: ShardCorpus, shards: Sequence[Shard], known: Collection[bytes]) -> list[set[bytes]]:
     """Those of the marks that each of these shards' indexes has."""
-    found = []
+    found: list[set[bytes]] = []
     with _progress(len(shards), "indexes", "comparing with the training corpus") as done:
         for start in range(0, len(shards), _INDEXES):
             some = shards[start : start + _INDEXES]

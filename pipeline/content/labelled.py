@@ -110,6 +110,7 @@ class LabelledSet:
         Raises InputError for one that is not there any more or is another than when the set was opened: labels and names are of then.
         """
         wanted = range(len(self)) if rows is None else rows
+        found: Iterator[bytes]
         if self._files:
             found = (storage.read_bytes(self._files[row]) for row in wanted)
         else:
