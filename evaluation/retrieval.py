@@ -1,21 +1,25 @@
 """Image-text retrieval: does a picture find its caption, and a caption its picture?
 
-Recall at k, both ways, over the whole set. Several pictures may share a caption (names often do): a text query counts as answered when
-any picture that carries exactly this text is among its k best, and a picture's query when its own text is. Ties are counted
+Recall at k, both ways, over the whole set. Several pictures may share a caption (names often do), and a picture may have several captions
+(COCO's have five): a text query counts as answered when any picture that carries exactly this text is among its k best, and a picture's
+query when any of its texts is. Whose pictures are one is for the caller to say. Ties are counted
 against the model: every wrong candidate with the same score as the right one is ranked before it, so that a model that gives
 all candidates one score finds nothing. The recall that a random order would reach is printed beside each figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import lgamma
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.overlap.statistics import clopper_pearson
+
+Value = TypeVar("Value", bound=Hashable)
 
 CUTOFFS = (1, 5, 10)
 _BLOCK = 1024
@@ -45,30 +49,34 @@ class Retrieval:
     text_ranks: NDArray[np.int64]
 
 
-def distinct(captions: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The different captions in order of first appearance, and for each row the place of its own: int64[n]."""
-    place: dict[str, int] = {}
-    rows = [place.setdefault(caption, len(place)) for caption in captions]
+def distinct(values: Sequence[Value]) -> tuple[list[Value], NDArray[np.int64]]:
+    """The different values in order of first appearance, and for each row the place of its own: int64[n]."""
+    place: dict[Value, int] = {}
+    rows = [place.setdefault(value, len(place)) for value in values]
     return list(place), np.array(rows, np.int64)
 
 
 def retrieve(
     images: NDArray[np.float32],
     texts: NDArray[np.float32],
+    pictures: Sequence[Hashable],
     captions: Sequence[str],
     *,
     confidence: float = 0.95,
 ) -> Retrieval:
-    """Recall both ways. `images` float32[n, d] and `texts` float32[m, d] normalised; `texts` in the order of `distinct(captions)`."""
-    names, own = distinct(captions)
-    image_ranks = ranks(images, texts, own[:, None] == np.arange(len(names))[None, :])
-    text_ranks = ranks(texts, images, own[None, :] == np.arange(len(names))[:, None])
-    shares = np.bincount(own, minlength=len(names))
-    ones = np.ones(len(images), np.int64)
+    """Recall both ways. Row i of a set says that `captions[i]` stands beside `pictures[i]`, which is any name of a picture, like a digest.
+
+    `images` float32[n, d] and `texts` float32[m, d] normalised, in the order of `distinct(pictures)` and `distinct(captions)`.
+    """
+    names, text_of_row = distinct(captions)
+    _, image_of_row = distinct(pictures)
+    right = np.zeros((len(images), len(texts)), bool)
+    right[image_of_row, text_of_row] = True
+    image_ranks, text_ranks = ranks(images, texts, right), ranks(texts, images, right.T)
     return Retrieval(
         names,
-        [_recall(image_ranks, k, len(names), ones, confidence) for k in CUTOFFS],
-        [_recall(text_ranks, k, len(images), shares, confidence) for k in CUTOFFS],
+        [_recall(image_ranks, k, len(texts), right.sum(axis=1), confidence) for k in CUTOFFS],
+        [_recall(text_ranks, k, len(images), right.sum(axis=0), confidence) for k in CUTOFFS],
         image_ranks,
         text_ranks,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from evaluation import retrieval, zeroshot
@@ -24,7 +25,7 @@ from pipeline.contracts import storage
 from pipeline.contracts.config import Json, digest, digest_json
 from pipeline.contracts.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: retrieval takes rows with the same picture for one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,8 @@ def run_retrieval(config: ZeroshotConfig) -> str:
     for labelled in sets:
         found, used = retrieve_set(encoder, labelled, config.caption_template, confidence=config.confidence)
         value: dict[str, Json] = {
-            "pictures": used,
+            "pairs": used,
+            "pictures": len(found.image_ranks),
             "without_caption": len(labelled) - used,
             "captions": len(found.texts),
             "image_to_text": [_plain(one) for one in found.image_to_text],
@@ -77,7 +79,7 @@ def run_retrieval(config: ZeroshotConfig) -> str:
 def retrieve_set(
     encoder: Encoder, labelled: LabelledSet, template: str = "{}", *, confidence: float = 0.95
 ) -> tuple[retrieval.Retrieval, int]:
-    """Retrieval over the rows of a set that have a caption; also returns how many these are."""
+    """Retrieval over the rows of a set that have a caption; also returns how many these are. Rows with the same bytes are one picture."""
     captions = labelled.captions or [None] * len(labelled)
     rows = [row for row, caption in enumerate(captions) if caption is not None and caption.strip()]
     if not rows:
@@ -85,8 +87,10 @@ def retrieve_set(
     texts = [str(captions[row]) for row in rows]
     names, _ = retrieval.distinct(texts)
     embedded = normalise(encoder.texts([template.replace("{}", name) for name in names]))
-    images = normalise(encoder.images(labelled, rows))
-    return retrieval.retrieve(images, embedded, texts, confidence=confidence), len(rows)
+    digests = [labelled.sha256[row] for row in rows]
+    first_places = np.unique(retrieval.distinct(digests)[1], return_index=True)[1]
+    images = normalise(encoder.images(labelled, [rows[place] for place in first_places]))
+    return retrieval.retrieve(images, embedded, digests, texts, confidence=confidence), len(rows)
 
 
 def load_encoder(config: ZeroshotConfig) -> tuple[ModelEncoder, ModelIdentity]:
@@ -130,9 +134,9 @@ def describe_scores(name: str, scores: zeroshot.Scores) -> str:
     return "\n".join(lines)
 
 
-def describe_retrieval(name: str, found: retrieval.Retrieval, pictures: int) -> str:
+def describe_retrieval(name: str, found: retrieval.Retrieval, pairs: int) -> str:
     """Recall both ways beside what a random order reaches."""
-    lines = [f"{name}: {pictures:,} pictures, {len(found.texts):,} different captions"]
+    lines = [f"{name}: {len(found.image_ranks):,} pictures, {len(found.texts):,} different captions, {pairs:,} pairs"]
     for title, recalls in (("picture → caption", found.image_to_text), ("caption → picture", found.text_to_image)):
         for one in recalls:
             lines.append(

@@ -7,14 +7,19 @@ are left out. Reads metrics.jsonl, so a run may still be going on.
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
 
 from pipeline.contracts import storage
 from pipeline.contracts.cli import run_cli
 from pipeline.contracts.errors import InputError
+
+log = logging.getLogger("trainer")
 
 ENDINGS = (".svg", ".png", ".pdf")
 _SCORES = (
@@ -24,21 +29,48 @@ _SCORES = (
 )
 
 Line = dict[str, Any]
+Figures = dict[str, float | None]
+
+
+class _Drawn(pydantic.BaseModel):
+    """What is drawn of a line; a line has more, and not all of this."""
+
+    step: Annotated[int, pydantic.Field(ge=0, lt=2**53)]
+    loss: float | None = None
+    learning_rate: float = 0.0
+    held: Figures = {}
+    held_ema: Figures = {}
+    held_chance: Figures = {}
 
 
 def read_lines(run_dir: str) -> list[Line]:
-    """The lines of a run's metrics.jsonl, without a last one that is not complete. Raises InputError where there are none."""
+    """The lines of a run's metrics.jsonl, without a last one that is not complete, nor what a power cut made of others.
+
+    Raises InputError where there is no step.
+    """
     place = os.path.join(run_dir, "metrics.jsonl")
     if not storage.exists(place):
         raise InputError(f"{place}: no such file; give the run.dir of a training run")
     whole, _, _ = storage.read_text(place).rpartition("\n")
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise InputError(f"{place}: not the metrics of a training run ({error}); give its run.dir") from None
-    if not any("loss" in line for line in lines):
+    lines: list[Line] = []
+    broken: list[int] = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            _Drawn.model_validate_json(line, strict=True)
+            lines.append(json.loads(line))
+        except ValueError:
+            broken.append(number)
+    if broken and not lines:
+        raise InputError(f"{place}: not the metrics of a training run (line {broken[0]} is none); give its run.dir")
+    if broken:
+        log.warning("%s: %d of its lines are broken and left out, the first is line %d", place, len(broken), broken[0])
+    if not _steps(lines):
         raise InputError(f"{place}: has no step yet; wait for the run's first line")
     return lines
+
+
+def _steps(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if line.keys() >= {"loss", "learning_rate"}]
 
 
 def draw(run_dirs: Sequence[str], out: str) -> None:
@@ -58,11 +90,13 @@ def draw(run_dirs: Sequence[str], out: str) -> None:
     with mpl.rc_context({"svg.hashsalt": "curve", "svg.fonttype": "none", "font.size": 9.0}):
         figure = Figure(figsize=(7, 2.2 * (2 + len(scores))), layout="constrained")
         axes = figure.subplots(2 + len(scores), 1, sharex=True)
+        handles: list[Any] = []
+        names: list[str] = []
         for number, (run_dir, lines) in enumerate(runs):
-            name, colour = os.path.basename(os.path.normpath(run_dir)), f"C{number % 10}"
-            steps = [line for line in lines if "loss" in line]
+            colour, steps = f"C{number % 10}", _steps(lines)
             finite = [line for line in steps if line["loss"] is not None]
-            axes[0].plot(_column(finite, "step"), _column(finite, "loss"), color=colour, linewidth=1, label=name)
+            handles += axes[0].plot(_column(finite, "step"), _column(finite, "loss"), color=colour, linewidth=1)
+            names.append(os.path.basename(os.path.normpath(run_dir)))
             axes[1].plot(_column(steps, "step"), _column(steps, "learning_rate"), color=colour, linewidth=1)
             for place, (key, _) in zip(axes[2:], scores, strict=True):
                 _draw_scores(place, lines, key, colour)
@@ -70,7 +104,8 @@ def draw(run_dirs: Sequence[str], out: str) -> None:
             place.set_ylabel(title)
             place.grid(alpha=0.3)
         if len(runs) > 1:
-            axes[0].legend()
+            for text in axes[0].legend(handles, names).get_texts():
+                text.set_parse_math(False)  # a name with two dollars is no formula
         key = " (scores: dashed is the weights' average, dotted is guessing)" if scores else ""
         axes[-1].set_xlabel("step" + key)
         temporary = storage.local_temporary(out)

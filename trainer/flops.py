@@ -12,16 +12,23 @@ from trainer.config import TrainConfig
 from trainer.models import CLIP
 
 _PEAK_TFLOPS = {
-    "V100": 125.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "H200": 989.0,
+    "Tesla V100-SXM2-16GB": 125.0,
+    "Tesla V100-SXM2-32GB": 125.0,
+    "Tesla V100-PCIE-16GB": 112.0,
+    "Tesla V100-PCIE-32GB": 112.0,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA A100-PCIE-40GB": 312.0,
+    "NVIDIA A100 80GB PCIe": 312.0,
+    "NVIDIA L40S": 362.0,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H100 NVL": 835.0,
+    "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H200": 989.0,
+    "NVIDIA H200 NVL": 835.0,
 }
-"""Dense half-precision peaks (fp16 of the V100, bf16 of the others) from NVIDIA's data sheets, by a part of the device's name: the first
-that fits."""
+"""Dense half-precision peaks (fp16 of the V100, bf16 of the others) from NVIDIA's data sheets, by the device's whole name: other forms of
+a GPU, and slices of one (MIG), have other peaks."""
 
 
 def forward_flops(model: CLIP) -> int:
@@ -47,8 +54,13 @@ def peak_flops(config: TrainConfig) -> float | None:
         return config.run.peak_tflops * 1e12
     if not torch.cuda.is_available() or config.precision.compute == "fp32":
         return None
-    name = torch.cuda.get_device_name()
-    return next((peak * 1e12 for part, peak in _PEAK_TFLOPS.items() if part in name), None)
+    return known_peak(torch.cuda.get_device_name())
+
+
+def known_peak(device: str) -> float | None:
+    """Operations a second in half precision that the GPU of this name does at most; None where that is not known."""
+    peak = _PEAK_TFLOPS.get(device)
+    return None if peak is None else peak * 1e12
 
 
 def _one_pair(model: CLIP) -> tuple[torch.Tensor, torch.Tensor]:

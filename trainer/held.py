@@ -38,11 +38,13 @@ from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.at_once import at_once
-from pipeline.contracts.errors import HouseError, InputError
+from pipeline.contracts.cli import Progress
+from pipeline.contracts.errors import HouseError, InputError, StoreTrouble
+from pipeline.contracts.manifest import Shard
 from trainer import partitions, scores, tokenizer
 from trainer.config import HeldConfig, TrainConfig, settled
-from trainer.data.reader import Corpus, RowReader
-from trainer.data.shards import ShardCorpus
+from trainer.data.reader import Corpus, RowReader, patiently
+from trainer.data.shards import ShardCorpus, open_columns
 from trainer.data.transforms import evaluation_pixels, normalise
 from trainer.optim import Ema
 from trainer.zero import Engine, gather
@@ -59,6 +61,8 @@ _AT_ONCE = 128
 _CACHE_BYTES = 64 << 20
 _COMPARED_ROWS = 50_000_000
 """Of a training corpus, for each process: a minute or two of reading digests."""
+_INDEXES = 64
+"""Of a training corpus, that are read between two looks at the clock."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +215,7 @@ def _usable_rows(
         return usable, troubles
     marks = _marks(corpus, int(rows[0]), int(rows[-1]) + 1)
     reader = RowReader(corpus, cache_bytes=_CACHE_BYTES, ahead=config.data.read_ahead)
-    with ThreadPoolExecutor(_threads(config)) as pool:
+    with ThreadPoolExecutor(_threads(config)) as pool, _progress(len(rows), "pairs", "opening held pairs") as done:
         found = zip(rows.tolist(), marks, reader.read(rows), strict=True)
         while batch := list(itertools.islice(found, _AT_ONCE)):
             said = pool.map(look_at, [row.image for _, _, row in batch])
@@ -222,6 +226,7 @@ def _usable_rows(
                     troubles.append((number, trouble))
                 else:
                     usable.append((number, row.caption, digest, others))
+            done(len(batch))
     return usable, troubles
 
 
@@ -231,17 +236,28 @@ def _marks(corpus: ShardCorpus, start: int, stop: int) -> list[list[bytes]]:
     first = 0
     for shard in corpus.manifest.shards:
         if first < stop and first + shard.rows > start:
-            uri = manifests.index_uri(corpus.place, shard)
-            index = parquet.read(uri, ["uid", "source_sha256"])
-            if index.num_rows != shard.rows:
-                raise InputError(
-                    f"{uri}: has {index.num_rows} rows, the manifest says {shard.rows}; run `python -m pipeline verify {corpus.place}`"
-                )
+            index = _index(corpus.place, shard, ["uid", "source_sha256"])
             part = index.slice(max(0, start - first), stop - max(start, first))
             rows = zip(*(column.to_pylist() for column in part.columns), strict=True)
             found += [[mark for mark in row if mark is not None] for row in rows]
         first += shard.rows
     return found
+
+
+def _index(place: str, shard: Shard, columns: list[str]) -> pa.Table:
+    """These columns of a shard's index. Raises InputError where it is not that of a corpus, or not this shard's."""
+    uri = manifests.index_uri(place, shard)
+
+    def read() -> pa.Table:
+        with open_columns(uri, columns) as source, parquet.plain_errors(uri):
+            return source.read(columns=columns)
+
+    index = patiently(read)
+    if index.num_rows != shard.rows:
+        raise InputError(
+            f"{uri}: has {index.num_rows} rows, the manifest says {shard.rows}; run `python -m pipeline verify {place}`"
+        )
+    return index
 
 
 def _trouble_with(image: bytes, config: TrainConfig) -> str | None:
@@ -257,7 +273,7 @@ def _open_zeroshot(config: TrainConfig, rank: int) -> Part:
     wanted, limit = _given(config).zeroshot, _given(config).limit
     if wanted is None:
         raise ValueError("the configuration has no held.zeroshot")
-    opened = _all_or_none(lambda: labelled.open_set(wanted) if rank == 0 else None)[0]
+    opened = _all_or_none(lambda: patiently(lambda: labelled.open_set(wanted)) if rank == 0 else None)[0]
     if opened is None:
         raise ValueError("process 0 has opened no set")
     rows = np.flatnonzero(opened.labels != labelled.UNLABELLED)
@@ -277,7 +293,7 @@ def _open_zeroshot(config: TrainConfig, rank: int) -> Part:
     labels = torch.from_numpy(opened.labels[rows].astype(np.int64))
 
     def read(places: Sequence[int]) -> Iterator[bytes]:
-        return (picture.data for picture in opened.pictures(rows[list(places)].tolist()))
+        return (picture.data for picture in _pictures(opened, rows[list(places)].tolist()))
 
     def score(picture_features: Tensor, text_features: Tensor, rank: int, world: int) -> dict[str, float]:
         weights = scores.class_weights(text_features, len(opened.classes))
@@ -294,14 +310,46 @@ def _open_zeroshot(config: TrainConfig, rank: int) -> Part:
 def _check_pictures(config: TrainConfig, opened: LabelledSet, rows: list[int], rank: int) -> list[Trouble]:
     """Decode each process's share once; the first picture that cannot be."""
     mine = np.array_split(np.array(rows), torch.distributed.get_world_size())[rank].tolist()
-    pictures = opened.pictures(mine)
-    with ThreadPoolExecutor(_threads(config)) as pool:
+    pictures = _pictures(opened, mine)
+    with (
+        ThreadPoolExecutor(_threads(config)) as pool,
+        _progress(len(mine), "pictures", "checking held.zeroshot") as done,
+    ):
         while batch := list(itertools.islice(pictures, _AT_ONCE)):
             said = pool.map(lambda picture: _trouble_with(picture.data, config), batch)
             for picture, trouble in zip(batch, said, strict=True):
                 if trouble is not None:
                     return [(picture.row, trouble)]
+            done(len(batch))
     return []
+
+
+def _pictures(opened: LabelledSet, rows: list[int]) -> Iterator[labelled.Picture]:
+    """The pictures of these rows; where the store does not answer for a while, from there on again."""
+    coming = opened.pictures(rows)
+
+    def following() -> labelled.Picture:
+        nonlocal coming
+        try:
+            return next(coming)
+        except StoreTrouble:
+            coming = opened.pictures(rows[done:])
+            raise
+
+    done = 0
+    while done < len(rows):
+        yield patiently(following)
+        done += 1
+
+
+@contextlib.contextmanager
+def _progress(total: int, unit: str, label: str) -> Iterator[Callable[[int], object]]:
+    """Long work, told of by process 0, whose share stands for all; gives what to call with a number of things that are done."""
+    if torch.distributed.get_rank():
+        yield lambda _: None
+        return
+    with Progress(total, unit, label, summary=False) as progress:
+        yield progress.update
 
 
 def _given(config: TrainConfig) -> HeldConfig:
@@ -347,10 +395,7 @@ def _compare(parts: list[Part], corpus: Corpus, rank: int, world: int) -> None:
     for number, part in enumerate(parts):
         for mark, picture in part.marks:
             known.setdefault(mark, set()).add((number, picture))
-    shards = corpus.manifest.shards[rank::world]
-    everyone = _all_or_none(
-        lambda: at_once(lambda shard: _known_in(manifests.index_uri(corpus.place, shard), known), shards)
-    )
+    everyone = _all_or_none(lambda: _known_in_shards(corpus, corpus.manifest.shards[rank::world], known))
     both = {picture for found in everyone for marks in found for mark in marks for picture in known[mark]}
     for number, part in enumerate(parts):
         count = sum(one == number for one, _ in both)
@@ -364,10 +409,20 @@ def _compare(parts: list[Part], corpus: Corpus, rank: int, world: int) -> None:
             )
 
 
-def _known_in(uri: str, known: Collection[bytes]) -> set[bytes]:
-    """Those of the marks that a shard's index has."""
+def _known_in_shards(corpus: ShardCorpus, shards: Sequence[Shard], known: Collection[bytes]) -> list[set[bytes]]:
+    """Those of the marks that each of these shards' indexes has."""
+    found: list[set[bytes]] = []
+    with _progress(len(shards), "indexes", "comparing with the training corpus") as done:
+        for start in range(0, len(shards), _INDEXES):
+            some = shards[start : start + _INDEXES]
+            found += at_once(lambda shard: _known_in(corpus.place, shard, known), some)
+            done(len(some))
+    return found
+
+
+def _known_in(place: str, shard: Shard, known: Collection[bytes]) -> set[bytes]:
     found: set[bytes] = set()
-    for column in parquet.read(uri, ["uid", "image_sha256", "source_sha256"]).columns:
+    for column in _index(place, shard, ["uid", "image_sha256", "source_sha256"]).columns:
         wanted = pa.array([mark for mark in known if len(mark) == column.type.byte_width], column.type)
         found |= set(column.filter(pc.is_in(column, value_set=wanted)).to_pylist())
     return found

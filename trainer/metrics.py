@@ -288,7 +288,7 @@ class _Lines:
                     if int(found[self._key]) < number:
                         kept.append(line)
                         last = found
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                     broken += 1
         if broken:
             log.warning("%s: %d of its lines are broken and dropped; the run does not need them", self._path, broken)

@@ -2,7 +2,8 @@
 
 Two layouts: a Parquet file with a column of encoded pictures, or a folder with one folder per class. Opening a set reads every
 small column, and the pictures once (for the content hash); pictures are read again when they are needed, in order, so that a
-set larger than memory can be evaluated. A row keeps its id through every table that comes out of an evaluation.
+set larger than memory can be evaluated, and one that is not what it was then is refused. A row keeps its id through every table that
+comes out of an evaluation.
 
 The content hash covers the row ids, the bytes of every picture, labels, class names, captions and subgroups, in order: two sets
 with the same hash give the same scores, and a set that changed in any of these has another one.
@@ -14,8 +15,8 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +25,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.contracts import storage
+from pipeline.contracts import parquet, storage
+from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import StrictModel, not_semantic
 from pipeline.contracts.errors import InputError
 
 PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 UNLABELLED = -1
 _BATCH = 256
+_DAMAGED = "is damaged or cannot be read"
 _MOST_UNNAMED = 10_000  # classes numbered without a list, however few rows: above it a number is an id or a hash
 
 SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # it becomes a file name
@@ -102,14 +105,22 @@ class LabelledSet:
         return len(self.ids)
 
     def pictures(self, rows: Sequence[int] | None = None) -> Iterator[Picture]:
-        """The pictures of `rows` (ascending positions; none: all), one after the other."""
+        """The pictures of `rows` (ascending positions; none: all), one after the other.
+
+        Raises InputError for one that is not there any more or is another than when the set was opened: labels and names are of then.
+        """
         wanted = range(len(self)) if rows is None else rows
+        found: Iterator[bytes]
         if self._files:
-            for row in wanted:
-                yield Picture(row, self.ids[row], storage.read_bytes(self._files[row]))
-            return
-        places = self._rows[np.asarray(wanted, np.int64)]
-        for row, data in zip(wanted, _picture_bytes(self.path, self._column, places), strict=True):
+            found = (storage.read_bytes(self._files[row]) for row in wanted)
+        else:
+            found = _picture_bytes(self.path, self._column, self._rows[np.asarray(wanted, np.int64)])
+        for row in wanted:
+            data = next(found, None)
+            if data is None or hashlib.sha256(data).digest() != self.sha256[row]:
+                raise InputError(
+                    f"{self.path}: has changed since it was opened (picture {self.ids[row]!r}); bring back what was there or start again"
+                )
             yield Picture(row, self.ids[row], data)
 
 
@@ -141,7 +152,11 @@ def _open_folder(config: LabelledSetConfig) -> LabelledSet:
     ids = [uri.removeprefix(prefix) for uri in files]
     folders = [row_id.split("/")[0] if "/" in row_id else None for row_id in ids]
     labels, classes = _labels(config, folders)
-    hashes = [bytes.fromhex(storage.sha256_file(uri)) for uri in files]
+    hashes = []
+    with Progress(len(files), "pictures", f"opening {config.name}", summary=False) as progress:
+        for uri in files:
+            hashes.append(bytes.fromhex(storage.sha256_file(uri)))
+            progress.update()
     return _finish(config, ids, labels, classes, None, None, hashes, files, np.zeros(0, np.int64))
 
 
@@ -149,14 +164,14 @@ def _open_folder(config: LabelledSetConfig) -> LabelledSet:
 
 
 def _open_parquet(config: LabelledSetConfig) -> LabelledSet:
-    source = _parquet(config.path, _place(config))
+    source = _parquet(config.path)
     present = source.schema_arrow.names
     wanted = [config.image, config.label, config.id, config.caption, config.subgroup, *config.where]
     for column in wanted:
         if column is not None and column not in present:
             raise InputError(f"{_place(config)} has no column {column!r}; its columns are {', '.join(present)}")
     small = sorted({column for column in wanted if column is not None} - {config.image})
-    with _damage(_place(config)):
+    with parquet.plain_errors(config.path, _DAMAGED):
         table = source.read(columns=small).append_column("", pa.array(np.arange(source.metadata.num_rows)))
     for column, value in config.where.items():
         try:
@@ -172,27 +187,19 @@ def _open_parquet(config: LabelledSetConfig) -> LabelledSet:
     places = np.asarray(table[""])
     ids = [str(value) for value in (table[config.id].to_pylist() if config.id else places.tolist())]
     labels, classes = _labels(config, table[config.label].to_pylist() if config.label else [None] * len(ids))
-    hashes = [hashlib.sha256(data).digest() for data in _picture_bytes(config.path, config.image, places)]
+    hashes = []
+    with Progress(len(places), "pictures", f"opening {config.name}", summary=False) as progress:
+        for data in _picture_bytes(config.path, config.image, places):
+            hashes.append(hashlib.sha256(data).digest())
+            progress.update()
     captions, subgroups = (_texts(table, column) for column in (config.caption, config.subgroup))
     return _finish(config, ids, labels, classes, captions, subgroups, hashes, [], places)
 
 
-def _parquet(path: str, place: str) -> pq.ParquetFile:
-    source = storage.open_input(path)
-    try:
-        return pq.ParquetFile(source)
-    except (pa.ArrowException, OSError):
-        raise InputError(f"{place} is no readable Parquet file; name a Parquet file or a folder of pictures") from None
-
-
-@contextmanager
-def _damage(place: str) -> Iterator[None]:
-    """What Arrow says about a damaged page, as one sentence."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"{place} is damaged or cannot be read ({said}); restore the file") from None
+def _parquet(path: str) -> Any:
+    """A pyarrow.parquet.ParquetFile. Raises InputError when the file is not Parquet."""
+    with parquet.plain_errors(path, "no readable Parquet file, nor a folder of pictures"):
+        return pq.ParquetFile(storage.open_input(path))
 
 
 def _texts(table: pa.Table, column: str | None) -> list[str | None] | None:
@@ -203,7 +210,9 @@ def _texts(table: pa.Table, column: str | None) -> list[str | None] | None:
 
 def _picture_bytes(path: str, column: str, places: NDArray[np.int64]) -> Iterator[bytes]:
     """The pictures at ascending `places` of a Parquet file, row group by row group."""
-    source = _parquet(path, path)
+    source = _parquet(path)
+    if column not in source.schema_arrow.names:
+        raise InputError(f"{path}: has no column {column!r} any more; bring back the file that was opened")
     first = 0
     for group in range(source.num_row_groups):
         rows = source.metadata.row_group(group).num_rows
@@ -213,7 +222,7 @@ def _picture_bytes(path: str, column: str, places: NDArray[np.int64]) -> Iterato
             start = 0
             batches = source.iter_batches(batch_size=_BATCH, row_groups=[group], columns=[column])
             while True:
-                with _damage(path):
+                with parquet.plain_errors(path, _DAMAGED):
                     batch = next(batches, None)
                 if batch is None:
                     break

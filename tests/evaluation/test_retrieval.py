@@ -14,7 +14,7 @@ def test_against_a_slow_twin() -> None:
     names, own = retrieval.distinct(captions)
     images = normalise(draws.normal(size=(60, 8)).astype(np.float32))
     texts = normalise((draws.normal(size=(len(names), 8)) + 0.5).astype(np.float32))
-    found = retrieval.retrieve(images, texts, captions)
+    found = retrieval.retrieve(images, texts, range(60), captions)
     for one in found.text_to_image:
         hits = 0
         for t, name in enumerate(names):
@@ -27,9 +27,22 @@ def test_against_a_slow_twin() -> None:
         assert (one.found, one.n) == (hits, 60)
 
 
+def test_a_picture_with_five_captions_is_one_picture() -> None:
+    """COCO's form, a row for each caption: a model that sees no difference between a picture and its captions is right every time."""
+    draws = np.random.default_rng(5)
+    images = normalise(draws.normal(size=(30, 64)).astype(np.float32))
+    owner = np.repeat(np.arange(30), 5)
+    texts = normalise((images[owner] + 0.01 * draws.normal(size=(150, 64))).astype(np.float32))
+    found = retrieval.retrieve(images, texts, [f"digest {n}" for n in owner], [f"caption {n}" for n in range(150)])
+    assert [(one.found, one.n) for one in found.image_to_text] == [(30, 30)] * 3
+    assert [(one.found, one.n) for one in found.text_to_image] == [(150, 150)] * 3
+    assert found.image_to_text[0].chance == pytest.approx(5 / 150)
+    assert found.text_to_image[0].chance == pytest.approx(1 / 30)
+
+
 def test_a_model_that_cannot_tell_finds_nothing() -> None:
     same = np.full((20, 4), 0.5, np.float32)
-    found = retrieval.retrieve(same, same, [str(n) for n in range(20)])
+    found = retrieval.retrieve(same, same, range(20), [str(n) for n in range(20)])
     assert [one.found for one in (*found.image_to_text, *found.text_to_image)] == [0] * 6
 
 

@@ -159,6 +159,18 @@ def test_retrieval(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [one["k"] for one in entry["text_to_image"]] == [1, 5, 10]
     assert entry["image_to_text"][2]["value"] == entry["image_to_text"][2]["chance"] == 1.0
 
+    # Each picture a second time with a caption of its own, as COCO has it.
+    table = pq.read_table(tmp_path / "set.parquet")
+    captions = pa.array([f"again {number}" for number in range(12)])
+    again = table.set_column(table.schema.get_field_index("name"), "name", captions)
+    pq.write_table(pa.concat_tables([table, again]), tmp_path / "set.parquet")
+    main(["retrieval", "--config", str(config)])
+    assert "shapes: 12 pictures, 18 different captions, 23 pairs" in capsys.readouterr().out
+    entry = json.loads((tmp_path / "out" / "retrieval.json").read_bytes())["sets"]["shapes"]
+    assert (entry["pictures"], entry["pairs"], entry["captions"]) == (12, 23, 18)
+    assert [entry[direction][0]["n"] for direction in ("image_to_text", "text_to_image")] == [12, 18]
+    assert entry["image_to_text"][0]["chance"] == pytest.approx((11 * 2 + 1) / 12 / 18)
+
 
 @pytest.mark.parametrize(
     ("override", "said"),

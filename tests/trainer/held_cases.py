@@ -19,7 +19,7 @@ from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.manifest import load
 from trainer import held, partitions, tokenizer, zero
-from trainer.checkpoint.state import random_states
+from trainer.checkpoint.state import flats, random_states
 from trainer.config import TrainConfig, resolve
 from trainer.data.shards import ShardCorpus
 from trainer.models import CLIP, build
@@ -29,6 +29,11 @@ from trainer.optim import Ema, HalfAdamW, parameter_groups
 GLOBAL_BATCH = 18
 MICRO = 8
 """So that pieces of pictures and texts end in an odd place, and processes have unequal numbers of them."""
+
+
+PIXEL_MEAN, PIXEL_STD = (0.1, 0.6, 0.3), (0.9, 0.2, 0.5)
+"""Nothing like CLIP's, which are the defaults."""
+LIMIT = 10
 
 
 class Case(NamedTuple):
@@ -58,6 +63,8 @@ def config_of(case: Case, folder: Path, manifest: str = "held") -> TrainConfig:
         "model.preset": case.preset,
         "model.image_size": 32,
         "model.context_length": 16,
+        "model.pixel_mean": list(PIXEL_MEAN),
+        "model.pixel_std": list(PIXEL_STD),
         "batch.global_size": GLOBAL_BATCH,
         "batch.micro_size": MICRO,
         "optim.ema_decay": 0.9,
@@ -84,9 +91,14 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     optimizer = HalfAdamW(parameter_groups(model, 0.2), lr=1e-2)
     engine = zero.start_engine(config, model, optimizer, world)
     partitions.place(engine, optimizer)
+    for part in partitions.of(engine):  # stage 3 has there what was in memory, which may be anything
+        for gap in part.layout.padding():
+            part.master.detach()[gap] = torch.nan
     average = Ema(partitions.masters(engine), 0.9)
     dtype = torch.bfloat16 if case.compute == "bf16" else torch.float32
     draws = torch.Generator().manual_seed(rank)  # batch norm's statistics differ from process to process
+
+    norms: list[float] = []
 
     def step() -> float:
         ids = torch.randint(1, 500, (GLOBAL_BATCH // world, 16), generator=draws)
@@ -95,6 +107,8 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
         engine.backward(loss)
         stepped = zero.step(engine, loss, 1e-2, stop=False, replaced=0)
         average.update(partitions.masters(engine))
+        assert stepped.applied
+        norms.append(stepped.gradient_norm)
         return stepped.loss
 
     held_set = opened(config, folder, rank, world)
@@ -135,6 +149,12 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     assert stopped_at(2) == 2
     assert stopped_at(pieces // 2 + 2) == pieces // 2 + 2, "amid that of the average"
     after = state(engine, average)
+    found["saved padding"] = [
+        value[gap]
+        for flat in flats(engine, average)
+        for value in (value for value in flat.values.values() if value.numel() == flat.layout.numel)
+        for gap in flat.layout.padding()
+    ]
     found["changed"] = [name for name in before if not same(before[name], after[name])]
     engine.module.train()
     found |= {"first_features": features[:2], "features": features[2:4], "weights": gathered_weights(engine)}
@@ -143,7 +163,7 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     if case.stage == 0:
         parts = zip(partitions.of(engine), average.tensors, strict=True)
         found["true_average"] = {part.layout.pieces[0].name: tensor.clone() for part, tensor in parts}
-    found["next_loss"] = step()
+    found |= {"next_loss": step(), "norm": norms[-1]}
     if case.stage == 0:
         with torch.no_grad():
             model.text_projection.fill_(torch.nan)
@@ -175,7 +195,7 @@ def state(engine: zero.Engine, average: Ema) -> dict[str, Any]:
 
 def same(before: list[Tensor | None], after: list[Tensor | None]) -> bool:
     return len(before) == len(after) and all(
-        one is other if one is None or other is None else torch.equal(one, other)
+        one is other if one is None or other is None else torch.equal(one.nan_to_num(), other.nan_to_num())
         for one, other in zip(before, after, strict=True)
     )
 
@@ -204,6 +224,11 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {str(tuple(case)): run(case, folder, rank, world) for case in cases(world)}
     for manifest in ("damaged", "empty_rows"):
         found[manifest] = zero.gather(refused(folder, manifest, rank, world))
+    limited = config_of(Case(1), folder)
+    assert limited.held is not None
+    few = limited.model_copy(update={"held": limited.held.model_copy(update={"limit": LIMIT})})
+    # The parts of a held set are not public, and neither is which of a labelled set were taken.
+    found["limited"] = [list(part.read(range(part.pictures))) for part in opened(few, folder, rank, world)._parts]
     changed = zero.gather({name: case["changed"] for name, case in found.items() if isinstance(case, dict)})
     if rank == 0:
         torch.save({**found, "changed": changed}, folder / f"found-{world}.pt")

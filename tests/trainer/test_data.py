@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from PIL import Image, ImageEnhance
 
+from pipeline.content import labelled
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError, RunError, StoreTrouble
 from tests.conftest import s3_environment
 from tests.trainer.plans import small_plan
-from trainer import tokenizer
+from trainer import held, tokenizer
 from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig, DataConfig
 from trainer.data import corpus as corpora
 from trainer.data import loader, tars, transforms
@@ -271,6 +272,12 @@ def test_a_store_that_goes_away_is_waited_for(
     packed = tars.open_tars(tars.find("s3://bucket/tars"), str(tmp_path), rank=0, world_size=1, wait=lambda: None)
     reader = RowReader(corpus, cache_bytes=1, ahead=1)
     rows = [next(reader.read(np.array([row]))) for row in (0, 20)]
+    pictures = [picture for _, picture in shapes(6)]
+    pq.write_table(pa.table({"image": pictures}), tmp_path / "set.parquet", row_group_size=1)
+    boto3.client("s3").upload_file(str(tmp_path / "set.parquet"), "bucket", "set.parquet")
+    opened = labelled.open_set(labelled.LabelledSetConfig(name="set", path="s3://bucket/set.parquet"))
+    plain, patient = opened.pictures(), held._pictures(opened, list(range(6)))
+    begun = [next(plain), next(patient)]
     server.stop()
 
     monkeypatch.setattr(readers, "_WAITS_S", ())
@@ -279,6 +286,8 @@ def test_a_store_that_goes_away_is_waited_for(
     for source, row in ((reader, 0), (reader, 10), (in_tars, 0)):
         with pytest.raises(StoreTrouble, match=r"s3://bucket/.*the store is in trouble .*run the same command again"):
             next(source.read(np.array([row])))
+    with pytest.raises(StoreTrouble, match=r"s3://bucket/set.parquet: the store is in trouble"):
+        list(plain)
 
     monkeypatch.setattr(readers, "_WAITS_S", (0.2,) * 100)
     again = ThreadedMotoServer("127.0.0.1", unused_port)
@@ -286,6 +295,7 @@ def test_a_store_that_goes_away_is_waited_for(
     back.start()
     try:
         assert [next(reader.read(np.array([row]))) for row in (0, 20)] == rows
+        assert [picture.data for picture in (begun[1], *patient)] == pictures
         assert len(list(corpus.captions())) == 24
     finally:
         back.join()

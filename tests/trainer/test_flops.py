@@ -10,7 +10,7 @@ from pipeline.contracts.config import load_config
 from tests.trainer.launching import SMOKE
 from trainer import models
 from trainer.config import TrainConfig
-from trainer.flops import forward_flops, peak_flops, training_flops
+from trainer.flops import forward_flops, known_peak, peak_flops, training_flops
 
 PUBLISHED_G = {"RN50": 18.2, "RN101": 25.5, "RN50x4": 51.8, "ViT-B/32": 14.8, "ViT-B/16": 41.1, "ViT-L/14": 175.3}
 """Forward, multiplications and additions: open_clip, docs/model_profile.csv."""
@@ -65,3 +65,24 @@ def test_a_peak_that_is_told_is_taken() -> None:
     assert peak_flops(load_config(TrainConfig, SMOKE, [*overrides, "run.peak_tflops=2.5"])) == 2.5e12
     if not torch.cuda.is_available():
         assert peak_flops(load_config(TrainConfig, SMOKE, overrides)) is None
+
+
+def test_a_gpu_has_the_peak_of_its_own_form_or_none() -> None:
+    """NVIDIA's data sheets, dense; a name that only resembles one of these says nothing."""
+    for name, tera in {
+        "NVIDIA A100-SXM4-80GB": 312,
+        "Tesla V100-PCIE-16GB": 112,
+        "Tesla V100-SXM2-32GB": 125,
+        "NVIDIA H100 80GB HBM3": 989,
+        "NVIDIA H200": 989,
+        "NVIDIA H200 NVL": 835,
+    }.items():
+        assert known_peak(name) == tera * 1e12
+    for name in (
+        "NVIDIA RTX A1000 Laptop GPU",
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "NVIDIA GH200 480GB",
+        "NVIDIA H20",
+        "NVIDIA A10G",
+    ):
+        assert known_peak(name) is None

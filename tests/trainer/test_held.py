@@ -1,6 +1,8 @@
 """Evaluation while training: its figures against naive twins, on any number of processes and under every stage, and without a trace."""
 
+import hashlib
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -21,12 +23,13 @@ from pipeline.content import image as images
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
 from tests.trainer.conftest import COLOURS, WriteCorpus
-from tests.trainer.held_cases import ALONE, CASES, Case, cases, config_of, model_of
+from tests.trainer.held_cases import ALONE, CASES, LIMIT, PIXEL_MEAN, PIXEL_STD, Case, cases, config_of, model_of
 from tests.trainer.launching import INSTRUMENTED, Alone, errors_of, launch_module, together
 from trainer import checkpoint, held, scores, tokenizer
 from trainer.check import describe
 from trainer.config import HeldConfig
 from trainer.curve import draw, read_lines
+from trainer.data.shards import ShardCorpus
 from trainer.data.transforms import evaluation_pixels, normalise
 
 pytestmark = pytest.mark.timeout(900)
@@ -74,21 +77,32 @@ def test_recall_is_what_sorting_gives_with_ties_and_several_right_ones(
 
 
 def test_figures_are_those_of_evaluation() -> None:
-    """The commands and the run score alike: captions shared by pictures, ties between classes, classes without an example."""
+    """The commands and the run score alike: captions shared by pictures, several of one picture, a pair twice, ties between classes,
+    classes without an example.
+    """
     draws = np.random.default_rng(1)
-    captions = [f"caption {number}" for number in draws.integers(0, 30, 50)]
-    names, own = retrieval.distinct(captions)
-    features = [draws.integers(-2, 3, (count, 3)).astype(np.float32) for count in (50, len(names))]
-    theirs = retrieval.retrieve(features[0], features[1], captions)
-    pairs = torch.stack([torch.arange(50), torch.from_numpy(own)], dim=1)
+    captions = [f"caption {number}" for number in draws.integers(0, 30, 90)]
+    digests = [f"digest {number}" for number in draws.integers(0, 50, 89)]
+    captions, digests = [*captions, captions[0]], [*digests, digests[1], digests[0]]
+    names, text_of_row = retrieval.distinct(captions)
+    different, picture_of_row = retrieval.distinct(digests)
+    features = [draws.integers(-2, 3, (count, 3)).astype(np.float32) for count in (len(different), len(names))]
+    theirs = retrieval.retrieve(features[0], features[1], digests, captions)
+    pairs = torch.from_numpy(np.stack([picture_of_row, text_of_row], axis=1))
     pictures, texts = (torch.from_numpy(one) for one in features)
+    assert max(np.bincount(picture_of_row)) > 2
+    assert max(np.bincount(text_of_row)) > 2
     for expected in theirs.image_to_text:
         assert our_recall(pictures, texts, pairs, expected.k) == expected.value
         assert scores.chance(len(names), scores.relation(pairs), expected.k) == pytest.approx(expected.chance)
     for expected in theirs.text_to_image:
         assert our_recall(texts, pictures, pairs.flip(1), expected.k) == expected.value
-        assert scores.chance(50, scores.relation(pairs.flip(1)), expected.k) == pytest.approx(expected.chance)
+        assert scores.chance(len(different), scores.relation(pairs.flip(1)), expected.k) == pytest.approx(
+            expected.chance
+        )
 
+    features[0] = draws.integers(-2, 3, (50, 3)).astype(np.float32)
+    pictures = torch.from_numpy(features[0])
     labels = draws.integers(0, 7, 50).astype(np.int32)
     weights = draws.integers(-2, 3, (9, 3)).astype(np.float32)
     best, _ = protocol.predict(features[0], weights)
@@ -99,6 +113,41 @@ def test_figures_are_those_of_evaluation() -> None:
         "zeroshot_top5": pytest.approx(expected_scores.top5.value),
         "zeroshot_mean_per_class": pytest.approx(expected_scores.mean_per_class.value),
     }
+
+
+# ---- indexes
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.select(["caption"]), "column 'uid' is not there, a corpus has fixed_size_binary"),
+        (lambda table: table.drop_columns(["source_sha256"]), "column 'source_sha256' is not there"),
+        (lambda table: retyped(table, pa.string(), "x"), "column 'uid' is string, a corpus has fixed_size_binary"),
+        (lambda table: retyped(table, pa.binary(), b"abc"), "column 'uid' is binary, a corpus has"),
+        (lambda table: retyped(table, pa.int64(), 5), "column 'uid' is int64, a corpus has"),
+        (lambda table: table.slice(1), "has 9 rows, the manifest says 10; run `python -m pipeline verify"),
+    ],
+)
+def test_an_index_that_is_none_is_refused_and_not_taken_for_one_that_holds_nothing(
+    tmp_path: Path, write_corpus: WriteCorpus, shapes: Shapes, change: Callable[[pa.Table], pa.Table], said: str
+) -> None:
+    found = write_corpus(tmp_path, shapes(10))
+    (shard,) = found.shards
+    corpus = ShardCorpus(str(tmp_path), found)
+    index = tmp_path / shard.index_path
+    table = pq.read_table(index)
+    digest = table["image_sha256"][3].as_py()
+    assert held._known_in(str(tmp_path), shard, {digest, bytes(32)}) == {digest}
+    assert held._marks(corpus, 3, 5) == [[uid] for uid in table["uid"].to_pylist()[3:5]]
+    pq.write_table(change(table), index)
+    for look in (lambda: held._known_in(str(tmp_path), shard, {digest}), lambda: held._marks(corpus, 3, 5)):
+        with pytest.raises(InputError, match=f"{index}: {said}"):
+            look()
+
+
+def retyped(table: pa.Table, kind: pa.DataType, value: object) -> pa.Table:
+    return table.set_column(table.schema.get_field_index("uid"), "uid", pa.array([value] * len(table), kind))
 
 
 # ---- processes, stages, precisions
@@ -185,7 +234,7 @@ class Twin:
 
         def of_picture(data: bytes) -> Tensor:
             pixels = evaluation_pixels(images.decode(data).rgb, 32)
-            return model.encode_image(normalise(torch.from_numpy(pixels)[None]))[0]
+            return model.encode_image(normalise(torch.from_numpy(pixels)[None], PIXEL_MEAN, PIXEL_STD))[0]
 
         def unit(rows: Sequence[Tensor]) -> Floats:
             stacked = torch.stack(list(rows)).double().numpy()
@@ -299,6 +348,28 @@ def test_what_cannot_be_used_is_said_by_all_and_what_is_trained_on_is_counted(
     assert "held: 4 of 34 rows of" in found["output"]
 
 
+def test_a_limit_takes_rows_of_the_pairs_and_pictures_of_a_labelled_set_by_their_digests(
+    launched: Callable[[int], dict[str, Any]], twin: Twin
+) -> None:
+    """The first rows of a corpus are a fair sample; a labelled set is often ordered by class."""
+    pairs, labelled = launched(2)["limited"]
+    first_rows = manifests.load(str(twin.folder / "held")).shards
+    table = pa.concat_tables([pq.read_table(twin.folder / "held" / shard.path) for shard in first_rows])
+    assert pairs == list(dict.fromkeys(table["image"].to_pylist()[:LIMIT]))
+    taken = sorted(twin.labelled, key=lambda data: hashlib.sha256(data).digest())[:LIMIT]
+    assert labelled == [data for data in twin.labelled if data in taken]
+    assert len({label for data, label in zip(twin.labelled, twin.labels, strict=True) if data in taken}) > 2
+
+
+def test_what_lies_in_the_padding_of_a_partition_reaches_nothing(launched: Callable[[int], dict[str, Any]]) -> None:
+    """It was made NaN before the first step: no gradient's norm, no weight or moment and no checkpoint has it."""
+    found = launched(2)[str(tuple(Case(3)))]
+    assert found["saved padding"], "the case has none"
+    assert all(torch.equal(value, torch.zeros_like(value)) for value in found["saved padding"])
+    assert all(bool(weight.isfinite().all()) for weight in (*found["weights"].values(), *found["average"].values()))
+    assert all(np.isfinite(found[name]) for name in ("next_loss", "norm"))
+
+
 # ---- the command
 
 
@@ -387,9 +458,35 @@ def test_curves_of_what_is_no_run_are_refused(tmp_path: Path) -> None:
         (None, "a.svg", "metrics.jsonl: no such file; give the run.dir"),
         ("nonsense\n", "a.svg", "not the metrics of a training run"),
         ('{"step": 1, "loss": 2.0', "a.svg", "has no step yet"),
+        ('{"step": 1, "loss": 2.0}\n', "a.svg", "has no step yet"),
+        ("[]\n1\n", "a.svg", "not the metrics of a training run .line 1 is none."),
+        ("[" * 100_000 + "\n", "a.svg", "not the metrics of a training run"),
+        ('{"step": 1, "loss": "x", "learning_rate": 1}\n', "a.svg", "not the metrics of a training run"),
         (None, "a.jpg", "--out: '.*a.jpg' does not end in .svg, .png, .pdf"),
     ):
         if text is not None:
             (tmp_path / "metrics.jsonl").write_text(text)
         with pytest.raises(InputError, match=said):
             draw([str(tmp_path)], str(tmp_path / out))
+
+
+def test_a_curve_has_every_run_by_name_and_leaves_out_what_a_power_cut_broke(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the scores of the average are dashed, guessing is dotted: of one score of two runs there are one and two such lines."""
+    names = ("_old", "cost$_$")
+    scored: dict[str, object] = {"step": 2, "held": {"zeroshot_top1": 0.5}, "held_chance": {"zeroshot_top1": 0.1}}
+    steps = [{"step": step, "loss": 3.0 - step, "learning_rate": 0.1} for step in (1, 2)]
+    broken = ["\0\0\0", "[]", "1", '{"step": 3, "held": null}', '{"step": 3, "held": []}']
+    for name, more in zip(names, ({}, {"held_ema": {"zeroshot_top1": 0.6}}), strict=True):
+        (tmp_path / name).mkdir()
+        lines = [*broken, *(json.dumps(line) for line in (*steps, scored | more, {**scored, "step": 3} | more))]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    draw([str(tmp_path / name) for name in names], str(tmp_path / "curve.svg"))
+    drawing = (tmp_path / "curve.svg").read_text()
+    for name in names:
+        assert f">{name}<" in drawing
+        assert f"{name}/metrics.jsonl: 5 of its lines are broken and left out, the first is line 1" in caplog.text
+    patterns = re.findall(r"stroke-dasharray: *([\d.]+),([\d.]+)", drawing)
+    dashed = [pattern for pattern in patterns if float(pattern[0]) > float(pattern[1])]
+    assert (len(dashed), len(patterns) - len(dashed)) == (1, 2)

@@ -71,14 +71,16 @@ def test_lines_that_a_power_cut_broke_are_dropped(tmp_path: Path, caplog: pytest
     metrics, replaced = tmp_path / "metrics.jsonl", tmp_path / "replaced" / "rank-00000.jsonl"
     replaced.parent.mkdir()
     metrics.write_bytes(
-        b'{"step": 1}\n\0\0\0\0\0\n\xff\xfe{\n{"step": null}\n[]\n{"other": 3}\n{"step": 2}\n{"step": 3}\n'
+        b'{"step": 1}\n\0\0\0\0\0\n\xff\xfe{\n{"step": null}\n[]\n{"other": 3}\n{"step": Infinity}\n'
+        + b"[" * 100_000
+        + b'\n{"step": 2}\n{"step": 3}\n'
     )
     replaced.write_bytes(b'\0\0\0\n{"sample": 4}\n{"sa')
     with reporter(tmp_path, Position(step=2)):
         pass
     assert metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
     assert replaced.read_text() == '{"sample": 4}\n'
-    assert f"{metrics}: 5 of its lines are broken and dropped" in caplog.text
+    assert f"{metrics}: 7 of its lines are broken and dropped" in caplog.text
     assert f"{replaced}: 1 of its lines are broken and dropped" in caplog.text
 
 

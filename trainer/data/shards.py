@@ -70,7 +70,7 @@ class ShardCorpus:
         """From the shards' indexes, which hold no pictures. Raises InputError for a damaged one."""
         for shard in self.manifest.shards:
             uri = manifests.index_uri(self.place, shard)
-            with patiently(functools.partial(_open, uri, ["caption"])) as source:
+            with patiently(functools.partial(open_columns, uri, ["caption"])) as source:
                 for number in range(source.num_row_groups):
                     table = patiently(functools.partial(_read_group, source, uri, number, ["caption"]))
                     yield from (caption for caption in table["caption"].to_pylist() if caption is not None)
@@ -116,7 +116,7 @@ class _File:
     @functools.cached_property
     def opened(self) -> Any:
         """A pyarrow.parquet.ParquetFile. Raises InputError where its footer is not that of the manifest's shard."""
-        source = _open(self.uri, _COLUMNS)
+        source = open_columns(self.uri, _COLUMNS)
         found = [source.metadata.row_group(number).num_rows for number in range(source.num_row_groups)]
         said = [group.rows for group in self._shard.row_groups]
         for number, (here, there) in enumerate(itertools.zip_longest(found, said, fillvalue="no")):
@@ -143,8 +143,8 @@ class ShardGroup:
         return Row(self.captions[place].as_py(), self.images[place].as_py())
 
 
-def _open(uri: str, columns: list[str]) -> Any:
-    """A pyarrow.parquet.ParquetFile whose `columns` have the types of the corpus format."""
+def open_columns(uri: str, columns: list[str]) -> Any:
+    """A pyarrow.parquet.ParquetFile, of a shard or its index, whose `columns` have the types of the corpus format, else InputError."""
     source = parquet.open_file(uri)
     for name in columns:
         place, wanted = source.schema_arrow.get_field_index(name), SHARD_SCHEMA.field(name).type

@@ -145,3 +145,29 @@ def test_a_damaged_page_is_one_sentence(tmp_path: Path, column: str) -> None:
         opened(path, label="label")
     assert "bad.parquet" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_set_that_changed_after_it_was_opened_is_refused(tmp_path: Path) -> None:
+    """Fewer rows, other pictures in the same places, another column: labels and names are those of the file that was opened."""
+    path = write(tmp_path / "set.parquet", label=list("aabbab"))
+    found = opened(path, label="label")
+    table = pq.read_table(path)
+    for changed, said in (
+        (table.slice(0, 3), "has changed since it was opened .picture '3'.; bring back what was there"),
+        (table.take([1, 0, 2, 3, 4, 5]), "has changed since it was opened .picture '0'."),
+        (table.rename_columns(["jpg", "label"]), "has no column 'image' any more"),
+        (table.set_column(0, "image", pa.array(range(6))), "has a row without picture bytes"),
+    ):
+        pq.write_table(changed, path)
+        with pytest.raises(InputError, match=f"set.parquet: .*{said}"):
+            list(found.pictures())
+    pq.write_table(table, path)
+    assert len(list(found.pictures())) == 6
+
+    (tmp_path / "folder/cat").mkdir(parents=True)
+    picture = tmp_path / "folder/cat/1.jpg"
+    picture.write_bytes(flat(10))
+    found = opened(tmp_path / "folder")
+    picture.write_bytes(flat(20))
+    with pytest.raises(InputError, match=r"folder: has changed since .*cat/1\.jpg"):
+        list(found.pictures())
