@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
@@ -50,7 +50,13 @@ _TRANSFORMERS_WEIGHTS = "model.safetensors"
 _SCALARS = ("logit_scale", "logit_bias")
 """Of shape [1] while training (see models.clip), 0-D in files."""
 
+_PLAIN = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_PLAIN |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+"""Numbers that are read. Floats of 8 bits, quantised and complex ones are not."""
+
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+_FileName = Annotated[str, pydantic.Field(pattern=r"^[^\x00]+$")]
 
 
 class Card(StrictModel):
@@ -70,9 +76,9 @@ class Card(StrictModel):
     gelu: models.Gelu = "quick"
     text: models.TextTower = "transformer"
     tokenizer: str
-    vocabulary: str
+    vocabulary: _FileName
     vocabulary_sha256: str
-    weights: str
+    weights: _FileName
     weights_sha256: str
     init_sha256: str | None = None
     """Of the weights that it started from: content_root says nothing of what those have read. None: random ones."""
@@ -89,8 +95,8 @@ def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False
     """Write the newest whole checkpoint of a run (or that of `step`) to `out` and its companions, the card last.
 
     With `ema` the moving average of the weights instead of the weights. Raises InputError where there is no such run or checkpoint, its
-    configuration or vocabulary is not the one it was trained with, `out` is no name for such a file, or the library behind `names` has no
-    such model.
+    configuration or vocabulary is not the one it was trained with, `out` is no name for such a file or would take another file's place, or
+    the library behind `names` has no such model.
     """
     _check_out(out, names)
     config_path = os.path.join(run_dir, "config.toml")
@@ -98,6 +104,8 @@ def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False
         raise InputError(f"{run_dir}: no checkpoint in it; give the run.dir of a training run that has saved one")
     config = load_config(TrainConfig, config_path)
     place = config.run.checkpoints or os.path.join(run_dir, "checkpoints")  # the folder may have been moved since
+    if storage.holds(place, out):
+        raise InputError(f"--out: {out!r} lies among the run's checkpoints, in {place!r}; give it another folder")
     tag, record = _choose(place, step)
     now = configs.semantic(config)
     changed = differences(record.config, now)
@@ -167,6 +175,20 @@ def _check_out(out: str, names: str) -> None:
         raise InputError(
             f"--out: the card of {name!r} would be {CONFIGS[names]!r}, which is another file; call it otherwise"
         )
+    card = f"{out.removesuffix('.safetensors')}.json"
+    if storage.exists(card) and not _looks_like_a_card(card):
+        raise InputError(
+            f"--out: the card of {name!r} would take the place of {card!r}, which is no card; call it otherwise"
+        )
+
+
+def _looks_like_a_card(path: str) -> bool:
+    """Of this version or another one."""
+    try:
+        found = json.loads(storage.read_text(path))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "weights_sha256" in found
 
 
 def _config_of_peer(config: TrainConfig, ours: Mapping[str, torch.Tensor], names: Names) -> dict[str, Any]:
@@ -226,7 +248,7 @@ def load_weights(model: models.CLIP, source: str | Mapping[str, torch.Tensor], n
     """Fill `model` from a state dict or a file (see `trainer.weights`; a path or s3://); values are cast to the model's dtypes.
 
     `names`: whose names the weights have, see `trainer.names.Names`. Raises InputError where names or shapes differ from the model's,
-    naming the first that do, and then leaves the model as it was.
+    naming the first that do, or a tensor is no dense array of plain numbers, and then leaves the model as it was.
     """
     place = source if isinstance(source, str) else "state dict"
     given = weights.read(source) if isinstance(source, str) else source
@@ -234,12 +256,18 @@ def load_weights(model: models.CLIP, source: str | Mapping[str, torch.Tensor], n
 
 
 def under_our_names(
-    place: str, given: Mapping[str, torch.Tensor], names: str, wanted: Collection[str], what: str
+    place: str, given: Mapping[str, torch.Tensor], names: str, wanted: Mapping[str, torch.Tensor], what: str
 ) -> dict[str, torch.Tensor]:
-    """The tensors of `given`, a state dict under `names`, by our names `wanted`.
+    """The tensors of `given`, a state dict under `names`, by our names: those of the state dict `wanted`.
 
-    place, what: the file and the model, for messages. Raises InputError where some are missing or unknown.
+    place, what: the file and the model, for messages. Raises InputError where some are missing or unknown, or are no plain arrays.
     """
+    odd = next((name for name, tensor in given.items() if not _is_plain(tensor)), None)
+    if odd is not None:
+        raise InputError(
+            f"{place}: {odd!r} is no plain array of numbers ({given[odd].dtype}, {given[odd].layout}, on {given[odd].device.type!r}); save"
+            " it dense and unquantised"
+        )
     found = other_names.from_names(given, wanted, other_names.check(names, wanted, what))
     if found.missing or found.unknown:
         first = f"{found.missing[0]!r} is missing" if found.missing else f"{found.unknown[0]!r} is unknown"
@@ -250,6 +278,18 @@ def under_our_names(
             f" ({first}); {step}"
         )
     return found.weights
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is an array with a place in memory for each of its numbers: not sparse, nested, quantised or without storage.
+
+    Nor is one number that is said to be a billion of them: a small file could ask for all memory.
+    """
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
+        return False
+    if tensor.is_nested or tensor.is_meta or tensor.dtype not in _PLAIN:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def fill(model: models.CLIP, place: str, ours: Mapping[str, torch.Tensor]) -> None:
@@ -294,6 +334,14 @@ def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
     given = weights.read(weights_place)
     ours = under_our_names(weights_place, given, card.names, model.state_dict(), card.preset)
     fill(model, weights_place, ours)
+    for key, found in (
+        ("embed_dim", model.preset.embed_dim),
+        ("parameters", sum(parameter.numel() for parameter in model.parameters())),
+    ):
+        if getattr(card, key) != found:
+            raise InputError(
+                f"{weights_place}: {key} {found}, where its card says {getattr(card, key)}; export the run again"
+            )
     model = model.to_empty(device="cpu")
     fill(model, weights_place, ours)
     ids = tokenizer.load(card.tokenizer, vocab=vocabulary, context_length=card.context_length)
@@ -303,12 +351,7 @@ def load_model(path: str) -> tuple[models.CLIP, tokenizer.Tokenizer, Card]:
 def read_card(path: str) -> tuple[Card, str, str]:
     """The card of the exported model at `path`, and where its weights and its vocabulary are. Raises InputError as `load_model`."""
     card_path = _card_path(path)
-    text = storage.read_text(card_path)
-    checkpoint.check_version(card_path, text, FORMAT_VERSION)
-    try:
-        card = Card.model_validate_json(text)
-    except pydantic.ValidationError:
-        raise InputError(f"{card_path}: not the card of an exported model; export the run again") from None
+    card = card_at(card_path)
     places = []
     for kind, name, sha256 in (
         ("weights", card.weights, card.weights_sha256),
@@ -320,6 +363,16 @@ def read_card(path: str) -> tuple[Card, str, str]:
                 f"{places[-1]}: not the {kind} that {storage.name(card_path)!r} describes; export the run again"
             )
     return card, places[0], places[1]
+
+
+def card_at(path: str) -> Card:
+    """The card at `path`; the files that it describes are not looked at. Raises InputError."""
+    text = storage.read_text(path)
+    checkpoint.check_version(path, text, FORMAT_VERSION)
+    try:
+        return Card.model_validate_json(text)
+    except pydantic.ValidationError:
+        raise InputError(f"{path}: not the card of an exported model; export the run again") from None
 
 
 def _card_path(path: str) -> str:

@@ -8,6 +8,8 @@ A tensor of ours is found by asking where it lies under the other names, so that
 asked for is unknown, and what is not there is missing.
 """
 
+import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,8 +30,8 @@ _NOT_WEIGHTS = {
 }
 """By their last part: what has these names is no weight and left out."""
 
-_WRAPPED = ("module.", "_orig_mod.")
-"""What data parallelism and torch.compile put before all names."""
+_WRAPPED = re.compile(r"(?:module\.|_orig_mod\.)*")
+"""What data parallelism and torch.compile put before all names, in any order."""
 
 _TRANSFORMERS = {
     "logit_scale": "logit_scale",
@@ -133,35 +135,41 @@ class Found(NamedTuple):
     unknown: list[str]
 
 
-def from_names(given: Mapping[str, Tensor], wanted: Iterable[str], names: Names) -> Found:
-    """The tensors `wanted`, by our names, out of a state dict under `names`; numbers and buffers that are no weights are left out."""
+def from_names(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: Names) -> Found:
+    """The tensors `wanted`, by our names, out of a state dict under `names`; numbers and buffers that are no weights are left out.
+
+    Shapes are the caller's to compare with those of `wanted`. What cannot be put together into one tensor has another one.
+    """
     tidied = _tidied(given, names)
     weights: dict[str, Tensor] = {}
     missing: list[str] = []
     used: set[str] = set()
-    for name in wanted:
+    for name, target in wanted.items():
         place = place_of(name, names)
         assert place is not None
         used.update(place.names)
         lacking = [theirs for theirs in place.names if theirs not in tidied]
         missing += lacking
         if not lacking:
-            parts = [tidied[theirs].t() if place.transposed else tidied[theirs] for theirs in place.names]
-            weights[name] = parts[0] if len(parts) == 1 else _joined(parts)
+            parts = [tidied[theirs] for theirs in place.names]
+            if place.transposed and parts[0].ndim == 2:
+                parts = [parts[0].t()]
+            weights[name] = parts[0] if len(parts) == 1 else _joined(parts, target.shape)
     return Found(weights, sorted(missing), sorted(tidied.keys() - used))
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts one under the other; where they do not fit, the odd one, whose shape the reader will refuse."""
-    odd = next((part for part in parts if part.ndim == 0 or part.shape[1:] != parts[0].shape[1:]), None)
-    return torch.cat(parts) if odd is None else odd
+def _joined(parts: list[Tensor], wanted: torch.Size) -> Tensor:
+    """The parts one under the other; where they are not of one shape, one of them, which has not the shape `wanted` of the whole."""
+    if parts[0].ndim > 0 and all(part.shape == parts[0].shape for part in parts):
+        return torch.cat(parts)
+    odd = (part for part in parts if part.shape not in (parts[0].shape, wanted))
+    return next(odd, parts[0])
 
 
 def _tidied(given: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    tidied = dict(given)
-    for prefix in _WRAPPED:
-        if tidied and all(name.startswith(prefix) for name in tidied):
-            tidied = {name.removeprefix(prefix): tensor for name, tensor in tidied.items()}
+    wrapped = _WRAPPED.match(os.path.commonprefix(list(given)))  # noqa: RUF071 (characters are meant)
+    assert wrapped is not None
+    tidied = {name[wrapped.end() :]: tensor for name, tensor in given.items()}
     tidied = {name: tensor for name, tensor in tidied.items() if name.rpartition(".")[2] not in _NOT_WEIGHTS}
     if names == "open_clip":
         for name in [name for name in tidied if name.startswith("text.")]:
@@ -207,6 +215,20 @@ def open_clip_config(
         model["init_logit_bias"] = logit_bias  # that there is one: its value is among the weights
     preprocess = {"mean": list(mean), "std": list(std), "interpolation": "bicubic", "resize_mode": "shortest"}
     return {"model_cfg": model, "preprocess_cfg": preprocess}
+
+
+def gelus_in(told: object, names: Names) -> set[str]:
+    """Which GELUs a library's configuration file says, from its JSON: `quick`, `exact`, or the word that stands there for another function.
+
+    Where the file says none, what the library takes. Empty: the file is not of a CLIP model.
+    """
+    tables = told if isinstance(told, dict) else {}
+    if names == "transformers":
+        towers = [tables.get(f"{tower}_config") for tower in ("text", "vision")]
+        words = {str(tower.get("hidden_act", "quick_gelu")) for tower in towers if isinstance(tower, dict)}
+        return {{"quick_gelu": "quick", "gelu": "exact"}.get(word, word) for word in words}
+    model = tables.get("model_cfg")
+    return {"quick" if model.get("quick_gelu") else "exact"} if isinstance(model, dict) else set()
 
 
 def transformers_config(preset: Preset) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> bool:
     model = _build(config, vocabulary)
     check_vocabulary(config, vocabulary.size, model.preset.vocab_size)
     if found is None and start is not None:
-        starting.load(start, model, vocabulary.sha256)
+        starting.load(start, model, vocabulary.sha256, identity.init_sha256)
     if config.model.compile:
         model.compile_blocks()
     use = settled(config)

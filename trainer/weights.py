@@ -96,8 +96,12 @@ def _parts(index: str) -> list[str]:
     """The files that an index names. They lie beside it: a name with a folder in it is taken for the name alone."""
     try:
         names = set(json.loads(storage.read_text(index))["weight_map"].values())
+        if any(
+            b"\0" in name.encode() for name in names
+        ):  # encode raises for half a character: no file has either in its name
+            raise ValueError
         return [storage.join(storage.parent(index), storage.name(name)) for name in sorted(names)]
-    except (ValueError, TypeError, AttributeError, LookupError):
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
         raise InputError(f"{index}: not an index of safetensors files; download it again") from None
 
 
@@ -118,9 +122,13 @@ def _read_torch(path: str, local: str) -> dict[str, Tensor]:
         raise _refusal(path, error) from None
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]
-    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+    if not isinstance(held, Mapping) or not held or not all(map(_is_named_tensor, held.items())):
         raise InputError(f"{path}: holds no state dict of tensors, nor one under 'state_dict'; save model.state_dict()")
     return dict(held)
+
+
+def _is_named_tensor(entry: tuple[object, object]) -> bool:
+    return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
 
 
 def _load(local: str, *, mmap: bool) -> object:
@@ -145,7 +153,8 @@ def _names_in(path: str, local: str) -> list[str]:
     """The files of an archive. Raises InputError where they are packed: torch packs no numbers, and a bomb would."""
     with zipfile.ZipFile(local) as archive:
         entries = archive.infolist()
-    numbers = [entry for entry in entries if "/code/" not in entry.filename]
+    # A program's text is packed, and is not unpacked by us: `_read_torchscript` copies none of it.
+    numbers = [entry for entry in entries if not entry.filename.partition("/")[2].startswith("code/")]
     if sum(entry.file_size for entry in numbers) > os.path.getsize(local):
         raise InputError(f"{path}: an archive that torch did not write (its numbers are compressed); save it again")
     return [entry.filename for entry in entries]

@@ -130,10 +130,23 @@ def test_a_card_of_another_version_is_refused(copy: Path) -> None:
         load_model(str(copy))
 
 
-def test_a_card_that_divides_by_zero_is_refused(copy: Path) -> None:
+@pytest.mark.parametrize(
+    "change", [{"pixel_std": [0.2, 0.0, 0.2]}, {"vocabulary": "a\0b"}, {"vocabulary": "\ud800"}, {"weights": ""}, None]
+)
+def test_a_card_that_cannot_be_is_refused(copy: Path, change: dict[str, object] | None) -> None:
+    """A deviation of 0 would divide by it; no file has such names; None: a text that is too deep to read."""
     card = copy / "model.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"pixel_std": [0.2, 0.0, 0.2]}))
+    card.write_text("[" * 100_000 if change is None else json.dumps(json.loads(card.read_text()) | change))
     with pytest.raises(InputError, match=r"model\.json: not the card of an exported model"):
+        load_model(str(copy))
+
+
+@pytest.mark.parametrize("key", ["embed_dim", "parameters"])
+def test_a_card_of_other_sizes_is_refused(copy: Path, key: str) -> None:
+    card = copy / "model.json"
+    said = json.loads(card.read_text())
+    card.write_text(json.dumps(said | {key: 5}))
+    with pytest.raises(InputError, match=rf"model\.safetensors: {key} {said[key]}, where its card says 5"):
         load_model(str(copy))
 
 
@@ -175,6 +188,25 @@ def test_what_cannot_be_exported(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.toml: not the configuration"):
         export(str(run), out)
     assert not (tmp_path / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("init.safetensors", "'init.safetensors' would take the place of '.*/init.json', which is no card"),
+        ("checkpoints/x.safetensors", "lies among the run's checkpoints"),
+        ("checkpoints/step-00000006/rank-00000.safetensors", "lies among the run's checkpoints"),
+    ],
+)
+def test_an_export_takes_no_other_files_place(name: str, said: str, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "init.json").write_text('{"init_from": "x", "sha256": "y"}')
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"--out: .*{said}"):
+        export(str(run), str(run / name))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # a card of ours may be replaced
+        export(str(run), str(run / "model.safetensors"))
 
 
 def test_a_vocabulary_that_is_not_the_runs_is_not_exported(trained: Path, tmp_path: Path) -> None:

@@ -1,26 +1,24 @@
-"""Names and shapes of the other libraries, against tables taken from those libraries, and out and in again."""
+"""Names and shapes of the other libraries, against tables taken from those libraries, in both directions, and out and in again."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.contracts.errors import InputError
+from tests.trainer.released import OPENAI, Shapes, released_shapes
 from trainer import models
 from trainer.export import load_weights, to_state_dict
-from trainer.names import Names, from_names, open_clip_config, to_names, transformers_config
+from trainer.names import Names, from_names, gelus_in, open_clip_config, to_names, transformers_config
 
-NINE = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
 VITS = {"ViT-B/32": (12, 768, 32, 224, 512, 512), "ViT-B/16": (12, 768, 16, 224, 512, 512)}
 VITS |= {"ViT-L/14": (24, 1024, 14, 224, 768, 768), "ViT-L/14@336px": (24, 1024, 14, 336, 768, 768)}
 """Layers, width, patch, image, joint space, text width (paper, Table 19)."""
 TINY = {"tiny-vit": (4, 192, 8, 64, 128, 128, 2, 32, 2048), "tiny-16": (1, 384, 8, 16, 128, 128, 1, 16, 2048)}
 """The same, and text layers, context, vocabulary."""
-Shapes = dict[str, tuple[int, ...]]
 
 
 def clip_model(
@@ -80,20 +78,26 @@ def test_transformers_names_and_shapes_are_clip_models(preset: str) -> None:
 
 
 @pytest.mark.parametrize("names", ["openai", "open_clip"])
-@pytest.mark.parametrize("preset", NINE)
-def test_openais_names_are_ours(preset: str, names: Names) -> None:
-    """tests/trainer/test_models.py holds ours against OpenAI's table; open_clip's CLIP has the same (tests/benchmarks/models.py)."""
-    weights = on_meta(preset)
-    assert shapes_of(to_names(weights, names)) == shapes_of(weights)
+@pytest.mark.parametrize("preset", OPENAI)
+def test_what_goes_out_has_the_names_and_shapes_of_the_released_files(preset: str, names: Names) -> None:
+    """open_clip's CLIP has OpenAI's."""
+    assert shapes_of(to_names(on_meta(preset), names)) == released_shapes(preset)
 
 
-@pytest.mark.parametrize("preset", NINE)
-def test_what_goes_out_comes_in_whole(preset: str) -> None:
-    weights = on_meta(preset)
-    for names in get_args(Names)[: 2 if preset.startswith("RN") else 3]:
-        found = from_names(to_names(weights, names), weights, names)
-        assert (found.missing, found.unknown) == ([], [])
-        assert shapes_of(found.weights) == shapes_of(weights)
+@pytest.mark.parametrize(
+    ("preset", "names"),
+    [
+        *((preset, names) for preset in OPENAI for names in ("openai", "open_clip")),
+        *((vit, "transformers") for vit in VITS),
+    ],
+)
+def test_a_file_of_each_table_comes_in_whole(preset: str, names: Names) -> None:
+    """Its tensors are made from the library's table."""
+    table = clip_model(*VITS[preset]) if names == "transformers" else released_shapes(preset)
+    given = {name: torch.empty(shape, device="meta") for name, shape in table.items()}
+    found = from_names(given, on_meta(preset), names)
+    assert (found.missing, found.unknown) == ([], [])
+    assert shapes_of(found.weights) == released_shapes(preset)
 
 
 @pytest.mark.parametrize("names", ["openai", "open_clip", "transformers"])
@@ -136,9 +140,9 @@ def custom_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name if name.startswith(own) else f"text.{name}": tensor for name, tensor in state.items()}
 
 
-def wrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def wrapped(state: dict[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
     """As open_clip's trainer saves them from several processes."""
-    return {f"module.{name}": tensor for name, tensor in state.items()}
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def with_mask(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -159,6 +163,9 @@ def with_positions(state: dict[str, Tensor]) -> dict[str, Tensor]:
     [
         ("open_clip", custom_text, -10.0),
         ("open_clip", lambda state: wrapped(custom_text(state)), None),
+        ("openai", lambda state: wrapped(state, "module._orig_mod."), None),
+        ("openai", lambda state: wrapped(state, "_orig_mod.module."), None),
+        ("transformers", lambda state: wrapped(state, "_orig_mod."), None),
         ("open_clip", with_mask, None),
         ("openai", with_mask, None),
         ("transformers", with_positions, None),
@@ -194,6 +201,24 @@ def test_a_bag_of_words_has_no_class_elsewhere(names: Names) -> None:
         to_state_dict(model, names)
 
 
+@pytest.mark.parametrize(
+    ("names", "told", "said"),
+    [
+        ("transformers", {"text_config": {"hidden_act": "gelu"}, "vision_config": {"hidden_act": "gelu"}}, {"exact"}),
+        ("transformers", {"text_config": {}, "vision_config": {}}, {"quick"}),  # CLIPTextConfig's default
+        ("transformers", {"text_config": {"hidden_act": "gelu"}, "vision_config": None}, {"exact"}),
+        ("transformers", {"text_config": {"hidden_act": "gelu_new"}, "vision_config": {}}, {"gelu_new", "quick"}),
+        ("transformers", {"architectures": ["ViTModel"]}, set()),
+        ("open_clip", {"model_cfg": {"quick_gelu": True}}, {"quick"}),
+        ("open_clip", {"model_cfg": {"embed_dim": 512}}, {"exact"}),  # CLIP's default
+        ("open_clip", {"model_cfg": 3}, set()),
+        ("open_clip", ["model_cfg"], set()),
+    ],
+)
+def test_their_configurations_say_which_gelu(names: Names, told: object, said: set[str]) -> None:
+    assert gelus_in(told, names) == said
+
+
 def test_half_precision_is_cast_to_the_models() -> None:
     model = models.build("tiny-vit")
     state = {name: tensor.half() for name, tensor in to_state_dict(model, "transformers").items()}
@@ -217,6 +242,17 @@ def test_what_does_not_fit_is_named_and_changes_nothing() -> None:
         InputError, match=r"resblocks.0.attn.in_proj_weight' has shape \[7, 5\], 'tiny-vit' has \[576, 192\]"
     ):
         load_weights(model, state | {key: torch.zeros(7, 5)}, "transformers")
+    shifted = {
+        key.replace("k_proj", letter): torch.zeros(rows, 192) for letter, rows in (("q_proj", 100), ("k_proj", 284))
+    }
+    tripled = {
+        key.replace("k_proj", letter): torch.zeros(rows, 192) for letter, rows in (("q_proj", 7), ("k_proj", 576))
+    }
+    for parts, rows in ((shifted, 284), (tripled, 192)):
+        with pytest.raises(InputError, match=rf"attn.in_proj_weight' has shape \[{rows}, 192\], .* has \[576, 192\]"):
+            load_weights(model, state | parts, "transformers")
+    with pytest.raises(InputError, match=r"'visual.proj' has shape \[2, 2, 2\]"):
+        load_weights(model, state | {"visual_projection.weight": torch.zeros(2, 2, 2)}, "transformers")
     with pytest.raises(InputError, match=r"has numbers of torch.int8, .* take unquantised ones"):
         load_weights(
             model, state | {"visual_projection.weight": torch.zeros(128, 192, dtype=torch.int8)}, "transformers"

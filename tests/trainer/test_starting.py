@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import safetensors.torch
@@ -14,10 +14,11 @@ from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from tests.trainer.gradients import Plain
 from tests.trainer.launching import Alone, Launch, errors_of
-from trainer import checkpoint, gradient_cache, models
+from trainer import checkpoint, gradient_cache, models, starting
 from trainer.check import describe
-from trainer.config import TrainConfig, resolve
+from trainer.config import ModelConfig, RunConfig, TrainConfig, resolve
 from trainer.export import export, load_model, to_state_dict
+from trainer.names import Names, open_clip_config, transformers_config
 from trainer.objectives import OBJECTIVES
 from trainer.optim import parameter_groups
 
@@ -86,7 +87,7 @@ def test_a_run_goes_on_from_other_weights_at_another_resolution(
     before, after = load_model(str(first))[0].state_dict(), load_model(str(out))[0].state_dict()
     positions = "visual.positional_embedding"
     assert (before[positions].shape, after[positions].shape) == ((17, 192), (37, 192))
-    # The corners of the grid see the same part of a picture; all between is bicubic (tests/trainer/test_models.py).
+    # The corners of the grid see the same part of a picture; all between is bicubic (tests/trainer/test_positions.py).
     assert torch.equal(before[positions][0], after[positions][0])
     for name in before.keys() - {positions}:
         if name.startswith("visual."):
@@ -152,6 +153,35 @@ def test_what_is_left_has_the_gradients_of_an_unfrozen_model(preset: str, frozen
 
 
 @pytest.mark.prove
+def test_a_bag_of_words_with_dropped_patches_resumes_and_is_exported(
+    alone: Alone, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """In micro-batches that do not divide the batch, with an average: cut and resumed it has the bits of the whole run."""
+    change = {"model.text": "bag_of_words", "model.patch_dropout": 0.5, "batch.micro_size": 3, "optim.ema_decay": 0.9}
+    for name, ends in (("whole", (6,)), ("cut", (3, 6))):
+        for end in ends:
+            finished = alone(short_run | change | {"run.dir": tmp_path / name, "run.stop_after": end})
+            assert finished.code == 0, finished.output
+    assert kept_files(tmp_path / "cut") == kept_files(tmp_path / "whole")
+    for ema in (False, True):
+        out = tmp_path / f"ema-{ema}.safetensors"
+        card = export(str(tmp_path / "cut"), str(out), ema=ema)
+        assert (card.text, card.step) == ("bag_of_words", 6)
+        model, read_ids, _ = load_model(str(out))
+        assert not any(name.startswith(("transformer.", "positional")) for name in model.state_dict())
+        one, other = model.encode_text(read_ids(["a red circle", "circle red a"]))
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        pixels = torch.randn(2, 3, 32, 32)
+        assert torch.equal(model.encode_image(pixels), model.encode_image(pixels)), "evaluation drops no patch"
+    refused = alone(short_run | change | {"run.dir": tmp_path / "cut", "model.patch_dropout": 0.0})
+    assert refused.code == 2
+    assert "model.patch_dropout" in errors_of(refused.output)[0]
+    last = {"model.init_from": out, "model.text": "bag_of_words", "optim.steps": 1, "optim.warmup_steps": 0}
+    finished = alone(short_run | last | {"run.dir": tmp_path / "last"})
+    assert finished.code == 0, "as the README says"
+
+
+@pytest.mark.prove
 @pytest.mark.parametrize("frozen", ['["image"]', '["text"]', '["image", "text"]'])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_run_with_frozen_towers_resumes_to_the_bit(
@@ -208,9 +238,105 @@ def test_weights_that_cannot_be_are_refused_before_the_run(first: Path, tmp_path
     ):
         describe(smoke(f"model.init_from={foreign}"), 1)
     siglip = ["objective.kind=siglip", "model.init_names=transformers"]
-    assert f"{foreign}, names of transformers" in describe(smoke(f"model.init_from={foreign}", *siglip), 1)
+    said = describe(smoke(f"model.init_from={foreign}", *siglip), 1)
+    assert f"{foreign}, names of transformers, whose GELU nothing says: the run has 'quick', whose shapes" in said
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(transformers_config(models.PRESETS["tiny-vit"])))
+    said = describe(smoke(f"model.init_from={foreign}", *siglip), 1)
+    assert f"{foreign}, names of transformers, whose shapes" in said
+    with pytest.raises(InputError, match=r"model\.gelu: 'exact', but .* were trained with 'quick'"):
+        describe(smoke(f"model.init_from={foreign}", *siglip, "model.gelu=exact"), 1)
     with pytest.raises(InputError, match="init_names 'openai' without init_from"):
         smoke("model.init_names=openai")
+
+
+class Runs:
+    """The first step of a run without its launcher, for one architecture and weights of others in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = RunConfig(dir=str(folder / "run"))
+
+    def begin(self, weights: Path, names: Names | None, *, vocabulary: str = "", **model: Any) -> models.CLIP:
+        config = ModelConfig(preset="tiny-16", init_from=str(weights), init_names=names, **model)
+        start = starting.find(config)
+        assert start is not None
+        fresh = models.build("tiny-16", gelu=config.gelu, text=config.text)
+        starting.load(start, fresh, vocabulary, starting.settle(start, self.run))
+        return fresh
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [("openai", "open_clip_config.json"), ("open_clip", "open_clip_config.json"), ("transformers", "config.json")],
+)
+def test_gelu_of_others_is_the_one_their_library_is_told(
+    names: Names, file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No tensor shows it: a wrong one trains and scores without a word."""
+    path, runs = tmp_path / "model.safetensors", Runs(tmp_path)
+    theirs = models.build("tiny-16", gelu="exact")
+    safetensors.torch.save_file(to_state_dict(theirs, names), path)
+    runs.begin(path, names, gelu="exact")
+    assert re.search(
+        r"nothing beside .*model\.safetensors says which GELU .*; this run has model\.gelu=exact", caplog.text
+    )
+    caplog.clear()
+
+    if names == "transformers":
+        (tmp_path / file).write_text(json.dumps(transformers_config(theirs.preset)))
+    else:
+        told = open_clip_config(theirs.preset, mean=(0, 0, 0), std=(1, 1, 1), logit_bias=None)
+        (tmp_path / file).write_text(json.dumps(told))
+    for given in ({}, {"gelu": "quick"}):
+        with pytest.raises(
+            InputError, match=r"model\.gelu: 'quick', but .* were trained with 'exact'; set model\.gelu=exact"
+        ):
+            runs.begin(path, names, **given)
+    ours = runs.begin(path, names, gelu="exact").eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    assert torch.equal(ours.encode_image(pixels), theirs.eval().encode_image(pixels))
+    assert not caplog.records
+    for broken in ("{", "[" * 100_000):
+        (tmp_path / file).write_text(broken)
+        with pytest.raises(InputError, match=f"{file}: not JSON, which .* reads beside weights"):
+            runs.begin(path, names)
+    other = {"text_config": {"hidden_act": "gelu_new"}, "vision_config": {"hidden_act": "gelu"}}
+    if names == "transformers":
+        (tmp_path / file).write_text(json.dumps(other))
+        with pytest.raises(InputError, match="says 'exact' and 'gelu_new' for the activations"):
+            runs.begin(path, names)
+
+
+def test_our_card_is_asked_under_other_names_too(first: Path, tmp_path: Path) -> None:
+    """`model.init_names` on an export of ours, and a card that belongs to other weights."""
+    folder, runs = Path(shutil.copytree(first, tmp_path / "weights")), Runs(tmp_path)
+    path, card = folder / "first.safetensors", json.loads((folder / "first.json").read_text())
+    with pytest.raises(InputError, match="was trained with another vocabulary than this run has"):
+        runs.begin(path, "openai")
+    known = {"vocabulary": card["vocabulary_sha256"]}
+    for change in ({"gelu": "exact"}, {"text": "bag_of_words"}):
+        (folder / "first.json").write_text(json.dumps(card | change))
+        ((key, value),) = change.items()
+        chosen: tuple[Names | None, ...] = ("openai", None)
+        for names in chosen:
+            with pytest.raises(InputError, match=rf"model\.{key}: .*first\.safetensors.* set model\.{key}={value}"):
+                runs.begin(path, names, **known)
+    (folder / "first.json").write_text(json.dumps(card | {"weights_sha256": "0" * 64}))
+    with pytest.raises(InputError, match="not weights of 'tiny-16'"):
+        runs.begin(path, "openai")
+
+
+def test_weights_that_are_replaced_while_the_run_begins_are_refused(tmp_path: Path) -> None:
+    path, run = tmp_path / "model.safetensors", RunConfig(dir=str(tmp_path / "run"))
+    start = starting.find(ModelConfig(preset="tiny-16", init_from=str(path), init_names="openai"))
+    assert start is not None
+    safetensors.torch.save_file(to_state_dict(models.build("tiny-16")), path)
+    settled = starting.settle(start, run)
+    safetensors.torch.save_file(to_state_dict(models.build("tiny-16")), path)
+    with pytest.raises(
+        InputError, match=rf"model\.safetensors' has sha256 .* by now, and this run began with {(settled or '')[:16]}"
+    ):
+        starting.load(start, models.build("tiny-16"), "", settled)
 
 
 def test_weights_of_another_vocabulary_are_refused(alone: Alone, second_run: dict[str, object]) -> None:

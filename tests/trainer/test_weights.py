@@ -110,20 +110,58 @@ def test_what_is_no_file_of_weights_is_refused(model: models.CLIP, tmp_path: Pat
     refused("a.pt", b"junk", r"a\.pt: not a readable file of torch \(\w+\)")
     refused("b.pt", whole[: len(whole) // 2], r"b\.pt: (not a readable file of torch|its pickle)")
     refused("c.safetensors", b"junk", r"c\.safetensors: not a readable safetensors file")
-    refused("d.safetensors.index.json", b'{"weight_map": 3}', r"index\.json: not an index of safetensors files")
+    maps = [b"3", b'{"a": 3}', b'{"a": "b\\u0000c"}', b'{"a": "\\ud800"}', b"[" * 100_000]
+    for given in maps:
+        refused(
+            "d.safetensors.index.json", b'{"weight_map": %s}' % given, r"index\.json: not an index of safetensors files"
+        )
     refused("e.onnx", b"", r"e\.onnx: not a file of weights by its ending")
     torch.save({"epoch": 3}, tmp_path / "f.pt")
     refused("f.pt", (tmp_path / "f.pt").read_bytes(), r"f\.pt: holds no state dict of tensors")
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
-        out.writestr("x/data.pkl", b"0" * (1 << 24))
-    refused("g.pt", packed.getvalue(), r"g\.pt: an archive that torch did not write")
+    for key in (0, None):
+        torch.save(to_state_dict(model) | {key: torch.zeros(2)}, tmp_path / "f.pt")
+        refused("f.pt", (tmp_path / "f.pt").read_bytes(), r"f\.pt: holds no state dict of tensors")
+    for bomb in ("x/data.pkl", "x/data/code/0", "x/.data/code/0"):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+            out.writestr("x/constants.pkl", b"\x80\x02).")
+            out.writestr(bomb, b"0" * (1 << 24))
+        refused("g.pt", packed.getvalue(), r"g\.pt: an archive that torch did not write")
     with pytest.raises(InputError, match=r"none\.pt: no such file"):
         load_weights(model, str(tmp_path / "none.pt"))
     outside = tmp_path / "inner"
     outside.mkdir()
     index = json.dumps({"weight_map": {"visual.proj": "../c.safetensors"}}).encode()
     refused("inner/model.safetensors.index.json", index, r"inner/c\.safetensors: no such file")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch: nested and compressed tensors are prototypes
+def test_what_is_no_plain_array_is_refused_before_anything_is_copied(model: models.CLIP, tmp_path: Path) -> None:
+    """`text_projection` comes after others in the model, which would have changed by then."""
+    kinds = {
+        "sparse": torch.eye(128).to_sparse(),
+        "compressed": torch.eye(128).to_sparse_csr(),
+        "meta": torch.empty(128, 128, device="meta"),
+        "nested": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        "quantised": torch.quantize_per_tensor(torch.zeros(128, 128), 1.0, 0, torch.qint8),
+        "8 bits": torch.zeros(128, 128, dtype=torch.float8_e4m3fn),
+        "complex": torch.zeros(128, 128, dtype=torch.complex64),
+        "said to be large": torch.zeros(1).expand(1 << 20, 1 << 20),
+    }
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    other = to_state_dict(models.build("tiny-16"))
+    for kind, tensor in kinds.items():
+        torch.save(other | {"text_projection": tensor}, tmp_path / "odd.pt")
+        for given in (str(tmp_path / "odd.pt"), other | {"text_projection": tensor}):
+            with pytest.raises(InputError, match=r"'text_projection' is no plain array of numbers .*save it dense"):
+                load_weights(model, given)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), kind
+    parts = to_state_dict(models.build("tiny-16"), "transformers")
+    for letter in "qkv":
+        key = f"text_model.encoder.layers.0.self_attn.{letter}_proj.weight"
+        parts[key] = torch.zeros(1).expand(1 << 20, 1 << 20)  # put together they would ask for 12 TiB
+    with pytest.raises(InputError, match="is no plain array of numbers"):
+        load_weights(model, parts, "transformers")
 
 
 def test_files_on_s3_are_read(s3_endpoint: str, model: models.CLIP, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def check_version(place: str, text: str, ours: int) -> None:
     """Raise OtherVersion where the JSON object `text` states another format_version; what is no such object is left to its reader."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     version = found.get("format_version", ours) if isinstance(found, dict) else ours
     if version != ours:
