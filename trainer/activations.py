@@ -26,16 +26,25 @@ _PAIRS = 509
 """A prime, so that a storage whose size is a multiple of it is one of so many pairs, and any other is of none."""
 
 
-class Activations(NamedTuple):
-    """Bytes at the most, weights and their gradients apart, while so many pairs go through the towers and back at a time."""
+class Moment(NamedTuple):
+    """What is there at one time, in bytes."""
 
     fixed: int
     """Whatever the number of pairs: autocast's copies of weights."""
     a_pair: int
 
     def of(self, pairs: int) -> int:
-        """Bytes for `pairs` pairs at a time."""
         return self.fixed + self.a_pair * pairs
+
+
+class Activations(NamedTuple):
+    """What is there, weights and their gradients apart, at the moments that are the fullest for some number of pairs."""
+
+    moments: list[Moment]
+
+    def of(self, pairs: int) -> int:
+        """Bytes at the most while `pairs` pairs at a time go through the towers and back."""
+        return max(moment.of(pairs) for moment in self.moments)
 
 
 def estimate(config: TrainConfig) -> Activations:
@@ -63,11 +72,11 @@ def _estimate(wanted: ModelConfig, vocab_size: int | None, logit_bias: float | N
             logit_bias=logit_bias,
         )
         model.freeze(wanted.freeze)
-        return _peak(model, compute)
+        return Activations(_fullest(model, compute))
 
 
-def _peak(model: models.CLIP, compute: str) -> Activations:
-    """The most that is there at one time in one forward and backward of a model of fake tensors."""
+def _fullest(model: models.CLIP, compute: str) -> list[Moment]:
+    """The fullest moments of one forward and backward pass of a model of fake tensors."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute, torch.float32)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
@@ -83,7 +92,7 @@ def _peak(model: models.CLIP, compute: str) -> Activations:
         with torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast_bf16"):
             outputs = model(pixels, ids)
         torch.autograd.backward([output.sum() for output in outputs if output.requires_grad])
-    return live.peak
+    return live.fullest
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -91,8 +100,8 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak: Activations = Activations(0, 0)
-        self._now = self.peak
+        self.fullest: list[Moment] = []
+        self._now = Moment(0, 0)
         self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(
@@ -110,7 +119,8 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known.add(place)
             weakref.finalize(storage, self._forget, place, size)
             self._add(size)
-            self.peak = max(self.peak, self._now, key=lambda there: there.of(_PAIRS))
+            if not any(_covers(other, self._now) for other in self.fullest):
+                self.fullest = [*(other for other in self.fullest if not _covers(self._now, other)), self._now]
 
     def _forget(self, place: int, size: int) -> None:
         self._known.discard(place)
@@ -118,9 +128,13 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add(self, size: int) -> None:
         fixed, a_pair = self._now
-        self._now = (
-            Activations(fixed, a_pair + size // _PAIRS) if size % _PAIRS == 0 else Activations(fixed + size, a_pair)
-        )
+        of_pairs = size % _PAIRS == 0
+        self._now = Moment(fixed, a_pair + size // _PAIRS) if of_pairs else Moment(fixed + size, a_pair)
+
+
+def _covers(one: Moment, other: Moment) -> bool:
+    """Whether no number of pairs makes `other` the fuller."""
+    return one.fixed >= other.fixed and one.a_pair >= other.a_pair
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
