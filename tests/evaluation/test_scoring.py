@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         context_length=built.preset.context_length,
         vocab_size=size,
         embed_dim=built.preset.embed_dim,
-        parameters=1,
+        parameters=sum(parameter.numel() for parameter in built.parameters()),
         tokenizer="bpe",
         vocabulary="m.vocabulary",
         vocabulary_sha256=storage.sha256_file(str(vocab)),

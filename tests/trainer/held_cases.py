@@ -19,6 +19,7 @@ from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.manifest import load
 from trainer import held, partitions, tokenizer, zero
+from trainer.checkpoint.layout import SCALE
 from trainer.checkpoint.state import flats, random_states
 from trainer.config import TrainConfig, resolve
 from trainer.data.shards import ShardCorpus
@@ -149,12 +150,14 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     assert stopped_at(2) == 2
     assert stopped_at(pieces // 2 + 2) == pieces // 2 + 2, "amid that of the average"
     after = state(engine, average)
-    found["saved padding"] = [
+    mine = [
         value[gap]
         for flat in flats(engine, average)
-        for value in (value for value in flat.values.values() if value.numel() == flat.layout.numel)
+        for key, value in flat.values.items()
+        if not key.endswith(SCALE) and value.numel() == flat.layout.numel
         for gap in flat.layout.padding()
     ]
+    found["saved padding"] = [value for values in zero.gather(mine) for value in values]  # the last process's, mostly
     found["changed"] = [name for name in before if not same(before[name], after[name])]
     engine.module.train()
     found |= {"first_features": features[:2], "features": features[2:4], "weights": gathered_weights(engine)}

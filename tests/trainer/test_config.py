@@ -248,17 +248,27 @@ def test_presets_fill_what_is_not_said() -> None:
     assert resolve(load("optim.lr=0.5")).optim.lr == 0.5
 
 
+def stated_processes(name: str) -> int:
+    return int((CONFIGS / name).read_text().splitlines()[0].partition("for ")[2].split()[0])
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_recipe_is_valid_and_says_what_the_paper_says(name: str) -> None:
-    path = str(CONFIGS / name)
-    stated = int(Path(path).read_text().splitlines()[0].partition("for ")[2].split()[0])
-    config = resolve(load(path=path))
+    config, stated = resolve(load(path=str(CONFIGS / name))), stated_processes(name)
     preset = PRESETS[config.model.preset]
     assert (config.optim.lr, config.optim.betas, config.optim.eps) == (preset.lr, preset.betas, preset.eps)
     epochs = 1 if preset.name == "ViT-L/14@336px" else 32
     assert (config.batch.global_size, config.optim.epochs, config.optim.warmup_steps) == (32_768, epochs, 2000)
     assert config.optim.weight_decay == 0.2
     assert (config.model.init_from is not None) == (preset.name == "ViT-L/14@336px"), "one more epoch of ViT-L/14"
+    assert config.batch.global_size % stated == 0
+
+
+@pytest.mark.parametrize("name", [PAPER[0], *(pytest.param(name, marks=pytest.mark.prove) for name in PAPER[1:])])
+def test_a_recipe_passes_its_check(name: str) -> None:
+    """For the number of processes that its first line states."""
+    config = resolve(load(path=str(CONFIGS / name)))
+    stated = stated_processes(name)
     text = describe(config, stated)
     assert f"{stated} processes x" in text
     assert configs.digest(config) in text

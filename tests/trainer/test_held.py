@@ -211,11 +211,8 @@ class Twin:
         place = folder / "held"
         found = manifests.load(str(place))
         rows = pa.concat_tables([pq.read_table(place / shard.path) for shard in found.shards]).to_pylist()
-        usable = [
-            (row["caption"], row["image"])
-            for row in rows
-            if row["image"] is not None and row["caption"] not in (None, "  ", "broken")
-        ]
+        usable = [(row["caption"], row["image"]) for row in rows if self.usable(row)]
+        self.first_pictures = list(dict.fromkeys(row["image"] for row in rows[:LIMIT] if self.usable(row)))
         self.pictures = list(dict.fromkeys(image for _, image in usable))
         self.texts = list(dict.fromkeys(caption for caption, _ in usable))
         self.right = np.array([[(text, picture) in usable for text in self.texts] for picture in self.pictures])
@@ -224,6 +221,10 @@ class Twin:
         self.labelled = [row["image"] for row in labelled]
         self.labels = np.array([self.classes.index(row["label"]) for row in labelled])
         self.prompts = [text for name in self.classes for text in (f"a {name}", f"one {name} on a ground")]
+
+    @staticmethod
+    def usable(row: dict[str, Any]) -> bool:
+        return row["image"] is not None and row["caption"] not in (None, "  ", "broken")
 
     @torch.no_grad()
     def features(self, case: Case, weights: dict[str, Tensor]) -> list[tuple[Floats, Floats]]:
@@ -353,9 +354,7 @@ def test_a_limit_takes_rows_of_the_pairs_and_pictures_of_a_labelled_set_by_their
 ) -> None:
     """The first rows of a corpus are a fair sample; a labelled set is often ordered by class."""
     pairs, labelled = launched(2)["limited"]
-    first_rows = manifests.load(str(twin.folder / "held")).shards
-    table = pa.concat_tables([pq.read_table(twin.folder / "held" / shard.path) for shard in first_rows])
-    assert pairs == list(dict.fromkeys(table["image"].to_pylist()[:LIMIT]))
+    assert pairs == twin.first_pictures
     taken = sorted(twin.labelled, key=lambda data: hashlib.sha256(data).digest())[:LIMIT]
     assert labelled == [data for data in twin.labelled if data in taken]
     assert len({label for data, label in zip(twin.labelled, twin.labels, strict=True) if data in taken}) > 2
