@@ -220,6 +220,7 @@ def test_pages_around_a_hostile_one_give_their_rows(tmp_path: Path) -> None:
     assert told == [(f"t.warc.gz#{offsets[number]}", "bad_row", TOO_MUCH) for number in hostile]
 
 
+@pytest.mark.prove
 def test_one_worker_and_two_commit_the_same_bytes(tmp_path: Path) -> None:
     files = []
     for number in range(4):
