@@ -30,7 +30,8 @@ def normalise(pixels: torch.Tensor, mean: Channels = CLIP_MEAN, std: Channels = 
     """uint8 [n, 3, r, r] to float32 less `mean` over `std` (of values in [0, 1]), on the tensor's own device."""
     centre = torch.tensor(mean, device=pixels.device).view(3, 1, 1)
     spread = torch.tensor(std, device=pixels.device).view(3, 1, 1)
-    return (pixels.to(torch.float32) / 255.0 - centre) / spread
+    # In place behind the conversion: each further tensor of a batch's size costs a processor more in page faults than its arithmetic.
+    return pixels.to(torch.float32).div_(255.0).sub_(centre).div_(spread)
 
 
 def evaluation_pixels(rgb: UInt8s, size: int) -> UInt8s:
