@@ -324,7 +324,7 @@ class HeldZeroshotConfig(LabelledSetConfig):
 
 
 class HeldConfig(StrictModel):
-    """What the run is scored on while it trains (`trainer/held.py`). Looking changes no weight, so none of it is part of the digest."""
+    """What the run is scored on while it trains (`trainer/held/`). Looking changes no weight, so none of it is part of the digest."""
 
     manifest: str | None = None
     """manifest.json of a corpus of held-out pairs, or its folder: recall of pictures and texts among each other."""

@@ -23,6 +23,7 @@ from trainer.checkpoint.layout import SCALE
 from trainer.checkpoint.state import flats, random_states
 from trainer.config import TrainConfig, resolve
 from trainer.data.shards import ShardCorpus
+from trainer.held.evaluating import in_place_of_weights
 from trainer.models import CLIP, build
 from trainer.objectives.clip import contrastive_loss
 from trainer.optim import Ema, HalfAdamW, parameter_groups
@@ -161,7 +162,7 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
     found["changed"] = [name for name in before if not same(before[name], after[name])]
     engine.module.train()
     found |= {"first_features": features[:2], "features": features[2:4], "weights": gathered_weights(engine)}
-    with held._in_place_of_weights(engine, average):
+    with in_place_of_weights(engine, average):
         found["average"] = gathered_weights(engine)
     if case.stage == 0:
         parts = zip(partitions.of(engine), average.tensors, strict=True)

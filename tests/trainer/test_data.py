@@ -28,7 +28,7 @@ from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError, RunError, StoreTrouble
 from tests.conftest import s3_environment
 from tests.trainer.plans import small_plan
-from trainer import held, tokenizer
+from trainer import tokenizer
 from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig, DataConfig
 from trainer.data import corpus as corpora
 from trainer.data import loader, tars, transforms
@@ -36,6 +36,7 @@ from trainer.data import reader as readers
 from trainer.data.order import SampleOrder, permute, replacement_row, round_keys
 from trainer.data.reader import Corpus, Group, RowReader, Source
 from trainer.data.shards import ShardCorpus
+from trainer.held.labelled_set import pictures_of
 
 Pairs = list[tuple[str | None, bytes | None]]
 
@@ -276,7 +277,7 @@ def test_a_store_that_goes_away_is_waited_for(
     pq.write_table(pa.table({"image": pictures}), tmp_path / "set.parquet", row_group_size=1)
     boto3.client("s3").upload_file(str(tmp_path / "set.parquet"), "bucket", "set.parquet")
     opened = labelled.open_set(labelled.LabelledSetConfig(name="set", path="s3://bucket/set.parquet"))
-    plain, patient = opened.pictures(), held._pictures(opened, list(range(6)))
+    plain, patient = opened.pictures(), pictures_of(opened, list(range(6)))
     begun = [next(plain), next(patient)]
     server.stop()
 

@@ -25,12 +25,15 @@ from pipeline.contracts.errors import InputError
 from tests.trainer.conftest import COLOURS, WriteCorpus
 from tests.trainer.held_cases import ALONE, CASES, LIMIT, PIXEL_MEAN, PIXEL_STD, Case, cases, config_of, model_of
 from tests.trainer.launching import INSTRUMENTED, Alone, errors_of, launch_module, together
-from trainer import checkpoint, held, scores, tokenizer
+from trainer import checkpoint, held, tokenizer
 from trainer.check import describe
 from trainer.config import HeldConfig
 from trainer.curve import draw, read_lines
 from trainer.data.shards import ShardCorpus
 from trainer.data.transforms import evaluation_pixels, normalise
+from trainer.held import scores
+from trainer.held.comparing import known_in
+from trainer.held.pairs import marks_of
 
 pytestmark = pytest.mark.timeout(900)
 WORLDS = [2, pytest.param(1, marks=pytest.mark.prove), pytest.param(3, marks=pytest.mark.prove)]
@@ -138,10 +141,10 @@ def test_an_index_that_is_none_is_refused_and_not_taken_for_one_that_holds_nothi
     index = tmp_path / shard.index_path
     table = pq.read_table(index)
     digest = table["image_sha256"][3].as_py()
-    assert held._known_in(str(tmp_path), shard, {digest, bytes(32)}) == {digest}
-    assert held._marks(corpus, 3, 5) == [[uid] for uid in table["uid"].to_pylist()[3:5]]
+    assert known_in(str(tmp_path), shard, {digest, bytes(32)}) == {digest}
+    assert marks_of(corpus, 3, 5) == [[uid] for uid in table["uid"].to_pylist()[3:5]]
     pq.write_table(change(table), index)
-    for look in (lambda: held._known_in(str(tmp_path), shard, {digest}), lambda: held._marks(corpus, 3, 5)):
+    for look in (lambda: known_in(str(tmp_path), shard, {digest}), lambda: marks_of(corpus, 3, 5)):
         with pytest.raises(InputError, match=f"{index}: {said}"):
             look()
 

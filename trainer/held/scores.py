@@ -1,4 +1,4 @@
-"""Features to figures: recall at k both ways, zero-shot accuracy, and what guessing reaches. The arithmetic of `held.py`, and no more.
+"""Features to figures: recall at k both ways, zero-shot accuracy, and what guessing reaches. The arithmetic, and no more.
 
 The rules are those of `evaluation/retrieval.py` and `evaluation/zeroshot.py`, so that the scores of a run and those of its export agree.
 A picture's query is answered by any text that stands beside it in the held set, a text's by any picture. Its rank is the number of wrong
