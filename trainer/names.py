@@ -159,8 +159,13 @@ def from_names(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names:
 
 
 def _joined(parts: list[Tensor], wanted: torch.Size) -> Tensor:
-    """The parts one under the other; where they are not of one shape, one of them, which has not the shape `wanted` of the whole."""
+    """The parts one under the other; where they are not of one shape, one of them, which has not the shape `wanted` of the whole.
+
+    Where one is of integers the whole is too, so that whoever checks the whole sees it: `torch.cat` would make floats of all.
+    """
+    integers = next((part.dtype for part in parts if not part.is_floating_point()), None)
     if parts[0].ndim > 0 and all(part.shape == parts[0].shape for part in parts):
+        parts = parts if integers is None else [part.to(integers) for part in parts]
         return torch.cat(parts)
     odd = (part for part in parts if part.shape not in (parts[0].shape, wanted))
     return next(odd, parts[0])
