@@ -18,9 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer import models
+from trainer import models, starting
 from trainer.config import ModelConfig, TrainConfig
-from trainer.objectives import OBJECTIVES
 
 _PAIRS = 509
 """A prime, so that a storage whose size is a multiple of it is one of so many pairs, and any other is of none."""
@@ -52,27 +51,13 @@ def estimate(config: TrainConfig) -> Activations:
 
     Raises InputError for a model that cannot be built.
     """
-    vocab_size = config.model.vocab_size or config.tokenizer.train_size
-    logit_bias = OBJECTIVES[config.objective.kind].logit_bias
-    return _estimate(config.model, vocab_size, logit_bias, config.precision.compute)
+    return _estimate(config.model, config.tokenizer.train_size, config.objective.kind, config.precision.compute)
 
 
 @functools.cache
-def _estimate(wanted: ModelConfig, vocab_size: int | None, logit_bias: float | None, compute: str) -> Activations:
+def _estimate(wanted: ModelConfig, vocab_size: int | None, objective: str, compute: str) -> Activations:
     with FakeTensorMode():
-        model = models.build(
-            wanted.preset,
-            vocab_size=vocab_size,
-            context_length=wanted.context_length,
-            image_size=wanted.image_size,
-            gelu=wanted.gelu,
-            text=wanted.text,
-            patch_dropout=wanted.patch_dropout,
-            checkpoint_activations=wanted.checkpoint_activations,
-            logit_bias=logit_bias,
-        )
-        model.freeze(wanted.freeze)
-        return Activations(_fullest(model, compute))
+        return Activations(_fullest(starting.build(wanted, vocab_size, objective), compute))
 
 
 def _fullest(model: models.CLIP, compute: str) -> list[Moment]:

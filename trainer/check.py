@@ -12,10 +12,9 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
-from trainer import activations, flops, models, starting, tokenizer, zero
+from trainer import activations, flops, starting, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, check_vocabulary, per_device_size, settled
 from trainer.data import corpus as corpora
-from trainer.objectives import OBJECTIVES
 from trainer.optim import parameter_groups
 from trainer.tokenizer.vocabulary import OPENAI_SOURCE, OPENAI_VOCAB_SIZE, installed_copy
 
@@ -26,17 +25,7 @@ _GIB = 1 << 30
 def describe(config: TrainConfig, world_size: int) -> str:
     """The plan of a run of `world_size` processes, as text. Raises InputError where the run would be refused."""
     with torch.device("meta"):
-        model = models.build(
-            config.model.preset,
-            vocab_size=config.model.vocab_size or config.tokenizer.train_size,
-            context_length=config.model.context_length,
-            image_size=config.model.image_size,
-            gelu=config.model.gelu,
-            text=config.model.text,
-            patch_dropout=config.model.patch_dropout,
-            logit_bias=OBJECTIVES[config.objective.kind].logit_bias,
-        )
-        model.freeze(config.model.freeze)
+        model = starting.build(config.model, config.tokenizer.train_size, config.objective.kind)
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,7 +1,8 @@
-"""The weights that a run starts from (`model.init_from`): what they are, that a resumed run had the same, and how they get into the model.
+"""The model that a run starts from: as `[model]` describes it, and the weights that `model.init_from` names.
 
-Their digest is part of the run's identity. It is taken once, before the first step, and kept in the run's folder with the place that the
-weights came from: a resume from the same place reads nothing, so that the file may be gone by then, and another place is read and compared.
+Of those: what they are, that a resumed run had the same, and how they get into the model. Their digest is part of the run's identity. It is
+taken once, before the first step, and kept in the run's folder with the place that the weights came from: a resume from the same place
+reads nothing, so that the file may be gone by then, and another place is read and compared.
 
 What no tensor shows must agree too: the vocabulary, the GELU, the kind of text tower. Of exports of ours the card says them. Of files of
 others only the GELU is known, where the file that their library reads lies beside them (`open_clip_config.json`, `config.json`).
@@ -22,6 +23,7 @@ from trainer import checkpoint, export, models, weights
 from trainer import names as other_names
 from trainer.config import ModelConfig, RunConfig
 from trainer.names import Names
+from trainer.objectives import OBJECTIVES
 
 log = logging.getLogger("trainer")
 
@@ -55,6 +57,28 @@ class Kept(StrictModel):
 
     init_from: str
     sha256: str
+
+
+def build(config: ModelConfig, vocab_size: int | None, objective: str) -> models.CLIP:
+    """The model with random weights; for torch's fake and meta tensors too.
+
+    vocab_size: of the vocabulary, where neither `config` nor its preset is to say it. Raises InputError where no such model can be.
+    """
+    starts = OBJECTIVES[objective]
+    model = models.build(
+        config.preset,
+        vocab_size=config.vocab_size or vocab_size,
+        context_length=config.context_length,
+        image_size=config.image_size,
+        gelu=config.gelu,
+        text=config.text,
+        patch_dropout=config.patch_dropout,
+        checkpoint_activations=config.checkpoint_activations,
+        logit_scale=starts.logit_scale,
+        logit_bias=starts.logit_bias,
+    )
+    model.freeze(config.freeze)
+    return model
 
 
 def find(config: ModelConfig) -> Start | None:

@@ -25,7 +25,6 @@ from trainer import (
     flops,
     gradient_cache,
     held,
-    models,
     partitions,
     run_lock,
     safety,
@@ -79,7 +78,8 @@ def train(config: TrainConfig) -> bool:
 
     # ---- model, optimizer, engine
     _seed(config.run.seed)
-    model = _build(config, vocabulary)
+    trained_size = vocabulary.size if config.tokenizer.train_size else None
+    model = starting.build(config.model, trained_size, config.objective.kind)
     check_vocabulary(config, vocabulary.size, model.preset.vocab_size)
     if found is None and start is not None:
         starting.load(start, model, vocabulary.sha256, identity.init_sha256)
@@ -121,7 +121,7 @@ def train(config: TrainConfig) -> bool:
         first=at,
         last_step=last_step,
         log_every=config.run.log_every,
-        flops_share=_flops_share(config, vocabulary) if rank == 0 else None,
+        flops_share=_flops_share(config, trained_size) if rank == 0 else None,
     ) as report:
         told_to_end = functools.partial(_told_to_end, engine, report)
         saved, told, unscored = True, False, False
@@ -245,40 +245,21 @@ def _provide_vocabulary(config: TrainConfig, corpus: Corpus, path: str) -> None:
 # ---- small parts
 
 
-def _build(config: TrainConfig, vocabulary: Vocabulary) -> models.CLIP:
-    objective = OBJECTIVES[config.objective.kind]
-    model = models.build(
-        config.model.preset,
-        vocab_size=config.model.vocab_size or (vocabulary.size if config.tokenizer.train_size else None),
-        context_length=config.model.context_length,
-        image_size=config.model.image_size,
-        gelu=config.model.gelu,
-        text=config.model.text,
-        patch_dropout=config.model.patch_dropout,
-        checkpoint_activations=config.model.checkpoint_activations,
-        logit_scale=objective.logit_scale,
-        logit_bias=objective.logit_bias,
-    )
-    model.freeze(config.model.freeze)
-    return model
-
-
 def _loss_of(config: TrainConfig) -> Callable[..., torch.Tensor]:
     """The objective, with a gradient that is not finite where its value is not."""
     loss_of = functools.partial(OBJECTIVES[config.objective.kind].loss, chunk_size=config.objective.chunk_size)
     return lambda *outputs: zero.with_true_gradient(loss_of(*outputs))
 
 
-def _flops_share(config: TrainConfig, vocabulary: Vocabulary) -> float | None:
+def _flops_share(config: TrainConfig, vocab_size: int | None) -> float | None:
     """The share of a device's peak that one pair a second takes; None where the peak is not known."""
     peak = flops.peak_flops(config)
     if peak is None:
         return None
-    once = config.model.model_copy(
-        update={"checkpoint_activations": False}
-    )  # what is computed again is not counted again
+    once = {"checkpoint_activations": False}  # what is computed again is not counted again
     with torch.device("meta"):
-        return flops.training_flops(_build(config.model_copy(update={"model": once}), vocabulary)) / peak
+        model = starting.build(config.model.model_copy(update=once), vocab_size, config.objective.kind)
+        return flops.training_flops(model) / peak
 
 
 def _loader_plan(
