@@ -24,6 +24,8 @@ State = dict[str, Tensor]
 
 SMALL_VIT = Preset("small", 48, 32, ViTShape(2, 128, 8), 64, 2, 1e-3, (0.9, 0.98), 1e-6, 12, 50)
 SMALL_RN = Preset("small-rn", 48, 64, ResNetShape((2, 1, 1, 1), 16), 64, 2, 1e-3, (0.9, 0.999), 1e-8, 12, 50)
+GRAD_OF_TRACED = "ignore:The .grad attribute of a Tensor that is not a leaf"
+"""Torch's own look at what it traces."""
 
 
 @pytest.mark.parametrize("name", OPENAI)
@@ -414,9 +416,7 @@ def test_checkpointed_blocks_give_the_same_bits_and_keep_less(preset: Preset) ->
     assert kept_again < kept / 2
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # torch's own look at what it traces
+@pytest.mark.filterwarnings(GRAD_OF_TRACED)
 def test_no_block_is_left_uncompiled() -> None:
     """Ten shapes of blocks in both modes of gradient caching and two sizes of micro-batch: torch's own limit is 8 programs."""
     model = build(replace(SMALL_RN, vision=ResNetShape((2, 2, 2, 2), 16)))
@@ -431,6 +431,10 @@ def test_no_block_is_left_uncompiled() -> None:
 
 
 @pytest.mark.prove
+@pytest.mark.filterwarnings(GRAD_OF_TRACED)
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated"
+)  # torch's own, where its compiler is first imported
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
 @pytest.mark.parametrize("preset", [SMALL_VIT, SMALL_RN], ids=["vit", "resnet"])
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -449,5 +453,8 @@ def test_compiled_blocks_give_the_same_numbers(preset: Preset, checkpointed: boo
 
     plain, compiled = trained(lambda model: None), trained(CLIP.compile_blocks)
     assert plain.keys() == compiled.keys()
+    size = max(float(value.double().norm()) for name, value in plain.items() if name.endswith(" gradient"))
     for name, value in plain.items():
-        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        # The gradient of a key's bias is zero but for rounding, for softmax does not see it.
+        error = (compiled[name].double() - value.double()).norm() / max(float(value.double().norm()), 1e-4 * size)
+        assert float(error) <= 1e-5, (name, float(error))
