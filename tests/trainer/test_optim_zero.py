@@ -94,16 +94,22 @@ def test_every_case_trains_as_torchs_adamw_does(
 def test_the_number_of_a_weight_decides_its_noise_and_not_the_stage(
     world: int, launched: Callable[[int], Found]
 ) -> None:
-    """After one step, before block borders matter, all stages have the same weights, whoever rounded them and where."""
+    """After one step, before block borders matter, all stages have the same rounded weights, whoever rounded them and where.
+
+    Of two roundings with other noise a third of the numbers would differ. Gradients are not the same to the bit in all stages: they are
+    summed in another order where a process sums only its share, and under stage 3 DeepSpeed has a linear layer of its own, which
+    rounds once more in bf16 and whose fp32 differs on some processors.
+    """
     references: dict[object, Tensor] = {}
     for case in CASES:
-        # Under stage 3 DeepSpeed has a linear layer of its own, which rounds once more in bf16.
+        weights = launched(world)[case]["after_one"]
+        assert not bool(flat(weights).isnan().any()), "every number of the model is somewhere"
+        if case.master == "fp32" and case.text == "plain":
+            continue
+        found = flat(weights) if case.master == "bf16" else text(weights)
         alike = (case.compute, case.master, case.text, case.stage == 3 and case.compute != "fp32")
-        found = flat(launched(world)[case]["after_one"])
-        assert not bool(found.isnan().any()), "every number of the model is somewhere"
         different = float((found != references.setdefault(alike, found)).double().mean())
-        # Gradients are summed in another order where a process sums only its share.
-        assert different <= (0.0 if world == 1 else 0.02), (case, different)
+        assert different <= (0.0 if world == 1 and case.stage < 3 else 0.01), (case, different)
 
 
 @pytest.mark.parametrize("world", WORLDS)
