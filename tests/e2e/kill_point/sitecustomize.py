@@ -32,6 +32,9 @@ WATCHED = ("pipeline.contracts.parquet", "pipeline.contracts.storage")
 
 
 def die() -> None:
+    # Ray asks the workers of a dead driver to end. One that is asked before its own kill comes would clean up, as no killed one does.
+    with contextlib.suppress(ValueError):  # not the main thread, which alone hears of signals
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(ProcessLookupError):  # dead already, and this worker outlived it
         os.kill(int(os.environ["KILL_POINT_DRIVER"]), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
