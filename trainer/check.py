@@ -25,7 +25,10 @@ _GIB = 1 << 30
 def describe(config: TrainConfig, world_size: int) -> str:
     """The plan of a run of `world_size` processes, as text. Raises InputError where the run would be refused."""
     with torch.device("meta"):
-        model = starting.build(config.model, config.tokenizer.train_size, config.objective.kind)
+        once = config.model.model_copy(
+            update={"checkpoint_activations": False}
+        )  # operations that are done again are not counted
+        model = starting.build(once, config.tokenizer.train_size, config.objective.kind)
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

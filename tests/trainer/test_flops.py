@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.contracts.config import load_config
 from tests.trainer.launching import SMOKE
 from trainer import models
-from trainer.config import TrainConfig
+from trainer.check import describe
+from trainer.config import TrainConfig, resolve
 from trainer.flops import forward_flops, known_peak, peak_flops, training_flops
 
 PUBLISHED_G = {"RN50": 18.2, "RN101": 25.5, "RN50x4": 51.8, "ViT-B/32": 14.8, "ViT-B/16": 41.1, "ViT-L/14": 175.3}
@@ -86,3 +87,12 @@ def test_a_gpu_has_the_peak_of_its_own_form_or_none() -> None:
         "NVIDIA A10G",
     ):
         assert known_peak(name) is None
+
+
+def test_a_plan_does_not_count_what_checkpointing_computes_again() -> None:
+    said = []
+    for checkpointed in ("true", "false"):
+        overrides = ["data.manifest=x", "run.dir=y", f"model.checkpoint_activations={checkpointed}"]
+        plan = describe(resolve(load_config(TrainConfig, SMOKE, overrides)), world_size=1)
+        said.append([line for line in plan.splitlines() if line.startswith("operations")])
+    assert said[0] == said[1] != []
