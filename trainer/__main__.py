@@ -5,8 +5,11 @@ The launcher puts `--local_rank=N` before everything else; the places in the run
 """
 
 import argparse
+import atexit
 import os
 import signal
+import sys
+from typing import NoReturn
 
 from pipeline.contracts.cli import config_parser, parse, run_cli
 from pipeline.contracts.config import load_config
@@ -16,6 +19,22 @@ from trainer.config import TrainConfig, resolve
 TOLD_TO_END = 128 + signal.SIGTERM
 """143: the exit code of a run that SIGTERM has ended before its last step. It is saved, and the same command goes on."""
 _FIRST_PROCESS_SPEAKS_S = 8.0
+
+
+def enter() -> NoReturn:
+    """`run_cli(main)`, and out of the process without the end of Python's interpreter.
+
+    In that end a thread of C++ that asks for Python (gloo's, to free the tensor of its last message) is unwound, which a destructor on its
+    stack makes an abort: "terminate called without an active exception". A run that is done would have exit code -6, and Slurm or
+    Kubernetes would start it again.
+    """
+    try:
+        run_cli(main)
+    except SystemExit as end:
+        atexit._run_exitfuncs()  # what libraries have asked for is done: the loader's workers are ended, logs flushed
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
 
 
 def main(argv: list[str]) -> int:
@@ -72,4 +91,4 @@ def _let_first_process_speak() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    enter()

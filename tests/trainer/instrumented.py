@@ -9,8 +9,10 @@ The product has no such hooks; here they are put around four names of `trainer.t
     WRONG_INPUT=RANK:FROM-TO,…       that process meets an error of the user's instead of these batches
     WRONG_HELD=RANK:FROM-TO,…        that process meets an error of the user's amid these evaluations, of which its first is number 0
     SIGTERM_AMID_HELD=RANK:FROM-TO,… that process is told to end amid these evaluations
+    LATE=1                           what Python frees when its interpreter ends aborts the process, and what it calls before says so
 """
 
+import atexit
 import functools
 import itertools
 import json
@@ -22,7 +24,6 @@ from typing import Any
 
 import torch
 
-from pipeline.contracts.cli import run_cli
 from pipeline.contracts.errors import InputError
 from trainer import __main__ as program
 from trainer import gradient_cache, held, train
@@ -99,6 +100,13 @@ class Watched:
         return evaluate(held_set, *given, stop_or_worse)
 
 
+class Late:
+    """What aborts the process if Python's interpreter frees it, as a thread of C++ can at that time."""
+
+    def __del__(self) -> None:
+        os.abort()
+
+
 class Loader:
     """`trainer.data.loader` with one function replaced."""
 
@@ -129,4 +137,7 @@ if __name__ == "__main__":
     )
     evaluate = functools.partial(watched.evaluate, held.Held.evaluate)
     held.Held.evaluate = lambda *how: evaluate(*how)  # type: ignore[method-assign]
-    run_cli(program.main)
+    if os.environ.get("LATE"):
+        late = Late()
+        atexit.register(print, "what libraries want at the end is done")
+    program.enter()

@@ -316,6 +316,17 @@ def slow_way_to(port: int) -> Iterator[int]:
         end.close()
 
 
+@pytest.mark.parametrize(("change", "code"), [({}, 0), ({"zero.stage": 7}, 2)], ids=["done", "refused"])
+def test_a_process_ends_before_its_interpreter_does(
+    change: dict[str, object], code: int, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """What is still there when Python's interpreter ends, a thread of C++ above all, can abort it; the exit code of the run stays."""
+    told = short_run | {"run.dir": tmp_path, "run.stop_after": 1} | change
+    finished = together(1, told, module=INSTRUMENTED, environment={"LATE": "1"})
+    assert finished.code == code, finished.output
+    assert finished.output.endswith("what libraries want at the end is done\n")
+
+
 # ---- a full disk
 
 
