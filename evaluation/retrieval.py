@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.overlap.statistics import clopper_pearson
+from evaluation.intervals import clopper_pearson
 
 Value = TypeVar("Value", bound=Hashable)
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from evaluation.features import Encoder, normalise
-from evaluation.overlap.statistics import clopper_pearson
+from evaluation.intervals import clopper_pearson
 from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts.errors import InputError
 

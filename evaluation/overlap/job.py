@@ -62,7 +62,7 @@ def run(config: OverlapConfig) -> Report:
             one.content_hash,
             thresholds[number],
             config.sets[number].limit,
-            split_set(number, codes, one.labels, pairs, None if known is None else known.correct),
+            split_set(number, codes, one.labels, pairs, thresholds[number], None if known is None else known.correct),
             known,
         )
         for number, (one, known) in enumerate(zip(sets, predictions, strict=True))

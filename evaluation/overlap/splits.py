@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from evaluation.config import Thresholds
 from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.repeats import clusters
 from evaluation.overlap.tables import METHODS, PREDICTIONS_VERSION, SPLIT_SCHEMA
 from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts import parquet
@@ -33,7 +35,12 @@ class Predictions:
 
 
 def split_set(
-    number: int, codes: EvalCodes, labels: NDArray[np.int32], pairs: pa.Table, correct: Sequence[bool | None] | None
+    number: int,
+    codes: EvalCodes,
+    labels: NDArray[np.int32],
+    pairs: pa.Table,
+    limits: Thresholds,
+    correct: Sequence[bool | None] | None,
 ) -> pa.Table:
     """The SPLIT_SCHEMA rows of set `number`, in its own order; `pairs` may hold other sets' pairs too."""
     ours = codes.of_set(number)
@@ -46,6 +53,7 @@ def split_set(
             "eval_row": ours["eval_row"],
             "eval_id": ours["eval_id"],
             "sha256": ours["sha256"],
+            "cluster": pa.array(clusters(ours, limits)),
             "label": pa.array(labels, pa.int32(), mask=labels == UNLABELLED),
             "in_overlap": pa.array(count > 0),
             "method": pa.array([None if best is None else METHODS[best] for best in strength], pa.string()),

@@ -1,24 +1,37 @@
-"""Did the overlap change the score? The arithmetic of section 5 of the CLIP paper, and nothing else.
+"""Did the overlap change the score? The arithmetic of section 5 of the CLIP paper, and what a hostile reader would ask next.
 
 An evaluation set is cut in two: Overlap (examples with a near-duplicate in the corpus) and Clean (the rest). The paper asks
 whether Overlap scores better than Clean would let one expect: a one-tailed binomial test with the Clean accuracy as its null,
 and a 99.5 % Clopper-Pearson interval for the accuracy on Overlap. The main figure is `All - Clean`, the estimated inflation,
 which is identical to `|Overlap| / |All| * (accuracy on Overlap - accuracy on Clean)`.
 
-Everything is computed from the regularised incomplete beta function and its inverse: the interval is always the two-sided one (a
-trap: scipy's `binomtest(..., alternative="greater").proportion_ci` is one-sided, its upper end is always 1). `p` treats the
-Clean accuracy as known, as the paper does. A small Overlap decides nothing, whatever its p: `detectable_gain` says which gain
-would have been found with 80 % power, and `verdict` says "not testable" where only a large one would.
+Four things are added to the paper's.
+
+- **Clusters.** Repeats inside an evaluation set are no independent evidence. Accuracies count every example, as published scores do; tests
+  count one unit for each cluster of repeats: its first example, in Overlap if any of the cluster is.
+- **Clean is a sample too.** The paper's test takes its accuracy as known. `exact_p` does not (Fisher's test), and the difference of the two
+  accuracies has Newcombe's interval.
+- **Classes.** Overlap may consist of easier classes. `by_class` compares within classes only: the Mantel-Haenszel difference with Sato's
+  interval, and the exact test of the same comparison (Fisher's, over all strata at once).
+- **Power.** A small Overlap decides nothing, whatever its p: `detectable_gain` says which gain would have been found with 80 % power,
+  and `verdict` says "not testable" where only a large one would.
+
+Binomial tails and intervals come from the regularised incomplete beta function and its inverse: the interval is always the two-sided one (a
+trap: scipy's `binomtest(..., alternative="greater").proportion_ci` is one-sided, its upper end is always 1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv
+from scipy.special import betainc, betaincinv, gammaln, ndtri
+
+from evaluation import intervals
+from evaluation.intervals import Interval
 
 CONFIDENCE = 0.995  # the paper's interval on Overlap
 ALPHA = 0.05  # before Bonferroni
@@ -40,39 +53,114 @@ class SplitScore:
 
 
 @dataclass(frozen=True)
+class ByClass:
+    """Overlap minus Clean within classes, of the `units` in the `classes` that have units on both sides; all others say nothing.
+
+    `difference` is None where no class has both, and `p_value` is 1 then.
+    """
+
+    classes: int
+    units: int
+    difference: Interval | None
+    p_value: float
+
+
+@dataclass(frozen=True)
 class Analysis:
-    """One evaluation set: its three splits, the difference, the test. Probabilities and accuracies in 0..1."""
+    """One evaluation set: its three splits, the difference, the tests. Probabilities and accuracies in 0..1.
+
+    `all`, `clean` and `overlap` count examples, `clean_units` and `overlap_units` what the tests count: clusters. `p_value` is the paper's
+    test, `exact_p` Fisher's; `alpha` the level that they are held against. None: one side is empty, or classes are not known.
+    """
 
     all: SplitScore
     clean: SplitScore
     overlap: SplitScore
     all_minus_clean: float | None
+    clean_units: SplitScore
+    overlap_units: SplitScore
     p_value: float | None
     alpha: float
     detectable_gain: float | None
+    difference: Interval | None
+    exact_p: float | None
+    by_class: ByClass | None
 
 
-def clopper_pearson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The exact two-sided interval for a proportion (Clopper and Pearson, 1934); (0, 1) where `n` is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    tail = (1.0 - confidence) / 2.0
-    low = 0.0 if correct == 0 else float(betaincinv(correct, n - correct + 1, tail))
-    high = 1.0 if correct == n else float(betaincinv(correct + 1, n - correct, 1.0 - tail))
-    return low, high
+# ---- one set
 
 
-def binomial_p_greater(correct: int, n: int, null: float) -> float:
-    """P[X >= correct] for X ~ Binomial(n, null): how often luck alone would do this well or better."""
-    if correct == 0:
-        return 1.0
-    return float(betainc(correct, n - correct + 1, null))
+def analyse(
+    correct: NDArray[np.bool_],
+    overlap: NDArray[np.bool_],
+    *,
+    classes: NDArray[np.int64] | Sequence[int] | None = None,
+    clusters: NDArray[np.int64] | Sequence[int] | None = None,
+    alpha: float = ALPHA,
+    tests: int = 1,
+    confidence: float = CONFIDENCE,
+) -> Analysis:
+    """Split per-example outcomes by `overlap` (both bool[n]) and test Overlap against Clean.
+
+    `classes` int[n] are the examples' right classes, `clusters` int[n] give the repeats of one picture the same number. `alpha` is divided
+    by `tests`, the number of evaluation sets tested together (Bonferroni). Without Clean examples there is no null and without Overlap
+    examples nothing to test: the p values are None then. Raises ValueError where lengths differ.
+    """
+    correct, overlap = np.asarray(correct, np.bool_), np.asarray(overlap, np.bool_)
+    if correct.shape != overlap.shape or correct.ndim != 1:
+        raise ValueError(f"correct has shape {correct.shape}, overlap {overlap.shape}; both must be bool[n]")
+    labels, groups = (
+        None if given is None else _integers(name, given, len(correct))
+        for name, given in (("classes", classes), ("clusters", clusters))
+    )
+    units, touched = collapse(overlap, groups)
+    outcome = correct[units]
+    k_overlap, n_overlap = int((outcome & touched).sum()), int(touched.sum())
+    k_clean, n_clean = int(outcome.sum()) - k_overlap, len(units) - n_overlap
+    level = alpha / max(tests, 1)
+    testable = n_clean > 0 and n_overlap > 0
+    null = k_clean / n_clean if n_clean else 0.0
+    on_clean = score(correct[~overlap], confidence)
+    return Analysis(
+        all=score(correct, confidence),
+        clean=on_clean,
+        overlap=score(correct[overlap], confidence),
+        all_minus_clean=None if on_clean.accuracy is None else float(correct.mean()) - on_clean.accuracy,
+        clean_units=score(outcome[~touched], confidence),
+        overlap_units=score(outcome[touched], confidence),
+        p_value=intervals.binomial_p_greater(k_overlap, n_overlap, null) if testable else None,
+        alpha=level,
+        detectable_gain=detectable_gain(n_overlap, null, level) if testable else None,
+        difference=intervals.newcombe((k_overlap, n_overlap), (k_clean, n_clean), confidence),
+        exact_p=exact_p([[k_overlap, n_overlap - k_overlap, k_clean, n_clean - k_clean]]) if testable else None,
+        by_class=by_class(outcome, touched, labels[units], confidence) if testable and labels is not None else None,
+    )
 
 
-def score(correct: int, n: int, confidence: float = CONFIDENCE) -> SplitScore:
-    """Accuracy and interval of one split."""
-    low, high = clopper_pearson(correct, n, confidence)
-    return SplitScore(n, correct, correct / n if n else None, low, high)
+def collapse(
+    overlap: NDArray[np.bool_], clusters: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The units of a test: the first row of each cluster (int64[m], rising), and whether any of the cluster is in Overlap (bool[m])."""
+    if clusters is None:
+        return np.arange(len(overlap), dtype=np.int64), overlap
+    _, first, unit = np.unique(clusters, return_index=True, return_inverse=True)
+    touched = np.bincount(unit, weights=overlap, minlength=len(first)) > 0
+    order = np.argsort(first)
+    return first[order].astype(np.int64), touched[order]
+
+
+def _integers(name: str, given: NDArray[np.int64] | Sequence[int], n: int) -> NDArray[np.int64]:
+    found = np.asarray(given, np.int64)
+    if found.shape != (n,):
+        raise ValueError(f"{name} has shape {found.shape}; there are {n} examples, and it must be int[n]")
+    return found
+
+
+def score(correct: NDArray[np.bool_], confidence: float = CONFIDENCE) -> SplitScore:
+    """Accuracy and interval of one split, from its outcomes bool[n]."""
+    k, n = int(correct.sum()), len(correct)
+    low, high = intervals.clopper_pearson(k, n, confidence)
+    return SplitScore(n, k, k / n if n else None, low, high)
 
 
 def detectable_gain(n: int, null: float, alpha: float, power: float = POWER) -> float | None:
@@ -92,44 +180,124 @@ def detectable_gain(n: int, null: float, alpha: float, power: float = POWER) -> 
     return max(0.0, float(betaincinv(k, n - k + 1, power)) - null)
 
 
-def analyse(
-    correct: NDArray[np.bool_],
+def possible_inflation(share: float, difference_high: float, *, precision: float = 1.0, recall: float = 1.0) -> float:
+    """The most that overlap may have added to a score: the share of examples that it truly has, times the upper end of its advantage.
+
+    A detector that finds `recall` of the true copies, and of whose finds `precision` are true, has seen `share` where there are about
+    `share * precision / recall`.
+    """
+    return min(1.0, share * precision / recall) * max(0.0, difference_high)
+
+
+# ---- within classes
+
+
+def by_class(
+    correct: NDArray[np.bool_], overlap: NDArray[np.bool_], classes: NDArray[np.int64], confidence: float
+) -> ByClass:
+    """Overlap against Clean in classes of their own, put together as Mantel and Haenszel (1959) do."""
+    names, stratum = np.unique(classes, return_inverse=True)
+    a, b, c, d = (
+        np.bincount(stratum, weights=side & outcome, minlength=len(names))
+        for side in (overlap, ~overlap)
+        for outcome in (correct, ~correct)
+    )
+    both = (a + b > 0) & (c + d > 0)
+    tables = np.stack([a, b, c, d], axis=1)[both].astype(np.int64)
+    return ByClass(int(both.sum()), int(tables.sum()), common_difference(tables, confidence), exact_p(tables))
+
+
+def common_difference(tables: NDArray[np.int64], confidence: float) -> Interval | None:
+    """The Mantel-Haenszel difference of two accuracies over 2 x 2 tables [strata, 4]: overlap right, wrong, clean right, wrong.
+
+    The interval's variance is Sato's (1989), which holds for few large strata and for many small ones.
+    """
+    if not len(tables):
+        return None
+    a, b, c, d = tables.T.astype(np.float64)
+    n_overlap, n_clean = a + b, c + d
+    n = n_overlap + n_clean
+    weight = float((n_overlap * n_clean / n).sum())
+    value = float(((a * n_clean - c * n_overlap) / n).sum()) / weight
+    p = (n_overlap**2 * c - n_clean**2 * a + n_overlap * n_clean * (n_clean - n_overlap) / 2.0) / n**2
+    q = (a * (n_clean - c) + c * (n_overlap - a)) / (2.0 * n)
+    half = float(ndtri(0.5 + confidence / 2.0)) * max(0.0, value * float(p.sum()) + float(q.sum())) ** 0.5 / weight
+    return Interval(value, max(-1.0, value - half), min(1.0, value + half))
+
+
+def exact_p(tables: NDArray[np.int64] | Sequence[Sequence[int]]) -> float:
+    """The one-sided exact p over 2 x 2 tables [strata, 4]: overlap right, wrong, clean right, wrong. One stratum: Fisher's test.
+
+    With each stratum's sums given, its overlap's right answers are hypergeometric where the side makes no difference; their total over the
+    strata has the convolution of these, and p is its share at or above what was seen (Gart, 1970).
+    """
+    total = np.ones(1)
+    lowest = seen = 0
+    for a, b, c, d in np.asarray(tables, np.int64).reshape(-1, 4):
+        n_overlap, right, n = a + b, a + c, a + b + c + d
+        first, last = max(0, right - (c + d)), min(n_overlap, right)
+        counts = np.arange(first, last + 1)
+        log = _log_choose(n_overlap, counts) + _log_choose(n - n_overlap, right - counts) - _log_choose(n, right)
+        total = np.convolve(total, np.exp(log))
+        lowest, seen = lowest + int(first), seen + int(a)
+    return min(1.0, float(total[seen - lowest :].sum() / total.sum()))
+
+
+def _log_choose(n: np.int64, k: NDArray[np.int64] | np.int64) -> NDArray[np.float64]:
+    chosen: NDArray[np.float64] = gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+    return chosen
+
+
+# ---- scores that are no proportions, and other thresholds
+
+
+def inflation(
+    metric: Callable[[NDArray[np.int64]], float],
     overlap: NDArray[np.bool_],
+    clusters: NDArray[np.int64] | None = None,
     *,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """All − Clean of any metric of rows (a mean over classes, an average precision, an area under a curve), bootstrapped over clusters.
+
+    nan where a draw has no Clean row, or the metric no value.
+    """
+    units = np.arange(len(overlap)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+
+    def difference(rows: NDArray[np.int64]) -> float:
+        clean = rows[~overlap[rows]]
+        return metric(rows) - metric(clean) if len(clean) else float("nan")
+
+    return intervals.bootstrap(difference, units.astype(np.int64), confidence=confidence)
+
+
+def sweep(
+    correct: NDArray[np.bool_],
+    distance: NDArray[np.float64],
+    limits: Sequence[float],
+    *,
+    clusters: NDArray[np.int64] | None = None,
     alpha: float = ALPHA,
     tests: int = 1,
     confidence: float = CONFIDENCE,
-) -> Analysis:
-    """Split per-example outcomes by `overlap` (both bool[n]) and test Overlap against Clean.
+) -> list[Analysis]:
+    """The analysis as it would be under other thresholds: Overlap is what lies within each limit. `distance` float[n], inf: no match."""
+    return [
+        analyse(correct, distance <= limit, clusters=clusters, alpha=alpha, tests=tests, confidence=confidence)
+        for limit in limits
+    ]
 
-    `alpha` is divided by `tests`, the number of evaluation sets tested together (Bonferroni). Without Clean examples there is
-    no null and without Overlap examples nothing to test: the p value is None then.
-    """
-    if correct.shape != overlap.shape or correct.ndim != 1:
-        raise ValueError(f"correct has shape {correct.shape}, overlap {overlap.shape}; both must be bool[n]")
-    n, k = len(correct), int(correct.sum())
-    n_overlap, k_overlap = int(overlap.sum()), int((correct & overlap).sum())
-    n_clean, k_clean = n - n_overlap, k - k_overlap
-    level = alpha / max(tests, 1)
-    testable = n_clean > 0 and n_overlap > 0
-    null = k_clean / n_clean if n_clean else 0.0
-    return Analysis(
-        all=score(k, n, confidence),
-        clean=score(k_clean, n_clean, confidence),
-        overlap=score(k_overlap, n_overlap, confidence),
-        all_minus_clean=k / n - null if n_clean else None,
-        p_value=binomial_p_greater(k_overlap, n_overlap, null) if testable else None,
-        alpha=level,
-        detectable_gain=detectable_gain(n_overlap, null, level) if testable else None,
-    )
+
+# ---- in words
 
 
 def verdict(analysis: Analysis | None, overlapping: int) -> Verdict:
     """What may be said about one set, in one place.
 
-    No overlapping example: clean. No predictions: overlap, not scored. p at or below the corrected alpha: overlap, effect. Else
-    the set is not testable when Clean or Overlap is empty or when a gain of more than 10 points (or none at all) would have
-    been needed to be seen with 80 % power; and only otherwise no effect was seen.
+    No overlapping example: clean. No predictions: overlap, not scored. The paper's p, over units, at or below the corrected alpha: overlap,
+    effect. Else the set is not testable when Clean or Overlap is empty or when a gain of more than 10 points (or none at all) would have
+    been needed to be seen with 80 % power; and only otherwise no effect was seen. The other tests do not decide: they say how an effect is
+    to be read.
     """
     if overlapping == 0:
         return "clean"

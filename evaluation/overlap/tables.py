@@ -53,6 +53,7 @@ SPLIT_SCHEMA = pa.schema(
         pa.field("eval_row", pa.int64(), nullable=False),
         pa.field("eval_id", pa.string(), nullable=False),
         pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("cluster", pa.int64(), nullable=False),
         pa.field("label", pa.int32()),
         pa.field("in_overlap", pa.bool_(), nullable=False),
         pa.field("method", pa.string()),
@@ -65,4 +66,5 @@ SPLIT_SCHEMA = pa.schema(
         pa.field("correct", pa.bool_()),
     ]
 )
-"""One example. `method` is its strongest match, the distances are the smallest over its pairs; `correct` is null where not scored."""
+"""One example. `cluster` is the first example (its `eval_row`) of those that show the same picture; `method` is the strongest match, the
+distances are the smallest over its pairs; `correct` is null where not scored."""

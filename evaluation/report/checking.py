@@ -1,7 +1,9 @@
 """`verify`: every number of a report, computed a second time from its tables with arithmetic of another hand.
 
-The report's own statistics are incomplete beta functions (`overlap.statistics`); here scipy's binomial test and its interval search are
-used instead, the splits are derived from the pairs again, every distance from the hashes, and the page is rendered again. Before that,
+The report's own statistics are incomplete beta functions, closed forms and convolutions (`overlap.statistics`); here scipy's binomial and
+Fisher tests and its interval searches are used instead, characteristic functions for the test over classes, and sums over classes
+one by one. The splits are derived from the pairs again, every distance and the clusters from the hashes, and the page is rendered again.
+Before that,
 every file is compared with its sha256, the manifest with its own digest, and the folder with the manifest. The answer is a list of
 sentences; an empty one means that nothing differs.
 
@@ -14,18 +16,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import pydantic
-from scipy.optimize import brentq
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest, fisher_exact
 
 from evaluation.config import OverlapConfig
 from evaluation.overlap.tables import METHODS, PAIR_SCHEMA, SPLIT_SCHEMA
-from evaluation.report import files, summary
+from evaluation.report import files, summary, twin
 from evaluation.report.numbers import NOT_CHECKED
 from evaluation.report.page_check import check_page
-from evaluation.report.schema import Effect, Report, SetReport, Share
+from evaluation.report.schema import Difference, Effect, Report, SetReport, Share
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import digest_json
@@ -105,6 +105,7 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         return
     tests = sum(_both_sides(split) for split in splits.values())
     yield from _differ(place, "statistics.tests", report.statistics.tests, max(1, tests))
+    yield from _check_holm(place, report)
     over = [one.name for one in report.sets if one.over_limit]
     yield from _differ(place, "over_limit", report.over_limit, over)
     yield from _check_corpus(place, report, pairs)
@@ -194,7 +195,8 @@ def _table(directory: str, name: str, schema: pa.Schema) -> list[_Row]:
 
 
 def _both_sides(split: list[_Row]) -> bool:
-    return {row["in_overlap"] for row in split if row["correct"] is not None} == {True, False}
+    clean, overlap = twin.units([row for row in split if row["correct"] is not None])
+    return bool(clean and overlap)
 
 
 def _digest(value: object) -> str:
@@ -276,6 +278,15 @@ def _check_set(place: str, report: Report, one: SetReport, own: list[_Row], spli
     yield from _differ(
         place, f"{name}.repeated_pictures", one.repeated_pictures, len(split) - len({row["sha256"] for row in split})
     )
+    limits = one.thresholds
+    found = twin.clusters(
+        split, limits.pdq_distance, limits.pdq_quality, limits.phash_distance, limits.phash_pdq_distance
+    )
+    yield from _differ(place, f"{name}.clusters", one.clusters, len(set(found)))
+    wrong = next((row for row, first in zip(split, found, strict=True) if row["cluster"] != first), None)
+    if wrong is not None:
+        where = f"{place}: set {one.name!r}: example {wrong['eval_id']!r}"
+        yield f"{where}: its hashes put it into another cluster than its split; write the report again"
     flat = sum(int(str(row["pdq_quality"])) < one.thresholds.pdq_quality for row in split)
     yield from _differ(place, f"{name}.too_flat", one.too_flat, flat)
     yield from _check_share(place, f"{name}.found.share", one.found.share, overlap, len(split), confidence)
@@ -292,42 +303,78 @@ def _check_set(place: str, report: Report, one: SetReport, own: list[_Row], spli
 
 
 def _check_effect(place: str, name: str, report: Report, effect: Effect, scored: list[_Row]) -> Iterator[str]:
+    """The splits by examples, and the tests by units."""
     confidence, alpha = report.statistics.confidence, report.statistics.alpha / report.statistics.tests
+    clean_units, overlap_units = twin.units(scored)
     sides = {
         "all": scored,
         "clean": [row for row in scored if not row["in_overlap"]],
         "overlap": [row for row in scored if row["in_overlap"]],
+        "clean_units": clean_units,
+        "overlap_units": overlap_units,
     }
-    counts = {key: (sum(row["correct"] is True for row in rows), len(rows)) for key, rows in sides.items()}
+    counts = {key: twin.right_of(rows) for key, rows in sides.items()}
     for key, (hits, n) in counts.items():
         yield from _check_share(place, f"{name}.{key}", getattr(effect, key), hits, n, confidence)
-    (k_all, n_all), (k_clean, n_clean), (k, n) = (counts[key] for key in ("all", "clean", "overlap"))
-    yield from _differ(
-        place, f"{name}.all_minus_clean", effect.all_minus_clean, k_all / n_all - k_clean / n_clean if n_clean else None
-    )
+    (k_all, n_all), (k_clean, n_clean) = counts["all"], counts["clean"]
+    inflation = k_all / n_all - k_clean / n_clean if n_clean else None
+    yield from _differ(place, f"{name}.all_minus_clean", effect.all_minus_clean, inflation)
     yield from _differ(place, f"{name}.alpha", effect.alpha, alpha)
-    yield from _differ(
-        place,
-        f"{name}.same_corpus",
-        effect.same_corpus,
-        None if effect.model_content_root is None else effect.model_content_root == report.corpus.content_root,
-    )
-    p_value = binomtest(k, n, k_clean / n_clean, alternative="greater").pvalue if n and n_clean else None
-    yield from _differ(place, f"{name}.p_value", effect.p_value, p_value)
-    gain = detectable_gain(n, k_clean / n_clean, alpha) if n and n_clean else None
-    yield from _differ(place, f"{name}.detectable_gain", effect.detectable_gain, gain)
+    root = effect.model_content_root
+    same_corpus = None if root is None else root == report.corpus.content_root
+    yield from _differ(place, f"{name}.same_corpus", effect.same_corpus, same_corpus)
+    clean, overlap = counts["clean_units"], counts["overlap_units"]
+    if clean[1] and overlap[1]:
+        null = clean[0] / clean[1]
+        yield from _differ(
+            place, f"{name}.p_value", effect.p_value, binomtest(*overlap, null, alternative="greater").pvalue
+        )
+        gain = twin.detectable_gain(overlap[1], null, alpha)
+        yield from _differ(place, f"{name}.detectable_gain", effect.detectable_gain, gain)
+        difference = twin.difference(overlap, clean, confidence)
+        yield from _check_difference(place, f"{name}.difference", effect.difference, difference)
+        largest = max(0.0, difference[2]) * counts["overlap"][1] / n_all
+        yield from _differ(place, f"{name}.largest_inflation", effect.largest_inflation, largest)
+        table = [[hits, n - hits] for hits, n in (overlap, clean)]
+        yield from _differ(
+            place, f"{name}.exact_p", effect.exact_p, float(fisher_exact(table, alternative="greater").pvalue)
+        )
+        tables = twin.strata(clean_units, overlap_units)
+        within = effect.by_class
+        stated = None if within is None else (within.classes, within.units)
+        yield from _differ(place, f"{name}.by_class", stated, (len(tables), sum(sum(one) for one in tables)))
+        if within is not None:
+            yield from _differ(place, f"{name}.by_class.p_value", within.p_value, twin.exact_p(tables))
+            adjusted = twin.common_difference(tables, confidence)
+            yield from _check_difference(place, f"{name}.by_class.difference", within.difference, adjusted)
+    else:
+        for key in ("p_value", "detectable_gain", "difference", "largest_inflation", "exact_p", "by_class"):
+            yield from _differ(place, f"{name}.{key}", getattr(effect, key), None)
 
 
-def detectable_gain(n: int, null: float, alpha: float) -> float | None:
-    """The gain at which the test rejects four times in five, by root finding on the binomial tail; None where it never rejects."""
-    rejecting = np.flatnonzero(
-        binom.sf(np.arange(n), n, null) <= alpha
-    )  # place k: the test rejects from k + 1 right answers on
-    if not len(rejecting):
-        return None
-    last = int(rejecting[0])
-    truth = brentq(lambda accuracy: float(binom.sf(last, n, accuracy)) - 0.8, 0.0, 1.0, xtol=1e-13)
-    return max(0.0, float(truth) - null)
+def _check_difference(
+    place: str, name: str, stated: Difference | None, computed: tuple[float, float, float] | None
+) -> Iterator[str]:
+    if stated is None or computed is None:
+        yield from _differ(place, name, stated, computed)
+        return
+    for key, value in zip(("value", "low", "high"), computed, strict=True):
+        yield from _differ(place, f"{name}.{key}", getattr(stated, key), value)
+
+
+def _check_holm(place: str, report: Report) -> Iterator[str]:
+    """Holm's correction by its definition: the largest of the corrected p values up to a set's own."""
+    p_values = {one.name: one.effect.p_value for one in report.sets if one.effect and one.effect.p_value is not None}
+    for one in report.sets:
+        if one.effect is None:
+            continue
+        own = p_values.get(one.name)
+        corrected = [
+            min(1.0, p * sum(other >= p for other in p_values.values()))
+            for p in p_values.values()
+            if own is not None and p <= own
+        ]
+        yield from _differ(place, f"sets.{one.name}.effect.holm_p", one.effect.holm_p, max(corrected, default=None))
 
 
 def _verdict(one: SetReport, overlap: int) -> str:

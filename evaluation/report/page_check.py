@@ -34,7 +34,7 @@ def check_page(
 ) -> Iterator[str]:
     """What is wrong with the page, as the end of a sentence; `room` is how many pairs a set may show (`report.pairs_shown`)."""
     text = stated.decode("utf-8", "replace")
-    pieces = text.split("<h3>")[1:]
+    pieces = text.partition("<h2>The evidence</h2>")[2].split("<h3>")[1:]
     if len(pieces) != len(report.sets):
         yield f"shows the evidence of {len(pieces)} sets, report.json has {len(report.sets)}"
         return

@@ -16,7 +16,7 @@ from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
 
 SCHEMA_NAME = "evaluation.overlap.report"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: clusters of repeats, differences with intervals, exact tests, classes, Holm
 
 
 class Share(StrictModel):
@@ -25,6 +25,14 @@ class Share(StrictModel):
     n: int
     hits: int
     value: float | None
+    low: float
+    high: float
+
+
+class Difference(StrictModel):
+    """Accuracy on Overlap minus accuracy on Clean, with the ends of its interval."""
+
+    value: float
     low: float
     high: float
 
@@ -49,8 +57,21 @@ class Found(StrictModel):
     corpus_rows: int
 
 
+class Classes(StrictModel):
+    """Overlap minus Clean within classes, over the `units` of the `classes` that have units on both sides."""
+
+    classes: int
+    units: int
+    difference: Difference | None
+    p_value: float
+
+
 class Effect(StrictModel):
-    """Did it change the score? Accuracies are over the scored examples of each split."""
+    """Did it change the score? `all`, `clean` and `overlap` are over the scored examples of each split; tests are over units.
+
+    A unit is a cluster of repeats. `p_value` is the paper's test, `holm_p` the same after Holm's correction over the sets of the report,
+    `exact_p` takes Clean for a sample too; `largest_inflation` is the most that the upper end of `difference` allows.
+    """
 
     model: str | None
     model_content_root: str | None
@@ -60,18 +81,26 @@ class Effect(StrictModel):
     clean: Share
     overlap: Share
     all_minus_clean: float | None
+    clean_units: Share
+    overlap_units: Share
     p_value: float | None
+    holm_p: float | None
     alpha: float
     detectable_gain: float | None
+    difference: Difference | None
+    largest_inflation: float | None
+    exact_p: float | None
+    by_class: Classes | None
 
 
 class SetReport(StrictModel):
-    """One evaluation set."""
+    """One evaluation set. `repeated_pictures` have the bytes of an earlier one; near repeats count once in `clusters`."""
 
     name: str = Field(pattern=SET_NAME, max_length=100)
     content_hash: str
     examples: int
     repeated_pictures: int
+    clusters: int
     too_flat: int
     thresholds: Thresholds
     limit: float
@@ -93,7 +122,7 @@ class Report(StrictModel):
     """The whole report."""
 
     schema_name: Literal["evaluation.overlap.report"]
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     config_digest: str
     evidence: Literal["thumbs", "hash-only"]
     corpus: Corpus

@@ -9,12 +9,13 @@ import csv
 import io
 
 from evaluation.overlap.tables import METHODS
-from evaluation.report.schema import Report, SetReport, Share
+from evaluation.report.schema import Difference, Effect, Report, SetReport, Share
 
 COLUMNS = [
     "set",
     "verdict",
     "examples",
+    "clusters",
     "overlap",
     "share",
     "share_low",
@@ -31,8 +32,18 @@ COLUMNS = [
     "overlap_high",
     "all_minus_clean",
     "p_value",
+    "holm_p",
     "alpha",
     "detectable_gain",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "largest_inflation",
+    "exact_p",
+    "class_difference",
+    "class_low",
+    "class_high",
+    "class_p",
 ]
 
 
@@ -72,7 +83,12 @@ def sentence(one: SetReport) -> str:
         gain = effect.detectable_gain
         least = "any gain" if gain is None else f"a gain under {100 * gain:.0f} points"
         return f"{said}; {moved}, and so few examples could not show {least}: not testable."
-    return f"{said}; {moved}: {'an effect' if one.verdict == 'overlap, effect' else 'no effect seen'}."
+    if one.verdict != "overlap, effect":
+        return f"{said}; {moved}: no effect seen."
+    within = effect.by_class
+    if within is not None and within.p_value > effect.alpha:
+        return f"{said}; {moved}: an effect, but not one that is seen within classes (p = {within.p_value:.3g})."
+    return f"{said}; {moved}: an effect."
 
 
 def as_text(report: Report) -> str:
@@ -94,6 +110,7 @@ def as_csv(report: Report) -> bytes:
                 one.name,
                 one.verdict,
                 one.examples,
+                one.clusters,
                 found.share.hits,
                 *_row(found.share),
                 one.limit,
@@ -101,19 +118,36 @@ def as_csv(report: Report) -> bytes:
                 *(found.by_method[method] for method in METHODS),
                 found.pairs,
                 found.corpus_rows,
-                *([effect.all.value, effect.clean.value, *_row(effect.overlap)] if effect else [None] * 5),
-                *(
-                    [effect.all_minus_clean, effect.p_value, effect.alpha, effect.detectable_gain]
-                    if effect
-                    else [None] * 4
-                ),
+                *_effect(effect),
             ]
         )
     return sink.getvalue().encode()
 
 
-def _row(share: Share) -> list[float | None]:
-    return [share.value, share.low, share.high]
+def _effect(effect: Effect | None) -> list[float | None]:
+    """The last 18 columns."""
+    if effect is None:
+        return [None] * 18
+    within = effect.by_class
+    return [
+        effect.all.value,
+        effect.clean.value,
+        *_row(effect.overlap),
+        effect.all_minus_clean,
+        effect.p_value,
+        effect.holm_p,
+        effect.alpha,
+        effect.detectable_gain,
+        *_row(effect.difference),
+        effect.largest_inflation,
+        effect.exact_p,
+        *_row(None if within is None else within.difference),
+        None if within is None else within.p_value,
+    ]
+
+
+def _row(figure: Share | Difference | None) -> list[float | None]:
+    return [None] * 3 if figure is None else [figure.value, figure.low, figure.high]
 
 
 def _percent(value: float | None) -> str:

@@ -86,8 +86,11 @@ def leak(k: int, manner: str, data: bytes, smaller: bytes) -> dict[str, object]:
     return corpus_row(k, reencoded(data, "PNG", 0.8, 0), caption=HOSTILE)
 
 
-def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 120) -> Planted:
-    """Write the set and the corpus. Look-alikes: for every example a corpus picture of the same class."""
+def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 120, repeats: int = 0) -> Planted:
+    """Write the set and the corpus. Look-alikes: for every example a corpus picture of the same class.
+
+    The last `repeats` examples are smaller copies of the first ones: repeats inside the set, which leak with them.
+    """
     rows, answers, images, labels = [], {}, [], []
     for k in range(examples):
         label = 1 + k % 12
@@ -102,8 +105,12 @@ def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 12
             rows.append(leak(k, manner, data, smaller))
     rows += [corpus_row(2000 + k, picture(9000 + k, "web")) for k in range(others)]
     rows += [corpus_row(3000 + k, flat(200 + 10 * k)) for k in range(3)]
+    for k in range(repeats):
+        answers[f"r{k:03d}"] = "resized"
+        images.append(reencoded(images[k], "JPEG", 0.6, 80))
+        labels.append(labels[k])
     # A blank frame in the set, of another grey and size than the corpus's blank frames: alike to any hash, not the same.
-    ids = [f"e{k:03d}" for k in range(examples)] + ["blank"]
+    ids = [f"e{k:03d}" for k in range(examples)] + [f"r{k:03d}" for k in range(repeats)] + ["blank"]
     table = pa.table(
         {"id": ids, "image": [*images, flat(128, 160)], "label": pa.array([*labels, 0], pa.int32())},
     )

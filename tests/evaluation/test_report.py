@@ -43,7 +43,7 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.planted = planted.plant(folder)
+        self.planted = planted.plant(folder, repeats=2)
         self.report = folder / "report"
         predictions = folder / "predictions.parquet"
         one = {"name": "scenes", "path": str(self.planted.evaluation), "id": "id", "label": "label", "limit": 0.1}
@@ -97,23 +97,34 @@ def copy(made: Made, tmp_path: Path) -> Path:
 
 def test_the_command(made: Made) -> None:
     assert made.result.returncode == 0, made.result.stderr
-    assert "scenes: 15 of 41 examples (36.59 %) are in the corpus" in made.result.stdout
+    assert "scenes: 17 of 43 examples (39.53 %) are in the corpus" in made.result.stdout
     assert set(contents(made.report)) == SEALED
 
 
 def test_the_figures(made: Made) -> None:
     report = read_report(str(made.report))
     scenes, blind = report.sets
-    assert (scenes.found.share.hits, scenes.examples, scenes.too_flat) == (len(made.planted.answers), 41, 1)
+    assert (scenes.found.share.hits, scenes.examples, scenes.too_flat) == (len(made.planted.answers), 43, 1)
+    assert (scenes.repeated_pictures, scenes.clusters) == (0, 41)
     assert scenes.found.by_method["source_sha256"] == scenes.found.by_method["image_sha256"] == 3
     assert scenes.effect is not None
     clean = [value for name, value in made.right.items() if name not in made.planted.answers]
     assert (scenes.effect.clean.n, scenes.effect.clean.hits) == (len(clean), sum(clean))
     assert scenes.effect.overlap.value == 1.0
+    assert (scenes.effect.overlap.n, scenes.effect.overlap_units.n) == (17, 15), "the two repeats are no evidence"
+    assert scenes.effect.clean_units == scenes.effect.clean
+    assert scenes.effect.p_value == pytest.approx((sum(clean) / len(clean)) ** 15)
+    assert scenes.effect.holm_p == scenes.effect.p_value, "one set has predictions"
+    assert scenes.effect.by_class is not None
+    assert scenes.effect.by_class.classes == 12, "and a 13th, of the blank frame, has no Overlap"
     assert scenes.verdict == "overlap, effect"
     assert (blind.effect, blind.verdict, blind.over_limit) == (None, "overlap, not scored", False)
     assert report.over_limit == ["scenes"]
     split = pq.read_table(made.report / "splits" / "scenes.parquet").to_pylist()
+    assert {row["eval_id"]: row["cluster"] for row in split if row["cluster"] != row["eval_row"]} == {
+        "r000": 0,
+        "r001": 1,
+    }
     assert {row["eval_id"] for row in split if row["in_overlap"]} == set(made.planted.answers)
 
 
@@ -154,7 +165,7 @@ def test_the_page_is_self_contained_and_escapes(made: Made) -> None:
         assert "javascript:" not in value
     assert not re.search(r"@import|url\((?!#)", text)
     assert "default-src 'none'" in text
-    assert page.tags.count("img") == 2 * (15 + 2)
+    assert page.tags.count("img") == 2 * (17 + 2)
 
 
 def test_a_second_run_gives_the_same_bytes(made: Made, tmp_path: Path) -> None:
@@ -188,7 +199,7 @@ def test_hash_only_shows_nothing_of_the_corpus(made: Made, tmp_path: Path) -> No
     work = tmp_path / "hidden.work"
     tables = [pq.read_table(path) for path in [hidden / "pairs.parquet", *work.glob("join/*/*.parquet")]]
     assert len(tables) == 1 + len(list(work.glob("join/*/*.json"))) > 2
-    assert sum(table.num_rows for table in tables) == 2 * 17
+    assert sum(table.num_rows for table in tables) == 2 * 19
     for table in tables:
         assert table["url"].null_count == table["caption"].null_count == table.num_rows
     # Parquet compresses, so tables are read back; everything else, indexes of shards included, is searched as it lies there.
@@ -245,6 +256,15 @@ def reseal(folder: Path, name: str, data: bytes) -> None:
         (("sets", 0, "effect", "detectable_gain"), 0.0),
         (("sets", 0, "effect", "detectable_gain"), None),
         (("sets", 0, "effect", "all_minus_clean"), 0.0),
+        (("sets", 0, "effect", "holm_p"), 0.5),
+        (("sets", 0, "effect", "exact_p"), 0.5),
+        (("sets", 0, "effect", "largest_inflation"), 0.0),
+        (("sets", 0, "effect", "difference", "low"), -0.5),
+        (("sets", 0, "effect", "overlap_units", "n"), 17),
+        (("sets", 0, "effect", "by_class", "p_value"), 0.5),
+        (("sets", 0, "effect", "by_class", "difference", "value"), 0.0),
+        (("sets", 0, "effect", "by_class"), None),
+        (("sets", 0, "clusters"), 43),
         (("sets", 0, "found", "share", "hits"), 14),
         (("sets", 0, "found", "by_method", "pdq"), 8),
         (("sets", 0, "verdict"), "clean"),
@@ -280,7 +300,7 @@ def test_a_forged_number_is_found(copy: Path, path: tuple[str | int, ...], value
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (r"15 of 41 examples \(36.59 %\)", "1 of 41 examples (2.44 %)"),
+        (r"17 of 43 examples \(39.53 %\)", "1 of 41 examples (2.44 %)"),
         (r"<dt>distance</dt><dd>PDQ [0-9]+", "<dt>distance</dt><dd>PDQ 1"),
         (r"<dt>URL</dt><dd>[^<]*", "<dt>URL</dt><dd>https://example.org/innocent.jpg"),
         (r'alt="evaluation picture e[0-9]+"', 'alt="evaluation picture none"'),
@@ -300,7 +320,7 @@ def test_an_edited_page_is_found(copy: Path, old: str, new: str) -> None:
     assert re.search(r"report\.html: (line|its figure|shows)", problems[0]), problems
 
 
-@pytest.mark.parametrize("column", ["pairs", "pdq_distance", "phash_distance", "eval_row"])
+@pytest.mark.parametrize("column", ["pairs", "pdq_distance", "phash_distance", "eval_row", "cluster"])
 def test_a_forged_split_is_found(copy: Path, column: str) -> None:
     table = pq.read_table(copy / "splits" / "scenes.parquet")
     rows = table.to_pylist()

@@ -1,0 +1,161 @@
+"""How sure a figure is: intervals and tests that every score of the package uses, and nothing about pictures.
+
+Proportions have exact intervals (Clopper-Pearson), differences of two proportions Newcombe's, everything else (a mean over classes, an
+average precision, a difference of such) is bootstrapped over independent units, which are examples, or clusters of examples that are no
+independent evidence. Two models on the same examples are compared in pairs. Many tests together are corrected by Bonferroni or Holm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc, betaincinv, ndtr, ndtri
+
+DRAWS = 2000
+_JACKKNIFE_GROUPS = 200
+_SEED = 0
+_FLAT = 1e-12
+"""Of a bootstrap: draws that are nearer to each other than this differ by rounding only."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and the ends of its interval; None where nothing can be said of them."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def clopper_pearson(hits: int, n: int, confidence: float) -> tuple[float, float]:
+    """The exact two-sided interval for a proportion (Clopper and Pearson, 1934); (0, 1) where `n` is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    tail = (1.0 - confidence) / 2.0
+    low = 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))
+    high = 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, 1.0 - tail))
+    return low, high
+
+
+def wilson(hits: int, n: int, confidence: float) -> tuple[float, float]:
+    """The score interval for a proportion (Wilson, 1927), without continuity correction; (0, 1) where `n` is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    z = float(ndtri(0.5 + confidence / 2.0))
+    share, spread = hits / n, z * z / n
+    middle = share + spread / 2.0
+    half = z * np.sqrt(share * (1.0 - share) / n + spread / (4.0 * n))
+    low = 0.0 if hits == 0 else float((middle - half) / (1.0 + spread))
+    high = 1.0 if hits == n else float((middle + half) / (1.0 + spread))
+    return low, high
+
+
+def newcombe(first: tuple[int, int], second: tuple[int, int], confidence: float) -> Interval | None:
+    """First minus second, each (hits, n), with the hybrid score interval (Newcombe, 1998, method 10); None where one is empty."""
+    if not first[1] or not second[1]:
+        return None
+    one, two = first[0] / first[1], second[0] / second[1]
+    (one_low, one_high), (two_low, two_high) = wilson(*first, confidence), wilson(*second, confidence)
+    difference = one - two
+    below = float(np.hypot(one - one_low, two_high - two))
+    above = float(np.hypot(one_high - one, two - two_low))
+    return Interval(difference, max(-1.0, difference - below), min(1.0, difference + above))
+
+
+def binomial_p_greater(hits: int, n: int, null: float) -> float:
+    """P[X >= hits] for X ~ Binomial(n, null): how often luck alone would do this well or better."""
+    return 1.0 if hits == 0 else float(betainc(hits, n - hits + 1, null))
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Whether two models with these outcomes (both bool[n], same examples) could be equally good: the exact two-sided p.
+
+    Only examples that one got right and the other wrong say anything; under the null each is a coin's throw.
+    """
+    wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
+    return min(1.0, 2.0 * binomial_p_greater(max(wins, losses), wins + losses, 0.5))
+
+
+def bonferroni(p_values: Sequence[float]) -> list[float]:
+    """Each p multiplied by their number, at most 1."""
+    return [min(1.0, p * len(p_values)) for p in p_values]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values of Holm's step-down procedure (1979): never larger than Bonferroni's, under the same guarantee."""
+    adjusted = [0.0] * len(p_values)
+    reached = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        reached = max(reached, min(1.0, p_values[place] * (len(p_values) - rank)))
+        adjusted[place] = reached
+    return adjusted
+
+
+def bootstrap(
+    metric: Callable[[NDArray[np.int64]], float],
+    units: NDArray[np.int64],
+    *,
+    confidence: float,
+    draws: int = DRAWS,
+    seed: int = _SEED,
+) -> Interval:
+    """The value of `metric` over all rows, with the BCa interval (Efron, 1987) of drawing whole units with replacement.
+
+    `units` int64[n] numbers each row's unit from 0 on; `metric` takes rows int64[m], some of them repeated, and may return nan for a draw
+    on which it has no value, which is left out. The acceleration comes from a jackknife that leaves out one of at most 200 groups of
+    units (by number, modulo), so that its cost does not grow with the set. Where the draws do not vary, or the value lies beyond all of
+    them, there is no interval.
+    """
+    rows_of, starts, sizes = _grouped(units)
+    count = len(sizes)
+    value = metric(np.arange(len(units), dtype=np.int64))
+    if count < 2:
+        return Interval(value, None, None)
+    random = np.random.default_rng(seed)
+    found = np.empty(draws)
+    for draw in range(draws):
+        drawn = random.integers(0, count, count)
+        found[draw] = metric(_rows(drawn, rows_of, starts, sizes))
+    found = found[~np.isnan(found)]
+    below = (found < value - _FLAT).mean() + 0.5 * (np.abs(found - value) <= _FLAT).mean() if len(found) else 0.0
+    if not len(found) or np.ptp(found) < _FLAT or not 0.0 < below < 1.0:
+        return Interval(value, None, None)
+    bias = float(ndtri(below))
+    groups = min(count, _JACKKNIFE_GROUPS)
+    without = np.array(
+        [
+            metric(_rows(np.flatnonzero(np.arange(count) % groups != group), rows_of, starts, sizes))
+            for group in range(groups)
+        ]
+    )
+    acceleration = _acceleration(without[~np.isnan(without)])
+    tails = ndtri(np.array([(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])) + bias
+    low, high = np.quantile(found, ndtr(bias + tails / (1.0 - acceleration * tails)))
+    return Interval(value, float(low), float(high))
+
+
+def _acceleration(without: NDArray[np.float64]) -> float:
+    """Efron's skewness of the jackknife's values."""
+    away = without.mean() - without if len(without) else without
+    spread = float((away**2).sum())
+    return 0.0 if spread < _FLAT**2 else float((away**3).sum() / (6.0 * spread**1.5))
+
+
+def _grouped(units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows sorted by unit; where each unit's begin there, and how many it has."""
+    sizes = np.bincount(units).astype(np.int64)
+    return np.argsort(units, kind="stable").astype(np.int64), np.cumsum(sizes) - sizes, sizes
+
+
+def _rows(
+    drawn: NDArray[np.int64], rows_of: NDArray[np.int64], starts: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """All rows of the drawn units, repeated as they were drawn."""
+    counts = sizes[drawn]
+    ends = np.cumsum(counts)
+    offsets = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64) - np.repeat(ends - counts, counts)
+    found: NDArray[np.int64] = rows_of[np.repeat(starts[drawn], counts) + offsets]
+    return found

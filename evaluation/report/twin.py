@@ -1,0 +1,133 @@
+"""The second hand: what `overlap.statistics` and `overlap.repeats` compute, computed another way for `verify`.
+
+Nothing here may call them. Where the first hand has closed forms and convolutions, this one searches roots, sums over rows, and goes
+by way of characteristic functions; it is slower and does not need to be fast.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import binom, binomtest, hypergeom, norm
+
+Row = dict[str, object]
+Table = tuple[int, int, int, int]
+"""One stratum: Overlap right and wrong, Clean right and wrong."""
+_BLOCK = 2048
+
+
+def units(scored: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """(Clean, Overlap) of the first scored example of each cluster; a cluster is in Overlap if any of it is."""
+    touched = {row["cluster"] for row in scored if row["in_overlap"]}
+    first: dict[object, Row] = {}
+    for row in scored:
+        first.setdefault(row["cluster"], row)
+    return (
+        [row for cluster, row in first.items() if cluster not in touched],
+        [row for cluster, row in first.items() if cluster in touched],
+    )
+
+
+def right_of(rows: Sequence[Row]) -> tuple[int, int]:
+    """How many are right, of how many."""
+    return sum(row["correct"] is True for row in rows), len(rows)
+
+
+def detectable_gain(n: int, null: float, alpha: float) -> float | None:
+    """The gain at which the test rejects four times in five, by root finding on the binomial tail; None where it never rejects."""
+    rejecting = np.flatnonzero(
+        binom.sf(np.arange(n), n, null) <= alpha
+    )  # place k: the test rejects from k + 1 right answers on
+    if not len(rejecting):
+        return None
+    last = int(rejecting[0])
+    truth = brentq(lambda accuracy: float(binom.sf(last, n, accuracy)) - 0.8, 0.0, 1.0, xtol=1e-13)
+    return max(0.0, float(truth) - null)
+
+
+def difference(overlap: tuple[int, int], clean: tuple[int, int], confidence: float) -> tuple[float, float, float]:
+    """Overlap minus Clean with Newcombe's interval: the ends are as far away as the two score intervals' ends are together."""
+    one, two = (binomtest(*side).proportion_ci(confidence, method="wilson") for side in (overlap, clean))
+    p, q = overlap[0] / overlap[1], clean[0] / clean[1]
+    below = ((p - one.low) ** 2 + (two.high - q) ** 2) ** 0.5
+    above = ((one.high - p) ** 2 + (q - two.low) ** 2) ** 0.5
+    return p - q, max(-1.0, p - q - below), min(1.0, p - q + above)
+
+
+def strata(clean: Sequence[Row], overlap: Sequence[Row]) -> list[Table]:
+    """One table for each class that has units on both sides."""
+    counts = Counter((row["label"], side, row["correct"]) for side, rows in enumerate((overlap, clean)) for row in rows)
+    tables = [
+        (counts[label, 0, True], counts[label, 0, False], counts[label, 1, True], counts[label, 1, False])
+        for label in {label for label, _, _ in counts}
+    ]
+    return [(a, b, c, d) for a, b, c, d in tables if a + b and c + d]
+
+
+def common_difference(tables: Sequence[Table], confidence: float) -> tuple[float, float, float] | None:
+    """Mantel and Haenszel's difference with Sato's interval, stratum by stratum."""
+    if not tables:
+        return None
+    weight = top = p = q = 0.0
+    for a, b, c, d in tables:
+        x, y = a + b, c + d
+        share = x * y / (x + y)
+        weight += share
+        top += share * (a / x - c / y)
+        p += (c * x**2 - a * y**2 + x * y * (y - x) / 2) / (x + y) ** 2
+        q += (a * d + c * b) / (2 * (x + y))
+    value = top / weight
+    half = float(norm.ppf((1 + confidence) / 2)) * max(0.0, value * p + q) ** 0.5 / weight
+    return value, max(-1.0, value - half), min(1.0, value + half)
+
+
+def exact_p(tables: Sequence[Table]) -> float:
+    """The exact test over strata: the law of the sum from the product of the strata's characteristic functions, turned back by a sum."""
+    seen, size = sum(table[0] for table in tables), 1 + sum(min(a + b, a + c) for a, b, c, _ in tables)
+    product = np.ones(size, np.complex128)
+    for a, b, c, d in tables:
+        law = hypergeom(a + b + c + d, a + c, a + b)
+        product *= np.fft.fft(law.pmf(np.arange(min(a + b, a + c) + 1)), size)
+    shares = np.fft.ifft(product).real
+    return float(min(1.0, max(0.0, shares[seen:].sum())))
+
+
+def clusters(split: Sequence[Row], pdq_distance: int, quality: int, phash_distance: int, phash_pdq: int) -> list[int]:
+    """The first row of each row's cluster, by a product of all bits with all bits and a walk over neighbours."""
+    pdq, phash = (_signs([_bytes(row[name]) for row in split]) for name in ("pdq256", "phash64"))
+    textured = np.array([int(str(row["pdq_quality"])) >= quality for row in split], np.bool_)
+    digests: dict[object, list[int]] = {}
+    for number, row in enumerate(split):
+        digests.setdefault(row["sha256"], []).append(number)
+    neighbours: list[set[int]] = [set(digests[row["sha256"]]) for row in split]
+    for start in range(0, len(split), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        far, bits = ((side.shape[1] - side[block] @ side.T) / 2 for side in (pdq, phash))
+        near = (far <= pdq_distance) | ((bits <= phash_distance) & (far <= phash_pdq))
+        for one, other in np.argwhere(near & textured[block, None] & textured[None, :]):
+            neighbours[start + int(one)].add(int(other))
+    first = [-1] * len(split)
+    for number in range(len(split)):
+        waiting = [number] if first[number] < 0 else []
+        while waiting:
+            place = waiting.pop()
+            if first[place] < 0:
+                first[place] = number
+                waiting += neighbours[place]
+    return first
+
+
+def _bytes(code: object) -> bytes:
+    return code if isinstance(code, bytes) else int(str(code)).to_bytes(8)
+
+
+def _signs(codes: Sequence[bytes]) -> NDArray[np.float32]:
+    """Bits as -1 and 1: the product of two codes is their length less twice their distance. float32[n, bits]."""
+    if not codes:
+        return np.empty((0, 8), np.float32)
+    bits = np.unpackbits(np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1), axis=1)
+    return bits.astype(np.float32) * 2 - 1
