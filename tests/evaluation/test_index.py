@@ -2,35 +2,98 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from evaluation.overlap import index
 from evaluation.overlap.index import HammingIndex
 
 
 def naive(queries: NDArray[np.uint8], codes: NDArray[np.uint8], distance: int) -> list[tuple[int, int, int]]:
-    table = np.unpackbits(queries[:, None, :] ^ codes[None, :, :], axis=2).sum(axis=2)
+    bits = [np.unpackbits(side, axis=1).astype(np.int32) for side in (queries, codes)]
+    table = bits[0].sum(axis=1)[:, None] + bits[1].sum(axis=1)[None, :] - 2 * (bits[0] @ bits[1].T)
     return [(int(q), int(c), int(table[q, c])) for q, c in np.argwhere(table <= distance)]
 
 
-@pytest.mark.parametrize("width", [8, 32])
-@pytest.mark.parametrize("distance", [0, 5, 31])
+def planted(seed: int, width: int, n: int, queries: int, farthest: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Random codes, and queries of which each second one is a code with 0 to `farthest` bits flipped."""
+    draws = np.random.default_rng(seed)
+    codes = draws.integers(0, 256, (n, width), dtype=np.uint8)
+    asked = draws.integers(0, 256, (queries, width), dtype=np.uint8)
+    for row in range(0, queries, 2):
+        bits = np.unpackbits(codes[int(draws.integers(n))])
+        bits[draws.choice(width * 8, int(draws.integers(0, farthest + 1)), replace=False)] ^= 1
+        asked[row] = np.packbits(bits)
+    return asked, codes
+
+
+def triples(found: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]) -> list[tuple[int, int, int]]:
+    return [(int(q), int(c), int(d)) for q, c, d in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("width", "distance"),
+    [*((32, distance) for distance in (0, 5, 15, 16, 31, 32, 47, 48, 90)), *((8, d) for d in (0, 3, 4, 7, 11, 12, 20))],
+)
 def test_equal_to_the_whole_table(width: int, distance: int) -> None:
-    draws = np.random.default_rng(width + distance)
-    codes = draws.integers(0, 256, (400, width), dtype=np.uint8)
-    queries = draws.integers(0, 256, (300, width), dtype=np.uint8)
-    bits = np.unpackbits(codes[:200], axis=1)
-    for row in range(200):  # planted at every distance around the threshold
-        bits[row, draws.choice(width * 8, min(row % 40, width * 8), replace=False)] ^= 1
-    queries[:200] = np.packbits(bits, axis=1)
-    found = HammingIndex(codes).search(queries, distance)
-    assert [(int(q), int(c), int(d)) for q, c, d in zip(*found, strict=True)] == naive(queries, codes, distance)
-    assert len(found[0]) > 0
+    """Radii 0, 1 and 2, the last distance of each and the first of the next, and those at which every code is compared."""
+    queries, codes = planted(width + distance, width, 3000, 600, min(distance + 4, width * 8))
+    expected = naive(queries, codes, distance)
+    assert triples(HammingIndex(codes).search(queries, distance)) == expected
+    assert len(expected) > 30
+
+
+@pytest.mark.parametrize(("width", "distance"), [(32, 31), (32, 40), (8, 6)])
+def test_every_pattern_of_flips_around_the_limit_is_found(width: int, distance: int) -> None:
+    """Each pair by itself, however its bits are spread over the slots: all in some, one in each, none in the first ones."""
+    draws = np.random.default_rng(distance)
+    slots, bits = width // 2, np.zeros((3000, width * 8), np.uint8)
+    expected = []
+    for row in range(3000):
+        flipped = int(draws.integers(distance - 2, distance + 3))
+        order = draws.permutation(width * 8)
+        if row % 3 == 0:  # slot after slot
+            order = np.argsort(np.arange(width * 8) % slots * 1000 + draws.permutation(width * 8) % 7, kind="stable")
+        elif row % 3 == 1:  # one of each slot, then another, the last slots first
+            order = np.arange(width * 8)[::-1]
+        bits[row, order[:flipped]] = 1
+        expected.append(flipped)
+    codes = np.packbits(bits, axis=1)
+    found = triples(HammingIndex(codes).search(np.zeros((1, width), np.uint8), distance))
+    assert found == [(0, row, flipped) for row, flipped in enumerate(expected) if flipped <= distance]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([8, 32]), st.integers(0, 60), st.integers(1, 700))
+def test_any_distance_and_any_number_of_codes(seed: int, width: int, distance: int, n: int) -> None:
+    queries, codes = planted(seed, width, n, 40, 12)
+    assert triples(HammingIndex(codes).search(queries, distance)) == naive(queries, codes, distance)
+
+
+def test_alike_codes_fill_more_than_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank frames hash alike: one query may have every code for a neighbour, through every slot."""
+    monkeypatch.setattr(index, "_ROOM", 50)
+    codes = np.zeros((2000, 32), np.uint8)
+    codes[1000:] = 255
+    queries = np.zeros((3, 32), np.uint8)
+    queries[1] = 255
+    for distance in (31, 60):
+        assert triples(HammingIndex(codes).search(queries, distance)) == naive(queries, codes, distance)
+
+
+def test_one_index_answers_all_distances() -> None:
+    queries, codes = planted(3, 32, 2000, 200, 40)
+    one = HammingIndex(codes)
+    for distance in (31, 3, 60, 31):
+        assert triples(one.search(queries, distance)) == naive(queries, codes, distance)
 
 
 def test_empty_sides() -> None:
     none, one = np.zeros((0, 32), np.uint8), np.zeros((1, 32), np.uint8)
     assert len(HammingIndex(none).search(one, 31)[0]) == 0
     assert len(HammingIndex(one).search(none, 31)[0]) == 0
+    assert len(HammingIndex(one).search(one, -1)[0]) == 0
 
 
 def test_wrong_shapes_are_refused() -> None:
