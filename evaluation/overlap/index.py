@@ -193,24 +193,45 @@ def _look_up(
     found_code: NDArray[np.int64],
     found_distance: NDArray[np.int32],
 ) -> tuple[int, int]:
-    """As `_scan`, by the tables. A neighbour is found in several slots, but a stranger hardly ever: repeats are dropped at the end."""
+    """As `_scan`, by the tables.
+
+    In three passes over what a query asks for: the places of all values, their members, the members' codes. Each pass is loads that do not
+    wait for each other, and what decides a branch is at hand by then; in one nested loop each would wait for memory. A neighbour is found
+    in several slots, but a stranger hardly ever: repeats are dropped at the end.
+    """
     count = 0
+    asked = probes.sum()
+    begin, end = np.empty(asked, np.int32), np.empty(asked, np.int32)
+    candidates = np.empty(4096, np.int32)
     for query in range(first, queries.shape[0]):
         begun = count
         words = queries[query]
+        looked = total = 0
         for slot in range(probes.shape[0]):
             value = np.int64(slots[query, slot])
             for probe in range(probes[slot]):
                 reached = value ^ flips[probe]
-                for place in range(starts[slot, reached], starts[slot, reached + 1]):
-                    code = members[slot, place]
-                    bits = _distance(words, codes, code, limit)
-                    if bits <= limit:
-                        if count == found_code.shape[0]:
-                            return query, begun
-                        found_code[count] = code
-                        found_distance[count] = bits
-                        count += 1
+                begin[looked] = starts[slot, reached]
+                end[looked] = starts[slot, reached + 1]
+                total += end[looked] - begin[looked]
+                looked += 1
+        if total > candidates.shape[0]:
+            candidates = np.empty(2 * total, np.int32)
+        looked = total = 0
+        for slot in range(probes.shape[0]):
+            for _ in range(probes[slot]):
+                for place in range(begin[looked], end[looked]):
+                    candidates[total] = members[slot, place]
+                    total += 1
+                looked += 1
+        for place in range(total):
+            bits = _distance(words, codes, candidates[place], limit)
+            if bits <= limit:
+                if count == found_code.shape[0]:
+                    return query, begun
+                found_code[count] = candidates[place]
+                found_distance[count] = bits
+                count += 1
         if count > begun:
             order = begun + np.argsort(found_code[begun:count])
             by_code, distances = found_code[order], found_distance[order]
