@@ -154,6 +154,7 @@ def under_slurm(overrides: Overrides, folder: Path) -> Finished:
         return job.wait()
 
 
+@pytest.mark.prove
 def test_a_slurm_job_whose_time_is_over_saves_and_is_queued_again(short_run: dict[str, object], tmp_path: Path) -> None:
     run = tmp_path / "run"
     overrides = short_run | ENDLESS | {"run.dir": run}
