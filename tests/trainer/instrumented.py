@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ class Watched:
                     raise InputError(f"evaluation {number} of process {RANK} is wrong; that is what the test wants")
                 if number in self.ended:
                     os.kill(os.getpid(), signal.SIGTERM)
+                    # While a thread that does not block it is on its way to Python's handler, the signal is neither pending nor noted.
+                    time.sleep(0.2)
             return bool(stop())
 
         return evaluate(held_set, *given, stop_or_worse)
