@@ -2,7 +2,7 @@
 
 Proportions have exact intervals (Clopper-Pearson), differences of two proportions Newcombe's, everything else (a mean over classes, an
 average precision, a difference of such) is bootstrapped over independent units, which are examples, or clusters of examples that are no
-independent evidence. Two models on the same examples are compared in pairs. Many tests together are corrected by Bonferroni or Holm.
+independent evidence. Two models on the same examples are compared in pairs. Many tests together are corrected by Holm.
 """
 
 from __future__ import annotations
@@ -77,11 +77,6 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """
     wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
     return min(1.0, 2.0 * binomial_p_greater(max(wins, losses), wins + losses, 0.5))
-
-
-def bonferroni(p_values: Sequence[float]) -> list[float]:
-    """Each p multiplied by their number, at most 1."""
-    return [min(1.0, p * len(p_values)) for p in p_values]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

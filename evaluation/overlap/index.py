@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.content.kernels import compiled
 
 CODE_BYTES = 32
 _SLOT_BITS = 16
@@ -36,10 +36,6 @@ _FLIPS = np.array(
 _WITHIN = (1, 17, 137)
 """How many of these are within 0, 1 and 2 bits."""
 _ROOM = 1 << 16
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
 
 Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
 
@@ -123,12 +119,7 @@ def _slots(words: NDArray[np.uint64]) -> NDArray[np.uint16]:
     return np.ascontiguousarray(packed).view(np.uint16).reshape(len(words), slots)
 
 
-def _compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """numba.njit with the function's own type kept: numba ships no annotations."""
-    return cast(Callable[_P, _R], numba.njit(cache=True, nogil=True)(function))
-
-
-@_compiled
+@compiled
 def _popcount(word: np.uint64) -> np.int64:
     # The usual parallel sum; LLVM recognises it and emits the processor's own instruction.
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -137,13 +128,13 @@ def _popcount(word: np.uint64) -> np.int64:
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@_compiled
+@compiled
 def _distance(query: NDArray[np.uint64], codes: NDArray[np.uint64], code: int, limit: int) -> np.int64:
     """Differing bits of two codes, or any number above `limit`.
 
     A long one is looked at in halves: half of two unrelated codes passes the limit nearly always, so that the branch is foreseen.
     """
-    total = _popcount(query[0] ^ codes[code, 0])
+    total: np.int64 = _popcount(query[0] ^ codes[code, 0])
     if query.shape[0] > 1:
         total += _popcount(query[1] ^ codes[code, 1])
         if total <= limit:
@@ -151,7 +142,7 @@ def _distance(query: NDArray[np.uint64], codes: NDArray[np.uint64], code: int, l
     return total
 
 
-@_compiled
+@compiled
 def _scan(
     queries: NDArray[np.uint64],
     codes: NDArray[np.uint64],
@@ -178,7 +169,7 @@ def _scan(
     return queries.shape[0], count
 
 
-@_compiled
+@compiled
 def _look_up(
     queries: NDArray[np.uint64],
     slots: NDArray[np.uint16],

@@ -2,10 +2,9 @@
 
 The report's own statistics are incomplete beta functions, closed forms and convolutions (`overlap.statistics`); here scipy's binomial and
 Fisher tests and its interval searches are used instead, characteristic functions for the test over classes, and sums over classes
-one by one. The splits are derived from the pairs again, every distance and the clusters from the hashes, and the page is rendered again.
-Before that,
-every file is compared with its sha256, the manifest with its own digest, and the folder with the manifest. The answer is a list of
-sentences; an empty one means that nothing differs.
+one by one (`twin`). The splits are derived from the pairs again, every distance and the clusters from the hashes, and the page is rendered
+again. Before that, every file is compared with its sha256, the manifest with its own digest, and the folder with the manifest. The answer
+is a list of sentences; an empty one means that nothing differs.
 
 What the folder does not hold it cannot prove: `NOT_RECOMPUTED`.
 """
@@ -287,7 +286,7 @@ def _check_set(place: str, report: Report, one: SetReport, own: list[_Row], spli
     if wrong is not None:
         where = f"{place}: set {one.name!r}: example {wrong['eval_id']!r}"
         yield f"{where}: its hashes put it into another cluster than its split; write the report again"
-    flat = sum(int(str(row["pdq_quality"])) < one.thresholds.pdq_quality for row in split)
+    flat = sum(int(str(row["pdq_quality"])) < limits.pdq_quality for row in split)
     yield from _differ(place, f"{name}.too_flat", one.too_flat, flat)
     yield from _check_share(place, f"{name}.found.share", one.found.share, overlap, len(split), confidence)
     yield from _differ(place, f"{name}.found.by_method", one.found.by_method, {key: methods[key] for key in METHODS})
