@@ -78,7 +78,7 @@ class HammingIndex:
             return _collect(functools.partial(_scan, words, self._words, distance), len(words))
         ring = np.array(radii, np.int64) + 1
         rooms = ring + np.roll(ring, -1) + np.roll(ring, -2) - 1
-        tables = self._tables(np.count_nonzero(probes))
+        tables = self._tables(int(np.count_nonzero(probes)))
         look_up = functools.partial(
             _look_up, words, _slots(words), self._words, *tables, probes, rooms, _FLIPS, _FLIPPED, distance
         )
