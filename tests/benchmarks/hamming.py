@@ -103,7 +103,9 @@ def main() -> None:
             print(
                 f"{count:>9,} codes: ours {rate:>9,.0f} queries/s, faiss flat {peers:>7,.0f}, {rate / peers:,.0f}x; tables in {built:.2f} s"
             )
-            print(f"{'':>9} {CORPUS:,} corpus rows x {count:,} codes at this rate: {CORPUS / rate / 3600:,.1f} core-hours")
+            print(
+                f"{'':>9} {CORPUS:,} corpus rows x {count:,} codes at this rate: {CORPUS / rate / 3600:,.1f} core-hours"
+            )
             if count == CODES[0] and rate < BAR:
                 print(f"{'':>9} below the bar of {BAR:,} queries/s")
 
