@@ -61,7 +61,7 @@ class HammingIndex:
         self._width = codes.shape[1] if codes.ndim == 2 else 0
         if codes.dtype != np.uint8 or self._width not in (8, CODE_BYTES):
             raise ValueError(f"codes must be uint8[n, 32] or uint8[n, 8], not {codes.dtype}{list(codes.shape)}")
-        self._words = _as_words(codes)
+        self._words = as_words(codes)
         self._built: Tables | None = None
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class HammingIndex:
         """Pairs (query row, code row, distance) with at most `distance` differing bits, ordered by query row, then code row."""
         if queries.dtype != np.uint8 or queries.ndim != 2 or queries.shape[1] != self._width:
             raise ValueError(f"queries must be uint8[n, {self._width}], not {queries.dtype}{list(queries.shape)}")
-        words = _as_words(queries)
+        words = as_words(queries)
         radii = _radii(self._width * 8 // _SLOT_BITS, distance)
         probes = np.array([_WITHIN[radius] if radius >= 0 else 0 for radius in radii or ()], np.int64)
         if radii is None or int(probes.sum()) >= len(self):
@@ -123,7 +123,7 @@ def _collect(step: Callable[..., tuple[int, int]], queries: int) -> Found:
     return query[order], code[order], bits[order]
 
 
-def _as_words(codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def as_words(codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """uint8[n, 8 * w] as uint64[n, w], without a copy where the rows are contiguous."""
     words = np.ascontiguousarray(codes).view(np.uint64).reshape(len(codes), codes.shape[1] // 8)
     words.flags.writeable = False  # numba compiles anew for writeable arrays; what Arrow gives is none
@@ -247,7 +247,7 @@ def _look_up(
             for probe in range(probes[slot]):
                 room = rooms[slot] - flipped[probe]
                 for place in range(begin[probe], end[probe]):
-                    if _popcount(np.uint64(following[slot, place] ^ next_two)) > room:
+                    if popcount(np.uint64(following[slot, place] ^ next_two)) > room:
                         continue
                     code = members[slot, place]
                     if met[code] == query:

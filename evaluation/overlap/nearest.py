@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from evaluation.config import Thresholds
 from evaluation.overlap.index import as_words, popcount
-from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.join import EvalCodes, hash_column
 from evaluation.overlap.tables import NEAREST_SCHEMA
-from pipeline.content.hashes import as_codes
 from pipeline.content.kernels import compiled
 
 _ROW_BITS = 40
@@ -58,17 +57,16 @@ def nearest_in_shard(
 
     An example has no row where the shard has no picture with enough texture.
     """
-    hashed = pc.and_(pc.is_valid(index["pdq256"]), pc.is_valid(index["pdq_quality"]))
-    quality = np.where(np.asarray(hashed), np.asarray(pc.fill_null(index["pdq_quality"], 0), np.int64), -1)
+    (theirs, hashed), (rated, known) = hash_column(index, "pdq256"), hash_column(index, "pdq_quality")
+    quality = np.where(hashed & known, rated.astype(np.int64), -1)
     least = np.array([one.pdq_quality for one in thresholds], np.int64)[codes.set_number[sample]]
     distance, row = np.full(len(sample), -1, np.int64), np.zeros(len(sample), np.int64)
     for level in np.unique(least):
         rows, asked = np.flatnonzero(quality >= level), np.flatnonzero(least == level)
         if not len(rows):
             continue
-        theirs = as_codes(index["pdq256"].take(pa.array(rows)).to_pylist())
         best = np.full(len(asked), _NONE, np.int64)
-        _nearest(as_words(codes.pdq[sample[asked]]), as_words(theirs), best)
+        _nearest(as_words(codes.pdq[sample[asked]]), as_words(theirs[rows]), best)
         distance[asked], row[asked] = best >> _ROW_BITS, rows[best & ((1 << _ROW_BITS) - 1)]
     found = np.flatnonzero(distance >= 0)
     places, rows = sample[found], row[found]

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evaluation.config import Thresholds
+from evaluation.config import OverlapConfig, Thresholds
 from evaluation.overlap import job
 from evaluation.overlap.join import EvalCodes
 from pipeline.contracts import manifest, parquet
@@ -53,11 +53,15 @@ def join(corpus_path: str, out: str) -> None:
     folder = Path(corpus_path).parent
     codes = EvalCodes(SETS, [parquet.read(str(folder / f"{name}.parquet")) for name in SETS])
     thresholds = [Thresholds()] * len(SETS)
+    sets = [{"name": name, "path": str(folder / f"{name}.parquet")} for name in SETS]
+    values = {"corpus": {"manifest": corpus_path}, "sets": sets, "report": {"dir": out}}
+    config = OverlapConfig.model_validate(values)
     with Run(out, EngineConfig(workers=WORKERS), {}, "overlap-scale") as driver:
         started = time.perf_counter()
-        pairs, hashless = job._join(driver, corpus_path, corpus, codes, "generated", thresholds, "thumbnails")
+        pairs, closest, hashless = job._join(driver, config, corpus, codes, "generated", thresholds)
         seconds = time.perf_counter() - started
     pq.write_table(job._in_order(pairs, codes.names), f"{out}/pairs.parquet")
+    pq.write_table(closest, f"{out}/nearest.parquet")
     Path(out, "told.json").write_text(
         json.dumps({"seconds": seconds, "hashless": hashless, "peak": _peak(Path("/proc/self"))})
     )
