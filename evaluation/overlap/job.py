@@ -3,7 +3,8 @@
 1. Open the sets and the corpus manifest; refuse what cannot be compared.
 2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
 3. Stage `join`: one unit per shard, its index against all codes (`join.join_shard`).
-4. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
+4. Stage `text`: captions and class names of the sets in the captions of each shard (`text_stage`).
+5. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
 
 Stages run on Ray through `pipeline.engine`: committed units, so that a killed job continues where it was. Their tables lie in
 `report.work`, beside the report and not in it. Everything after the stages is one process and deterministic; the report's files do not
@@ -19,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluation.config import OverlapConfig, Thresholds
-from evaluation.overlap import join
+from evaluation.overlap import join, text, text_stage
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
 from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
-from evaluation.report import evidence, files, numbers, page, summary
+from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Corpus, Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
 from pipeline.content.image import ImageRejected, decode
@@ -34,7 +35,7 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
-WITHHELD = ("url", "caption")  # what hash-only never takes out of the corpus
+WITHHELD = ("url", "caption")  # what hash-only never writes; the picture search does not even read it
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 
@@ -45,7 +46,10 @@ def run(config: OverlapConfig) -> Report:
     _check_comparable(config, corpus)
     sets = [open_set(one) for one in config.sets]
     predictions = [_predictions(config, number, one) for number, one in enumerate(sets)]
-    inputs = _inputs(config, corpus, sets, predictions)
+    texts = [
+        text.open_text(one, one.text or config.text, labelled) for one, labelled in zip(config.sets, sets, strict=True)
+    ]
+    inputs = _inputs(config, corpus, sets, predictions, texts)
     files.check_free(config.report.dir, inputs)
     thresholds = [one.thresholds or config.match for one in config.sets]
     engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
@@ -55,17 +59,27 @@ def run(config: OverlapConfig) -> Report:
         pairs, hashless = _join(
             driver, config.corpus.manifest, corpus, codes, codes_root, thresholds, config.report.evidence
         )
-    pairs = _in_order(pairs, codes.names)
+        pairs = _in_order(pairs, codes.names)
+        withhold = config.report.evidence == "hash-only"
+        findings = text_stage.search(driver, config.corpus.manifest, corpus, texts, sets, pairs, withhold)
     results = [
         numbers.SetResult(
             one.name,
             one.content_hash,
             thresholds[number],
             config.sets[number].limit,
-            split_set(number, codes, one.labels, pairs, thresholds[number], None if known is None else known.correct),
+            text.with_text(
+                split_set(
+                    number, codes, one.labels, pairs, thresholds[number], None if known is None else known.correct
+                ),
+                words.written,
+                findings.text_pairs.filter(pc.equal(findings.text_pairs["set"], one.name)),
+                withhold,
+            ),
             known,
+            words,
         )
-        for number, (one, known) in enumerate(zip(sets, predictions, strict=True))
+        for number, (one, known, words) in enumerate(zip(sets, predictions, texts, strict=True))
     ]
     about = Corpus(
         content_root=corpus.content_root,
@@ -77,13 +91,13 @@ def run(config: OverlapConfig) -> Report:
     )
     report = numbers.build_report(
         results,
-        pairs,
+        findings,
         about,
         config.statistics,
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
     )
-    _write(config, report, results, pairs, sets, inputs)
+    _write(config, report, results, findings, sets, inputs)
     return report
 
 
@@ -132,6 +146,7 @@ def _inputs(
     corpus: manifest.Manifest,
     sets: list[LabelledSet],
     predictions: list[Predictions | None],
+    texts: list[text.SetText],
 ) -> dict[str, Json]:
     return {
         "corpus_content_root": corpus.content_root,
@@ -143,6 +158,7 @@ def _inputs(
             for one, known in zip(sets, predictions, strict=True)
             if known is not None
         },
+        "names_sha256": {one.name: list[Json](one.names_sha256) for one in texts if one.names_sha256},
         "hashes": dict(HASH_VERSION),
     }
 
@@ -294,11 +310,11 @@ def _write(
     config: OverlapConfig,
     report: Report,
     results: list[numbers.SetResult],
-    pairs: pa.Table,
+    findings: text.Findings,
     sets: list[LabelledSet],
     inputs: dict[str, Json],
 ) -> None:
-    figures = files.report_bytes(report)
+    figures, pairs = files.report_bytes(report), findings.pairs
     shown = [
         evidence.show(
             labelled,
@@ -310,14 +326,19 @@ def _write(
         )
         for labelled in sets
     ]
-    uids = sorted({uid.hex() for uid in pairs["uid"].to_pylist()})
+    said = [text_evidence.show(result.split, findings.text_pairs, result.name, config.report) for result in results]
+    uids = {uid.hex() for uid in pairs["uid"].to_pylist()}
+    by_text = {uid.hex() for uid in findings.text_pairs["uid"].to_pylist()} - uids
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
-        files.PAGE: page.render(report, shown, hashlib.sha256(figures).hexdigest()).encode(),
+        files.PAGE: page.render(report, shown, said, hashlib.sha256(figures).hexdigest()).encode(),
         files.PAIRS: files.table_bytes(pairs),
+        files.TEXT_PAIRS: files.table_bytes(findings.text_pairs),
+        files.CLASSES: files.table_bytes(findings.classes),
         files.SUMMARY: summary.as_csv(report),
-        files.REMOVAL: "".join(f"{uid}\n" for uid in uids).encode(),
+        files.REMOVAL: "".join(f"{uid}\n" for uid in sorted(uids)).encode(),
+        files.REMOVAL_TEXT: "".join(f"{uid}\n" for uid in sorted(by_text)).encode(),
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
     }
     files.publish(config.report.dir, content, inputs)

@@ -17,6 +17,7 @@ from evaluation.config import StatisticsConfig, Thresholds
 from evaluation.overlap import statistics
 from evaluation.overlap.splits import Predictions
 from evaluation.overlap.tables import METHODS
+from evaluation.overlap.text import Findings, SetText
 from evaluation.report.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -30,11 +31,12 @@ from evaluation.report.schema import (
     Share,
     Statistics,
 )
+from evaluation.report.text_numbers import share, text_report
 
 NOT_CHECKED = [
     "Pictures that were cropped, rotated, mirrored or framed: perceptual hashes of whole pictures do not see them.",
     "Flat pictures (PDQ quality below the threshold): all of them hash alike, so only their exact bytes were compared.",
-    "Captions and labels: a test's text inside the training captions was not searched.",
+    "Captions that say the same in other words, or in another language; class names in another form (plural, case) than the given ones.",
     "Pictures that the training run used but that are not in this corpus.",
 ]
 
@@ -49,11 +51,12 @@ class SetResult:
     limit: float
     split: pa.Table
     predictions: Predictions | None
+    text: SetText
 
 
 def build_report(
     results: Sequence[SetResult],
-    pairs: pa.Table,
+    findings: Findings,
     corpus: Corpus,
     levels: StatisticsConfig,
     *,
@@ -67,7 +70,7 @@ def build_report(
     adjusted = iter(intervals.holm([p for p in held if p is not None]))
     holm = [None if p is None else next(adjusted) for p in held]
     sets = [
-        set_report(result, pairs, corpus, levels, analysis, holm_p)
+        set_report(result, findings, corpus, levels, analysis, holm_p)
         for result, analysis, holm_p in zip(results, analyses, holm, strict=True)
     ]
     return Report.model_validate(
@@ -115,7 +118,7 @@ def analyse(result: SetResult, levels: StatisticsConfig, tests: int) -> statisti
 
 def set_report(
     result: SetResult,
-    pairs: pa.Table,
+    findings: Findings,
     corpus: Corpus,
     levels: StatisticsConfig,
     analysis: statistics.Analysis | None,
@@ -123,7 +126,7 @@ def set_report(
 ) -> SetReport:
     """The figures of one set."""
     split = result.split
-    own = pairs.filter(pc.equal(pairs["set"], result.name))
+    text_pairs, classes, own = (table.filter(pc.equal(table["set"], result.name)) for table in findings)
     overlapping = int(pc.sum(split["in_overlap"]).as_py())
     found = Found(
         share=share(overlapping, split.num_rows, levels.confidence),
@@ -143,14 +146,9 @@ def set_report(
         over_limit=overlapping > result.limit * split.num_rows,
         found=found,
         effect=_effect(analysis, holm_p, result.predictions, corpus),
+        text=text_report(result.text, split, own, text_pairs, classes, corpus.rows, levels.confidence),
         verdict=statistics.verdict(analysis, overlapping),
     )
-
-
-def share(hits: int, n: int, confidence: float) -> Share:
-    """A share with its interval."""
-    low, high = intervals.clopper_pearson(hits, n, confidence)
-    return Share(n=n, hits=hits, value=hits / n if n else None, low=low, high=high)
 
 
 def _split_share(one: statistics.SplitScore) -> Share:

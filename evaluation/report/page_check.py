@@ -18,6 +18,7 @@ import matplotlib as mpl
 from evaluation.report import files, page
 from evaluation.report.evidence import Pair, SetEvidence, Side, choose, facts
 from evaluation.report.schema import Report
+from evaluation.report.text_evidence import cards as text_cards
 
 _Row = dict[str, object]
 
@@ -30,7 +31,12 @@ _FIGURE = re.compile(r"<svg\b.*?</svg>", re.DOTALL)
 
 
 def check_page(
-    stated: bytes, report: Report, pairs: Sequence[_Row], splits: Mapping[str, Sequence[_Row]], room: int
+    stated: bytes,
+    report: Report,
+    pairs: Sequence[_Row],
+    text_pairs: Sequence[_Row],
+    splits: Mapping[str, Sequence[_Row]],
+    room: int,
 ) -> Iterator[str]:
     """What is wrong with the page, as the end of a sentence; `room` is how many pairs a set may show (`report.pairs_shown`)."""
     text = stated.decode("utf-8", "replace")
@@ -44,7 +50,13 @@ def check_page(
         labels = {row["eval_row"]: row["label"] for row in splits[one.name]}
         cards = _cards(piece, choose(own, room), labels, report.evidence)
         shown.append(SetEvidence(one.name, len({row["eval_row"] for row in own}), cards))
-    expected = page.render(report, shown, hashlib.sha256(files.report_bytes(report)).hexdigest())
+    said = [
+        text_cards(
+            one.name, splits[one.name], [row for row in text_pairs if row["set"] == one.name], report.evidence, room
+        )
+        for one in report.sets
+    ]
+    expected = page.render(report, shown, said, hashlib.sha256(files.report_bytes(report)).hexdigest())
     if text == expected:
         return
     if _FIGURE.sub("", text, count=1) == _FIGURE.sub("", expected, count=1):

@@ -30,8 +30,8 @@ KILLS = 10
 OTHERS = 420  # pictures that make the corpus ten shards and so the join ten units
 STEPS = ("temporary", "renamed", "record")
 PUBLISHED = (
-    "pairs.parquet",
-    "summary.csv",
+    "classes.parquet",
+    "text_pairs.parquet",
     "manifest.json",
 )  # the first file of a report, the last before its seal, the seal
 
