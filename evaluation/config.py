@@ -25,12 +25,24 @@ class Thresholds(StrictModel):
     phash_pdq_distance: int = Field(80, ge=0, le=256)  # a pHash match must not be contradicted by PDQ: at most this far
 
 
+class TextRule(StrictModel):
+    """When two captions count as one; recorded in the report for every set. A token is a word, or one character of a script without
+    spaces."""
+
+    similarity: float = Field(0.8, gt=0, le=1)  # the weighted share of a caption's runs of tokens that must be there
+    run: int = Field(2, ge=1, le=8)  # the longest run
+    whole_below: int = Field(8, ge=1)  # a caption of fewer tokens must be there as a whole
+    least: int = Field(4, ge=1)  # one of fewer is not searched: its words come together by chance
+
+
 class OverlapSet(LabelledSetConfig):
     """One evaluation set of the overlap job."""
 
     limit: float = Field(0.0, ge=0, le=1)  # the largest share of overlapping examples that is still accepted
     predictions: str | None = not_semantic(None)  # predictions.parquet of `zeroshot` (its hash enters the report)
     thresholds: Thresholds | None = None  # of this set; none: those of [match]
+    text: TextRule | None = None  # of this set; none: that of [text]
+    names: list[str] = not_semantic([])  # files of further names of the classes (their hashes enter the report)
 
 
 class CorpusConfig(StrictModel):
@@ -94,6 +106,7 @@ class OverlapConfig(StrictModel):
     match: Thresholds = Thresholds()
     nearest: NearestConfig = NearestConfig()
     copies: CopiesConfig = CopiesConfig()
+    text: TextRule = TextRule()
     statistics: StatisticsConfig = StatisticsConfig()
     labels: list[str] = not_semantic([])  # files that the labelling page exported (their hashes enter the report)
     report: ReportConfig

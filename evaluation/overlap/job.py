@@ -4,7 +4,8 @@
 2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
 3. Stage `join`: one unit per shard, its index against all codes (`join.join_shard`), and the nearest picture of some (`nearest`).
 4. Stage `copies`: some pictures of each set, changed in stated ways and searched (`copies`).
-5. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
+5. Stage `text`: captions and class names of the sets in the captions of each shard (`text_stage`).
+6. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
 
 Stages run on Ray through `pipeline.engine`: committed units, so that a killed job continues where it was. Their tables lie in
 `report.work`, beside the report and not in it. Everything after the stages is one process and deterministic; the report's files do not
@@ -22,11 +23,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from evaluation.config import OverlapConfig, Thresholds
-from evaluation.overlap import copies, join, nearest, thresholds
+from evaluation.overlap import copies, join, nearest, text, text_stage, thresholds
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
 from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
-from evaluation.report import evidence, files, numbers, page, summary
+from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Corpus, Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
 from pipeline.content.image import ImageRejected, decode
@@ -38,7 +39,7 @@ from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
 NEAREST_SUFFIX = ".nearest.parquet"
-WITHHELD = ("url", "caption")  # what hash-only never takes out of the corpus
+WITHHELD = ("url", "caption")  # what hash-only never writes; the picture search does not even read it
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 COPIES_VERSION = 1
@@ -50,7 +51,10 @@ def run(config: OverlapConfig) -> Report:
     _check_comparable(config, corpus)
     sets = [open_set(one) for one in config.sets]
     predictions = [_predictions(config, number, one) for number, one in enumerate(sets)]
-    inputs = _inputs(config, corpus, sets, predictions)
+    texts = [
+        text.open_text(one, one.text or config.text, labelled) for one, labelled in zip(config.sets, sets, strict=True)
+    ]
+    inputs = _inputs(config, corpus, sets, predictions, texts)
     files.check_free(config.report.dir, inputs)
     limits = [one.thresholds or config.match for one in config.sets]
     engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
@@ -58,18 +62,26 @@ def run(config: OverlapConfig) -> Report:
     with Run(work_folder(config), engine, semantic, contracts_config.digest(config)) as driver:
         codes, codes_root = _hash_sets(driver, sets)
         pairs, closest, hashless = _join(driver, config, corpus, codes, codes_root, limits)
+        pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
         planted = _plant_copies(driver, config.copies.examples, sets, codes)
-    pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
+        withhold = config.report.evidence == "hash-only"
+        findings = text_stage.search(driver, config.corpus.manifest, corpus, texts, sets, pairs, withhold)
     results = [
         numbers.SetResult(
             one.name,
             one.content_hash,
             limits[number],
             config.sets[number].limit,
-            split_set(number, codes, one.labels, pairs, limits[number], None if known is None else known.correct),
+            text.with_text(
+                split_set(number, codes, one.labels, pairs, limits[number], None if known is None else known.correct),
+                words.written,
+                findings.text_pairs.filter(pc.equal(findings.text_pairs["set"], one.name)),
+                withhold,
+            ),
             known,
+            words,
         )
-        for number, (one, known) in enumerate(zip(sets, predictions, strict=True))
+        for number, (one, known, words) in enumerate(zip(sets, predictions, texts, strict=True))
     ]
     about = Corpus(
         content_root=corpus.content_root,
@@ -81,14 +93,22 @@ def run(config: OverlapConfig) -> Report:
     )
     report = numbers.build_report(
         results,
-        numbers.Tables(pairs, closest, planted, labels),
+        numbers.Tables(closest, planted, labels),
+        findings,
         about,
         config.statistics,
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
         labels=[storage.sha256_file(place) for place in config.labels],
     )
-    tables = {files.PAIRS: pairs, files.NEAREST: closest, files.COPIES: planted, files.LABELS: labels}
+    tables = {
+        files.PAIRS: findings.pairs,
+        files.NEAREST: closest,
+        files.COPIES: planted,
+        files.LABELS: labels,
+        files.TEXT_PAIRS: findings.text_pairs,
+        files.CLASSES: findings.classes,
+    }
     _write(config, report, results, tables, sets, inputs)
     return report
 
@@ -138,6 +158,7 @@ def _inputs(
     corpus: manifest.Manifest,
     sets: list[LabelledSet],
     predictions: list[Predictions | None],
+    texts: list[text.SetText],
 ) -> dict[str, Json]:
     return {
         "corpus_content_root": corpus.content_root,
@@ -150,6 +171,7 @@ def _inputs(
             if known is not None
         },
         "labels": [storage.sha256_file(place) for place in config.labels],
+        "names_sha256": {one.name: list[Json](one.names_sha256) for one in texts if one.names_sha256},
         "hashes": dict(HASH_VERSION),
     }
 
@@ -368,14 +390,19 @@ def _write(
         )
         for labelled, result in zip(sets, results, strict=True)
     ]
-    uids = sorted({uid.hex() for uid in tables[files.PAIRS]["uid"].to_pylist()})
+    said = [
+        text_evidence.show(result.split, tables[files.TEXT_PAIRS], result.name, config.report) for result in results
+    ]
+    uids = {uid.hex() for uid in tables[files.PAIRS]["uid"].to_pylist()}
+    by_text = {uid.hex() for uid in tables[files.TEXT_PAIRS]["uid"].to_pylist()} - uids
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
-        files.PAGE: page.render(report, shown, hashlib.sha256(figures).hexdigest()).encode(),
+        files.PAGE: page.render(report, shown, said, hashlib.sha256(figures).hexdigest()).encode(),
         **{name: files.table_bytes(table) for name, table in tables.items()},
         files.SUMMARY: summary.as_csv(report),
-        files.REMOVAL: "".join(f"{uid}\n" for uid in uids).encode(),
+        files.REMOVAL: "".join(f"{uid}\n" for uid in sorted(uids)).encode(),
+        files.REMOVAL_TEXT: "".join(f"{uid}\n" for uid in sorted(by_text)).encode(),
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
     }
     files.publish(config.report.dir, content, inputs)

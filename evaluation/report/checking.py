@@ -22,15 +22,17 @@ from scipy.stats import binomtest, fisher_exact
 
 from evaluation.config import OverlapConfig
 from evaluation.overlap.tables import (
+    CLASS_SCHEMA,
     COPY_SCHEMA,
     EXACT,
     LABEL_SCHEMA,
     METHODS,
     NEAREST_SCHEMA,
-    PAIR_SCHEMA,
-    SPLIT_SCHEMA,
+    PUBLISHED_PAIR_SCHEMA,
+    PUBLISHED_SPLIT_SCHEMA,
+    TEXT_PAIR_SCHEMA,
 )
-from evaluation.report import files, summary, twin
+from evaluation.report import files, summary, text_check, twin
 from evaluation.report.numbers import NOT_CHECKED
 from evaluation.report.page_check import check_page
 from evaluation.report.schema import Difference, Effect, Report, SetReport, Share
@@ -43,7 +45,8 @@ _NO_PLACE = "-"
 TOLERANCE = 1e-9  # of scipy's interval search; the report's own figures are good to 1e-12
 NOT_RECOMPUTED = (
     "the hashes of pictures, the outcomes of the model and labels in the tables (they are compared with each other, not with pictures "
-    "and predictions), the corpus's size, and the thumbnails and class names on the page"
+    "and predictions), the corpus's size, how many of its rows name a class, and the thumbnails and class names on the page; where "
+    "captions are withheld, also near and contained captions with their scores, and whether a caption names a class"
 )
 _Row = dict[str, object]
 
@@ -100,16 +103,27 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for name, data in fixed.items():
         if data != storage.read_bytes(storage.join(directory, name)):
             yield f"{storage.join(directory, name)}: differs from what report.json says; write the report again"
-    pairs = _table(directory, files.PAIRS, PAIR_SCHEMA)
-    removal = storage.read_text(storage.join(directory, files.REMOVAL)).split()
-    if removal != sorted({_digest(row["uid"]) for row in pairs}):
-        yield f"{storage.join(directory, files.REMOVAL)}: is not the list of uids in pairs.parquet; write the report again"
-    splits = {one.name: _table(directory, files.split_name(one.name), SPLIT_SCHEMA) for one in report.sets}
-    for stranger in sorted({str(row["set"]) for row in pairs} - set(splits)):
-        yield f"{storage.join(directory, files.PAIRS)}: names a set {stranger!r} that report.json does not have"
+    pairs = _table(directory, files.PAIRS, PUBLISHED_PAIR_SCHEMA)
+    text_pairs = _table(directory, files.TEXT_PAIRS, TEXT_PAIR_SCHEMA)
+    classes = _table(directory, files.CLASSES, CLASS_SCHEMA)
+    matched = {_digest(row["uid"]) for row in pairs}
+    for name, uids in {
+        files.REMOVAL: matched,
+        files.REMOVAL_TEXT: {_digest(row["uid"]) for row in text_pairs} - matched,
+    }.items():
+        if storage.read_text(storage.join(directory, name)).split() != sorted(uids):
+            yield f"{storage.join(directory, name)}: is not the list of uids that the pairs give; write the report again"
+    splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
+    for name, rows in {files.PAIRS: pairs, files.TEXT_PAIRS: text_pairs, files.CLASSES: classes}.items():
+        for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
+            yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
     methods = {str(row["method"]) for row in pairs} - set(METHODS)
     if methods:
         yield f"{storage.join(directory, files.PAIRS)}: {', '.join(sorted(methods))!r} is no method of matching; write the report again"
+        return
+    unknown = text_check.strangers(text_pairs, splits)
+    if unknown:
+        yield f"{storage.join(directory, files.TEXT_PAIRS)}: {unknown}; write the report again"
         return
     tests = sum(_both_sides(split) for split in splits.values())
     yield from _differ(place, "statistics.tests", report.statistics.tests, max(1, tests))
@@ -130,7 +144,7 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for name, rows in ((files.NEAREST, closest), (files.COPIES, copies), (files.LABELS, labels)):
         for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
             yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
-    for problem in check_page(text, report, pairs, closest, splits, config.report):
+    for problem in check_page(text, report, pairs, closest, text_pairs, splits, config.report):
         yield f"{storage.join(directory, files.PAGE)}: {problem}; write the report again"
     for one in report.sets:
         own = [row for row in pairs if row["set"] == one.name]
@@ -147,6 +161,28 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         yield from _check_copies(
             storage.join(directory, files.COPIES), place, one, copied, asked, report.statistics.confidence
         )
+        words, named = ([row for row in rows if row["set"] == one.name] for rows in (text_pairs, classes))
+        yield from _check_text(directory, report, one, own, words, named, splits[one.name])
+
+
+def _check_text(
+    directory: str,
+    report: Report,
+    one: SetReport,
+    pairs: list[_Row],
+    words: list[_Row],
+    classes: list[_Row],
+    split: list[_Row],
+) -> Iterator[str]:
+    """The set's captions and class names, by `text_check`."""
+    place, shown = storage.join(directory, files.REPORT), report.evidence != "hash-only"
+    for problem in text_check.check_pairs(one, split, words, shown):
+        yield f"{storage.join(directory, files.TEXT_PAIRS)}: set {one.name!r}: {problem}; write the report again"
+    for problem in text_check.check_labels(pairs, split, classes, shown):
+        yield f"{storage.join(directory, files.PAIRS)}: set {one.name!r}: {problem}; write the report again"
+    rows, confidence = report.corpus.rows, report.statistics.confidence
+    for name, stated, computed in text_check.check_figures(one, split, pairs, words, classes, rows, confidence):
+        yield from _differ(place, f"sets.{one.name}.text.{name}", stated, computed)
 
 
 def _config(seal: files.Seal) -> OverlapConfig:
@@ -179,6 +215,7 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
             for name, one in scored.items()
         },
         "labels": report.labels,
+        "names_sha256": {one.name: one.text.names_sha256 for one in report.sets if one.text.names_sha256},
         "hashes": dict(HASH_VERSION),
         "config": seal.inputs.get("config"),
     }
@@ -192,9 +229,9 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
     yield from _differ(place, "evidence", report.evidence, config.report.evidence)
     yield from _differ(place, "statistics.alpha", report.statistics.alpha, config.statistics.alpha)
     yield from _differ(place, "statistics.confidence", report.statistics.confidence, config.statistics.confidence)
-    stated = [(one.name, one.limit, one.thresholds) for one in report.sets]
-    asked = [(one.name, one.limit, one.thresholds or config.match) for one in config.sets]
-    yield from _differ(place, "sets: name, limit, thresholds", stated, asked)
+    stated = [(one.name, one.limit, one.thresholds, one.text.rule) for one in report.sets]
+    asked = [(one.name, one.limit, one.thresholds or config.match, one.text or config.text) for one in config.sets]
+    yield from _differ(place, "sets: name, limit, thresholds, text", stated, asked)
 
 
 def _check_corpus(place: str, report: Report, pairs: list[_Row]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import manifest, parquet
 
 Row = Mapping[str, object]
+Ranked = TypeVar("Ranked")
 _NAMES = {
     "source_sha256": "the same file, bit for bit, as it was fetched",
     "image_sha256": "the same file, bit for bit, as it is stored",
@@ -71,12 +73,19 @@ def choose(own: Sequence[Row], room: int) -> list[Row]:
         key = _strength(pair)
         if pair["eval_row"] not in best or key < best[pair["eval_row"]][0]:
             best[pair["eval_row"]] = (key, pair)
-    ranked = [pair for _, pair in sorted(best.values(), key=lambda entry: entry[0], reverse=True)]
+    return weakest_and_spread(
+        [pair for _, pair in sorted(best.values(), key=lambda entry: entry[0], reverse=True)], room
+    )
+
+
+def weakest_and_spread(ranked: Sequence[Ranked], room: int) -> list[Ranked]:
+    """At most `room` of what is ranked weakest first: the first half of the room for the weakest, the rest spread evenly over the
+    others."""
     if len(ranked) <= room:
-        return ranked
+        return list(ranked)
     weakest = room - room // 2
     spread = np.linspace(weakest, len(ranked) - 1, room // 2).round().astype(int)
-    return ranked[:weakest] + [ranked[place] for place in sorted(set(spread.tolist()))]
+    return [*ranked[:weakest], *(ranked[place] for place in sorted(set(spread.tolist())))]
 
 
 def _strength(pair: Row) -> tuple[int, int, str, int]:
@@ -148,6 +157,8 @@ def facts(pair: Row, class_name: str | None, mode: str) -> list[tuple[str, str]]
         lines.append(("distance", f"PDQ {pair['pdq_distance']} of 256 bits, pHash {pair['phash_distance']} of 64 bits"))
     lines.append(("example", f"{pair['eval_id']}" + ("" if class_name is None else f" ({class_name})")))
     lines.append(("corpus row", f"{_hex(pair['uid'])} ({pair['shard']}, row {pair['row']})"))
+    if pair.get("names_label") is not None:
+        lines.append(("its caption", "names the class" if pair["names_label"] else "does not name the class"))
     if mode == "hash-only":
         if "method" in pair:
             lines += [("example sha256", _hex(pair["eval_sha256"])), ("corpus sha256", _hex(pair["source_sha256"]))]

@@ -20,6 +20,7 @@ from evaluation.config import StatisticsConfig, Thresholds
 from evaluation.overlap import statistics, thresholds
 from evaluation.overlap.splits import Predictions
 from evaluation.overlap.tables import EXACT, METHODS
+from evaluation.overlap.text import Findings, SetText
 from evaluation.report.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -37,13 +38,14 @@ from evaluation.report.schema import (
     Statistics,
     Step,
 )
+from evaluation.report.text_numbers import share, text_report
 
 NEAREST_BIN = 8  # PDQ bits
 
 NOT_CHECKED = [
     "Pictures that were cropped, rotated, mirrored or framed: perceptual hashes of whole pictures do not see them.",
     "Flat pictures (PDQ quality below the threshold): all of them hash alike, so only their exact bytes were compared.",
-    "Captions and labels: a test's text inside the training captions was not searched.",
+    "Captions that say the same in other words, or in another language; class names in another form (plural, case) than the given ones.",
     "Pictures that the training run used but that are not in this corpus.",
 ]
 
@@ -58,12 +60,12 @@ class SetResult:
     limit: float
     split: pa.Table
     predictions: Predictions | None
+    text: SetText
 
 
 class Tables(NamedTuple):
-    """What was found, of all sets: pairs, nearest pictures, planted copies, people's labels."""
+    """What stands beside the pairs, of all sets: nearest pictures, planted copies, people's labels."""
 
-    pairs: pa.Table
     closest: pa.Table
     copies: pa.Table
     labels: pa.Table
@@ -72,6 +74,7 @@ class Tables(NamedTuple):
 def build_report(
     results: Sequence[SetResult],
     tables: Tables,
+    findings: Findings,
     corpus: Corpus,
     levels: StatisticsConfig,
     *,
@@ -86,7 +89,7 @@ def build_report(
     adjusted = iter(intervals.holm([p for p in held if p is not None]))
     holm = [None if p is None else next(adjusted) for p in held]
     sets = [
-        set_report(result, tables, corpus, levels, analysis, holm_p, tests)
+        set_report(result, tables, findings, corpus, levels, analysis, holm_p, tests)
         for result, analysis, holm_p in zip(results, analyses, holm, strict=True)
     ]
     return Report.model_validate(
@@ -136,6 +139,7 @@ def analyse(result: SetResult, levels: StatisticsConfig, tests: int) -> statisti
 def set_report(
     result: SetResult,
     tables: Tables,
+    findings: Findings,
     corpus: Corpus,
     levels: StatisticsConfig,
     analysis: statistics.Analysis | None,
@@ -144,7 +148,8 @@ def set_report(
 ) -> SetReport:
     """The figures of one set."""
     split = result.split
-    own, closest, copies, labels = (table.filter(pc.equal(table["set"], result.name)) for table in tables)
+    closest, copies, labels = (table.filter(pc.equal(table["set"], result.name)) for table in tables)
+    text_pairs, classes, own = (table.filter(pc.equal(table["set"], result.name)) for table in findings)
     overlapping = int(pc.sum(split["in_overlap"]).as_py())
     found = Found(
         share=share(overlapping, split.num_rows, levels.confidence),
@@ -168,6 +173,7 @@ def set_report(
         nearest=_nearest(closest),
         copies=_recalls(copies, result.thresholds, levels.confidence),
         calibration=_calibration(thresholds.calibrate(labels, closest)),
+        text=text_report(result.text, split, own, text_pairs, classes, corpus.rows, levels.confidence),
         verdict=statistics.verdict(analysis, overlapping),
     )
 
@@ -241,12 +247,6 @@ def _recalls(own: pa.Table, limits: Thresholds, confidence: float) -> list[Recal
 
 def _calibration(found: thresholds.Calibration | None) -> Calibration | None:
     return None if found is None else Calibration.model_validate(dataclasses.asdict(found))
-
-
-def share(hits: int, n: int, confidence: float) -> Share:
-    """A share with its interval."""
-    low, high = intervals.clopper_pearson(hits, n, confidence)
-    return Share(n=n, hits=hits, value=hits / n if n else None, low=low, high=high)
 
 
 def _split_share(one: statistics.SplitScore) -> Share:

@@ -16,7 +16,8 @@ from evaluation.overlap.statistics import Verdict
 from evaluation.report import figure
 from evaluation.report.evidence import SetEvidence
 from evaluation.report.schema import Report
-from evaluation.report.summary import headline, sentence
+from evaluation.report.summary import headline, sentence, text_sentence
+from evaluation.report.text_evidence import TextEvidence
 
 TONES: dict[Verdict, str] = {
     "clean": "good",
@@ -27,7 +28,7 @@ TONES: dict[Verdict, str] = {
 }
 
 
-def render(report: Report, evidence: Sequence[SetEvidence], report_sha256: str) -> str:
+def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[TextEvidence], report_sha256: str) -> str:
     """The whole page as text."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -43,6 +44,8 @@ def render(report: Report, evidence: Sequence[SetEvidence], report_sha256: str) 
     return environment.get_template("report.html.j2").render(
         report=report,
         evidence=evidence,
+        texts=texts,
+        text_lines=[line for line in map(text_sentence, report.sets) if line],
         headline=title,
         lines=lines,
         tone=tone,

@@ -19,6 +19,7 @@ from evaluation.config import ReportConfig
 from evaluation.report import files, page
 from evaluation.report.evidence import Pair, Row, SetEvidence, Side, choose, facts, unmatched
 from evaluation.report.schema import Report
+from evaluation.report.text_evidence import cards as text_cards
 
 _SLOT = re.compile(
     r'<img src="(data:image/jpeg;base64,[A-Za-z0-9+/]+=*)" alt="[^"]*" width="([0-9]+)" height="([0-9]+)">'
@@ -33,6 +34,7 @@ def check_page(
     report: Report,
     pairs: Sequence[Row],
     closest: Sequence[Row],
+    text_pairs: Sequence[Row],
     splits: Mapping[str, Sequence[Row]],
     room: ReportConfig,
 ) -> Iterator[str]:
@@ -52,7 +54,17 @@ def check_page(
         cards = _cards(piece, choose(own, room.pairs_shown), labels, report.evidence)
         below = _cards(missed, lost[: room.misses_shown], labels, report.evidence)
         shown.append(SetEvidence(one.name, len({row["eval_row"] for row in own}), len(lost), cards, below))
-    expected = page.render(report, shown, hashlib.sha256(files.report_bytes(report)).hexdigest())
+    said = [
+        text_cards(
+            one.name,
+            splits[one.name],
+            [row for row in text_pairs if row["set"] == one.name],
+            report.evidence,
+            room.pairs_shown,
+        )
+        for one in report.sets
+    ]
+    expected = page.render(report, shown, said, hashlib.sha256(files.report_bytes(report)).hexdigest())
     if text == expected:
         return
     if _FIGURE.sub("", text) == _FIGURE.sub("", expected):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from evaluation.config import Thresholds
+from evaluation.config import TextRule, Thresholds
 from evaluation.overlap.statistics import Verdict
 from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
@@ -18,7 +18,7 @@ from pipeline.contracts.config import StrictModel
 SCHEMA_NAME = "evaluation.overlap.report"
 SCHEMA_VERSION = 3
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
-labels."""
+labels, words."""
 
 
 class Share(StrictModel):
@@ -152,6 +152,47 @@ class Recall(StrictModel):
     phash: int
 
 
+class Captions(StrictModel):
+    """A set's captions in the corpus's captions: of the `share.n` examples whose caption is long enough to be searched.
+
+    `texts` is how many different captions those are, `too_short` how many examples have a shorter one; `by_method` counts each example
+    once, under its strongest match. `with_picture` examples have caption and picture in one and the same corpus row.
+    """
+
+    share: Share
+    texts: int
+    too_short: int
+    by_method: dict[str, int]
+    pairs: int
+    corpus_rows: int
+    with_picture: int
+
+
+class Labels(StrictModel):
+    """The names of a set's classes in the corpus's captions.
+
+    `named`: of the examples whose picture was found in a row that has a caption, and whose class has a name, those with a caption among
+    them that names the class. `expected` is what the same classes would have on average in any rows of the corpus (null where n is 0). Over
+    the whole corpus: `classes_named` of the `classes` with a name stand in a caption at all, `mentions` is the sum over classes of such
+    rows.
+    """
+
+    named: Share
+    expected: float | None
+    classes: int
+    classes_named: int
+    mentions: int
+
+
+class TextReport(StrictModel):
+    """Words of a set inside the corpus; `captions` is null where the set has none, `labels` where its classes have no names."""
+
+    rule: TextRule
+    names_sha256: list[str]
+    captions: Captions | None
+    labels: Labels | None
+
+
 class SetReport(StrictModel):
     """One evaluation set. `repeated_pictures` have the bytes of an earlier one; near repeats count once in `clusters`."""
 
@@ -170,6 +211,7 @@ class SetReport(StrictModel):
     nearest: Nearest
     copies: list[Recall]
     calibration: Calibration | None
+    text: TextReport
     verdict: Verdict
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import pyarrow.compute as pc
 
 from evaluation.overlap import thresholds
-from evaluation.overlap.tables import METHODS
+from evaluation.overlap.tables import METHODS, TEXT_METHODS
 from evaluation.report import files
-from evaluation.report.schema import Difference, Effect, Report, SetReport, Share
+from evaluation.report.schema import Difference, Effect, Report, SetReport, Share, TextReport
 from pipeline.contracts import parquet, storage
 
 COLUMNS = [
@@ -50,6 +50,21 @@ COLUMNS = [
     "class_low",
     "class_high",
     "class_p",
+    "captions",
+    "captions_found",
+    "captions_share",
+    "captions_low",
+    "captions_high",
+    *(f"captions_{method}" for method in TEXT_METHODS),
+    "captions_pairs",
+    "captions_corpus_rows",
+    "captions_with_picture",
+    "labels_asked",
+    "labels_named",
+    "labels_share",
+    "labels_low",
+    "labels_high",
+    "labels_expected",
 ]
 
 
@@ -97,10 +112,30 @@ def sentence(one: SetReport) -> str:
     return f"{said}; {moved}: an effect."
 
 
+def text_sentence(one: SetReport) -> str | None:
+    """What the report says of a set's words; None where there was nothing to ask."""
+    captions, labels = one.text.captions, one.text.labels
+    said = []
+    if captions is not None and captions.share.n:
+        kinds = ", ".join(f"{captions.by_method[method]:,} {method}" for method in TEXT_METHODS)
+        found = f"{captions.share.hits:,} of {captions.share.n:,} captions ({_percent(captions.share.value)})"
+        said.append(
+            f"{found} stand in captions of the corpus ({kinds}), {captions.with_picture:,} beside their picture"
+        )
+    if labels is not None and labels.named.n:
+        named = f"{labels.named.hits:,} ({_percent(labels.named.value)})"
+        said.append(
+            f"of {labels.named.n:,} examples whose picture was found with a caption, {named} have one that names their class, "
+            f"where any caption would in {_percent(labels.expected)}"
+        )
+    return f"{one.name}: {'; '.join(said)}." if said else None
+
+
 def as_text(report: Report) -> str:
     """For a terminal."""
     lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {report.corpus.rows:,} rows", ""]
     lines += [f"  {'!' if one.over_limit else ' '} {sentence(one)}" for one in report.sets]
+    lines += [f"    {line}" for line in map(text_sentence, report.sets) if line]
     return "\n".join(lines)
 
 
@@ -156,13 +191,14 @@ def as_csv(report: Report) -> bytes:
                 found.pairs,
                 found.corpus_rows,
                 *_effect(effect),
+                *_text(one.text),
             ]
         )
     return sink.getvalue().encode()
 
 
 def _effect(effect: Effect | None) -> list[float | None]:
-    """The last 18 columns."""
+    """The 18 columns of the score."""
     if effect is None:
         return [None] * 18
     within = effect.by_class
@@ -180,6 +216,18 @@ def _effect(effect: Effect | None) -> list[float | None]:
         effect.exact_p,
         *_row(None if within is None else within.difference),
         None if within is None else within.p_value,
+    ]
+
+
+def _text(text: TextReport) -> list[float | None]:
+    """The last 16 columns."""
+    captions, labels = text.captions, text.labels
+    return [
+        *([None] * 5 if captions is None else [captions.share.n, captions.share.hits, *_row(captions.share)]),
+        *([None] * len(TEXT_METHODS) if captions is None else [captions.by_method[method] for method in TEXT_METHODS]),
+        *([None] * 3 if captions is None else [captions.pairs, captions.corpus_rows, captions.with_picture]),
+        *([None] * 5 if labels is None else [labels.named.n, labels.named.hits, *_row(labels.named)]),
+        None if labels is None else labels.expected,
     ]
 
 

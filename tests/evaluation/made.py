@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evaluation.config import OverlapSet
 from evaluation.overlap.tables import PREDICTIONS_VERSION
 from evaluation.zeroshot import PREDICTION_SCHEMA
 from pipeline.content.labelled import open_set
@@ -30,23 +31,25 @@ class Made:
         self.report = folder / "report"
         predictions = folder / "predictions.parquet"
         one = {"name": "scenes", "path": str(self.planted.evaluation), "id": "id", "label": "label", "limit": 0.1}
+        (folder / "names_zh.txt").write_text(planted.NAMES_ZH, "utf-8")
+        words = {"caption": "caption", "classes": list(planted.CLASSES), "names": [str(folder / "names_zh.txt")]}
         config = planted.overlap_config(
             self.planted,
             self.report,
             sets=[
-                {**one, "predictions": str(predictions)},
+                {**one, **words, "predictions": str(predictions)},
                 {**one, "name": "blind", "limit": 0.5, "where": {"label": 3}},
             ],
         )
-        self.right = write_predictions(predictions, self.planted)
+        self.right = write_predictions(predictions, self.planted, config.sets[0])
         self.config = folder / "overlap.toml"
         self.config.write_text(to_toml(config), "utf-8")
         self.result = command("overlap", "--config", str(self.config))
 
 
-def write_predictions(path: Path, made: planted.Planted) -> dict[str, bool]:
+def write_predictions(path: Path, made: planted.Planted, config: OverlapSet) -> dict[str, bool]:
     """A model that knows what it has seen: right on leaked examples, on others every second time."""
-    labelled = open_set(planted.overlap_config(made, path).sets[0])
+    labelled = open_set(config)
     right = {name: name in made.answers or row % 2 == 0 for row, name in enumerate(labelled.ids)}
     rows = [
         {

@@ -20,9 +20,9 @@ from tests.evaluation import planted
 from tests.evaluation.made import Made, command
 
 SEALED = {
-    "copies.parquet", "labels.parquet", "manifest.json", "nearest.parquet", "pairs.parquet",
-    "removal_ids.txt", "report.html", "report.json", "report.schema.json",
-    "splits/blind.parquet", "splits/scenes.parquet", "summary.csv",
+    "classes.parquet", "copies.parquet", "labels.parquet", "manifest.json", "nearest.parquet", "pairs.parquet", "removal_ids.txt",
+    "removal_ids_text.txt", "report.html", "report.json", "report.schema.json", "splits/blind.parquet", "splits/scenes.parquet",
+    "summary.csv", "text_pairs.parquet",
 }  # fmt: skip
 
 
@@ -80,6 +80,30 @@ def test_the_figures(made: Made) -> None:
     assert {row["eval_id"] for row in split if row["in_overlap"]} == set(made.planted.answers)
 
 
+def test_the_words(made: Made) -> None:
+    """Captions and class names: what was planted by the way it was planted, and nothing else."""
+    scenes, blind = read_report(str(made.report)).sets
+    split = pq.read_table(made.report / "splits" / "scenes.parquet").to_pylist()
+    assert {row["eval_id"]: row["text_method"] for row in split if row["text_method"]} == made.planted.texts
+    captions, labels = scenes.text.captions, scenes.text.labels
+    assert captions is not None
+    assert labels is not None
+    assert (captions.share.n, captions.share.hits, captions.texts, captions.too_short) == (40, 8, 40, 2)
+    assert captions.by_method == {"exact": 5, "contained": 1, "near": 2}
+    assert (captions.pairs, captions.corpus_rows, captions.with_picture) == (8, 8, 3)
+    pairs = pq.read_table(made.report / "pairs.parquet").to_pylist()
+    assert {pair["eval_id"] for pair in pairs if pair["names_label"]} - {"r000", "r001"} == made.planted.named
+    asked = {pair["eval_id"] for pair in pairs if pair["names_label"] is not None}
+    assert (labels.named.n, labels.classes) == (len(asked), 13)
+    assert asked == set(made.planted.answers)
+    rows = {row["label"]: row["rows"] for row in pq.read_table(made.report / "classes.parquet").to_pylist()}
+    assert labels.mentions == sum(rows.values()) == len(made.planted.named)
+    assert (blind.text.captions, blind.text.labels) == (None, None), "class numbers are no names"
+    removed = (made.report / "removal_ids_text.txt").read_text().split()
+    assert len(removed) == len(made.planted.texts) - captions.with_picture
+    assert not set(removed) & set((made.report / "removal_ids.txt").read_text().split())
+
+
 def test_report_prints_and_exits_with_3(made: Made) -> None:
     result = command("report", str(made.report))
     assert result.returncode == 3
@@ -133,9 +157,9 @@ def test_an_interrupted_run_is_completed(made: Made, tmp_path: Path) -> None:
     """A run that stopped between two files, and one that lost half of its units, end with the same bytes."""
     half = tmp_path / "half"
     work = Path(shutil.copytree(f"{made.report}.work", tmp_path / "half.work"))
-    records = sorted((work / "join").rglob("*.json"))
-    for record in records[::2]:
-        record.unlink()
+    for stage in ("join", "text"):
+        for record in sorted((work / stage).rglob("*.json"))[::2]:
+            record.unlink()
     shutil.copytree(made.report, half)
     for name in ("manifest.json", "report.html", "splits/scenes.parquet"):
         (half / name).unlink()
@@ -154,6 +178,11 @@ def test_hash_only_shows_nothing_of_the_corpus(made: Made, tmp_path: Path) -> No
     tables = [pq.read_table(path) for path in names]
     assert len(tables) == 2 + 2 * len(list(work.glob("join/*/*.json"))) > 4
     assert sum(table.num_rows for table in tables if "method" in table.column_names) == 2 * 19
+    said = [hidden / "text_pairs.parquet", *(one for one in work.glob("text/*/*.parquet") if one.name.count(".") == 1)]
+    tables += (pq.read_table(path) for path in said)
+    assert sum(table.num_rows for table in tables if "method" in table.column_names) == 2 * 19 + 2 * len(
+        made.planted.texts
+    )
     for table in tables:
         assert table["url"].null_count == table["caption"].null_count == table.num_rows
     # Parquet compresses, so tables are read back; everything else, indexes of shards included, is searched as it lies there.
@@ -162,6 +191,9 @@ def test_hash_only_shows_nothing_of_the_corpus(made: Made, tmp_path: Path) -> No
     assert b"example.org" not in everything
     assert b"picture number" not in everything
     assert b"onerror" not in everything
+    for words in ("stands on a table", "STANDS ON A TABLE", "棕色的狗", "湖边的", "seen from afar"):
+        assert words.encode() not in everything
+        assert repr(words)[1:-1].encode() not in everything
     assert b"data:image" not in everything
     assert verify(str(hidden)) == []
 
@@ -218,6 +250,24 @@ def reseal(folder: Path, name: str, data: bytes) -> None:
         (("sets", 0, "effect", "by_class", "p_value"), 0.5),
         (("sets", 0, "effect", "by_class", "difference", "value"), 0.0),
         (("sets", 0, "effect", "by_class"), None),
+        (("sets", 0, "text", "captions", "share", "hits"), 7),
+        (("sets", 0, "text", "captions", "share", "high"), 0.9),
+        (("sets", 0, "text", "captions", "texts"), 39),
+        (("sets", 0, "text", "captions", "too_short"), 3),
+        (("sets", 0, "text", "captions", "by_method", "near"), 1),
+        (("sets", 0, "text", "captions", "pairs"), 7),
+        (("sets", 0, "text", "captions", "corpus_rows"), 7),
+        (("sets", 0, "text", "captions", "with_picture"), 2),
+        (("sets", 0, "text", "captions"), None),
+        (("sets", 0, "text", "labels", "named", "hits"), 5),
+        (("sets", 0, "text", "labels", "named", "low"), 0.1),
+        (("sets", 0, "text", "labels", "expected"), 0.5),
+        (("sets", 0, "text", "labels", "classes"), 12),
+        (("sets", 0, "text", "labels", "classes_named"), 13),
+        (("sets", 0, "text", "labels", "mentions"), 5),
+        (("sets", 0, "text", "labels"), None),
+        (("sets", 0, "text", "rule", "similarity"), 0.7),
+        (("sets", 0, "text", "names_sha256"), []),
         (("sets", 0, "clusters"), 43),
         (("sets", 0, "found", "share", "hits"), 14),
         (("sets", 0, "found", "by_method", "pdq"), 8),
@@ -273,6 +323,7 @@ def test_a_forged_number_is_found(copy: Path, path: tuple[str | int, ...], value
         (r'alt="evaluation picture e[0-9]+"', 'alt="evaluation picture none"'),
         (r"<dt>example</dt><dd>e[0-9]+ ", "<dt>example</dt><dd>e999 "),
         (r"<article class=\"pair\">.*?</article>\n", ""),
+        (r'<p class="said">A [a-z]+', '<p class="said">A yellow'),
         (r"</main>", "<p>All is well.</p></main>"),
         (r" d=\"M 4", ' d="M 5'),
         (r"<h2>Near misses</h2>.*?<dt>example</dt><dd>e[0-9]+ ", "<h2>Near misses</h2><dl><dt>example</dt><dd>e999 "),
@@ -407,6 +458,54 @@ def test_a_forged_pair_is_found(copy: Path, column: str, value: object, said: st
     rows[8][column] = value
     pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "pairs.parquet")
     reseal(copy, "pairs.parquet", (copy / "pairs.parquet").read_bytes())
+    assert any(said in problem for problem in verify(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("score", 0.99, "score is 0.99, its captions give"),
+        ("score", 0.5, "score 0.5 is not one of near"),
+        ("method", "contained", "its words do not stand as contained says"),
+        ("method", "exact", "is not the same caption by its digest"),
+        ("method", "guess", "'guess' is no method"),
+        ("text", 1, "is not the caption of that example"),
+        ("text", 1000, "has no example 1000"),
+        ("caption", "A teal kettle", "caption_sha256 is not that of its caption"),
+        ("set", "other", "names a set 'other'"),
+        ("uid", bytes(16), "removal_ids_text.txt: is not the list of uids"),
+    ],
+)
+def test_a_forged_text_pair_is_found(copy: Path, column: str, value: object, said: str) -> None:
+    table = pq.read_table(copy / "text_pairs.parquet")
+    rows = table.to_pylist()
+    next(row for row in rows if row["method"] == "near")[column] = value
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "text_pairs.parquet")
+    reseal(copy, "text_pairs.parquet", (copy / "text_pairs.parquet").read_bytes())
+    assert any(said in problem for problem in verify(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "said"),
+    [
+        ("splits/scenes.parquet", "caption", "Another caption of words", "are not those of its caption"),
+        ("splits/scenes.parquet", "text", 5, "the first example with its caption is"),
+        ("splits/scenes.parquet", "text_tokens", 50, "are not those of its caption"),
+        ("splits/scenes.parquet", "text_pairs", 9, "its text pairs give"),
+        ("splits/scenes.parquet", "text_method", "near", "its text pairs give"),
+        ("pairs.parquet", "names_label", None, "names_label is None"),
+        ("classes.parquet", "rows", 70, "labels.mentions"),
+        ("classes.parquet", "names", "picture|wren", "names_label is"),
+    ],
+)
+def test_forged_words_are_found(copy: Path, name: str, column: str, value: object, said: str) -> None:
+    table = pq.read_table(copy / name)
+    rows = table.to_pylist()
+    row = next(row for row in rows if row.get("eval_id") == "e001" or row.get("label") == 2)
+    assert row[column] != value
+    row[column] = value
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / name)
+    reseal(copy, name, (copy / name).read_bytes())
     assert any(said in problem for problem in verify(str(copy)))
 
 
