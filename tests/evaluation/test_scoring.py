@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
 import torch
 
 from evaluation.__main__ import main
@@ -16,47 +15,17 @@ from evaluation.config import ZeroshotConfig
 from evaluation.overlap.splits import read_predictions
 from pipeline.content.image import decode
 from pipeline.content.labelled import LabelledSet, open_set
-from pipeline.contracts import storage
 from pipeline.contracts.config import load_config, to_toml
 from pipeline.contracts.errors import InputError
+from tests.evaluation.exported import NAMES, ROOT_HASH, export_tiny
 from tests.evaluation.planted import flat, picture
-from trainer import export, models
+from trainer import export
 from trainer.data.transforms import evaluation_pixels, normalise
-from trainer.tokenizer import vocabulary
-
-ROOT_HASH = "ab" * 32
-NAMES = ["red_square", "blue circle", "green star"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported tiny model, as random as it was born."""
-    folder = tmp_path_factory.mktemp("model")
-    vocab = folder / "m.vocabulary"
-    size = vocabulary.train_vocabulary([f"a picture of {name}" for name in NAMES * 5], 600, str(vocab))
-    torch.manual_seed(4)
-    built = models.build("tiny-vit", vocab_size=size)
-    weights = folder / "m.safetensors"
-    safetensors.torch.save_file(export.to_state_dict(built), weights)
-    card = export.Card(
-        preset="tiny-vit",
-        image_size=built.preset.image_size,
-        context_length=built.preset.context_length,
-        vocab_size=size,
-        embed_dim=built.preset.embed_dim,
-        parameters=sum(parameter.numel() for parameter in built.parameters()),
-        tokenizer="bpe",
-        vocabulary="m.vocabulary",
-        vocabulary_sha256=storage.sha256_file(str(vocab)),
-        weights="m.safetensors",
-        weights_sha256=storage.sha256_file(str(weights)),
-        content_root=ROOT_HASH,
-        config_digest="00",
-        step=1,
-        samples_seen=1,
-    )
-    (folder / "m.json").write_text(card.model_dump_json(), "utf-8")
-    return folder
+    return export_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -92,7 +61,7 @@ def config(model: Path, tmp_path: Path) -> Path:
 def test_zeroshot(config: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zeroshot", "--config", str(config)]) is None
     said = capsys.readouterr().out
-    assert "shapes: 12 pictures, 3 classes" in said
+    assert "shapes: 12 examples, 3 classes" in said
     assert "chance 33.33%" in said
     net, tokens, card = export.load_model(str(model))
     rows = pq.read_table(tmp_path / "set.parquet").to_pylist()
