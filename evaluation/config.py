@@ -22,12 +22,14 @@ class EvaluationSet(LabelledSetConfig):
 
     dataset: str | None = None  # its name in evaluation/datasets/catalogue.toml: classes, sizes, metric, layout
     split: str = "test"  # of a dataset; what Parquet files and folders hold is the split that they are said to be
+    layout: Literal["published", "folders"] = "published"  # of a dataset: as its authors pack it, or a folder per class
     other_counts: bool = False  # accept another number of examples or classes than the catalogue knows
 
     @model_validator(mode="after")
     def _split_of_a_dataset(self) -> EvaluationSet:
-        if self.dataset is None and self.other_counts:
-            raise ValueError("other_counts has no meaning without dataset; name the dataset or drop the key")
+        for key in ("split", "layout", "other_counts"):
+            if self.dataset is None and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning without dataset; name the dataset or drop the key")
         return self
 
 

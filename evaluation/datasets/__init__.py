@@ -85,7 +85,7 @@ def _opened(config: EvaluationSet, dataset: Dataset | None) -> LabelledSet:
     packed = config.path.lower().endswith(_ARCHIVES) or (
         is_folder and any(uri.lower().endswith(_ARCHIVES) for uri in storage.list_files(config.path))
     )
-    if reader is None and not packed:
+    if config.layout == "folders" or (reader is None and not packed):
         return labelled.open_set(config)
     bundle = open_bundle(config.path)
     if is_webdataset(bundle):

@@ -192,7 +192,7 @@ def _read_svhn(bundle: Bundle, split: str) -> tuple[Pixels, list[int]]:
         refuse_split(bundle, split, ("train", "test", "extra"))
     name = f"{split}_32x32.mat"
     table = read_matlab(bundle.data(name, limit=MOST_ARRAY), f"{bundle.path}: {name!r}", most=MOST_ARRAY)
-    pixels, labels = table.get("X"), np.atleast_1d(table.get("y", []))
+    pixels, labels = table.get("X"), table.get("y")
     if (
         not isinstance(pixels, np.ndarray)
         or pixels.dtype != np.uint8
@@ -200,9 +200,10 @@ def _read_svhn(bundle: Bundle, split: str) -> tuple[Pixels, list[int]]:
         or pixels.shape[:3] != (32, 32, 3)
     ):
         raise InputError(f"{bundle.path}: {name!r} has no X of 32 x 32 x 3 bytes a digit; restore it")
-    if not np.issubdtype(labels.dtype, np.number) or labels.ndim != 1:
+    if not isinstance(labels, np.ndarray) or not np.isfinite(labels).all():
         raise InputError(f"{bundle.path}: {name!r} has no y with a number a digit; restore it")
-    return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), [0 if label == 10 else int(label) for label in labels]
+    digits = [0 if label == 10 else int(label) for label in labels.reshape(-1)]
+    return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), digits
 
 
 def _read_fer2013(bundle: Bundle, split: str) -> tuple[Pixels, list[int]]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -128,16 +127,15 @@ def stanford_cars(bundle: Bundle, split: str) -> Found:
     """`cars_test_annos_withlabels.mat` (the test labels are a file of their own) or `cars_train_annos.mat`; names in `cars_meta.mat`."""
     files = {"train": "cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
     name = files.get(split) or refuse_split(bundle, split, files)
-    annotations = _matlab(bundle, name, "annotations")
-    names = [str(value) for value in _matlab(bundle, "cars_meta.mat", "class_names")]
-    if annotations.dtype.names is None or not {"class", "fname"} <= set(annotations.dtype.names):
-        raise InputError(f"{bundle.path}: {name!r} has no fields class and fname; take the file with labels")
+    names = [str(value) for value in _list(bundle, "cars_meta.mat", "class_names")]
     rows = []
-    for entry in annotations:
-        label = int(entry["class"])
+    for entry in _list(bundle, name, "annotations"):
+        label, file = _number(entry, "class"), entry.get("fname") if isinstance(entry, dict) else None
+        if label is None or not isinstance(file, str):
+            raise InputError(f"{bundle.path}: {name!r} has no fields class and fname; take the file with labels")
         if not 0 < label <= len(names):
             raise InputError(f"{bundle.path}: {name!r}: class {label} of {len(names)}; restore it")
-        rows.append((str(entry["fname"]), str(label)))
+        rows.append((file, str(label)))
     found = listed(
         bundle, pictures_under(bundle, f"cars_{split}"), rows, [str(number + 1) for number in range(len(names))]
     )
@@ -183,13 +181,15 @@ def imagenet(bundle: Bundle, split: str) -> Found:
         return listed(bundle, pictures, answers)
     if bundle.find("ILSVRC2012_validation_ground_truth.txt") is None:
         return class_folders(bundle, "val" if bundle.under("val") else "all")
-    synsets = _matlab(bundle, "meta.mat", "synsets")
-    fields = ("ILSVRC2012_ID", "WNID", "num_children")
-    if synsets.dtype.names is None or not set(fields) <= set(synsets.dtype.names):
-        raise InputError(
-            f"{bundle.path}: 'meta.mat' has no fields {', '.join(fields)}; take that of the development kit of 2012"
-        )
-    synset = {str(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets if not int(entry["num_children"])}
+    synset: dict[str, str] = {}
+    for entry in _list(bundle, "meta.mat", "synsets"):
+        number, children = _number(entry, "ILSVRC2012_ID"), _number(entry, "num_children")
+        if number is None or children is None or not isinstance(entry.get("WNID"), str):
+            raise InputError(
+                f"{bundle.path}: 'meta.mat' has no fields ILSVRC2012_ID, WNID, num_children; take that of the development kit of 2012"
+            )
+        if not children:
+            synset[str(number)] = entry["WNID"]
     truth = bundle.lines("ILSVRC2012_validation_ground_truth.txt")
     answers = [
         (f"ILSVRC2012_val_{place:08d}.JPEG", synset.get(word, word)) for place, word in enumerate(truth, start=1)
@@ -276,19 +276,32 @@ def ucf101(bundle: Bundle, split: str) -> Found:
 # ---- tables
 
 
-def _matlab(bundle: Bundle, name: str, key: str) -> Any:
-    """A variable as an array of at least one dimension."""
+def _variable(bundle: Bundle, name: str, key: str) -> Any:
     table = read_matlab(bundle.data(name), f"{bundle.path}: {name!r}")
     if key not in table:
         raise InputError(f"{bundle.path}: {name!r} has no variable {key!r}, it has {', '.join(table)}; restore it")
-    return np.atleast_1d(table[key])
+    return table[key]
 
 
-def _integers(bundle: Bundle, name: str, key: str) -> Sequence[int]:
-    values = _matlab(bundle, name, key)
-    if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
+def _list(bundle: Bundle, name: str, key: str) -> list[Any]:
+    """A variable that is a cell array or an array of structs."""
+    values = _variable(bundle, name, key)
+    if not isinstance(values, list):
+        raise InputError(f"{bundle.path}: {key!r} of {name!r} is no list; restore it")
+    return values
+
+
+def _integers(bundle: Bundle, name: str, key: str) -> list[int]:
+    values = _variable(bundle, name, key)
+    if not isinstance(values, np.ndarray) or not np.isfinite(values).all():
         raise InputError(f"{bundle.path}: {key!r} of {name!r} is no list of numbers; restore it")
-    return [int(value) for value in values]
+    return [int(value) for value in values.reshape(-1)]
+
+
+def _number(entry: Any, key: str) -> int | None:
+    """A field of a struct that is one number."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return int(value) if isinstance(value, np.ndarray) and value.size == 1 and np.isfinite(value).all() else None
 
 
 def _json(bundle: Bundle, name: str, text: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +75,8 @@ class _Call:
 def read_pickle(data: bytes) -> Any:
     """The value; strings of Python 2 as bytes, arrays as uint8[…]. Raises PickleRefused, and nothing else, whatever the bytes are."""
     try:
-        return _plain(_run(data), {})
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes in a text
+            return _plain(_run(data), {})
     except PickleRefused:
         raise
     # pickletools answers broken input with ValueError and its relatives, a stack that is too short is an IndexError, a bad key a TypeError.

@@ -22,7 +22,7 @@ def is_webdataset(bundle: Bundle) -> bool:
 def webdataset(bundle: Bundle, split: str) -> Found:
     """All samples that have a picture, tar by tar; a split is the tars under a folder of its name, or all of them."""
     tars = [member for member in bundle.members if member.kind in ("tar", "tar.gz")]
-    inside = [member for member in tars if f"/{split}/" in f"/{member.container}"] or tars
+    inside = [member for member in tars if f"/{split}/" in "/" + member.container.removeprefix(bundle.path)] or tars
     samples: dict[tuple[str, str], dict[str, Member]] = {}
     for member in sorted(inside, key=lambda member: (member.container, member.start)):
         folder, _, last = member.name.rpartition("/")

@@ -57,9 +57,9 @@ def pack(files: Mapping[str, bytes], place: Path, manner: str) -> Path:
 
 def opened(path: Path, dataset: str | None, split: str = "test", **more: Any) -> LabelledSet:
     """A set of other than the published size."""
-    table: dict[str, Any] = {"name": "set", "path": str(path), "dataset": dataset, "split": split, **more}
+    table: dict[str, Any] = {"name": "set", "path": str(path), **more}
     if dataset is not None:
-        table = {"other_counts": True, **table}
+        table = {"other_counts": True, "dataset": dataset, "split": split, **table}
     return open_set(EvaluationSet.model_validate(table))
 
 
@@ -113,3 +113,29 @@ def matlab(compressed: bool = True, **variables: Any) -> bytes:
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, variables, do_compression=compressed)
     return buffer.getvalue()
+
+
+# ---- CIFAR
+
+CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def planes(first: int, count: int) -> NDArray[np.uint8]:
+    """CIFAR's rows: all red values of a picture, all green ones, all blue ones."""
+    return np.stack([pixels(first + k).transpose(2, 0, 1).reshape(-1) for k in range(count)])
+
+
+def cifar10_files() -> dict[str, bytes]:
+    files = {
+        "cifar-10-batches-py/batches.meta": python2_pickle({"label_names": [name.encode() for name in CIFAR_NAMES]})
+    }
+    for number in range(1, 6):
+        batch = {
+            "batch_label": b"training",
+            "labels": [number, 2],
+            "data": planes(10 * number, 2),
+            "filenames": [b"a", b"b"],
+        }
+        files[f"cifar-10-batches-py/data_batch_{number}"] = python2_pickle(batch)
+    files["cifar-10-batches-py/test_batch"] = python2_pickle({"data": planes(90, 3), "labels": [3, 0, 9]})
+    return files

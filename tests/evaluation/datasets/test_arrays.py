@@ -7,42 +7,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from evaluation.datasets.pickled import PickleRefused, read_pickle
 from evaluation.datasets.raw import picture, png
 from pipeline.content.image import decode
 from pipeline.contracts.errors import InputError
-from tests.evaluation.datasets.packing import MANNERS, idx, matlab, opened, pack, pixels, python2_pickle, seen
+from tests.evaluation.datasets.packing import (
+    CIFAR_NAMES,
+    MANNERS,
+    cifar10_files,
+    idx,
+    matlab,
+    opened,
+    pack,
+    pixels,
+    planes,
+    python2_pickle,
+    seen,
+)
 
 PINNED = "664fc93c785dc4c415cee8fde6f7e0ff2c0a5d5b706c8654bde19c935862dceb"
-NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-def planes(first: int, count: int) -> NDArray[np.uint8]:
-    """CIFAR's rows: all red values of a picture, all green ones, all blue ones."""
-    return np.stack([pixels(first + k).transpose(2, 0, 1).reshape(-1) for k in range(count)])
-
-
-def cifar10_files() -> dict[str, bytes]:
-    files = {"cifar-10-batches-py/batches.meta": python2_pickle({"label_names": [name.encode() for name in NAMES]})}
-    for number in range(1, 6):
-        batch = {
-            "batch_label": b"training",
-            "labels": [number, 2],
-            "data": planes(10 * number, 2),
-            "filenames": [b"a", b"b"],
-        }
-        files[f"cifar-10-batches-py/data_batch_{number}"] = python2_pickle(batch)
-    files["cifar-10-batches-py/test_batch"] = python2_pickle({"data": planes(90, 3), "labels": [3, 0, 9]})
-    return files
 
 
 @pytest.mark.parametrize("manner", MANNERS)
 def test_cifar10(tmp_path: Path, manner: str) -> None:
     path = pack(cifar10_files(), tmp_path / "cifar", manner)
     found = opened(path, "cifar10")
-    assert (found.classes, found.labels.tolist(), found.ids) == (NAMES, [3, 0, 9], ["0", "1", "2"])
+    assert (found.classes, found.labels.tolist(), found.ids) == (CIFAR_NAMES, [3, 0, 9], ["0", "1", "2"])
     np.testing.assert_array_equal(seen(found), [pixels(90), pixels(91), pixels(92)])
     train = opened(path, "cifar10", "train")
     assert train.labels.tolist() == [1, 2, 2, 2, 3, 2, 4, 2, 5, 2]
@@ -54,7 +45,7 @@ def test_cifar_in_its_binary_form(tmp_path: Path) -> None:
     """The same pictures have the same bytes, so the same hash, whatever they were packed in."""
     python = opened(pack(cifar10_files(), tmp_path / "py", "tar.gz"), "cifar10")
     rows = np.hstack([np.array([[3], [0], [9]], np.uint8), planes(90, 3)])
-    files = {"b/batches.meta.txt": "\n".join([*NAMES, ""]).encode(), "b/test_batch.bin": rows.tobytes()}
+    files = {"b/batches.meta.txt": "\n".join([*CIFAR_NAMES, ""]).encode(), "b/test_batch.bin": rows.tobytes()}
     assert opened(pack(files, tmp_path / "bin", "tar"), "cifar10").content_hash == python.content_hash
 
     names = [f"fine {k}" for k in range(100)]

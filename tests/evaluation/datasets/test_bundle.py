@@ -2,23 +2,37 @@
 
 import gzip
 import io
-import struct
+import pickle
+import random
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from evaluation.config import EvaluationSet
 from evaluation.datasets import READERS, open_set
 from evaluation.datasets.bundle import open_bundle
 from evaluation.datasets.catalogue import catalogue, check_size, known
-from evaluation.datasets.matlab import read_matlab
+from evaluation.datasets.pickled import PickleRefused, read_pickle
+from evaluation.overlap.job import hash_pictures
 from pipeline.contracts.errors import InputError
-from tests.evaluation.datasets.packing import encoded, matlab, opened, pack
+from tests.evaluation.datasets.packing import MANNERS, encoded, opened, pack, python2_pickle
 
 FILES = {f"2750/{name}/{k}.jpg": encoded(10 * k + len(name)) for name in ("Forest", "River") for k in range(3)}
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_a_set_travels_to_the_workers_of_the_overlap_job(tmp_path: Path, manner: str) -> None:
+    """It is pickled with places only, opened there again, and hashed in pieces."""
+    found = opened(pack(FILES, tmp_path / "set", manner), "eurosat", "all")
+    there = pickle.loads(pickle.dumps(found))
+    pieces = [hash_pictures(there, [0, 1]), hash_pictures(there, [2, 3, 4, 5])]
+    whole = hash_pictures(found, list(range(6)))
+    assert pa.concat_tables(pieces).equals(whole)
+    assert whole["sha256"].to_pylist() == found.sha256
 
 
 @pytest.mark.parametrize("manner", ["tar", "tar.gz", "zip"])
@@ -62,11 +76,19 @@ def test_a_member_larger_than_any_picture_is_not_read(tmp_path: Path) -> None:
             opened(tmp_path / name, "eurosat", "all")
 
 
-def test_a_matlab_bomb_is_not_inflated() -> None:
-    packed = zlib.compress(struct.pack("<II", 14, 1 << 30) + bytes(1 << 20), 9)
-    data = matlab(x=1)[:128] + struct.pack("<II", 15, len(packed)) + packed
-    with pytest.raises(InputError, match="more than 1,000 bytes of variables"):
-        read_matlab(data, "x.mat", most=1000)
+def test_mangled_pickles() -> None:
+    whole = python2_pickle({"labels": [1, 2, 300], "data": np.zeros((2, 4), np.uint8), "names": [b"a", b"b" * 300]})
+    refused = 0
+    for seed in range(1000):
+        draws = random.Random(seed)
+        data = bytearray(whole)
+        for _ in range(draws.choice((1, 2, 8))):
+            data[draws.randrange(len(data))] = draws.randrange(256)
+        try:
+            read_pickle(bytes(data))
+        except PickleRefused:
+            refused += 1
+    assert refused > 300
 
 
 def test_nothing_outside_is_read_or_written(tmp_path: Path) -> None:
@@ -114,6 +136,10 @@ def test_webdataset(tmp_path: Path) -> None:
     assert found.captions[found.ids.index("1.tar/s1")] == "a picture 11"
     (tmp_path / "wds" / "test" / "classnames.txt").write_text("cat\ndog\n")
     assert opened(tmp_path / "wds" / "test", "cifar10").classes == ["cat", "dog"]
+    (tmp_path / "wds" / "test" / "classnames.txt").unlink()
+    pack({"s0.jpg": encoded(50), "s0.cls": b"0"}, tmp_path / "wds" / "train" / "0", "tar")
+    assert len(opened(tmp_path / "wds", "cifar10")) == 4
+    assert opened(tmp_path / "wds", "cifar10", "train").ids == ["train/s0"]
     pack({"a.jpg": encoded(1), "a.cls": b"dog"}, tmp_path / "bad", "tar")
     with pytest.raises(InputError, match=r"'a\.cls' holds 'dog', no class number"):
         opened(tmp_path / "bad.tar", None)
@@ -168,5 +194,8 @@ def test_a_set_of_another_size_is_refused(tmp_path: Path) -> None:
         opened(path, "eurosat", "all", label="class")
     with pytest.raises(ValueError, match="other_counts has no meaning without dataset"):
         EvaluationSet(name="x", path=str(path), other_counts=True)
+    folders = pack(FILES, tmp_path / "plain", "folder")
+    found = opened(folders / "2750", "cifar10", layout="folders")
+    assert (found.classes, found.labels.tolist()) == (["Forest", "River"], [0, 0, 0, 1, 1, 1])
     with pytest.raises(InputError, match="nothing there"):
         open_set(EvaluationSet(name="x", path=str(tmp_path / "absent.zip"), dataset="eurosat"))
