@@ -10,6 +10,7 @@ import pytest
 from evaluation import prompts
 from evaluation.config import PromptConfig
 from evaluation.datasets.catalogue import catalogue
+from evaluation.datasets.lists import VOC_CLASSES
 from evaluation.prompts import (
     OPENAI_SECTIONS,
     Prompts,
@@ -176,6 +177,11 @@ def test_openais_published_file() -> None:
         "Jumping Jack",
         "Jump Rope",
     ]
+    pets = load_prompts(str(PUBLISHED / "openai_prompts.md"), "oxford_pets").classes
+    assert pets is not None
+    assert [names[0].casefold() for names in pets] == sorted(names[0].casefold() for names in pets)
+    objects = load_prompts(str(PUBLISHED / "openai_prompts.md"), "voc2007").classes
+    assert [names[0] for names in objects or []] == VOC_CLASSES
     counts = load_prompts(str(PUBLISHED / "openai_prompts.md"), "clevr_counts").classes
     assert counts == [[str(count)] for count in range(3, 11)]
     emotions = load_prompts(str(PUBLISHED / "openai_prompts.md"), "fer2013").classes
@@ -226,11 +232,13 @@ def test_sets_with_some_of_imagenets_classes(tmp_path: Path, monkeypatch: pytest
     (folder / "imagenet.zh.toml").write_text(
         'classes = [["丁鲷", "鲷"], "金鱼", "大白鲨"]\ntemplates = ["{}的照片"]\n', "utf-8"
     )
-    (folder / "shift.toml").write_text('indices = [[2], [0], [0, 1]]\nlabels = ["shark", "tench", "fish"]\n', "utf-8")
+    (folder / "shift.toml").write_text(
+        'indices = [[2], [0], [0, 1]]\nlabels = ["shark", "tench", "any_fish"]\n', "utf-8"
+    )
     monkeypatch.setattr(prompts, "_HERE", tmp_path)
     assert shipped_sets() == ["imagenet.zh", "shift.zh"]
     found = load_prompts("shift.zh")
-    assert (found.classes, found.templates) == ([["大白鲨"], ["丁鲷", "鲷"], ["fish"]], ["{}的照片"])
+    assert (found.classes, found.templates) == ([["大白鲨"], ["丁鲷", "鲷"], ["any fish"]], ["{}的照片"])
 
 
 def test_names_of_another_set_are_refused() -> None:
