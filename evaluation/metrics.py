@@ -1,8 +1,8 @@
 """The metrics of the CLIP paper's datasets, each with an interval and with what guessing would reach.
 
 Which dataset takes which is data (`datasets/catalogue.toml`). A proportion has the exact interval of Clopper and Pearson; the others are
-bootstrapped over independent examples (videos, where frames were averaged). Every metric is a function of how often each example counts,
-so that a resampled set costs no second sort.
+bootstrapped over independent examples (pictures, if some are repeated; videos, where frames were averaged). Every metric is a function of
+how often each example counts, so that a resampled set costs no second sort.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ class Rate:
 @dataclass(frozen=True)
 class Answers:
     """What a model said of n examples: scores float32[n, classes] (higher is nearer), its best classes int32[n, k], and the truth:
-    `labels` int32[n], or `marks` int8[n, classes] where an example has several.
+    `labels` int32[n], or `marks` int8[n, classes] where an example has several. `units` int64[n] numbers the pictures from 0 on, where some
+    examples are the same picture: those are drawn together.
     """
 
     scores: NDArray[np.float32]
     best: NDArray[np.int32]
     labels: NDArray[np.int32]
     marks: NDArray[np.int8] | None = None
+    units: NDArray[np.int64] | None = None
 
     @property
     def hit(self) -> NDArray[np.bool_]:
@@ -77,7 +79,7 @@ class Answers:
         """The same answers with class k called `order[k]`."""
         scores = np.empty_like(self.scores)
         scores[:, order] = self.scores
-        return Answers(scores, order[self.best].astype(np.int32), self.labels, self.marks)
+        return dataclasses.replace(self, scores=scores, best=order[self.best].astype(np.int32))
 
 
 def rate(hits: NDArray[np.bool_], confidence: float) -> Rate:
@@ -97,7 +99,8 @@ def measure(metric: Metric, answers: Answers, confidence: float) -> Rate:
     def of_rows(rows: NDArray[np.int64]) -> float:
         return function(np.bincount(rows, minlength=n).astype(np.int64))
 
-    found = bootstrap(of_rows, np.arange(n, dtype=np.int64), confidence=confidence)
+    units = np.arange(n, dtype=np.int64) if answers.units is None else answers.units
+    found = bootstrap(of_rows, units, confidence=confidence)
     return Rate(found.value, found.low, found.high)
 
 

@@ -160,8 +160,13 @@ def evaluate(
         raise InputError(
             f"set {labelled.name!r} ({labelled.path}): frame {labelled.ids[odd]!r} has another label than its video; mend the labels"
         )
+    pictures = np.array([labelled.sha256[rows[place]].hex() for place in first])
     answers = Answers(
-        scores, rank(scores), labels[first], None if labelled.marks is None else labelled.marks[rows][first]
+        scores=scores,
+        best=rank(scores),
+        labels=labels[first],
+        marks=None if labelled.marks is None else labelled.marks[rows][first],
+        units=np.unique(pictures, return_inverse=True)[1] if labelled.groups is None else None,
     )
     groups = None if labelled.subgroups is None else [labelled.subgroups[rows[place]] for place in first]
     figures = summarise(

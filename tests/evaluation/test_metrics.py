@@ -1,5 +1,6 @@
 """The datasets' metrics against slow twins in fractions, their intervals against simulated worlds, the guard against wrong names."""
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -119,6 +120,18 @@ def test_intervals_hold_the_truth(metric: Metric) -> None:
 @pytest.mark.parametrize("metric", BOOTSTRAPPED)
 def test_intervals_cover_the_truth(metric: Metric) -> None:
     assert 0.89 <= share_covered(metric, 200) <= 0.99
+
+
+def test_a_repeated_picture_is_no_further_evidence() -> None:
+    """Each example twice, known as the same picture: the interval of the set without repeats; not known: a narrower one."""
+    once = answers(3, 150, 4)
+    twice = repeated(once, np.repeat(np.arange(150), 2))
+    found = metrics.measure("mean_per_class", once, 0.95)
+    together = metrics.measure("mean_per_class", dataclasses.replace(twice, units=np.repeat(np.arange(150), 2)), 0.95)
+    apart = metrics.measure("mean_per_class", twice, 0.95)
+    assert None not in (found.low, found.high, apart.low, apart.high)
+    assert (together.low, together.high) == pytest.approx((found.low, found.high), abs=1e-12)
+    assert (apart.high or 0) - (apart.low or 0) < 0.8 * ((found.high or 0) - (found.low or 0))
 
 
 def test_guessing_reaches_what_chance_says() -> None:
