@@ -140,11 +140,12 @@ def evaluate(
     class_names: Sequence[Sequence[str]] | None = None,
     metric: Metric = "accuracy",
     confidence: float = 0.95,
+    keep_scores: bool = False,
 ) -> tuple[Scores, pa.Table]:
     """Score one set; returns the figures and one PREDICTION_SCHEMA row per labelled example (frame).
 
-    `class_names`: one list a class; None: the set's own names. Raises InputError when the set has no labels or fewer than two classes, its
-    labels do not fit the metric, or the frames of a video have different labels.
+    `class_names`: one list a class; None: the set's own names. `keep_scores`: the rows have the scores of every class. Raises InputError
+    when the set has no labels or fewer than two classes, its labels do not fit the metric, or the frames of a video have different labels.
     """
     rows = np.arange(len(labelled)) if labelled.marks is not None else np.flatnonzero(labelled.labels != UNLABELLED)
     _check(labelled, rows, metric)
@@ -168,16 +169,16 @@ def evaluate(
         marks=None if labelled.marks is None else labelled.marks[rows][first],
         units=np.unique(pictures, return_inverse=True)[1] if labelled.groups is None else None,
     )
-    groups = None if labelled.subgroups is None else [labelled.subgroups[rows[place]] for place in first]
     figures = summarise(
         answers,
         labelled.classes,
-        groups=groups,
+        groups=groups_of(labelled, rows[first]),
         unlabelled=len(labelled) - len(rows),
         metric=metric,
         confidence=confidence,
     )
-    return figures, _table(labelled, rows, answers, example, metric)
+    every_class = keep_scores or metric in ("map11", "roc_auc")
+    return figures, prediction_table(labelled, rows, answers, example, keep_scores=every_class)
 
 
 def _check(labelled: LabelledSet, rows: NDArray[np.int64], metric: Metric) -> None:
@@ -212,12 +213,18 @@ def _videos(
     return video, (sums / np.bincount(video)[:, None]).astype(np.float32)
 
 
-def _table(
-    labelled: LabelledSet, rows: NDArray[np.int64], answers: Answers, example: NDArray[np.int64], metric: Metric
+def prediction_table(
+    labelled: LabelledSet,
+    rows: NDArray[np.int64],
+    answers: Answers,
+    example: NDArray[np.int64] | None = None,
+    *,
+    keep_scores: bool = False,
 ) -> pa.Table:
+    """One PREDICTION_SCHEMA row for each of `rows` int64[n]. `example` int64[n] is each row's place in the answers; None: its own."""
+    example = np.arange(len(rows)) if example is None else example
     best = answers.best[example]
     score = np.take_along_axis(answers.scores, answers.best[:, :1], axis=1)[:, 0].astype(np.float32)[example]
-    keep_all = metric in ("map11", "roc_auc")
     return pa.table(
         [
             pa.array(rows, pa.int64()),
@@ -230,10 +237,15 @@ def _table(
             pa.array(answers.hit[example]),
             _column(labelled.subgroups, rows),
             _column(labelled.groups, rows),
-            pa.array(answers.scores[example].tolist() if keep_all else [None] * len(rows), pa.list_(pa.float32())),
+            pa.array(answers.scores[example].tolist() if keep_scores else [None] * len(rows), pa.list_(pa.float32())),
         ],
         schema=PREDICTION_SCHEMA,
     )
+
+
+def groups_of(labelled: LabelledSet, rows: NDArray[np.int64]) -> list[str | None] | None:
+    """The subgroup of each of `rows`, where the set has any."""
+    return None if labelled.subgroups is None else [labelled.subgroups[row] for row in rows]
 
 
 def _column(values: Sequence[str | None] | None, rows: NDArray[np.int64]) -> pa.Array:
