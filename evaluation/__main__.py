@@ -1,4 +1,4 @@
-"""`python -m evaluation overlap|label|zeroshot|retrieval --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`,
+"""`python -m evaluation overlap|label|zeroshot|retrieval|probe|fewshot --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`,
 `thresholds DIR LABELS…`.
 
 `report`, `verify` and `thresholds` read a finished report and load neither ray nor torch: an auditor's machine needs neither. That is why
@@ -26,6 +26,10 @@ def main(argv: list[str]) -> int | None:
         return _label(arguments)
     if arguments.command == "thresholds":
         return _thresholds(arguments.directory, arguments.labels)
+    if arguments.command == "probe":
+        return _probe(arguments)
+    if arguments.command == "fewshot":
+        return _fewshot(arguments)
     if arguments.command == "verify":
         return _verify(arguments.directory)
     return _report(arguments.directory)
@@ -42,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
             "label",
             "write pages on which people say whether near pictures are the same (after `overlap`, with its configuration)",
         ),
+        ("probe", "a linear classifier on a model's features, its strength searched as in the paper"),
+        ("fewshot", "the same from 1, 2, 4, 8 and 16 examples a class, by published lists"),
     ):
         add_config_arguments(commands.add_parser(name, help=words, description=words, allow_abbrev=False))
     for name, words in (
@@ -115,6 +121,34 @@ def _score(arguments: argparse.Namespace) -> int | None:
         return None
     run = run_zeroshot if arguments.command == "zeroshot" else run_retrieval
     print(run(config))
+    return None
+
+
+def _probe(arguments: argparse.Namespace) -> int | None:
+    from evaluation.config import ProbeConfig
+
+    config = load_config(ProbeConfig, arguments.config, arguments.overrides)
+    # Loads torch: not before the configuration is known to be right.
+    from evaluation import probing
+
+    if arguments.check:
+        _show_check(config, probing.plan(config))
+        return None
+    print(probing.run(config))
+    return None
+
+
+def _fewshot(arguments: argparse.Namespace) -> int | None:
+    from evaluation.config import FewshotConfig
+
+    config = load_config(FewshotConfig, arguments.config, arguments.overrides)
+    # Loads torch: not before the configuration is known to be right.
+    from evaluation import fewshot
+
+    if arguments.check:
+        _show_check(config, fewshot.plan(config))
+        return None
+    print(fewshot.run(config))
     return None
 
 

@@ -6,11 +6,11 @@ read is identified by content: the corpus by its `content_root`, an evaluation s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.content.labelled import LabelledSetConfig, check_template
+from pipeline.content.labelled import SET_NAME, LabelledSetConfig, check_template
 from pipeline.contracts.config import StrictModel, not_semantic
 
 Metric = Literal["accuracy", "mean_per_class", "map11", "roc_auc", "mean_top1_top5"]
@@ -186,4 +186,58 @@ class ZeroshotConfig(StrictModel):
         if len(set(names)) != len(names):
             raise ValueError("sets: two sets have the same name; each set needs its own")
         check_template(self.caption_template)
+        return self
+
+
+class ProbeSet(StrictModel):
+    """One dataset of a probe: what is learned from, where the strength is chosen, what is reported. All three have one class list."""
+
+    name: str = Field(pattern=SET_NAME, max_length=100)
+    train: EvaluationSet
+    validation: EvaluationSet | None = None  # none: `validation_share` of train
+    test: EvaluationSet
+    metric: Literal["top1", "mean_per_class"] = "top1"  # by which the strength is chosen; both are reported
+
+
+class _ProbeConfig(StrictModel):
+    model: str = not_semantic(...)  # folder or file that trainer.export wrote
+    sets: list[ProbeSet] = Field(min_length=1)
+    validation_share: float = Field(0.2, gt=0, lt=1)  # cut from train, class by class, where a set has no validation
+    seed: int = Field(0, ge=0, lt=1 << 64)  # of that cut
+    tolerance: float = Field(
+        1e-4, gt=0, lt=1
+    )  # largest entry of the gradient of a finished fit; scikit-learn's default
+    confidence: float = Field(0.95, gt=0, lt=1)
+    out: str = not_semantic(...)
+    batch: int = not_semantic(64, ge=1)
+    device: str = not_semantic("cpu")
+    cache: str | None = not_semantic(None)  # folder of features kept by content; none: nothing is kept
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [one.name.lower() for one in self.sets]
+        if len(set(names)) != len(names):
+            raise ValueError("sets: two sets have the same name; each set needs its own")
+        return self
+
+
+class ProbeConfig(_ProbeConfig):
+    """`python -m evaluation probe`: a linear classifier on the features of one exported model."""
+
+
+class FewshotConfig(_ProbeConfig):
+    """`python -m evaluation fewshot`: the same from a few examples a class, several times."""
+
+    shots: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4, 8, 16], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=1 << 64)]] = Field([0, 1, 2, 3, 4], min_length=2)
+    lists: str | None = not_semantic(
+        None
+    )  # folder of the lists of an earlier run (its `lists`); none: chosen by the seeds
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if sorted(set(self.shots)) != self.shots:
+            raise ValueError(f"shots: {self.shots} must ascend without repeats")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} names one twice; each seed is one draw")
         return self

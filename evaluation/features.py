@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,6 @@ from evaluation.cache import Cache
 from pipeline.content.labelled import LabelledSet
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import RunError
-
-Layer = Literal["embedding", "penultimate"]
-"""`embedding` lies in the space that pictures and texts share; `penultimate` is what a probe takes (A.3): before the projection in a
-vision transformer, and the attention pool's output, which is the embedding, in a ResNet.
-"""
 
 
 class Encoder(Protocol):
@@ -37,15 +32,15 @@ class Encoder(Protocol):
         ...
 
 
-class LayeredEncoder(Encoder, Protocol):
-    """An encoder with its layer before the projection."""
+class FeatureEncoder(Protocol):
+    """What a probe needs of a model."""
 
-    def images(self, labelled: LabelledSet, rows: Sequence[int], layer: Layer = "embedding") -> NDArray[np.float32]:
-        """float32[rows, d or width] for ascending rows of a set."""
+    def features(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32[rows, width] for ascending rows of a set: a ViT's before the projection, not normalised."""
         ...
 
 
-class IdentifiedEncoder(LayeredEncoder, Protocol):
+class IdentifiedEncoder(Encoder, FeatureEncoder, Protocol):
     """An encoder that can say what it is: only of such a one are features kept."""
 
     def image_identity(self) -> dict[str, Json]:
@@ -64,13 +59,13 @@ class CachedEncoder:
         self._encoder = encoder
         self._cache = Cache(folder)
 
-    def images(self, labelled: LabelledSet, rows: Sequence[int], layer: Layer = "embedding") -> NDArray[np.float32]:
-        """float32[rows, d or width] for ascending rows of a set."""
-        pictures = content_digest(labelled.sha256[row] for row in rows)
-        return self._cache.array(
-            {"of": "pictures", "layer": layer, "pictures": pictures, **self._encoder.image_identity()},
-            functools.partial(self._encoder.images, labelled, rows, layer),
-        )
+    def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32[rows, d] for ascending rows of a set."""
+        return self._kept(self._encoder.images, "embedding", labelled, rows)
+
+    def features(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32[rows, width] for ascending rows of a set: a ViT's before the projection, not normalised."""
+        return self._kept(self._encoder.features, "features", labelled, rows)
 
     def texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """float32[sentences, d]."""
@@ -78,6 +73,19 @@ class CachedEncoder:
         return self._cache.array(
             {"of": "sentences", "sentences": digest, **self._encoder.text_identity()},
             functools.partial(self._encoder.texts, sentences),
+        )
+
+    def _kept(
+        self,
+        compute: Callable[[LabelledSet, Sequence[int]], NDArray[np.float32]],
+        layer: str,
+        labelled: LabelledSet,
+        rows: Sequence[int],
+    ) -> NDArray[np.float32]:
+        pictures = content_digest(labelled.sha256[row] for row in rows)
+        return self._cache.array(
+            {"of": "pictures", "layer": layer, "pictures": pictures, **self._encoder.image_identity()},
+            functools.partial(compute, labelled, rows),
         )
 
 

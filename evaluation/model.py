@@ -7,14 +7,14 @@ gradients; a row's embedding does not depend on the batch it came in (up to floa
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.features import Layer
+from evaluation.device import usable
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet, Picture
 from pipeline.contracts.cli import Progress
@@ -22,7 +22,6 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from trainer import export
 from trainer.data import transforms
-from trainer.models.vit import VisionTransformer
 
 PIXELS_VERSION = 1
 """Of the way from bytes to pixels (`pipeline.content.image.decode`, `transforms.evaluation_pixels`): raise it when either gives other
@@ -35,21 +34,23 @@ class ModelEncoder:
     """An exported model on a device."""
 
     def __init__(self, path: str, *, batch: int = 64, device: str = "cpu") -> None:
-        try:
-            self._device = torch.device(device)
-        except RuntimeError:
-            raise InputError(f"device: {device!r} is no device of torch; use for example 'cpu' or 'cuda'") from None
-        if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device: {device!r} is not there (torch sees no GPU); use device=cpu")
+        self._device = usable(device)
         model, self._tokenizer, self.card = export.load_model(path)
         self._model = model.eval().to(self._device)
         self._batch = batch
 
+    def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32[rows, d]. Raises InputError for a picture that cannot be opened."""
+        return self._each_batch(labelled, rows, self._model.encode_image)
+
+    def features(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32[rows, width], what a linear probe reads: see `trainer.models.CLIP.image_features`. Raises as `images`."""
+        return self._each_batch(labelled, rows, self._model.image_features)
+
     @torch.inference_mode()
-    def images(self, labelled: LabelledSet, rows: Sequence[int], layer: Layer = "embedding") -> NDArray[np.float32]:
-        """float32[rows, d], or float32[rows, width] before the projection of a vision transformer (`penultimate`; of a ResNet the same as
-        `embedding`). Raises InputError for a picture that cannot be opened.
-        """
+    def _each_batch(
+        self, labelled: LabelledSet, rows: Sequence[int], tower: Callable[[torch.Tensor], torch.Tensor]
+    ) -> NDArray[np.float32]:
         pictures = labelled.pictures(rows)
         found = []
         with Progress(len(rows), "pictures", labelled.name) as progress:
@@ -57,7 +58,7 @@ class ModelEncoder:
                 pixels = np.stack([self._pixels(labelled, picture) for picture in batch])
                 raw = torch.from_numpy(pixels).to(self._device)
                 inputs = transforms.normalise(raw, self.card.pixel_mean, self.card.pixel_std)
-                found.append(self._encoded(inputs, layer).float().cpu().numpy())
+                found.append(tower(inputs).float().cpu().numpy())
                 progress.update(len(batch))
         embeddings: NDArray[np.float32] = np.concatenate(found)
         return embeddings
@@ -104,18 +105,6 @@ class ModelEncoder:
             "device": self._device.type,
             "torch": torch.__version__,
         }
-
-    def _encoded(self, inputs: torch.Tensor, layer: Layer) -> torch.Tensor:
-        tower = self._model.visual
-        if layer == "embedding" or not isinstance(tower, VisionTransformer):
-            return self._model.encode_image(inputs)
-        seen: list[torch.Tensor] = []
-        hook = tower.ln_post.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        try:
-            self._model.encode_image(inputs)
-        finally:
-            hook.remove()
-        return seen[0]
 
     def _pixels(self, labelled: LabelledSet, picture: Picture) -> NDArray[np.uint8]:
         size = self._model.preset.image_size

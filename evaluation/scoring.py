@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from evaluation import metrics, retrieval, zeroshot
-from evaluation.config import Metric, PromptConfig, ZeroshotConfig, ZeroshotSet
+from evaluation.config import FewshotConfig, Metric, ProbeConfig, PromptConfig, ZeroshotConfig, ZeroshotSet
 from evaluation.datasets import open_set
 from evaluation.datasets.catalogue import known
 from evaluation.features import CachedEncoder, Encoder, normalise
@@ -147,7 +147,9 @@ def retrieve_set(
     return retrieval.retrieve(images, embedded, digests, texts, confidence=confidence), len(rows)
 
 
-def load_encoder(config: ZeroshotConfig) -> tuple[Encoder, ModelIdentity]:
+def load_encoder(
+    config: ZeroshotConfig | ProbeConfig | FewshotConfig,
+) -> tuple[ModelEncoder | CachedEncoder, ModelIdentity]:
     """The exported model, behind the cache where the configuration names one, and who it is."""
     encoder = ModelEncoder(config.model, batch=config.batch, device=config.device)
     identity = ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root)

@@ -53,8 +53,9 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("scores", pa.list_(pa.float32())),
     ]
 )
-"""One row per labelled example (frame). `score` is the cosine of the predicted class, of a video its mean probability, and all frames of
-a video have its answer. `label` is -1 where an example has several; `scores` (of every class) are written where the metric needs them.
+"""One row per labelled example (frame). `score` is the cosine of the predicted class, of a video its mean probability, of a probe its
+probability; all frames of a video have its answer. `label` is -1 where an example has several; `scores` (of every class) are written
+where the metric needs them.
 """
 
 
@@ -126,7 +127,7 @@ def predict(images: NDArray[np.float32], weights: NDArray[np.float32]) -> tuple[
     return best, np.take_along_axis(scores, best[:, :1], axis=1)[:, 0].astype(np.float32)
 
 
-def rank(scores: NDArray[np.float32]) -> NDArray[np.int32]:
+def rank(scores: NDArray[np.floating]) -> NDArray[np.int32]:
     """The best `min(5, classes)` classes by scores float32[n, classes], best first, of equal scores the lower number; int32[n, k]."""
     found: NDArray[np.int32] = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].astype(np.int32)
     return found

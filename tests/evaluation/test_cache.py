@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation import cache as caches
 from evaluation import model as models
-from evaluation.features import CachedEncoder, Layer
+from evaluation.features import CachedEncoder
 from evaluation.model import ModelEncoder
 from pipeline.content.labelled import LabelledSet, LabelledSetConfig, open_set
 from tests.evaluation import exported
@@ -30,9 +30,13 @@ class Counting(ModelEncoder):
 
     asked = 0
 
-    def images(self, labelled: LabelledSet, rows: Sequence[int], layer: Layer = "embedding") -> NDArray[np.float32]:
+    def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
         self.asked += 1
-        return super().images(labelled, rows, layer)
+        return super().images(labelled, rows)
+
+    def features(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+        self.asked += 1
+        return super().features(labelled, rows)
 
     def texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         self.asked += 1
@@ -60,10 +64,10 @@ def test_kept_features_are_the_computed_ones(model: Path, tmp_path: Path) -> Non
     encoder = Counting(str(model))
     labelled = pictures(tmp_path / "set")
     kept = CachedEncoder(encoder, str(tmp_path / "cache"))
-    for layer in ("embedding", "penultimate"):
-        first, second = kept.images(labelled, [0, 2, 3], layer), kept.images(labelled, [0, 2, 3], layer)
+    for layer in ("images", "features"):
+        first, second = (getattr(kept, layer)(labelled, [0, 2, 3]) for _ in range(2))
         np.testing.assert_array_equal(first, second)
-        np.testing.assert_array_equal(first, ModelEncoder(str(model)).images(labelled, [0, 2, 3], layer))
+        np.testing.assert_array_equal(first, getattr(ModelEncoder(str(model)), layer)(labelled, [0, 2, 3]))
     np.testing.assert_array_equal(kept.texts(TEXTS), kept.texts(TEXTS))
     assert encoder.asked == 3
     # The same pictures in another set, under other names, labels and places are the same pictures.
@@ -72,25 +76,13 @@ def test_kept_features_are_the_computed_ones(model: Path, tmp_path: Path) -> Non
     assert encoder.asked == 3
 
 
-def test_the_layer_before_the_projection(model: Path, tmp_path: Path) -> None:
-    """Of a vision transformer the projection of it is the embedding (A.3's I_f); of a ResNet it is the embedding."""
-    labelled = pictures(tmp_path / "set")
-    encoder = ModelEncoder(str(model))
-    before, after = (encoder.images(labelled, range(4), layer) for layer in ("penultimate", "embedding"))
-    projection = encoder._model.state_dict()["visual.proj"].numpy()
-    assert before.shape == (4, projection.shape[0])
-    np.testing.assert_allclose(before @ projection, after, atol=1e-5)
-    resnet = ModelEncoder(str(exported_to(tmp_path / "resnet", "tiny")))
-    np.testing.assert_array_equal(resnet.images(labelled, [1], "penultimate"), resnet.images(labelled, [1]))
-
-
 class Case(NamedTuple):
     """What the second caller asks for."""
 
     encoder: ModelEncoder
     labelled: LabelledSet
     rows: Sequence[int] = (0, 1, 3)
-    layer: Layer = "embedding"
+    layer: Literal["images", "features"] = "images"
     sentences: Sequence[str] = TEXTS
 
 
@@ -151,7 +143,7 @@ PICTURE_CHANGES: dict[str, Change] = {
     "picture": lambda patch, folder, labelled: Case(ModelEncoder(str(folder)), pictures(folder.parent / "more", 9)),
     "rows": lambda patch, folder, labelled: Case(ModelEncoder(str(folder)), labelled, (0, 1, 2)),
     "order": lambda patch, folder, labelled: Case(ModelEncoder(str(folder)), other_order(folder, labelled)),
-    "layer": lambda patch, folder, labelled: Case(ModelEncoder(str(folder)), labelled, layer="penultimate"),
+    "layer": lambda patch, folder, labelled: Case(ModelEncoder(str(folder)), labelled, layer="features"),
 }
 TEXT_CHANGES: dict[str, Change] = {
     "weights": PICTURE_CHANGES["weights"],
@@ -175,7 +167,7 @@ def test_a_changed_input_never_hits(what: str, model: Path, tmp_path: Path, monk
     CachedEncoder(ModelEncoder(str(folder)), str(tmp_path / "cache")).images(labelled, [0, 1, 3])
     before = set((tmp_path / "cache").glob("*.npy"))
     case = PICTURE_CHANGES[what](monkeypatch, folder, labelled)
-    CachedEncoder(case.encoder, str(tmp_path / "cache")).images(case.labelled, case.rows, case.layer)
+    getattr(CachedEncoder(case.encoder, str(tmp_path / "cache")), case.layer)(case.labelled, case.rows)
     assert len(before) == 1
     assert len(set((tmp_path / "cache").glob("*.npy"))) == 2
 
