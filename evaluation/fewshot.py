@@ -46,7 +46,6 @@ from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json
 from pipeline.contracts.errors import InputError
 
-LISTS_VERSION = 1
 _MOST_BYTES = 1 << 28
 
 
@@ -61,7 +60,7 @@ class ShotLists(StrictModel):
     """lists/SET.json: which examples are learned from, for every seed. `train_content_hash` is the labelled set's, which holds the ids."""
 
     kind: Literal["evaluation.fewshot.lists"] = "evaluation.fewshot.lists"
-    version: Literal[1] = LISTS_VERSION
+    version: Literal[1] = 1
     name: str
     train_content_hash: str
     classes: list[str]
@@ -86,8 +85,10 @@ def run(config: FewshotConfig) -> str:
     said, entries = [], {}
     for one, parts, lists in opened:
         found = learn(encoder, one, parts, lists, config)
-        curves = {kind: [curve_point(parts.test, by_seed, one.metric, config.confidence) for by_seed in each]
-                  for kind, each in found.items()}  # fmt: skip
+        curves = {
+            kind: [curve_point(parts.test, by_seed, one.metric, config.confidence) for by_seed in each]
+            for kind, each in found.items()
+        }
         written = storage.join(config.out, "lists", f"{one.name}.json")
         storage.write_atomic(written, canonical(lists.model_dump(mode="json")))
         entries[one.name] = entry(config, one, parts) | {

@@ -53,7 +53,7 @@ _SINGLE_FALL = 1e-8  # of the objective / n: what float32 products still see fal
 _LARGEST = 1e15  # an entry whose square, summed over rows, is far from float32's largest number
 _BLOCK = {"cpu": 1 << 12, "cuda": 1 << 17}
 
-Features = NDArray[np.floating] | torch.Tensor
+Features = NDArray[np.floating] | NDArray[np.integer] | torch.Tensor
 Score = Callable[[NDArray[np.int64], NDArray[np.int64]], float]
 
 
@@ -81,7 +81,8 @@ class Probe:
 
     def predict(self, features: Features) -> NDArray[np.int64]:
         """int64[n]: the class with the largest logit, of equals the lowest."""
-        return self.logits(features).argmax(axis=1).astype(np.int64)
+        best: NDArray[np.int64] = self.logits(features).argmax(axis=1).astype(np.int64)
+        return best
 
 
 @dataclass(frozen=True)
@@ -198,16 +199,17 @@ class Problem:
         self._labels = torch.from_numpy(numbered.astype(np.int64)).to(self._features.device)[:, None]
         self._block = _BLOCK.get(self._features.device.type, _BLOCK["cpu"])
         self.mean = self._features.mean(dim=0, dtype=torch.float64)
-        largest = float(self._features.abs().max())
+        largest = max(abs(float(end)) for end in torch.aminmax(self._features))
         if not largest <= _LARGEST:
             raise InputError(
                 f"features: the largest entry is {largest:.3g}, or some are not finite; leave those rows out, scale all down or mend the "
                 "model"
             )
-        self._single_until = _SINGLE_UNTIL * float(
-            self._features.square().mean(dim=0, dtype=torch.float64).max().sqrt()
-        )
-        self._single = torch.cat([self._centred(first, torch.float64).float() for first in self._blocks()])
+        lengths = torch.linalg.vector_norm(self._features, dim=0)
+        self._single_until = _SINGLE_UNTIL * float(lengths.max()) / len(self._features) ** 0.5
+        self._single = torch.empty_like(self._features, dtype=torch.float32)
+        for first in self._blocks():
+            self._single[first : first + self._block] = self._centred(first, torch.float64)
         self._span = self._row_space()
         self._axes: _Axes | None = None
 
@@ -271,7 +273,8 @@ class Problem:
         if n >= d:
             return None
         _, lengths, axes = torch.linalg.svd(self._features.double() - self.mean, full_matrices=False)
-        return axes[lengths > lengths[0] * d * torch.finfo(torch.float64).eps].T.contiguous()
+        span: torch.Tensor = axes[lengths > lengths[0] * d * torch.finfo(torch.float64).eps].T.contiguous()
+        return span
 
     def _start(self, start: Probe | None) -> _Point:
         k, d = len(self._present), self._features.shape[1]
@@ -282,7 +285,10 @@ class Problem:
             raise InputError(f"start: weights of shape {start.weights.shape}, needed are {(self._classes, d)}")
         weights = torch.from_numpy(start.weights[self._present]).to(self.mean.device)
         intercepts = torch.from_numpy(np.nan_to_num(start.intercepts[self._present], neginf=0.0)).to(weights.device)
-        return _Point(weights, intercepts + weights @ self.mean)
+        centre = intercepts + weights @ self.mean
+        if self._span is not None:
+            weights = weights @ self._span @ self._span.T
+        return _Point(weights - weights.mean(dim=0), centre - centre.mean())
 
     def _coordinates(self, at: _Point, penalty: float) -> _Coordinates:
         if self._axes is None:
@@ -375,8 +381,11 @@ class _Coordinates:
 
 
 class _Descent:
-    """scipy's L-BFGS on one problem and penalty; of the last evaluation are `value` (objective / n), `gradient` (its largest
-    entry) and `fall`, what a step to the optimum would take off the value, were the Hessian the identity in these coordinates."""
+    """scipy's L-BFGS on one problem and penalty.
+
+    Of the last evaluation are `value` (objective / n), `gradient` (its largest entry in the features' coordinates) and `fall`: what a step
+    to the optimum would take off the value, were the Hessian the identity in the coordinates of the descent.
+    """
 
     def __init__(self, problem: Problem, penalty: float) -> None:
         self._problem, self._penalty = problem, penalty
@@ -386,22 +395,24 @@ class _Descent:
         self, start: _Point, coordinates: _Coordinates, dtype: torch.dtype, goal: float, most: int
     ) -> tuple[_Point, int, bool]:
         """Where it ended, after how many iterations, and whether the goal is reached or the objective does not fall any more."""
-        first: tuple[float, NDArray[np.float64]] | None = self._evaluate(start, coordinates, dtype)
-        if self.gradient <= goal or (dtype == torch.float32 and self.fall < _SINGLE_FALL):
-            return start, 0, True
-        # The first step of scipy's is one of length 1. In these units that is the whole Newton step, were the Hessian the identity.
-        unit = float(np.linalg.norm(first[1])) if first else 1.0
-
-        def evaluate(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            nonlocal first
-            known, first = first, None
-            value, gradient = known or self._evaluate(coordinates.point(unit * x), coordinates, dtype)
-            return value, unit * gradient
-
         single = dtype == torch.float32
 
-        def enough(intermediate_result: OptimizeResult) -> None:
-            if self.gradient <= goal or (single and self.fall < _SINGLE_FALL):
+        def enough() -> bool:
+            return self.gradient <= goal or (single and self.fall < _SINGLE_FALL)
+
+        known = [self._evaluate(start, coordinates, dtype)]
+        if enough():
+            return start, 0, True
+        # The first step of scipy's is one of length 1. In these units that is the whole Newton step, were the Hessian the identity.
+        unit = float(np.linalg.norm(known[0][1]))
+
+        def evaluate(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            # scipy begins by asking for what is known already.
+            value, gradient = known.pop() if known else self._evaluate(coordinates.point(unit * x), coordinates, dtype)
+            return value, unit * gradient
+
+        def after_each(intermediate_result: OptimizeResult) -> None:
+            if enough():
                 raise StopIteration
 
         found = minimize(
@@ -409,7 +420,7 @@ class _Descent:
             coordinates.variables(start) / unit,
             method="L-BFGS-B",
             jac=True,
-            callback=enough,
+            callback=after_each,
             options={
                 "maxiter": most,
                 "maxls": 20 if single else 50,
@@ -418,7 +429,7 @@ class _Descent:
             },
         )
         end = coordinates.point(unit * found.x)
-        if self.gradient <= goal or (single and self.fall < _SINGLE_FALL):
+        if enough():
             return end, int(found.nit), True
         self._evaluate(
             end, coordinates, dtype

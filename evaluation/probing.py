@@ -259,6 +259,8 @@ def _write_probe(config: ProbeConfig, one: ProbeSet, parts: Parts, final: probe.
     stem = storage.join(config.out, "probes", one.name)
     storage.write_atomic(f"{stem}.safetensors", data)
     sha256 = hashlib.sha256(data).hexdigest()
+    classes: list[Json] = [*parts.classes]
+    learned: list[Json] = [*sorted({parts.train.labelled.content_hash, parts.validation.labelled.content_hash})]
     card: Json = {
         "kind": "evaluation.probe.weights",
         "version": CARD_VERSION,
@@ -266,8 +268,8 @@ def _write_probe(config: ProbeConfig, one: ProbeSet, parts: Parts, final: probe.
         "weights_sha256": sha256,
         "model": {"sha256": model.sha256, "content_root": model.content_root},
         "features": "image_features",
-        "classes": list(parts.classes),
-        "trained_on": sorted({parts.train.labelled.content_hash, parts.validation.labelled.content_hash}),
+        "classes": classes,
+        "trained_on": learned,
         **_fit(final),
     }
     storage.write_atomic(f"{stem}.json", canonical(card))

@@ -29,7 +29,8 @@ class Ridge:
     def predict(self, features: NDArray[np.floating]) -> NDArray[np.int64]:
         """int64[n]: the class with the largest output, of equals the lowest."""
         outputs = features.astype(np.float64) @ self.weights.T + self.intercepts
-        return outputs.argmax(axis=1).astype(np.int64)
+        best: NDArray[np.int64] = outputs.argmax(axis=1).astype(np.int64)
+        return best
 
 
 def sweep(

@@ -15,6 +15,7 @@ from evaluation import fewshot, probe
 from evaluation.__main__ import main
 from evaluation.config import EvaluationSet, FewshotConfig, ProbeSet
 from evaluation.datasets import open_set
+from evaluation.intervals import Interval
 from evaluation.probing import Part, open_parts
 from pipeline.content.image import decode
 from pipeline.content.labelled import LabelledSet
@@ -72,8 +73,8 @@ def test_the_lists(config: FewshotConfig) -> None:
             # The definition, by hand.
             mine = [train.labelled.ids[row] for row in range(45) if train.labelled.labels[row] == label]
             key = draw.seed.to_bytes(8, "little")
-            mine.sort(key=lambda one, key=key: hashlib.blake2b(one.encode(), key=key, digest_size=16).digest())
-            assert ids == mine[:4]
+            ranked = sorted((hashlib.blake2b(one.encode(), key=key, digest_size=16).digest(), one) for one in mine)
+            assert ids == [one for _, one in ranked[:4]]
     assert lists.draws[0].ids != lists.draws[1].ids
     assert fewshot.choose("greys", train, [7], 2).draws[0].ids == [ids[:2] for ids in lists.draws[1].ids]
     with pytest.raises(InputError, match=r"class 'dark' has 15 pictures to learn from .* 16 shots"):
@@ -162,10 +163,10 @@ def test_the_interval_covers_the_truth(by_class: bool) -> None:
 
 def test_the_interval_of_what_does_not_vary() -> None:
     right = np.ones((3, 8), bool)
-    assert fewshot.crossed(right, None, 0.95) == fewshot.Interval(1.0, None, None)
+    assert fewshot.crossed(right, None, 0.95) == Interval(1.0, None, None)
     classes = np.array([0, 0, 0, 0, 0, 0, 1, 1])
     right[:, 6:] = False
-    assert fewshot.crossed(right, classes, 0.95) == fewshot.Interval(0.5, None, None)
+    assert fewshot.crossed(right, classes, 0.95) == Interval(0.5, None, None)
     assert fewshot.crossed(right, None, 0.95).value == 0.75
 
 
