@@ -21,6 +21,12 @@ def main(argv: list[str]) -> int | None:
         return _overlap(arguments)
     if arguments.command in ("zeroshot", "retrieval"):
         return _score(arguments)
+    if arguments.command == "robustness":
+        return _robustness(arguments)
+    if arguments.command == "predict":
+        return _predict(arguments)
+    if arguments.command in ("compare", "calibration", "groups"):
+        return _of_predictions(arguments)
     if arguments.command == "verify":
         return _verify(arguments.directory)
     return _report(arguments.directory)
@@ -33,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         ("overlap", "how much of each evaluation set is in a corpus, and what that did to the score"),
         ("zeroshot", "classify labelled sets by their class names alone"),
         ("retrieval", "find captions for pictures and pictures for captions"),
+        ("robustness", "accuracy under the seven natural distribution shifts, beside what reference models keep"),
     ):
         add_config_arguments(commands.add_parser(name, help=words, description=words, allow_abbrev=False))
     for name, words in (
@@ -41,7 +48,32 @@ def _parser() -> argparse.ArgumentParser:
     ):
         reader = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         reader.add_argument("directory", metavar="DIR", help="the folder of the report (a path or s3://…)")
+    for name, words in (
+        ("compare", "models on the same sets, in pairs: the first place against every other one"),
+        ("calibration", "do probabilities come true? ECE, Brier, log loss, a fitted temperature"),
+        ("groups", "the worst subgroup of each set, and whether its gap is more than luck"),
+    ):
+        figures = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
+        figures.add_argument(
+            "places", metavar="PLACE", nargs="+", help="what `zeroshot` wrote: its `out`, or one prediction file"
+        )
+        figures.add_argument("--out", metavar="FILE", help="write the figures there too, as JSON")
+    _add_predict(
+        commands.add_parser(
+            "predict", help="use a model: which label fits a picture, which picture fits a sentence", allow_abbrev=False
+        )
+    )
     return parser
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files, or folders of them")
+    parser.add_argument("--model", required=True, help="what trainer.export wrote")
+    parser.add_argument("--labels", help="the labels to choose from, with commas between them")
+    parser.add_argument("--labels-file", metavar="FILE", help="the same, one a line")
+    parser.add_argument("--query", metavar="TEXT", help="order the pictures by how near they are to this sentence")
+    parser.add_argument("--prompts", default="general", help="templates: general, drawing, plain, or a file of them")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _show_check(config: StrictModel, plan: str) -> None:
@@ -79,6 +111,42 @@ def _score(arguments: argparse.Namespace) -> int | None:
         return None
     run = run_zeroshot if arguments.command == "zeroshot" else run_retrieval
     print(run(config))
+    return None
+
+
+def _robustness(arguments: argparse.Namespace) -> int | None:
+    from evaluation import robustness
+    from evaluation.config import RobustnessConfig
+
+    config = load_config(RobustnessConfig, arguments.config, arguments.overrides)
+    if arguments.check:
+        _show_check(config, robustness.plan(config))
+        return None
+    print(robustness.run(config))
+    return None
+
+
+def _of_predictions(arguments: argparse.Namespace) -> int | None:
+    from evaluation import figures
+
+    print(figures.run(arguments.command, arguments.places, arguments.out))
+    return None
+
+
+def _predict(arguments: argparse.Namespace) -> int | None:
+    from evaluation import predict
+
+    print(
+        predict.run(
+            arguments.images,
+            arguments.model,
+            labels=arguments.labels,
+            labels_file=arguments.labels_file,
+            query=arguments.query,
+            prompts=arguments.prompts,
+            as_json=arguments.json,
+        )
+    )
     return None
 
 

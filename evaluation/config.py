@@ -6,7 +6,7 @@ read is identified by content: the corpus by its `content_root`, an evaluation s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -99,13 +99,60 @@ class PromptConfig(StrictModel):
         return self
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ShiftScores(StrictModel):
+    """A model on one natural distribution shift: accuracies as shares, or places of prediction files."""
+
+    name: Literal[
+        "imagenetv2", "imagenet_sketch", "objectnet", "imagenet_r", "imagenet_a", "imagenet_vid", "youtube_bb"
+    ]
+    standard: Share | str  # on ImageNet, on the classes that the shifted set has
+    standard_classes: list[int] = Field(
+        default_factory=list
+    )  # take `standard` from predictions on more classes, for these class numbers alone
+    shift: list[Share | str] = Field(min_length=1, max_length=2)  # of the two video sets pm-0 and pm-10
+
+    @model_validator(mode="after")
+    def _as_many_as_settings(self) -> Self:
+        settings = 2 if self.name in ("imagenet_vid", "youtube_bb") else 1
+        if len(self.shift) != settings:
+            raise ValueError(
+                f"shift: {self.name} takes {settings} accuracies{' (pm-0, pm-10)' if settings == 2 else ''}, got {len(self.shift)}"
+            )
+        if self.standard_classes and not isinstance(self.standard, str):
+            raise ValueError("standard_classes needs predictions as `standard`, not a number")
+        return self
+
+
+class RobustnessConfig(StrictModel):
+    """`python -m evaluation robustness`: one model on some of the seven shifts, beside reference models."""
+
+    shifts: list[ShiftScores] = Field(min_length=1)
+    reference: str | None = not_semantic(
+        None
+    )  # CSV of reference models (its sha256 is in the result); none: published lines
+    confidence: float = Field(0.95, gt=0, lt=1)
+    out: str = not_semantic(...)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if len({one.name for one in self.shifts}) != len(self.shifts):
+            raise ValueError("shifts: one comes twice; give each shift once")
+        return self
+
+
 class ZeroshotConfig(StrictModel):
     """`python -m evaluation zeroshot` and `retrieval`: one exported model, some labelled sets."""
 
     model: str = not_semantic(...)  # folder or file that trainer.export wrote
     sets: list[LabelledSetConfig] = Field(min_length=1)
     prompts: PromptConfig = PromptConfig()
-    caption_template: str = "{}"  # retrieval: the text of a picture's caption
+    caption_template: str = "{}"  # retrieval: the text of a picture's caption; the paper's is "a photo of {}"
+    keep_scores: bool = (
+        False  # zeroshot: write every class's cosine, which a fitted temperature needs (4 bytes a class and example)
+    )
     confidence: float = Field(0.95, gt=0, lt=1)
     out: str = not_semantic(...)
     batch: int = not_semantic(64, ge=1)

@@ -34,6 +34,7 @@ class ModelEncoder:
         model, self._tokenizer, self.card = export.load_model(path)
         self._model = model.eval().to(self._device)
         self._batch = batch
+        self.logit_scale = float(model.logit_scale.detach().double().exp())
 
     @torch.inference_mode()
     def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:

@@ -30,10 +30,11 @@ FORMAT_VERSION = 2  # 2: retrieval takes rows with the same picture for one
 
 @dataclasses.dataclass(frozen=True)
 class ModelIdentity:
-    """Which weights, trained on which corpus; goes into every file."""
+    """Which weights, trained on which corpus; goes into every file. `logit_scale` is what they multiply cosines by."""
 
     sha256: str
     content_root: str | None
+    logit_scale: float | None = None
 
 
 def run_zeroshot(config: ZeroshotConfig) -> str:
@@ -43,7 +44,14 @@ def run_zeroshot(config: ZeroshotConfig) -> str:
     encoder, model = load_encoder(config)
     said, entries = [], {}
     for labelled in sets:
-        scores, table = zeroshot.evaluate(encoder, labelled, templates, confidence=config.confidence)
+        scores, table = zeroshot.evaluate(
+            encoder,
+            labelled,
+            templates,
+            confidence=config.confidence,
+            logit_scale=model.logit_scale,
+            keep_scores=config.keep_scores,
+        )
         write_predictions(config.out, labelled, table, model)
         entries[labelled.name] = _entry(labelled, _plain(scores))
         said.append(describe_scores(labelled.name, scores))
@@ -96,7 +104,7 @@ def retrieve_set(
 def load_encoder(config: ZeroshotConfig) -> tuple[ModelEncoder, ModelIdentity]:
     """The exported model and who it is."""
     encoder = ModelEncoder(config.model, batch=config.batch, device=config.device)
-    return encoder, ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root)
+    return encoder, ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root, encoder.logit_scale)
 
 
 def plan(config: ZeroshotConfig) -> str:
@@ -113,6 +121,7 @@ def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: M
         "set_content_hash": labelled.content_hash,
         "model_sha256": model.sha256,
         "content_root": model.content_root or "",
+        "logit_scale": "" if model.logit_scale is None else repr(model.logit_scale),
     }
     place = storage.join(out, "predictions", f"{labelled.name}.parquet")
     storage.write_atomic(place, table_bytes(table.replace_schema_metadata(metadata)))

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from evaluation.calibration import with_probabilities
 from evaluation.features import Encoder, normalise
 from evaluation.intervals import clopper_pearson
 from pipeline.content.labelled import UNLABELLED, LabelledSet
@@ -39,9 +40,14 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("correct", pa.bool_(), nullable=False),
         pa.field("subgroup", pa.string()),
+        pa.field("scores", pa.list_(pa.float32())),
+        pa.field("p", pa.float32()),
+        pa.field("p_label", pa.float32()),
     ]
 )
-"""One row per labelled example; `score` is the cosine of the predicted class."""
+"""One row per labelled example; `score` is the cosine of the predicted class, `scores` those of all, where they are kept. `p` and
+`p_label` are the probabilities of the predicted class and of the label at the model's logit scale, null where it has none.
+"""
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,18 @@ def predict(images: NDArray[np.float32], weights: NDArray[np.float32]) -> tuple[
 
 
 def evaluate(
-    encoder: Encoder, labelled: LabelledSet, templates: Sequence[str], *, confidence: float = 0.95
+    encoder: Encoder,
+    labelled: LabelledSet,
+    templates: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    logit_scale: float | None = None,
+    keep_scores: bool = False,
 ) -> tuple[Scores, pa.Table]:
     """Score one set; returns the figures and one PREDICTION_SCHEMA row per labelled example.
 
-    Raises InputError when the set has no labels or fewer than two classes.
+    `logit_scale` is what the model multiplies cosines by; None: the rows have no probabilities. `keep_scores`: they have every class's
+    cosine. Raises InputError when the set has no labels or fewer than two classes.
     """
     rows = np.flatnonzero(labelled.labels != UNLABELLED)
     if not len(rows) or len(labelled.classes) < 2:
@@ -124,9 +137,13 @@ def evaluate(
             pa.array(score, pa.float32()),
             pa.array(best[:, 0] == labels),
             pa.array(groups if groups is not None else [None] * len(rows), pa.string()),
+            pa.nulls(len(rows), pa.list_(pa.float32())),
+            pa.nulls(len(rows), pa.float32()),
+            pa.nulls(len(rows), pa.float32()),
         ],
         schema=PREDICTION_SCHEMA,
     )
+    table = with_probabilities(table, images @ weights.T, logit_scale, keep_scores=keep_scores)
     return summarise(labels, best, labelled.classes, groups, len(labelled) - len(rows), confidence), table
 
 

@@ -8,8 +8,9 @@ INDEX_COLUMNS = ["uid", "url", "caption", "source_sha256", "image_sha256", "phas
 
 METHODS = ("source_sha256", "image_sha256", "pdq", "phash")  # strongest first
 
-PREDICTIONS_VERSION = 1
-"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read."""
+PREDICTIONS_VERSION = 2
+"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read. 2: scores, p, p_label,
+logit_scale."""
 
 CODE_SCHEMA = pa.schema(
     [

@@ -139,6 +139,14 @@ def _place(config: LabelledSetConfig) -> str:
     return f"set {config.name!r} ({config.path})"
 
 
+def of_files(name: str, files: Sequence[str]) -> LabelledSet:
+    """Pictures without labels, by their places, which are their ids. Raises InputError for one that is not there or comes twice."""
+    config = LabelledSetConfig(name=name, path="command line")
+    hashes = [bytes.fromhex(storage.sha256_file(uri)) for uri in files]
+    labels = np.full(len(files), UNLABELLED, np.int32)
+    return _finish(config, list(files), labels, [], None, None, hashes, list(files), np.zeros(0, np.int64))
+
+
 # ---- folders
 
 
