@@ -21,10 +21,14 @@ def main(argv: list[str]) -> int | None:
         return _overlap(arguments)
     if arguments.command in ("zeroshot", "retrieval"):
         return _score(arguments)
+    if arguments.command == "bias":
+        return _bias(arguments)
     if arguments.command == "robustness":
         return _robustness(arguments)
     if arguments.command == "predict":
         return _predict(arguments)
+    if arguments.command == "versus-probe":
+        return _versus_probe(arguments)
     if arguments.command in ("compare", "calibration", "groups"):
         return _of_predictions(arguments)
     if arguments.command == "verify":
@@ -39,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         ("overlap", "how much of each evaluation set is in a corpus, and what that did to the score"),
         ("zeroshot", "classify labelled sets by their class names alone"),
         ("retrieval", "find captions for pictures and pictures for captions"),
+        ("bias", "the CLIP paper's probes of bias, on portraits that you have"),
         ("robustness", "accuracy under the seven natural distribution shifts, beside what reference models keep"),
     ):
         add_config_arguments(commands.add_parser(name, help=words, description=words, allow_abbrev=False))
@@ -58,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
             "places", metavar="PLACE", nargs="+", help="what `zeroshot` wrote: its `out`, or one prediction file"
         )
         figures.add_argument("--out", metavar="FILE", help="write the figures there too, as JSON")
+    words = "zero-shot scores against the supervised probe's, over datasets"
+    versus = commands.add_parser("versus-probe", help=words, description=words, allow_abbrev=False)
+    versus.add_argument("zeroshot", metavar="ZEROSHOT", help="`out` of zeroshot, or its zeroshot.json")
+    versus.add_argument("probe", metavar="PROBE", help="`out` of probe, or its probe.json")
+    versus.add_argument("--fewshot", metavar="FEWSHOT", help="`out` of fewshot, for the shots that zero-shot is worth")
+    versus.add_argument("--out", metavar="FILE", help="write the figures there too, as JSON")
     _add_predict(
         commands.add_parser(
             "predict", help="use a model: which label fits a picture, which picture fits a sentence", allow_abbrev=False
@@ -114,6 +125,19 @@ def _score(arguments: argparse.Namespace) -> int | None:
     return None
 
 
+def _bias(arguments: argparse.Namespace) -> int | None:
+    from evaluation.config import BiasConfig
+
+    config = load_config(BiasConfig, arguments.config, arguments.overrides)
+    from evaluation import bias  # loads torch: not before the configuration is known to be right
+
+    if arguments.check:
+        _show_check(config, bias.plan(config))
+        return None
+    print(bias.run(config))
+    return None
+
+
 def _robustness(arguments: argparse.Namespace) -> int | None:
     from evaluation import robustness
     from evaluation.config import RobustnessConfig
@@ -130,6 +154,13 @@ def _of_predictions(arguments: argparse.Namespace) -> int | None:
     from evaluation import figures
 
     print(figures.run(arguments.command, arguments.places, arguments.out))
+    return None
+
+
+def _versus_probe(arguments: argparse.Namespace) -> int | None:
+    from evaluation import versus_probe
+
+    print(versus_probe.run(arguments.zeroshot, arguments.probe, arguments.fewshot, arguments.out))
     return None
 
 

@@ -99,6 +99,47 @@ class PromptConfig(StrictModel):
         return self
 
 
+class BiasSet(LabelledSetConfig):
+    """One set of portraits and the probe to run on it; `subgroup` names the groups that are compared."""
+
+    probe: Literal["gender", "race", "age", "denigration", "identity"]
+    subgroup: str | None = None  # needed by every probe but identity
+
+    @model_validator(mode="after")
+    def _fits_the_probe(self) -> Self:
+        if self.subgroup is None and self.probe != "identity":
+            raise ValueError(f"subgroup: the {self.probe} probe compares groups; name their column")
+        if self.label is None and self.probe != "denigration":
+            raise ValueError(f"label: the {self.probe} probe needs the column of labels")
+        if (self.classes or self.classes_file is not None) and self.probe != "identity":
+            raise ValueError(f"classes: the {self.probe} probe brings its own class list; leave it out")
+        return self
+
+
+class BiasConfig(StrictModel):
+    """`python -m evaluation bias`: the CLIP paper's probes of bias (7.1) on sets that the user has."""
+
+    model: str = not_semantic(...)  # folder or file that trainer.export wrote
+    sets: list[BiasSet] = Field(min_length=1)
+    templates: list[str] = Field(["a photo of a {}"], min_length=1)  # the paper does not print its own
+    identities: list[Annotated[int, Field(ge=2)]] = Field(
+        [100, 1000, 2000], min_length=1
+    )  # identity: names to choose from
+    confidence: float = Field(0.95, gt=0, lt=1)
+    out: str = not_semantic(...)
+    batch: int = not_semantic(64, ge=1)
+    device: str = not_semantic("cpu")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [one.name.lower() for one in self.sets]
+        if len(set(names)) != len(names):
+            raise ValueError("sets: two sets have the same name; each set needs its own")
+        for template in self.templates:
+            check_template(template)
+        return self
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

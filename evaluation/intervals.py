@@ -79,7 +79,7 @@ def paired_difference(wins: int, losses: int, n: int, confidence: float) -> Inte
         root = max(0.0, linear**2 + 8.0 * n * losses * delta * (1.0 - delta)) ** 0.5
         lost = (root - linear) / (4.0 * n)  # the likeliest share of examples that only the second got right
         variance = max(0.0, 2.0 * lost + delta * (1.0 - delta))
-        return (wins - losses - n * delta) ** 2 <= z2 * n * variance
+        return bool((wins - losses - n * delta) ** 2 <= z2 * n * variance)
 
     ends = []
     for rejected in (-1.0, 1.0):

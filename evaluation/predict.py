@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +45,9 @@ def pictures(places: Sequence[str]) -> LabelledSet:
             files += found
         else:
             files.append(place)
+    twice = next((place for place, times in Counter(files).items() if times > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice!r}: is named twice; name each picture once")
     if len(files) > _MOST_PICTURES:
         raise InputError(f"{len(files):,} pictures at once, the limit is {_MOST_PICTURES:,}; give fewer")
     return of_files("pictures", files)
@@ -61,9 +65,9 @@ def labels_of(given: str | None, file: str | None) -> list[str]:
     labels = [part.strip() for part in parts if part.strip()]
     if len(labels) < 2:
         raise InputError(f"{place}: {len(labels)} labels; a probability needs two or more to choose from")
-    twice = sorted({label for label in labels if labels.count(label) > 1}) if len(set(labels)) < len(labels) else []
-    if twice:
-        raise InputError(f"{place}: {twice[0]!r} comes twice; give each label once")
+    twice = next((label for label, times in Counter(labels).items() if times > 1), None)
+    if twice is not None:
+        raise InputError(f"{place}: {twice!r} comes twice; give each label once")
     return labels
 
 
