@@ -21,6 +21,8 @@ def main(argv: list[str]) -> int | None:
         return _overlap(arguments)
     if arguments.command in ("zeroshot", "retrieval"):
         return _score(arguments)
+    if arguments.command in ("human", "human-scores"):
+        return _human(arguments)
     if arguments.command == "bias":
         return _bias(arguments)
     if arguments.command == "robustness":
@@ -44,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         ("zeroshot", "classify labelled sets by their class names alone"),
         ("retrieval", "find captions for pictures and pictures for captions"),
         ("bias", "the CLIP paper's probes of bias, on portraits that you have"),
+        ("human", "write pages on which people classify the pictures of a set"),
+        ("human-scores", "score what people answered on such pages, beside a model"),
         ("robustness", "accuracy under the seven natural distribution shifts, beside what reference models keep"),
     ):
         add_config_arguments(commands.add_parser(name, help=words, description=words, allow_abbrev=False))
@@ -122,6 +126,18 @@ def _score(arguments: argparse.Namespace) -> int | None:
         return None
     run = run_zeroshot if arguments.command == "zeroshot" else run_retrieval
     print(run(config))
+    return None
+
+
+def _human(arguments: argparse.Namespace) -> int | None:
+    from evaluation import human, human_scores
+    from evaluation.config import HumanConfig
+
+    config = load_config(HumanConfig, arguments.config, arguments.overrides)
+    if arguments.check:
+        _show_check(config, human.plan(config))
+        return None
+    print(human.run(config) if arguments.command == "human" else human_scores.run(config))
     return None
 
 

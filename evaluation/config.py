@@ -140,6 +140,28 @@ class BiasConfig(StrictModel):
         return self
 
 
+class HumanConfig(StrictModel):
+    """`python -m evaluation human` and `human-scores`: people classify the pictures of a set, as in the CLIP paper's section 4."""
+
+    set: LabelledSetConfig
+    samples: LabelledSetConfig | None = None  # where the pictures that people see of each class come from
+    shots: int = Field(0, ge=0, le=2)  # such pictures of each class
+    participants: int = Field(5, ge=1, le=100)
+    pictures: int | None = Field(None, ge=1)  # how many of the set, chosen by hash; none: all
+    longest: int = Field(480, ge=32, le=2048)  # longest side of a picture on the page, in pixels
+    seed: int = Field(0, ge=0, lt=1 << 64)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    answers: list[str] = not_semantic([])  # human-scores: files that the pages exported
+    predictions: str | None = not_semantic(None)  # human-scores: a model's prediction file on this set, to stand beside
+    out: str = not_semantic(...)
+
+    @model_validator(mode="after")
+    def _samples_where_shots(self) -> Self:
+        if (self.samples is None) != (self.shots == 0):
+            raise ValueError("samples: go with shots = 1 or 2, and only with them")
+        return self
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
