@@ -173,13 +173,18 @@ def score(
             for _ in range(_DRAWS)
         ]
     )
-    intervals = [_interval(value, column, confidence) for value, column in zip(whole, drawn.T, strict=True)]
+    accuracy, on_guesses, majority, majority_on_guesses = (
+        _interval(value, column, confidence) for value, column in zip(whole, drawn.T, strict=True)
+    )
     return Humans(
-        participants,
-        n,
-        int(given.sum()),
-        int((answers == UNKNOWN).sum()),
-        *intervals,
+        participants=participants,
+        pictures=n,
+        answered=int(given.sum()),
+        unknown=int((answers == UNKNOWN).sum()),
+        accuracy=accuracy,
+        on_guesses=on_guesses,
+        majority=majority,
+        majority_on_guesses=majority_on_guesses,
         by_participant={
             one: rate(right[place][given[place]], confidence) for place, one in enumerate(who) if given[place].any()
         },

@@ -55,7 +55,7 @@ def draw(panels: Sequence[Panel]) -> bytes:
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     ends = logit(np.array([0.005, 0.995]))
-    along = np.linspace(*ends, 50)
+    along = np.linspace(float(ends[0]), float(ends[1]), 50)
     axes.plot(along, along, color=_LINE, linewidth=1)
     axes.plot(along, panel.slope * along + panel.intercept, color=_INK, linewidth=1.2)
     if panel.models is not None:

@@ -50,8 +50,8 @@ class PlantedEncoder:
         return np.eye(len(WORDS), dtype=np.float32)[said]
 
 
-def portraits(folder: Path, **columns: object) -> str:
-    n = len(next(iter(columns.values())))  # type: ignore[call-overload]
+def portraits(folder: Path, **columns: Sequence[str | None]) -> str:
+    n = len(next(iter(columns.values())))
     table = pa.table(
         {"image": [flat(k % 250, 8 + k // 250) for k in range(n)], "id": [f"p{k}" for k in range(n)], **columns}
     )

@@ -21,7 +21,7 @@ def rejected(delta: float, wins: int, losses: int, n: int, confidence: float) ->
 
     def loss(q: float) -> float:
         cells = [(wins, q + delta), (losses, q), (n - wins - losses, 1 - 2 * q - delta)]
-        return -sum(count * np.log(max(share, 1e-300)) for count, share in cells if count)
+        return -sum(count * float(np.log(max(share, 1e-300))) for count, share in cells if count)
 
     low, high = max(0.0, -delta), (1 - delta) / 2
     q = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-13}).x
