@@ -1,5 +1,8 @@
 """`python -m evaluation overlap|zeroshot|retrieval --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`.
 
+`compare`, `calibration`, `groups` and `versus-probe` take what the scoring commands wrote, `predict` takes pictures, `robustness`, `bias`,
+`human` and `human-scores` a configuration.
+
 `report` and `verify` read a finished report and load neither ray nor torch: an auditor's machine needs neither. That is why the commands
 import their modules inside the functions below.
 """

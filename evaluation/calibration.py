@@ -4,8 +4,9 @@ A model's probability of a class is the softmax of its cosines at its own logit 
 sigmoid losses have one, is the same for every class and falls out). Of a set of answers stand here
 
     ECE        expected calibration error: the mean distance of confidence and accuracy over bins of confidence, weighted by their sizes;
-               once in 15 bins of equal width, as in Guo et al. (2017), once in 15 of equal size. It is never negative, so that a perfectly
-               calibrated model has one, too: `ece_by_luck` is what it would have with these confidences and this many examples
+               once in 15 bins of equal width, as in Guo et al. (2017), once in 15 of equal size. It is never negative, so that a
+               perfectly calibrated model has one, too: `ece_by_luck` is what it would have with these confidences and this many
+               examples
     log loss   mean of -ln p(label)
     Brier      mean of the squared distance between the probabilities of all classes and the truth (0 to 2); and that between the
                answer's probability and its outcome alone (0 to 1)
@@ -29,7 +30,6 @@ from scipy.special import logsumexp
 from evaluation.intervals import Interval, bootstrap, clopper_pearson
 from evaluation.predictions import Predictions
 from pipeline.contracts.config import Json
-from pipeline.contracts.errors import InputError
 
 BINS = 15
 _DRAWS = 1000
@@ -94,7 +94,8 @@ def with_probabilities(
 ) -> pa.Table:
     """A table of predictions with `p`, `p_label` and `scores` filled in, of cosines float32[n, classes] in its order.
 
-    `p` and `p_label` stay null where the model has no logit scale, `scores` without `keep_scores`.
+    `p` and `p_label` stay null where the model has no logit scale, `scores` without `keep_scores`, `p_label` where an example has no
+    one label.
     """
     answers, labels = (np.asarray(table[name]) for name in ("prediction", "label"))
     columns: dict[str, pa.Array] = {}
@@ -103,9 +104,9 @@ def with_probabilities(
         for start in range(0, len(answers), _BLOCK):
             block = slice(start, start + _BLOCK)
             shares = probabilities(cosines[block], scale)
-            for row, classes in enumerate((answers[block], labels[block])):
+            for row, classes in enumerate((answers[block], np.maximum(labels[block], 0))):
                 found[row, block] = np.take_along_axis(shares, classes[:, None].astype(np.int64), axis=1)[:, 0]
-        columns = {"p": pa.array(found[0]), "p_label": pa.array(found[1])}
+        columns = {"p": pa.array(found[0]), "p_label": pa.array(found[1], mask=labels < 0)}
     if keep_scores:
         flat, offsets = pa.array(cosines.ravel()), np.arange(len(cosines) + 1, dtype=np.int32) * cosines.shape[1]
         columns["scores"] = pa.ListArray.from_arrays(pa.array(offsets), flat)
@@ -199,16 +200,13 @@ def _reliability(p: Floats, correct: NDArray[np.bool_], edges: Floats, confidenc
     return table
 
 
-def calibrate(one: Predictions, confidence: float) -> tuple[Calibration, Tempered | None]:
+def calibrate(one: Predictions, confidence: float) -> tuple[Calibration, Tempered | None] | None:
     """The figures of a prediction file, and its temperature where the file has the scores of every class.
 
-    Raises InputError where the file has no probabilities.
+    None where the file has no probabilities: the model has no logit scale, or its examples several labels.
     """
     if one.p is None or one.p_label is None or one.logit_scale is None:
-        raise InputError(
-            f"{one.place}: has no probabilities (columns 'p', 'p_label', and the logit scale); score the set again with this "
-            "version of `zeroshot`"
-        )
+        return None
     clusters = one.clusters()
     if one.scores is None:
         return measure(one.p, one.p_label, one.correct, clusters, confidence), None

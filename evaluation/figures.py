@@ -16,6 +16,11 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 
 CONFIDENCE = 0.95
+_LACKING = {"calibration": "no probabilities", "groups": "fewer than two subgroups"}
+_NEXT = {
+    "calibration": "score them again with this version of `zeroshot`, which writes them",
+    "groups": "name the column of a set with `subgroup` and score it again",
+}
 
 
 def run(command: str, places: Sequence[str], out: str | None) -> str:
@@ -26,22 +31,33 @@ def run(command: str, places: Sequence[str], out: str | None) -> str:
         said = [compare.describe(reference, against, places[0], CONFIDENCE)]
         value = compare.as_json(reference, against, CONFIDENCE)
     else:
-        said, entries = [], []
+        said, entries, without = [], [], []
         for one in _each(places):
-            about: dict[str, Json] = {"set": one.name, "content_hash": one.set_hash, "model": one.model}
-            if command == "calibration":
-                found, tempered = calibration.calibrate(one, CONFIDENCE)
-                said.append(calibration.describe(one.name, found, tempered))
-                entries.append(about | calibration.as_json(found, tempered))
-            else:
-                worst = groups.of_predictions(one, CONFIDENCE)
-                said.append(groups.describe(one.name, worst))
-                entries.append(about | groups.as_json(worst))
+            found = _calibration(one) if command == "calibration" else _groups(one)
+            if found is None:
+                without.append(one.name)
+                continue
+            said.append(found[0])
+            entries.append({"set": one.name, "content_hash": one.set_hash, "model": one.model, **found[1]})
+        if without:
+            said.append(f"left out, {_LACKING[command]}: {', '.join(without)}")
+        if not entries:
+            raise InputError(f"{places[0]}: every set has {_LACKING[command]}; {_NEXT[command]}")
         value = {"kind": f"evaluation.{command}", "version": 1, "confidence": CONFIDENCE, "sets": list(entries)}
     if out is not None:
         storage.write_atomic(out, canonical(value))
         said.append(f"\nfigures: {out}")
     return "\n".join(said)
+
+
+def _calibration(one: Predictions) -> tuple[str, dict[str, Json]] | None:
+    found = calibration.calibrate(one, CONFIDENCE)
+    return None if found is None else (calibration.describe(one.name, *found), calibration.as_json(*found))
+
+
+def _groups(one: Predictions) -> tuple[str, dict[str, Json]] | None:
+    found = groups.of_predictions(one, CONFIDENCE)
+    return None if found is None else (groups.describe(one.name, found), groups.as_json(found))
 
 
 def _each(places: Sequence[str]) -> Iterator[Predictions]:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from evaluation.intervals import DRAWS, Interval, clopper_pearson
 from evaluation.predictions import Predictions
 from pipeline.contracts.config import Json
-from pipeline.contracts.errors import InputError
 
 _SEED = 0
 
@@ -85,14 +84,12 @@ def worst_group(correct: NDArray[np.bool_], groups: Sequence[str | None], confid
     )
 
 
-def of_predictions(one: Predictions, confidence: float) -> WorstGroup:
-    """The worst subgroup of a prediction file, a picture counted once. Raises InputError where it has fewer than two groups."""
+def of_predictions(one: Predictions, confidence: float) -> WorstGroup | None:
+    """The worst subgroup of a prediction file, a picture counted once; None where it has fewer than two groups."""
     units = one.units()
     groups = [] if one.subgroups is None else [one.subgroups[row] for row in units]
     if len({group for group in groups if group is not None}) < 2:
-        raise InputError(
-            f"{one.place}: has no two subgroups; name the column of the set with `subgroup` and score it again"
-        )
+        return None
     return worst_group(one.correct[units], groups, confidence)
 
 

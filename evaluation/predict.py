@@ -27,7 +27,6 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 
 _MOST_PICTURES = 1_000_000
-_MOST_LABELS_BYTES = 16 << 20
 _SHOWN = 5
 
 
@@ -60,8 +59,7 @@ def labels_of(given: str | None, file: str | None) -> list[str]:
     if file is None:
         parts, place = (given or "").split(","), "--labels"
     else:
-        parts = storage.read_bytes(file, limit=_MOST_LABELS_BYTES).decode("utf-8", "replace").splitlines()
-        place = file
+        parts, place = storage.read_text(file).splitlines(), file
     labels = [part.strip() for part in parts if part.strip()]
     if len(labels) < 2:
         raise InputError(f"{place}: {len(labels)} labels; a probability needs two or more to choose from")

@@ -1,7 +1,8 @@
 """Predictions as `zeroshot` wrote them, read again: one row per example, and which model answered which set.
 
 Everything that is computed after the model has spoken (comparisons, calibration, worst groups, robustness) starts here. A file may come
-from a stranger: columns, types and values are checked before anything is counted.
+from a stranger: columns, types and values are checked before anything is counted. Where rows are frames of videos (column `group`), all
+frames carry the video's answer, and the video is the example.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def read(uri: str) -> Predictions:
             )
     if not table.num_rows:
         raise InputError(f"{uri}: no rows; score the set first")
+    table = _videos(uri, table)
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     version = metadata.get("format_version")
     if version != str(PREDICTIONS_VERSION):
@@ -135,6 +137,19 @@ def read(uri: str) -> Predictions:
         p_label=_probabilities(uri, table, "p_label"),
         scores=_scores(uri, table, labels),
     )
+
+
+def _videos(uri: str, table: pa.Table) -> pa.Table:
+    """One row a video, its first frame, under the video's name; the table itself where rows belong to no video."""
+    if "group" not in table.column_names or table["group"].null_count == table.num_rows:
+        return table
+    first: dict[object, int] = {}
+    for row, name in enumerate(table["group"].to_pylist()):
+        first.setdefault(name, row)
+    if None in first or table["group"].type != pa.string():
+        raise InputError(f"{uri}: column 'group' does not name a video for each frame; score the set again")
+    table = table.take(pa.array(list(first.values())))
+    return table.set_column(table.column_names.index("eval_id"), "eval_id", table["group"])
 
 
 def _all_null(table: pa.Table, column: str) -> bool:

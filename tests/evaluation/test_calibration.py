@@ -58,7 +58,9 @@ def test_against_a_naive_twin(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sum(one["n"] for one in found["table"]) == 500
     # Without the scores of every class the same comes from p and p_label, which are float32 in the file.
     place = write_answers(tmp_path / "bare.parquet", scores, labels, scale=30.0, keep_scores=False)
-    bare, tempered = calibration.calibrate(predictions.read(place), 0.95)
+    answered = calibration.calibrate(predictions.read(place), 0.95)
+    assert answered is not None
+    bare, tempered = answered
     assert tempered is None
     assert bare.brier is None
     assert bare.ece.value == pytest.approx(naive_error(p, right), abs=1e-6)
@@ -92,7 +94,9 @@ def test_a_planted_temperature_is_found(scale: float) -> None:
 def test_a_temperature_mends_what_it_should(tmp_path: Path) -> None:
     scores, labels = made(2500, 20.0, 3)
     place = write_answers(tmp_path / "toy.parquet", scores, labels, scale=60.0)
-    whole, tempered = calibration.calibrate(predictions.read(place), 0.95)
+    found = calibration.calibrate(predictions.read(place), 0.95)
+    assert found is not None
+    whole, tempered = found
     assert tempered is not None
     assert tempered.fitted + tempered.after.n == 2500
     assert 1100 < tempered.fitted < 1400
@@ -122,10 +126,18 @@ def test_halves_keep_a_picture_together_and_know_no_order() -> None:
     assert (calibration.halves(digests[::-1]) == half[::-1]).all()
 
 
+def test_examples_with_several_labels_have_no_probability_of_one(tmp_path: Path) -> None:
+    scores, labels = made(20, 20.0, 8)
+    one = predictions.read(write_answers(tmp_path / "voc.parquet", scores, np.full_like(labels, -1)))
+    assert one.p is not None
+    assert (one.p_label, one.scores) == (None, None)
+    assert calibration.calibrate(one, 0.95) is None
+
+
 def test_without_probabilities(tmp_path: Path) -> None:
     scores, labels = made(20, 20.0, 5)
     place = write_answers(tmp_path / "toy.parquet", scores, labels, scale=None)
-    with pytest.raises(InputError, match="has no probabilities"):
+    with pytest.raises(InputError, match="every set has no probabilities"):
         main(["calibration", place])
     place = write_answers(tmp_path / "two.parquet", scores, labels)
     with pytest.raises(InputError, match="answers on 'two' come twice"):
@@ -167,5 +179,8 @@ def test_groups_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "worst: 'b' 0.00%" in capsys.readouterr().out
     found = json.loads((tmp_path / "g.json").read_bytes())["sets"][0]
     assert {one["name"]: (one["n"], one["hits"]) for one in found["groups"]} == {"a": (20, 20), "b": (20, 0)}
-    with pytest.raises(InputError, match="has no two subgroups"):
-        main(["groups", write_answers(tmp_path / "bare.parquet", scores, labels)])
+    bare = write_answers(tmp_path / "bare.parquet", scores, labels)
+    assert main(["groups", place, bare]) is None
+    assert "left out, fewer than two subgroups: bare" in capsys.readouterr().out
+    with pytest.raises(InputError, match="every set has fewer than two subgroups"):
+        main(["groups", bare])

@@ -148,6 +148,18 @@ def test_the_mean_over_sets_has_the_width_of_its_examples() -> None:
     assert compare.mean_difference(sets[:1], 0.95) is None
 
 
+def test_a_video_is_one_example(tmp_path: Path) -> None:
+    scores, labels = outcomes([True, True, True, False, False, True], classes=4)
+    place = write_answers(tmp_path / "clips.parquet", scores, labels)
+    table = pq.read_table(place)
+    frames = table.append_column("group", [["a", "a", "a", "b", "b", "c"]])
+    pq.write_table(frames.replace_schema_metadata(table.schema.metadata), place)
+    one = predictions.read(place)
+    assert (one.ids, one.correct.tolist(), len(one.units())) == (["a", "b", "c"], [True, False, True], 3)
+    assert one.scores is not None
+    assert one.scores.tolist() == scores[[0, 3, 5]].tolist()
+
+
 def test_what_compare_refuses(runs: list[str], tmp_path: Path) -> None:
     scores, labels = outcomes([True] * 120, classes=4)
     other = tmp_path / "other" / "predictions" / "shapes.parquet"
@@ -173,6 +185,7 @@ def test_what_compare_refuses(runs: list[str], tmp_path: Path) -> None:
         ("column 'label' is int64", table.set_column(3, "label", table["label"].cast("int64"))),
         ("format version '9'", table.replace_schema_metadata({b"format_version": b"9"})),
         ("no rows", table.slice(0, 0)),
+        ("does not name a video", table.append_column("group", [["a", None] * 60])),
         ("logit_scale is '-1'", table.replace_schema_metadata({**table.schema.metadata, b"logit_scale": b"-1"})),
     ):
         pq.write_table(changed, tmp_path / "changed.parquet")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from evaluation.__main__ import main
 from evaluation.config import BiasConfig, PromptConfig, ZeroshotConfig
 from evaluation.overlap.splits import read_predictions
 from evaluation.prompts import load_templates
+from evaluation.scoring import retrieve_set
 from pipeline.content.image import decode
-from pipeline.content.labelled import LabelledSet, open_set
+from pipeline.content.labelled import LabelledSet, LabelledSetConfig, open_set
 from pipeline.contracts import storage
 from pipeline.contracts.config import load_config, to_toml
 from pipeline.contracts.errors import InputError
@@ -193,6 +196,29 @@ def test_an_unreadable_picture_is_named(config: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="picture '1' cannot be opened") as caught:
         main(["zeroshot", "--config", str(config)])
     assert "\n" not in str(caught.value)
+
+
+def test_chinese_captions_and_the_papers_prefix(tmp_path: Path) -> None:
+    """Captions are told apart as they are written, whatever the script, and the template stands around each of them."""
+    captions = ["一只猫", "一隻貓", "一只狗", "一只猫", None]
+    pq.write_table(pa.table({"image": [flat(60 * k) for k in range(5)], "text": captions}), tmp_path / "set.parquet")
+    labelled = open_set(LabelledSetConfig(name="zh", path=str(tmp_path / "set.parquet"), caption="text"))
+    said: list[str] = []
+
+    class Encoder:
+        """Knows each picture's caption by its place: what a tokenizer makes of Chinese is the trainer's story."""
+
+        def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+            return np.eye(3, dtype=np.float32)[[[0, 1, 2, 0][row] for row in rows]]
+
+        def texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+            said.extend(sentences)
+            return np.eye(3, dtype=np.float32)[: len(sentences)]
+
+    found, pairs = retrieve_set(Encoder(), labelled, "a photo of {}")
+    assert said == ["a photo of 一只猫", "a photo of 一隻貓", "a photo of 一只狗"]
+    assert (pairs, len(found.image_ranks), found.texts) == (4, 4, ["一只猫", "一隻貓", "一只狗"])
+    assert [one.value for one in (*found.image_to_text, *found.text_to_image)] == [1.0] * 6
 
 
 # ---- predict
