@@ -1,10 +1,11 @@
-"""`python -m evaluation overlap|zeroshot|retrieval --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`.
+"""`python -m evaluation overlap|label|zeroshot|retrieval --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`,
+`thresholds DIR LABELS…`.
 
 `compare`, `calibration`, `groups` and `versus-probe` take what the scoring commands wrote, `predict` takes pictures, `robustness`, `bias`,
 `human` and `human-scores` a configuration.
 
-`report` and `verify` read a finished report and load neither ray nor torch: an auditor's machine needs neither. That is why the commands
-import their modules inside the functions below.
+`report`, `verify` and `thresholds` read a finished report and load neither ray nor torch: an auditor's machine needs neither. That is why
+the commands import their modules inside the functions below.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def main(argv: list[str]) -> int | None:
         return _overlap(arguments)
     if arguments.command in ("zeroshot", "retrieval"):
         return _score(arguments)
+    if arguments.command == "label":
+        return _label(arguments)
+    if arguments.command == "thresholds":
+        return _thresholds(arguments.directory, arguments.labels)
     if arguments.command in ("human", "human-scores"):
         return _human(arguments)
     if arguments.command == "bias":
@@ -48,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         ("overlap", "how much of each evaluation set is in a corpus, and what that did to the score"),
         ("zeroshot", "classify labelled sets by their class names alone"),
         ("retrieval", "find captions for pictures and pictures for captions"),
+        (
+            "label",
+            "write pages on which people say whether near pictures are the same (after `overlap`, with its configuration)",
+        ),
         ("bias", "the CLIP paper's probes of bias, on portraits that you have"),
         ("human", "write pages on which people classify the pictures of a set"),
         ("human-scores", "score what people answered on such pages, beside a model"),
@@ -60,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     ):
         reader = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         reader.add_argument("directory", metavar="DIR", help="the folder of the report (a path or s3://…)")
+    words = "the PDQ distance that people's labels choose for each set of a report"
+    chooser = commands.add_parser("thresholds", help=words, description=words, allow_abbrev=False)
+    chooser.add_argument("directory", metavar="DIR", help="the folder of the report that was labelled")
+    chooser.add_argument("labels", metavar="LABELS", nargs="+", help="files that the labelling page exported")
+    _add_figures(commands)
+    return parser
+
+
+def _add_figures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands over finished answers, and the one for pictures of one's own."""
     for name, words in (
         ("compare", "models on the same sets, in pairs: the first place against every other one"),
         ("calibration", "do probabilities come true? ECE, Brier, log loss, a fitted temperature"),
@@ -81,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
             "predict", help="use a model: which label fits a picture, which picture fits a sentence", allow_abbrev=False
         )
     )
-    return parser
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +132,29 @@ def _overlap(arguments: argparse.Namespace) -> int | None:
     print(summary.as_text(report))
     print(f"\nopen: {storage.join(config.report.dir, files.PAGE)}")
     print(f"next: python -m evaluation report {config.report.dir}   (exit code 3 when a set is over its limit)")
+    return None
+
+
+def _label(arguments: argparse.Namespace) -> int | None:
+    from evaluation.config import OverlapConfig
+    from evaluation.report import labelling
+
+    config = load_config(OverlapConfig, arguments.config, arguments.overrides)
+    if arguments.check:
+        _show_check(config, labelling.plan(config))
+        return None
+    for place, asked in labelling.write(config):
+        print(f"{place}: {asked:,} pairs")
+    print(
+        f"open each page in a browser, answer, export; then: python -m evaluation thresholds {config.report.dir} labels-….jsonl"
+    )
+    return None
+
+
+def _thresholds(directory: str, labels: list[str]) -> int | None:
+    from evaluation.report import summary
+
+    print(summary.thresholds_as_text(directory, labels))
     return None
 
 
