@@ -31,13 +31,15 @@ from scipy.stats import fisher_exact
 
 from evaluation import groups
 from evaluation.config import BiasConfig, BiasSet
+from evaluation.datasets import open_set
 from evaluation.features import Encoder, normalise
 from evaluation.groups import WorstGroup, worst_group
 from evaluation.intervals import Interval, holm, mcnemar, newcombe, paired_difference
+from evaluation.metrics import Rate, rate
 from evaluation.model import ModelEncoder
 from evaluation.report.files import canonical, table_bytes
-from evaluation.zeroshot import Rate, classifier, rate
-from pipeline.content.labelled import UNLABELLED, LabelledSet, open_set
+from evaluation.zeroshot import classifier
+from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, digest
 from pipeline.contracts.errors import InputError

@@ -89,28 +89,20 @@ def probabilities(cosines: NDArray[np.float32], scale: float) -> Floats:
     return shares
 
 
-def with_probabilities(
-    table: pa.Table, cosines: NDArray[np.float32], scale: float | None, *, keep_scores: bool
-) -> pa.Table:
-    """A table of predictions with `p`, `p_label` and `scores` filled in, of cosines float32[n, classes] in its order.
+def with_probabilities(table: pa.Table, scores: NDArray[np.float32], scale: float | None) -> pa.Table:
+    """A table of predictions with `p` and `p_label` filled in, of scores float32[n, classes] in its order.
 
-    `p` and `p_label` stay null where the model has no logit scale, `scores` without `keep_scores`, `p_label` where an example has no
-    one label.
+    `scale` multiplies cosines before the softmax; None: the scores are probabilities. `p_label` stays null where an example has no one
+    label.
     """
     answers, labels = (np.asarray(table[name]) for name in ("prediction", "label"))
-    columns: dict[str, pa.Array] = {}
-    if scale is not None:
-        found = np.empty((2, len(answers)), np.float32)
-        for start in range(0, len(answers), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            shares = probabilities(cosines[block], scale)
-            for row, classes in enumerate((answers[block], np.maximum(labels[block], 0))):
-                found[row, block] = np.take_along_axis(shares, classes[:, None].astype(np.int64), axis=1)[:, 0]
-        columns = {"p": pa.array(found[0]), "p_label": pa.array(found[1], mask=labels < 0)}
-    if keep_scores:
-        flat, offsets = pa.array(cosines.ravel()), np.arange(len(cosines) + 1, dtype=np.int32) * cosines.shape[1]
-        columns["scores"] = pa.ListArray.from_arrays(pa.array(offsets), flat)
-    for name, values in columns.items():
+    found = np.empty((2, len(answers)), np.float32)
+    for start in range(0, len(answers), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        shares = scores[block] if scale is None else probabilities(scores[block], scale)
+        for row, classes in enumerate((answers[block], np.maximum(labels[block], 0))):
+            found[row, block] = np.take_along_axis(shares, classes[:, None].astype(np.int64), axis=1)[:, 0]
+    for name, values in (("p", pa.array(found[0])), ("p_label", pa.array(found[1], mask=labels < 0))):
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
     return table
 

@@ -13,6 +13,25 @@ from pydantic import Field, model_validator
 from pipeline.content.labelled import LabelledSetConfig, check_template
 from pipeline.contracts.config import StrictModel, not_semantic
 
+Metric = Literal["accuracy", "mean_per_class", "map11", "roc_auc", "mean_top1_top5"]
+"""How a set is scored; `evaluation.metrics` computes them."""
+
+
+class EvaluationSet(LabelledSetConfig):
+    """A labelled set as the evaluations read it: a Parquet file, a folder, webdataset tars, or the archive of a known dataset."""
+
+    dataset: str | None = None  # its name in evaluation/datasets/catalogue.toml: classes, sizes, metric, layout
+    split: str = "test"  # of a dataset; what Parquet files and folders hold is the split that they are said to be
+    layout: Literal["published", "folders"] = "published"  # of a dataset: as its authors pack it, or a folder per class
+    other_counts: bool = False  # accept another number of examples or classes than the catalogue knows
+
+    @model_validator(mode="after")
+    def _split_of_a_dataset(self) -> EvaluationSet:
+        for key in ("split", "layout", "other_counts"):
+            if self.dataset is None and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning without dataset; name the dataset or drop the key")
+        return self
+
 
 class Thresholds(StrictModel):
     """When two pictures count as one; recorded in the report for every set."""
@@ -25,7 +44,7 @@ class Thresholds(StrictModel):
     phash_pdq_distance: int = Field(80, ge=0, le=256)  # a pHash match must not be contradicted by PDQ: at most this far
 
 
-class OverlapSet(LabelledSetConfig):
+class OverlapSet(EvaluationSet):
     """One evaluation set of the overlap job."""
 
     limit: float = Field(0.0, ge=0, le=1)  # the largest share of overlapping examples that is still accepted
@@ -110,12 +129,13 @@ class OverlapConfig(StrictModel):
 
 
 class PromptConfig(StrictModel):
-    """Sentences with `{}` where the class name goes."""
+    """Sentences with `{}` where the class name goes, for every set that brings none of its own."""
 
     templates: list[str] = Field(default_factory=list)  # empty: from `file`
-    file: str = not_semantic(
-        "general"
-    )  # a set of evaluation/prompts by name, or a path: one template a line, or a JSON list
+    file: str | None = not_semantic(
+        None
+    )  # `general`, `drawing`, `plain`, or what `load_prompts` reads; none: those of the dataset, else `general`
+    language: Literal["en", "zh"] = "en"  # of the class names and templates that the project has for a dataset
 
     @model_validator(mode="after")
     def _has_a_place(self) -> PromptConfig:
@@ -124,7 +144,7 @@ class PromptConfig(StrictModel):
         return self
 
 
-class BiasSet(LabelledSetConfig):
+class BiasSet(EvaluationSet):
     """One set of portraits and the probe to run on it; `subgroup` names the groups that are compared."""
 
     probe: Literal["gender", "race", "age", "denigration", "identity"]
@@ -168,8 +188,8 @@ class BiasConfig(StrictModel):
 class HumanConfig(StrictModel):
     """`python -m evaluation human` and `human-scores`: people classify the pictures of a set, as in the CLIP paper's section 4."""
 
-    set: LabelledSetConfig
-    samples: LabelledSetConfig | None = None  # where the pictures that people see of each class come from
+    set: EvaluationSet
+    samples: EvaluationSet | None = None  # where the pictures that people see of each class come from
     shots: int = Field(0, ge=0, le=2)  # such pictures of each class
     participants: int = Field(5, ge=1, le=100)
     pictures: int | None = Field(None, ge=1)  # how many of the set, chosen by hash; none: all
@@ -231,11 +251,21 @@ class RobustnessConfig(StrictModel):
         return self
 
 
+class ZeroshotSet(EvaluationSet):
+    """One set of `zeroshot` and `retrieval`."""
+
+    prompts: str | None = not_semantic(
+        None
+    )  # class names (and templates): `cifar10.zh`, `open_clip:imagenet`, a file; none: by `dataset`
+    templates: str | None = not_semantic(None)  # templates from elsewhere than `prompts`
+    metric: Metric | None = None  # the headline; none: the dataset's, else accuracy
+
+
 class ZeroshotConfig(StrictModel):
     """`python -m evaluation zeroshot` and `retrieval`: one exported model, some labelled sets."""
 
     model: str = not_semantic(...)  # folder or file that trainer.export wrote
-    sets: list[LabelledSetConfig] = Field(min_length=1)
+    sets: list[ZeroshotSet] = Field(min_length=1)
     prompts: PromptConfig = PromptConfig()
     caption_template: str = "{}"  # retrieval: the text of a picture's caption; the paper's is "a photo of {}"
     keep_scores: bool = (
@@ -245,6 +275,7 @@ class ZeroshotConfig(StrictModel):
     out: str = not_semantic(...)
     batch: int = not_semantic(64, ge=1)
     device: str = not_semantic("cpu")
+    cache: str | None = not_semantic(None)  # folder of features kept by content; none: nothing is kept
 
     @model_validator(mode="after")
     def _names_differ(self) -> ZeroshotConfig:

@@ -30,8 +30,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.config import HumanConfig
+from evaluation.datasets import open_set
 from pipeline.content.image import ImageRejected, decode, encode, resize
-from pipeline.content.labelled import UNLABELLED, LabelledSet, open_set
+from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, digest_json
 from pipeline.contracts.errors import InputError

@@ -28,8 +28,8 @@ from evaluation import predictions
 from evaluation.config import HumanConfig
 from evaluation.human import Sheet, sheet_of
 from evaluation.intervals import Interval, bootstrap
+from evaluation.metrics import Rate, rate
 from evaluation.report.files import canonical
-from evaluation.zeroshot import Rate, rate
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, StrictModel
 from pipeline.contracts.errors import InputError

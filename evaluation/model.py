@@ -6,6 +6,7 @@ gradients; a row's embedding does not depend on the batch it came in (up to floa
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from itertools import islice
 
@@ -13,12 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evaluation.features import Layer
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet, Picture
 from pipeline.contracts.cli import Progress
+from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from trainer import export
 from trainer.data import transforms
+from trainer.models.vit import VisionTransformer
+
+PIXELS_VERSION = 1
+"""Of the way from bytes to pixels (`pipeline.content.image.decode`, `transforms.evaluation_pixels`): raise it when either gives other
+pixels.
+"""
+_DECODERS = ("pillow", "simplejpeg")  # whose versions may give other pixels
 
 
 class ModelEncoder:
@@ -37,8 +47,10 @@ class ModelEncoder:
         self.logit_scale = float(model.logit_scale.detach().double().exp())
 
     @torch.inference_mode()
-    def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
-        """float32[rows, d]. Raises InputError for a picture that cannot be opened."""
+    def images(self, labelled: LabelledSet, rows: Sequence[int], layer: Layer = "embedding") -> NDArray[np.float32]:
+        """float32[rows, d], or float32[rows, width] before the projection of a vision transformer (`penultimate`; of a ResNet the same as
+        `embedding`). Raises InputError for a picture that cannot be opened.
+        """
         pictures = labelled.pictures(rows)
         found = []
         with Progress(len(rows), "pictures", labelled.name) as progress:
@@ -46,7 +58,7 @@ class ModelEncoder:
                 pixels = np.stack([self._pixels(labelled, picture) for picture in batch])
                 raw = torch.from_numpy(pixels).to(self._device)
                 inputs = transforms.normalise(raw, self.card.pixel_mean, self.card.pixel_std)
-                found.append(self._model.encode_image(inputs).float().cpu().numpy())
+                found.append(self._encoded(inputs, layer).float().cpu().numpy())
                 progress.update(len(batch))
         embeddings: NDArray[np.float32] = np.concatenate(found)
         return embeddings
@@ -60,6 +72,51 @@ class ModelEncoder:
             found.append(self._model.encode_text(ids).float().cpu().numpy())
         embeddings: NDArray[np.float32] = np.concatenate(found)
         return embeddings
+
+    def image_identity(self) -> dict[str, Json]:
+        """All that a picture's features depend on but the picture and the layer."""
+        return {
+            **self._identity(),
+            "image_size": self.card.image_size,
+            "pixel_mean": list(self.card.pixel_mean),
+            "pixel_std": list(self.card.pixel_std),
+            "pixels": PIXELS_VERSION,
+            "decoders": {name: importlib.metadata.version(name) for name in _DECODERS},
+        }
+
+    def text_identity(self) -> dict[str, Json]:
+        """All that a sentence's features depend on but the sentence."""
+        return {
+            **self._identity(),
+            "context_length": self.card.context_length,
+            "tokenizer": self.card.tokenizer,
+            "vocabulary": self.card.vocabulary_sha256,
+        }
+
+    def _identity(self) -> dict[str, Json]:
+        return {
+            "weights": self.card.weights_sha256,
+            "preset": self.card.preset,
+            "names": self.card.names,
+            "gelu": self.card.gelu,
+            "text": self.card.text,
+            "parameters": str(next(self._model.parameters()).dtype),
+            "matmul": torch.get_float32_matmul_precision(),
+            "device": self._device.type,
+            "torch": torch.__version__,
+        }
+
+    def _encoded(self, inputs: torch.Tensor, layer: Layer) -> torch.Tensor:
+        tower = self._model.visual
+        if layer == "embedding" or not isinstance(tower, VisionTransformer):
+            return self._model.encode_image(inputs)
+        seen: list[torch.Tensor] = []
+        hook = tower.ln_post.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            self._model.encode_image(inputs)
+        finally:
+            hook.remove()
+        return seen[0]
 
     def _pixels(self, labelled: LabelledSet, picture: Picture) -> NDArray[np.uint8]:
         size = self._model.preset.image_size

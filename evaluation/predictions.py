@@ -30,11 +30,12 @@ _TYPES = {
     "prediction": pa.int32(),
     "correct": pa.bool_(),
     "subgroup": pa.string(),
+    "group": pa.string(),
     "p": pa.float32(),
     "p_label": pa.float32(),
     "scores": pa.list_(pa.float32()),
 }
-_NULLABLE = ("subgroup", "p", "p_label", "scores")
+_NULLABLE = ("subgroup", "group", "p", "p_label", "scores")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def read(uri: str) -> Predictions:
             )
     if not table.num_rows:
         raise InputError(f"{uri}: no rows; score the set first")
-    table = _videos(uri, table)
+    table = _one_row_a_video(table)
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     version = metadata.get("format_version")
     if version != str(PREDICTIONS_VERSION):
@@ -126,7 +127,7 @@ def read(uri: str) -> Predictions:
         name=_set_name(uri),
         model=metadata.get("model_sha256", ""),
         set_hash=metadata.get("set_content_hash", ""),
-        logit_scale=_scale(uri, metadata.get("logit_scale", "")),
+        logit_scale=_scale(uri, metadata.get("logit_scale", "") if _all_null(table, "group") else "1"),
         ids=ids,
         sha256=table["sha256"].to_pylist(),
         labels=labels,
@@ -139,15 +140,13 @@ def read(uri: str) -> Predictions:
     )
 
 
-def _videos(uri: str, table: pa.Table) -> pa.Table:
-    """One row a video, its first frame, under the video's name; the table itself where rows belong to no video."""
-    if "group" not in table.column_names or table["group"].null_count == table.num_rows:
+def _one_row_a_video(table: pa.Table) -> pa.Table:
+    """The first frame of each video, under the video's name; the table itself where rows belong to no video."""
+    if _all_null(table, "group"):
         return table
-    first: dict[object, int] = {}
+    first: dict[str, int] = {}
     for row, name in enumerate(table["group"].to_pylist()):
         first.setdefault(name, row)
-    if None in first or table["group"].type != pa.string():
-        raise InputError(f"{uri}: column 'group' does not name a video for each frame; score the set again")
     table = table.take(pa.array(list(first.values())))
     return table.set_column(table.column_names.index("eval_id"), "eval_id", table["group"])
 
@@ -186,4 +185,6 @@ def _scores(uri: str, table: pa.Table, labels: NDArray[np.int32]) -> NDArray[np.
     flat = np.asarray(pc.list_flatten(table["scores"]), np.float32)
     if not np.isfinite(flat).all():
         raise InputError(f"{uri}: column 'scores' has values that are no numbers; score the set again")
-    return flat.reshape(table.num_rows, lengths[0])
+    scores = flat.reshape(table.num_rows, lengths[0])
+    # Of a video they are mean probabilities: their logarithms have these as their softmax, at scale 1.
+    return scores if _all_null(table, "group") else np.log(np.maximum(scores, np.finfo(np.float32).tiny))

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from evaluation.config import OverlapConfig, Thresholds
+from evaluation.datasets import open_set
 from evaluation.overlap import copies, join, nearest, thresholds
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
@@ -30,7 +31,7 @@ from evaluation.report import evidence, files, numbers, page, summary
 from evaluation.report.schema import Corpus, Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
 from pipeline.content.image import ImageRejected, decode
-from pipeline.content.labelled import LabelledSet, open_set
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import config as contracts_config
 from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.config import Json

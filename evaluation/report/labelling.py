@@ -19,10 +19,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.config import OverlapConfig
+from evaluation.datasets import open_set
 from evaluation.overlap.thresholds import BIN
 from evaluation.report import files
 from evaluation.report.evidence import Row, picture_pairs
-from pipeline.content.labelled import LabelledSet, open_set
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from evaluation.calibration import with_probabilities
+from evaluation.metrics import TOP
 from evaluation.overlap.tables import PREDICTIONS_VERSION
-from evaluation.zeroshot import PREDICTION_SCHEMA, TOP
+from evaluation.zeroshot import PREDICTION_SCHEMA
 
 
 def digest(name: object) -> bytes:
@@ -44,13 +45,15 @@ def write_answers(
             "score": pa.array(scores.max(axis=1)),
             "correct": pa.array(best[:, 0] == labels),
             "subgroup": pa.array(groups or [None] * n, pa.string()),
-            "scores": pa.nulls(n, pa.list_(pa.float32())),
+            "group": pa.nulls(n, pa.string()),
+            "scores": pa.array(scores.tolist() if keep_scores else [None] * n, pa.list_(pa.float32())),
             "p": pa.nulls(n, pa.float32()),
             "p_label": pa.nulls(n, pa.float32()),
         },
         schema=PREDICTION_SCHEMA,
     )
-    table = with_probabilities(table, scores, scale, keep_scores=keep_scores)
+    if scale is not None:
+        table = with_probabilities(table, scores, scale)
     metadata = {
         "format_version": str(PREDICTIONS_VERSION),
         "set_content_hash": set_hash,

@@ -14,7 +14,8 @@ from scipy.stats import binomtest, fisher_exact
 from evaluation import bias
 from evaluation.__main__ import main
 from evaluation.config import BiasSet
-from pipeline.content.labelled import LabelledSet, open_set
+from evaluation.datasets import open_set
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts.errors import InputError
 from tests.evaluation.planted import flat
 

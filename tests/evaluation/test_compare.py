@@ -149,15 +149,18 @@ def test_the_mean_over_sets_has_the_width_of_its_examples() -> None:
 
 
 def test_a_video_is_one_example(tmp_path: Path) -> None:
+    """Of a video every frame has the answer and the mean probabilities; these are read as logarithms, whose softmax they are."""
     scores, labels = outcomes([True, True, True, False, False, True], classes=4)
-    place = write_answers(tmp_path / "clips.parquet", scores, labels)
+    shares = (0.1 + 0.6 * scores).astype(np.float32)
+    place = write_answers(tmp_path / "clips.parquet", shares, labels, scale=30.0)
     table = pq.read_table(place)
-    frames = table.append_column("group", [["a", "a", "a", "b", "b", "c"]])
+    frames = table.set_column(table.column_names.index("group"), "group", [["a", "a", "a", "b", "b", "c"]])
     pq.write_table(frames.replace_schema_metadata(table.schema.metadata), place)
     one = predictions.read(place)
     assert (one.ids, one.correct.tolist(), len(one.units())) == (["a", "b", "c"], [True, False, True], 3)
     assert one.scores is not None
-    assert one.scores.tolist() == scores[[0, 3, 5]].tolist()
+    assert one.logit_scale == 1.0
+    assert np.exp(one.scores).tolist() == pytest.approx(shares[[0, 3, 5]])
 
 
 def test_what_compare_refuses(runs: list[str], tmp_path: Path) -> None:
@@ -185,7 +188,10 @@ def test_what_compare_refuses(runs: list[str], tmp_path: Path) -> None:
         ("column 'label' is int64", table.set_column(3, "label", table["label"].cast("int64"))),
         ("format version '9'", table.replace_schema_metadata({b"format_version": b"9"})),
         ("no rows", table.slice(0, 0)),
-        ("does not name a video", table.append_column("group", [["a", None] * 60])),
+        (
+            "column 'group' has 60 missing values",
+            table.set_column(table.column_names.index("group"), "group", [["a", None] * 60]),
+        ),
         ("logit_scale is '-1'", table.replace_schema_metadata({**table.schema.metadata, b"logit_scale": b"-1"})),
     ):
         pq.write_table(changed, tmp_path / "changed.parquet")

@@ -19,8 +19,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from evaluation import human, human_scores
 from evaluation.__main__ import main
 from evaluation.config import HumanConfig
+from evaluation.datasets import open_set
 from evaluation.human_scores import MISSING, UNKNOWN
-from pipeline.content.labelled import open_set
 from pipeline.contracts.config import to_toml
 from pipeline.contracts.errors import InputError
 from tests.browser import browser, complaints, needs_browser, requests, show

@@ -9,58 +9,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
 from evaluation.__main__ import main
 from evaluation.config import BiasConfig, PromptConfig, ZeroshotConfig
+from evaluation.datasets import open_set
 from evaluation.overlap.splits import read_predictions
-from evaluation.prompts import load_templates
+from evaluation.prompts import load_prompts, load_templates
 from evaluation.scoring import retrieve_set
 from pipeline.content.image import decode
-from pipeline.content.labelled import LabelledSet, LabelledSetConfig, open_set
-from pipeline.contracts import storage
+from pipeline.content.labelled import LabelledSet, LabelledSetConfig
+from pipeline.content.labelled import open_set as open_table
 from pipeline.contracts.config import load_config, to_toml
 from pipeline.contracts.errors import InputError
+from tests.evaluation.datasets.packing import CIFAR_NAMES, cifar10_files, pack
+from tests.evaluation.exported import NAMES, ROOT_HASH, export_tiny
 from tests.evaluation.planted import flat, picture
-from trainer import export, models
+from trainer import export
 from trainer.data.transforms import evaluation_pixels, normalise
-from trainer.tokenizer import vocabulary
-
-ROOT_HASH = "ab" * 32
-NAMES = ["red_square", "blue circle", "green star"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported tiny model, as random as it was born."""
-    folder = tmp_path_factory.mktemp("model")
-    vocab = folder / "m.vocabulary"
-    size = vocabulary.train_vocabulary([f"a picture of {name}" for name in NAMES * 5], 600, str(vocab))
-    torch.manual_seed(4)
-    built = models.build("tiny-vit", vocab_size=size)
-    weights = folder / "m.safetensors"
-    safetensors.torch.save_file(export.to_state_dict(built), weights)
-    card = export.Card(
-        preset="tiny-vit",
-        image_size=built.preset.image_size,
-        context_length=built.preset.context_length,
-        vocab_size=size,
-        embed_dim=built.preset.embed_dim,
-        parameters=sum(parameter.numel() for parameter in built.parameters()),
-        tokenizer="bpe",
-        vocabulary="m.vocabulary",
-        vocabulary_sha256=storage.sha256_file(str(vocab)),
-        weights="m.safetensors",
-        weights_sha256=storage.sha256_file(str(weights)),
-        content_root=ROOT_HASH,
-        config_digest="00",
-        step=1,
-        samples_seen=1,
-    )
-    (folder / "m.json").write_text(card.model_dump_json(), "utf-8")
-    return folder
+    return export_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -96,7 +68,7 @@ def config(model: Path, tmp_path: Path) -> Path:
 def test_zeroshot(config: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zeroshot", "--config", str(config)]) is None
     said = capsys.readouterr().out
-    assert "shapes: 12 pictures, 3 classes" in said
+    assert "shapes: 12 examples, 3 classes" in said
     assert "chance 33.33%" in said
     net, tokens, card = export.load_model(str(model))
     rows = pq.read_table(tmp_path / "set.parquet").to_pylist()
@@ -176,6 +148,51 @@ def test_retrieval(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert entry["image_to_text"][0]["chance"] == pytest.approx((11 * 2 + 1) / 12 / 18)
 
 
+def test_a_dataset_from_its_archive(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CIFAR's own archive and names from a file, twice: the second time from the cache, to the same bytes."""
+    archive = pack(cifar10_files(), tmp_path / "cifar", "tar.gz")
+    names = tmp_path / "names.toml"
+    classes = [[name, f"small {name}"] for name in CIFAR_NAMES]
+    names.write_text(f"classes = {json.dumps(classes)}\ntemplates = ['a picture of a {{}}', 'one {{}}']\n", "utf-8")
+    one = {"name": "cifar", "path": str(archive), "dataset": "cifar10", "other_counts": True, "prompts": str(names)}
+    settings = {"model": str(model), "out": str(tmp_path / "out"), "cache": str(tmp_path / "kept"), "sets": [one]}
+    config = tmp_path / "cifar.toml"
+    config.write_text(to_toml(ZeroshotConfig.model_validate(settings)), "utf-8")
+    main(["zeroshot", "--config", str(config)])
+    said = capsys.readouterr().out
+    assert "cifar: 3 examples, 10 classes (3 with an example)" in said
+    assert "top-1 with shuffled class names:" in said
+    before = (tmp_path / "out" / "zeroshot.json").read_bytes()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    assert len(kept) == 4
+    entry = json.loads(before)["sets"]["cifar"]
+    assert (entry["dataset"], entry["split"], entry["metric"], entry["n"]) == ("cifar10", "test", "accuracy", 3)
+    assert (entry["prompts"]["source"], entry["prompts"]["names"]) == ("names.toml", 20)
+    assert entry["prompts"]["sha256"] == load_prompts(str(names)).sha256
+    main(["zeroshot", "--config", str(config)])
+    assert (tmp_path / "out" / "zeroshot.json").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == kept
+    labelled = open_set(load_config(ZeroshotConfig, str(config)).sets[0])
+    found = read_predictions(str(tmp_path / "out" / "predictions" / "cifar.parquet"), labelled, "hash")
+    assert all(outcome is not None for outcome in found.correct)
+
+    names.write_text(f"classes = {json.dumps(classes[::-1])}\ntemplates = ['one {{}}']\n", "utf-8")
+    with pytest.raises(InputError, match=r"class 0 is 'airplane', which is class 9 of prompts 'names\.toml'"):
+        main(["zeroshot", "--config", str(config)])
+    names.write_text("classes = ['a', 'b']\n", "utf-8")
+    with pytest.raises(InputError, match="name 2 classes, the set has 10"):
+        main(["zeroshot", "--config", str(config)])
+    with pytest.raises(InputError, match=r"3 examples where CIFAR-10, split 'test', has 10,000 .paper."):
+        main(
+            [
+                "zeroshot",
+                "--config",
+                str(config),
+                f"sets=[{{name='c', path='{archive}', dataset='cifar10', absent_classes=true}}]",
+            ]
+        )
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -202,7 +219,7 @@ def test_chinese_captions_and_the_papers_prefix(tmp_path: Path) -> None:
     """Captions are told apart as they are written, whatever the script, and the template stands around each of them."""
     captions = ["一只猫", "一隻貓", "一只狗", "一只猫", None]
     pq.write_table(pa.table({"image": [flat(60 * k) for k in range(5)], "text": captions}), tmp_path / "set.parquet")
-    labelled = open_set(LabelledSetConfig(name="zh", path=str(tmp_path / "set.parquet"), caption="text"))
+    labelled = open_table(LabelledSetConfig(name="zh", path=str(tmp_path / "set.parquet"), caption="text"))
     said: list[str] = []
 
     class Encoder:
