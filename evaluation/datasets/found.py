@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,7 +22,7 @@ class Found:
     """
 
     ids: list[str]
-    labels: list[int] | list[int | None]
+    labels: Sequence[int | None]
     classes: list[str]
     pictures: Pictures
     captions: list[str | None] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.datasets.bundle import Bundle, Member
+from evaluation.datasets.bundle import Bundle, Member, Members
 from evaluation.datasets.folders import class_folders, listed, parent, pictures_under
 from evaluation.datasets.found import Found, refuse_split
 from evaluation.datasets.matlab import read_matlab
@@ -40,7 +40,9 @@ VOC_CLASSES = [
     "tvmonitor",
 ]
 _MARKS = {"1": 1, "-1": 0, "0": IGNORED}
-_MOST_SCENES = 1 << 30  # bytes of CLEVR's JSON of one split; train has 0.4 GB
+_MOST_SCENES = 1 << 30  # bytes of CLEVR's JSON of one split (train has 0.4 GB), or of COCO's captions
+CAPTIONS = 5
+"""Captions of a picture that retrieval is scored on."""
 
 
 # ---- Oxford: pets, flowers, textures, aircraft
@@ -271,6 +273,46 @@ def ucf101(bundle: Bundle, split: str) -> Found:
             f"{bundle.path}: {len(absent):,} of {len(videos):,} videos have no folder of frames, the first is {min(absent)!r}"
         )
     return listed(bundle, frames, [(frame, videos[groups[frame]]) for frame in frames], classes, groups=groups)
+
+
+# ---- retrieval
+
+
+def flickr30k(bundle: Bundle, split: str) -> Found:
+    """`dataset_flickr30k.json` of Karpathy's splits, and the pictures."""
+    return _karpathy(bundle, split, "dataset_flickr30k.json")
+
+
+def coco(bundle: Bundle, split: str) -> Found:
+    """`dataset_coco.json` of Karpathy's splits, and the pictures of 2014."""
+    return _karpathy(bundle, split, "dataset_coco.json")
+
+
+def _karpathy(bundle: Bundle, split: str, name: str) -> Found:
+    """A row for each of the first five captions of a picture (a few of COCO have more, which are left out everywhere)."""
+    value = _json(bundle, name, bundle.data(name, limit=_MOST_SCENES).decode("utf-8", "replace"))
+    try:
+        captions = {
+            str(entry["filename"]): [str(sentence["raw"]) for sentence in entry["sentences"][:CAPTIONS]]
+            for entry in value["images"]
+            if entry["split"] == split
+        }
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{bundle.path}: {name!r} lists no images with filename, split and sentences; restore it"
+        ) from None
+    if not captions:
+        refuse_split(bundle, split, ("train", "val", "test"))
+    everything = {member.name.rpartition("/")[2]: member for member in bundle.members}
+    found = listed(bundle, everything, [(file, "") for file in captions], [""])
+    rows = [(file, number) for file in found.ids for number in range(len(captions[file]))]
+    return Found(
+        ids=[f"{file}#{number}" for file, number in rows],
+        labels=[None] * len(rows),
+        classes=[],
+        pictures=Members([everything[file] for file, _ in rows]),
+        captions=[captions[file][number] for file, number in rows],
+    )
 
 
 # ---- tables

@@ -71,7 +71,7 @@ class _Elements:
         kind, data = self.next()
         if kind not in _STORED or len(data) % int(_STORED[kind][1]):
             raise _Damaged(f"{len(data):,} bytes of type {kind} for numbers")
-        return np.frombuffer(data, np.dtype(_STORED[kind]).newbyteorder(self.order))
+        return np.frombuffer(data, np.dtype(self.order + _STORED[kind]))
 
 
 def read_matlab(data: bytes, place: str, *, most: int = 256 << 20) -> dict[str, Any]:

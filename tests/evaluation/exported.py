@@ -1,5 +1,6 @@
-"""A tiny exported model, as random as it was born."""
+"""A tiny model as `trainer.export` writes one, as random as it was born."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ from pipeline.contracts import storage
 from trainer import export, models
 from trainer.tokenizer import vocabulary
 
-ROOT_HASH = "ab" * 32
-NAMES = ["red_square", "blue circle", "green star"]
 
-
-def export_tiny(
-    folder: Path, *, preset: str = "tiny-vit", seed: int = 4, words: str = "a picture of", **card: Any
-) -> Path:
-    """Write weights, vocabulary and card; `card` replaces values of the card."""
-    folder.mkdir(exist_ok=True)
+def tiny(
+    folder: Path,
+    preset: str,
+    words: Sequence[str],
+    content_root: str,
+    *,
+    seed: int = 4,
+    phrase: str = "a picture of",
+    **card: Any,
+) -> None:
+    """Weights of a seed, card and a vocabulary of `words` in `folder`; `card` replaces values of the card."""
     vocab = folder / "m.vocabulary"
-    size = vocabulary.train_vocabulary([f"{words} {name}" for name in NAMES * 5], 600, str(vocab))
+    size = vocabulary.train_vocabulary([f"{phrase} {word}" for word in list(words) * 5], 600, str(vocab))
     torch.manual_seed(seed)
     built = models.build(preset, vocab_size=size)
     weights = folder / "m.safetensors"
@@ -37,10 +41,11 @@ def export_tiny(
         "vocabulary_sha256": storage.sha256_file(str(vocab)),
         "weights": "m.safetensors",
         "weights_sha256": storage.sha256_file(str(weights)),
-        "content_root": ROOT_HASH,
+        "content_root": content_root,
         "config_digest": "00",
         "step": 1,
         "samples_seen": 1,
+        "seed": 0,
+        "window_row_groups": 512,
     }
     (folder / "m.json").write_text(export.Card.model_validate(values | card).model_dump_json(), "utf-8")
-    return folder

@@ -19,7 +19,7 @@ from evaluation import model as models
 from evaluation.features import CachedEncoder, Layer
 from evaluation.model import ModelEncoder
 from pipeline.content.labelled import LabelledSet, LabelledSetConfig, open_set
-from tests.evaluation.exported import export_tiny
+from tests.evaluation import exported
 from tests.evaluation.planted import picture
 
 TEXTS = ("a red square", "a blue circle")
@@ -39,9 +39,15 @@ class Counting(ModelEncoder):
         return super().texts(sentences)
 
 
+def exported_to(folder: Path, preset: str = "tiny-vit", **card: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    exported.tiny(folder, preset, ["red square", "blue circle"], "ab" * 32, **card)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_tiny(tmp_path_factory.mktemp("model"))
+    return exported_to(tmp_path_factory.mktemp("model"))
 
 
 def pictures(folder: Path, first: int = 0) -> LabelledSet:
@@ -74,7 +80,7 @@ def test_the_layer_before_the_projection(model: Path, tmp_path: Path) -> None:
     projection = encoder._model.state_dict()["visual.proj"].numpy()
     assert before.shape == (4, projection.shape[0])
     np.testing.assert_allclose(before @ projection, after, atol=1e-5)
-    resnet = ModelEncoder(str(export_tiny(tmp_path / "resnet", preset="tiny")))
+    resnet = ModelEncoder(str(exported_to(tmp_path / "resnet", "tiny")))
     np.testing.assert_array_equal(resnet.images(labelled, [1], "penultimate"), resnet.images(labelled, [1]))
 
 
@@ -94,7 +100,7 @@ Change = Callable[[pytest.MonkeyPatch, Path, LabelledSet], Case]
 
 def with_card(**card: Any) -> Change:
     return lambda patch, folder, labelled: Case(
-        ModelEncoder(str(export_tiny(folder.parent / "other", **card))), labelled
+        ModelEncoder(str(exported_to(folder.parent / "other", **card))), labelled
     )
 
 
@@ -149,7 +155,7 @@ PICTURE_CHANGES: dict[str, Change] = {
 }
 TEXT_CHANGES: dict[str, Change] = {
     "weights": PICTURE_CHANGES["weights"],
-    "vocabulary": with_card(words="one other drawing with"),
+    "vocabulary": with_card(phrase="one other drawing with"),
     "torch": PICTURE_CHANGES["torch"],
     "sentence": lambda patch, folder, labelled: Case(
         ModelEncoder(str(folder)), labelled, sentences=["a red square", "a blue"]

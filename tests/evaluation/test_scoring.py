@@ -23,16 +23,22 @@ from pipeline.content.labelled import LabelledSet, LabelledSetConfig
 from pipeline.content.labelled import open_set as open_table
 from pipeline.contracts.config import load_config, to_toml
 from pipeline.contracts.errors import InputError
+from tests.evaluation import exported
 from tests.evaluation.datasets.packing import CIFAR_NAMES, cifar10_files, pack
-from tests.evaluation.exported import NAMES, ROOT_HASH, export_tiny
 from tests.evaluation.planted import flat, picture
 from trainer import export
 from trainer.data.transforms import evaluation_pixels, normalise
 
+ROOT_HASH = "ab" * 32
+NAMES = ["red_square", "blue circle", "green star"]
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_tiny(tmp_path_factory.mktemp("model"))
+    """An exported tiny model, as random as it was born."""
+    folder = tmp_path_factory.mktemp("model")
+    exported.tiny(folder, "tiny-vit", NAMES, ROOT_HASH)
+    return folder
 
 
 @pytest.fixture

@@ -337,6 +337,28 @@ def test_videos(tmp_path: Path) -> None:
     assert (found.labels.tolist(), found.groups) == ([0, 0, 1, 1], ["abseiling/x1"] * 2 + ["zumba/x2"] * 2)
 
 
+def test_captions(tmp_path: Path) -> None:
+    """A row a caption, at most five of a picture; the same picture in all of its rows."""
+    images = [
+        {"filename": "b.jpg", "split": "test", "sentences": [{"raw": f"caption {k} of b"} for k in range(7)]},
+        {"filename": "c.jpg", "split": "train", "sentences": [{"raw": "of c"}]},
+        {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "two dogs"}, {"raw": "dogs"}]},
+    ]
+    files = {"dataset_flickr30k.json": json.dumps({"images": images, "dataset": "flickr30k"}).encode()}
+    files |= {f"flickr30k-images/{name}.jpg": encoded(k) for k, name in enumerate("abc")}
+    found = opened(pack(files, tmp_path / "f30k", "zip"), "flickr30k")
+    assert found.ids == ["a.jpg#0", "a.jpg#1", *(f"b.jpg#{k}" for k in range(5))]
+    assert found.captions == ["two dogs", "dogs", *(f"caption {k} of b" for k in range(5))]
+    assert [one.data for one in found.pictures()] == [encoded(0)] * 2 + [encoded(1)] * 5
+    with pytest.raises(InputError, match=r"2 examples where Flickr30k, split 'test', has 1,000 .karpathy."):
+        opened(tmp_path / "f30k.zip", "flickr30k", other_counts=False)
+    with pytest.raises(InputError, match="no split 'fifth'"):
+        opened(tmp_path / "f30k.zip", "flickr30k", "fifth")
+    files["dataset_flickr30k.json"] = b'{"images": [{"filename": "a.jpg"}]}'
+    with pytest.raises(InputError, match="lists no images with filename, split and sentences"):
+        opened(pack(files, tmp_path / "bad", "tar"), "flickr30k")
+
+
 @pytest.mark.parametrize(
     ("dataset", "files", "said"),
     [
