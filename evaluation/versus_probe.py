@@ -40,6 +40,7 @@ _MOST_BYTES = 1 << 28
 _LEAST = 3  # datasets, below which a correlation says nothing
 
 Floats = NDArray[np.float64]
+_Metric = Literal["top1", "accuracy", "mean_per_class"]  # top-1 has two names
 
 
 class _Rate(pydantic.BaseModel):
@@ -56,7 +57,7 @@ class _Zeroshot(pydantic.BaseModel):
 class _Probe(pydantic.BaseModel):
     content_hash: dict[str, str]
     examples: dict[str, int]
-    metric: Literal["top1", "mean_per_class"]
+    metric: _Metric
     top1: _Rate
     mean_per_class: _Rate | None
 
@@ -67,7 +68,7 @@ class _Mean(pydantic.BaseModel):
 
 class _Fewshot(pydantic.BaseModel):
     content_hash: dict[str, str]
-    metric: Literal["top1", "mean_per_class"]
+    metric: _Metric
     shots: dict[int, dict[str, _Mean]]
 
 
@@ -225,7 +226,7 @@ def _same_test(name: str, ours: str, theirs: Mapping[str, str], place: str) -> N
 
 
 def _metric(entry: _Zeroshot | _Probe, metric: str, name: str) -> float:
-    rate = entry.top1 if metric == "top1" else entry.mean_per_class
+    rate = entry.mean_per_class if metric == "mean_per_class" else entry.top1
     if rate is None:
         raise InputError(
             f"set {name!r}: has no {metric}, by which the probe was scored; score it with one label an example"
