@@ -163,6 +163,7 @@ def test_a_worst_group_that_is_worse_is_told_from_one_that_is_not(tmp_path: Path
     assert found.worst == "g3"
 
 
+@pytest.mark.prove
 def test_equal_groups_are_called_different_as_often_as_the_level_says() -> None:
     draws = np.random.default_rng(7)
     names = [f"g{k % 5}" for k in range(200)]

@@ -136,6 +136,7 @@ def test_scores_against_a_naive_twin() -> None:
     assert found.by_class[1] == pytest.approx(right[:, labels == 1].sum() / (answers != MISSING)[:, labels == 1].sum())
 
 
+@pytest.mark.prove
 def test_the_interval_of_many_people_and_pictures_is_the_sum_of_both_variances() -> None:
     """People who differ much and pictures that do not: the width is the people's; the other way round, the pictures'."""
     draws = np.random.default_rng(2)

@@ -67,6 +67,34 @@ def test_a_noisy_line_is_scipys_and_its_interval_is_the_textbooks() -> None:
         assert (interval.high or 0) - (interval.low or 0) == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
+REAL_MODEL = {
+    "val": 36.704,
+    "val-on-imagenet-a-classes": 56.6,
+    "val-on-imagenet-r-classes": 58.31,
+    "val-on-objectnet-classes": 35.04,
+    "val-on-vid-robust-classes": 86.819,
+    "val-on-ytbb-robust-classes": 91.048,
+    "imagenetv2-matched-frequency-format-val": 26.99,
+    "imagenet-sketch": 3.174,
+    "objectnet-1.0-beta": 7.173,
+    "imagenet-r": 11.323,
+    "imagenet-a": 1.413,
+    "imagenet-vid-robust_pm0": 39.856,
+    "imagenet-vid-robust_pm10": 24.797,
+    "ytbb-robust_pm0": 39.803,
+    "ytbb-robust_pm10": 25.616,
+}
+"""One row of imagenet-testbed's table: resnet50_imagenet_subsample_1_of_16_batch64_original_images, whose training data are ImageNet's."""
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda one: one.name)
+def test_a_real_model_of_the_table_lies_near_the_published_lines(setting: robustness.Setting) -> None:
+    """Within the 2.5 points by which such models scatter about them."""
+    slope, intercept = PUBLISHED[setting.name]
+    expected = 100 * float(expit(slope * logit(REAL_MODEL[setting.standard] / 100) + intercept))
+    assert abs(REAL_MODEL[setting.column] - expected) < 2.5
+
+
 def test_published_accuracies_of_clip_give_its_published_robustness() -> None:
     """ViT-L/14@336's accuracies of the paper's table 16 (ImageNet 76.2, V2 70.1, Sketch 60.2), whose shifts use all classes, by hand."""
     for name, shift, by_hand in (

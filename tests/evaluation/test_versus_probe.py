@@ -38,6 +38,7 @@ def test_the_line_is_scipys() -> None:
     assert (found.slope.low, found.slope.high) == pytest.approx((one.low, one.high), abs=0.06)
 
 
+@pytest.mark.prove
 def test_the_slopes_interval_holds_the_truth() -> None:
     held = 0
     for seed in range(10):
