@@ -35,6 +35,9 @@ def test_cifar10(tmp_path: Path, manner: str) -> None:
     found = opened(path, "cifar10")
     assert (found.classes, found.labels.tolist(), found.ids) == (CIFAR_NAMES, [3, 0, 9], ["0", "1", "2"])
     np.testing.assert_array_equal(seen(found), [pixels(90), pixels(91), pixels(92)])
+    sent = pickle.dumps(found)  # to a worker of the overlap job: places, no pixels
+    assert len(sent) < 3072
+    assert [one.data for one in pickle.loads(sent).pictures([1])] == [png(pixels(91))]
     train = opened(path, "cifar10", "train")
     assert train.labels.tolist() == [1, 2, 2, 2, 3, 2, 4, 2, 5, 2]
     np.testing.assert_array_equal(seen(train)[2:4], [pixels(20), pixels(21)])
