@@ -157,6 +157,113 @@ class PromptConfig(StrictModel):
         return self
 
 
+class BiasSet(EvaluationSet):
+    """One set of portraits and the probe to run on it; `subgroup` names the groups that are compared."""
+
+    probe: Literal["gender", "race", "age", "denigration", "identity"]
+    subgroup: str | None = None  # needed by every probe but identity
+
+    @model_validator(mode="after")
+    def _fits_the_probe(self) -> Self:
+        if self.subgroup is None and self.probe != "identity":
+            raise ValueError(f"subgroup: the {self.probe} probe compares groups; name their column")
+        if self.label is None and self.probe != "denigration":
+            raise ValueError(f"label: the {self.probe} probe needs the column of labels")
+        if (self.classes or self.classes_file is not None) and self.probe != "identity":
+            raise ValueError(f"classes: the {self.probe} probe brings its own class list; leave it out")
+        return self
+
+
+class BiasConfig(StrictModel):
+    """`python -m evaluation bias`: the CLIP paper's probes of bias (7.1) on sets that the user has."""
+
+    model: str = not_semantic(...)  # folder or file that trainer.export wrote
+    sets: list[BiasSet] = Field(min_length=1)
+    templates: list[str] = Field(["a photo of a {}"], min_length=1)  # the paper does not print its own
+    identities: list[Annotated[int, Field(ge=2)]] = Field(
+        [100, 1000, 2000], min_length=1
+    )  # identity: names to choose from
+    confidence: float = Field(0.95, gt=0, lt=1)
+    out: str = not_semantic(...)
+    batch: int = not_semantic(64, ge=1)
+    device: str = not_semantic("cpu")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [one.name.lower() for one in self.sets]
+        if len(set(names)) != len(names):
+            raise ValueError("sets: two sets have the same name; each set needs its own")
+        for template in self.templates:
+            check_template(template)
+        return self
+
+
+class HumanConfig(StrictModel):
+    """`python -m evaluation human` and `human-scores`: people classify the pictures of a set, as in the CLIP paper's section 4."""
+
+    set: EvaluationSet
+    samples: EvaluationSet | None = None  # where the pictures that people see of each class come from
+    shots: int = Field(0, ge=0, le=2)  # such pictures of each class
+    participants: int = Field(5, ge=1, le=100)
+    pictures: int | None = Field(None, ge=1)  # how many of the set, chosen by hash; none: all
+    longest: int = Field(480, ge=32, le=2048)  # longest side of a picture on the page, in pixels
+    seed: int = Field(0, ge=0, lt=1 << 64)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    answers: list[str] = not_semantic([])  # human-scores: files that the pages exported
+    predictions: str | None = not_semantic(None)  # human-scores: a model's prediction file on this set, to stand beside
+    out: str = not_semantic(...)
+
+    @model_validator(mode="after")
+    def _samples_where_shots(self) -> Self:
+        if (self.samples is None) != (self.shots == 0):
+            raise ValueError("samples: go with shots = 1 or 2, and only with them")
+        return self
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ShiftScores(StrictModel):
+    """A model on one natural distribution shift: accuracies as shares, or places of prediction files."""
+
+    name: Literal[
+        "imagenetv2", "imagenet_sketch", "objectnet", "imagenet_r", "imagenet_a", "imagenet_vid", "youtube_bb"
+    ]
+    standard: Share | str  # on ImageNet, on the classes that the shifted set has
+    standard_classes: list[int] = Field(
+        default_factory=list
+    )  # take `standard` from predictions on more classes, for these class numbers alone
+    shift: list[Share | str] = Field(min_length=1, max_length=2)  # of the two video sets pm-0 and pm-10
+
+    @model_validator(mode="after")
+    def _as_many_as_settings(self) -> Self:
+        settings = 2 if self.name in ("imagenet_vid", "youtube_bb") else 1
+        if len(self.shift) != settings:
+            raise ValueError(
+                f"shift: {self.name} takes {settings} accuracies{' (pm-0, pm-10)' if settings == 2 else ''}, got {len(self.shift)}"
+            )
+        if self.standard_classes and not isinstance(self.standard, str):
+            raise ValueError("standard_classes needs predictions as `standard`, not a number")
+        return self
+
+
+class RobustnessConfig(StrictModel):
+    """`python -m evaluation robustness`: one model on some of the seven shifts, beside reference models."""
+
+    shifts: list[ShiftScores] = Field(min_length=1)
+    reference: str | None = not_semantic(
+        None
+    )  # CSV of reference models (its sha256 is in the result); none: published lines
+    confidence: float = Field(0.95, gt=0, lt=1)
+    out: str = not_semantic(...)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if len({one.name for one in self.shifts}) != len(self.shifts):
+            raise ValueError("shifts: one comes twice; give each shift once")
+        return self
+
+
 class ZeroshotSet(EvaluationSet):
     """One set of `zeroshot` and `retrieval`."""
 
@@ -173,7 +280,10 @@ class ZeroshotConfig(StrictModel):
     model: str = not_semantic(...)  # folder or file that trainer.export wrote
     sets: list[ZeroshotSet] = Field(min_length=1)
     prompts: PromptConfig = PromptConfig()
-    caption_template: str = "{}"  # retrieval: the text of a picture's caption
+    caption_template: str = "{}"  # retrieval: the text of a picture's caption; the paper's is "a photo of {}"
+    keep_scores: bool = (
+        False  # zeroshot: write every class's cosine, which a fitted temperature needs (4 bytes a class and example)
+    )
     confidence: float = Field(0.95, gt=0, lt=1)
     out: str = not_semantic(...)
     batch: int = not_semantic(64, ge=1)

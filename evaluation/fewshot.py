@@ -17,7 +17,7 @@ The interval says how far another draw of shots *and* another draw of test examp
 share what hangs on the pair of shots and example, which is therefore counted twice: the interval is a little too wide rather than too
 narrow. Its t quantile has Satterthwaite's degrees of freedom, for five seeds know their own spread badly.
 
-`shots_worth` reads such a curve the other way round: how many shots reach a given score (paper, 3.1.5).
+`versus_probe.shots_worth` reads such a curve the other way round: how many shots reach a given score (paper, 3.1.5).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
@@ -244,21 +243,6 @@ def crossed(correct: NDArray[np.bool_], classes: NDArray[np.int64] | None, confi
     freedom = variance**2 / (between**2 / (draws - 1) + within**2 / max(1, n - 1))
     half = float(stdtrit(freedom, 0.5 + confidence / 2.0)) * variance**0.5
     return Interval(value, max(0.0, value - half), min(1.0, value + half))
-
-
-def shots_worth(score: float, curve: Sequence[tuple[int, float]]) -> float | None:
-    """How many shots a class reach `score`, by linear interpolation of the scores over log(shots); paper, 3.1.5.
-
-    curve: (shots, score), shots ascending. The first crossing counts. A score below the curve's first is found on its first segment carried
-    on, where that rises. None where no number of shots in the curve reaches the score.
-    """
-    if len(curve) < 2 or any(first[0] >= second[0] for first, second in pairwise(curve)):
-        raise InputError(f"shots_worth: {list(curve)!r} needs two points or more, in ascending order of shots")
-    for (few, low), (more, high) in pairwise(curve):
-        if score <= max(low, high):
-            part = (score - low) / (high - low) if high > low else 0.0
-            return float(few * (more / few) ** part)
-    return None
 
 
 # ---- what is written

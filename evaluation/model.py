@@ -38,6 +38,7 @@ class ModelEncoder:
         model, self._tokenizer, self.card = export.load_model(path)
         self._model = model.eval().to(self._device)
         self._batch = batch
+        self.logit_scale = float(model.logit_scale.detach().double().exp())
 
     def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
         """float32[rows, d]. Raises InputError for a picture that cannot be opened."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from evaluation import probe, zeroshot
+from evaluation.calibration import with_probabilities
 from evaluation.config import FewshotConfig, ProbeConfig, ProbeSet
 from evaluation.datasets import open_set
 from evaluation.features import FeatureEncoder
@@ -214,11 +215,11 @@ def _score(
     config: ProbeConfig, one: ProbeSet, test: Part, logits: NDArray[np.float64], model: ModelIdentity
 ) -> tuple[dict[str, Json], zeroshot.Scores]:
     """Figures and predictions/NAME.parquet of the test rows."""
-    labelled = dataclasses.replace(
-        test.labelled, name=one.name
-    )  # the dataset's name, not its test part's, names the file
+    # The dataset's name, not its test part's, names the file.
+    labelled = dataclasses.replace(test.labelled, name=one.name)
     answers = Answers(softmax(logits, axis=1).astype(np.float32), zeroshot.rank(logits), labelled.labels[test.rows])
-    write_predictions(config.out, labelled, zeroshot.prediction_table(labelled, test.rows, answers), model)
+    table = with_probabilities(zeroshot.prediction_table(labelled, test.rows, answers), answers.scores, None)
+    write_predictions(config.out, labelled, table, dataclasses.replace(model, logit_scale=1.0))  # a probe's own logits
     scores = zeroshot.summarise(
         answers,
         labelled.classes,

@@ -36,10 +36,11 @@ _CLASSES_OF = {"imagenetv2": "imagenet", "imagenet_sketch": "imagenet"}
 
 @dataclasses.dataclass(frozen=True)
 class ModelIdentity:
-    """Which weights, trained on which corpus; goes into every file."""
+    """Which weights, trained on which corpus; goes into every file. `logit_scale` is what they multiply cosines by."""
 
     sha256: str
     content_root: str | None
+    logit_scale: float | None = None
 
 
 def run_zeroshot(config: ZeroshotConfig) -> str:
@@ -56,6 +57,8 @@ def run_zeroshot(config: ZeroshotConfig) -> str:
             class_names=words.classes,
             metric=metric_of(one),
             confidence=config.confidence,
+            logit_scale=model.logit_scale,
+            keep_scores=config.keep_scores,
         )
         write_predictions(config.out, labelled, table, model)
         names: dict[str, Json] = {
@@ -152,7 +155,7 @@ def load_encoder(
 ) -> tuple[ModelEncoder | CachedEncoder, ModelIdentity]:
     """The exported model, behind the cache where the configuration names one, and who it is."""
     encoder = ModelEncoder(config.model, batch=config.batch, device=config.device)
-    identity = ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root)
+    identity = ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root, encoder.logit_scale)
     return encoder if config.cache is None else CachedEncoder(encoder, config.cache), identity
 
 
@@ -170,6 +173,7 @@ def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: M
         "set_content_hash": labelled.content_hash,
         "model_sha256": model.sha256,
         "content_root": model.content_root or "",
+        "logit_scale": "" if model.logit_scale is None else repr(model.logit_scale),
     }
     place = storage.join(out, "predictions", f"{labelled.name}.parquet")
     storage.write_atomic(place, table_bytes(table.replace_schema_metadata(metadata)))

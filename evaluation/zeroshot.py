@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from evaluation import metrics
+from evaluation.calibration import probabilities, with_probabilities
 from evaluation.config import Metric
 from evaluation.features import Encoder, normalise
 from evaluation.metrics import TOP, Answers, Rate
@@ -51,11 +52,14 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("subgroup", pa.string()),
         pa.field("group", pa.string()),
         pa.field("scores", pa.list_(pa.float32())),
+        pa.field("p", pa.float32()),
+        pa.field("p_label", pa.float32()),
     ]
 )
 """One row per labelled example (frame). `score` is the cosine of the predicted class, of a video its mean probability, of a probe its
 probability; all frames of a video have its answer. `label` is -1 where an example has several; `scores` (of every class) are written
-where the metric needs them.
+where the metric needs them or they are asked for. `p` and `p_label` are the probabilities of the predicted class and of the label at the
+model's logit scale, null where it has none.
 """
 
 
@@ -141,12 +145,14 @@ def evaluate(
     class_names: Sequence[Sequence[str]] | None = None,
     metric: Metric = "accuracy",
     confidence: float = 0.95,
+    logit_scale: float | None = None,
     keep_scores: bool = False,
 ) -> tuple[Scores, pa.Table]:
     """Score one set; returns the figures and one PREDICTION_SCHEMA row per labelled example (frame).
 
-    `class_names`: one list a class; None: the set's own names. `keep_scores`: the rows have the scores of every class. Raises InputError
-    when the set has no labels or fewer than two classes, its labels do not fit the metric, or the frames of a video have different labels.
+    `class_names`: one list a class; None: the set's own names. `logit_scale` is what the model multiplies cosines by; None: the rows
+    have no probabilities. `keep_scores`: they have the scores of every class. Raises InputError when the set has no labels or fewer
+    than two classes, its labels do not fit the metric, or the frames of a video have different labels.
     """
     rows = np.arange(len(labelled)) if labelled.marks is not None else np.flatnonzero(labelled.labels != UNLABELLED)
     _check(labelled, rows, metric)
@@ -154,7 +160,7 @@ def evaluate(
     images = normalise(encoder.images(labelled, rows.tolist()))
     scores, example = images @ weights.T, np.arange(len(rows))
     if labelled.groups is not None:
-        example, scores = _videos(labelled, rows, scores)
+        example, scores = _videos(labelled, rows, scores, logit_scale or LOGIT_SCALE)
     first = np.unique(example, return_index=True)[1]
     labels = labelled.labels[rows]
     if (labels != labels[first][example]).any():
@@ -179,7 +185,10 @@ def evaluate(
         confidence=confidence,
     )
     every_class = keep_scores or metric in ("map11", "roc_auc")
-    return figures, prediction_table(labelled, rows, answers, example, keep_scores=every_class)
+    table = prediction_table(labelled, rows, answers, example, keep_scores=every_class)
+    if logit_scale is not None:  # the scores of a video are probabilities already
+        table = with_probabilities(table, scores[example], None if labelled.groups is not None else logit_scale)
+    return figures, table
 
 
 def _check(labelled: LabelledSet, rows: NDArray[np.int64], metric: Metric) -> None:
@@ -199,7 +208,7 @@ def _check(labelled: LabelledSet, rows: NDArray[np.int64], metric: Metric) -> No
 
 
 def _videos(
-    labelled: LabelledSet, rows: NDArray[np.int64], scores: NDArray[np.float32]
+    labelled: LabelledSet, rows: NDArray[np.int64], scores: NDArray[np.float32], scale: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Each row's video, numbered in the order in which they come, and the mean class probabilities of each, float32[videos, classes]."""
     if labelled.groups is None:
@@ -208,9 +217,8 @@ def _videos(
     video = np.array([number.setdefault(labelled.groups[row], len(number)) for row in rows], np.int64)
     sums = np.zeros((len(number), scores.shape[1]))
     for start in range(0, len(scores), _BLOCK):
-        logits = LOGIT_SCALE * scores[start : start + _BLOCK].astype(np.float64)
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        np.add.at(sums, video[start : start + _BLOCK], exponents / exponents.sum(axis=1, keepdims=True))
+        block = slice(start, start + _BLOCK)
+        np.add.at(sums, video[block], probabilities(scores[block], scale))
     return video, (sums / np.bincount(video)[:, None]).astype(np.float32)
 
 
@@ -239,6 +247,8 @@ def prediction_table(
             _column(labelled.subgroups, rows),
             _column(labelled.groups, rows),
             pa.array(answers.scores[example].tolist() if keep_scores else [None] * len(rows), pa.list_(pa.float32())),
+            pa.nulls(len(rows), pa.float32()),
+            pa.nulls(len(rows), pa.float32()),
         ],
         schema=PREDICTION_SCHEMA,
     )
@@ -324,7 +334,8 @@ def guard(metric: Metric, answers: Answers, headline: Rate) -> Guard:
 
 
 def _best_order(answers: Answers) -> float:
-    """Accuracy under the one-to-one renaming of the classes that suits the labels best (an assignment problem on the confusion matrix)."""
+    """Accuracy under the one-to-one renaming of the classes that suits the labels best (an assignment problem on the confusion
+    matrix)."""
     classes = answers.scores.shape[1]
     pairs = answers.labels.astype(np.int64) * classes + answers.best[:, 0]
     confusion = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)

@@ -10,8 +10,9 @@ METHODS = ("source_sha256", "image_sha256", "pdq", "phash")  # strongest first
 EXACT = METHODS[:2]
 TEXT_METHODS = ("exact", "contained", "near")  # strongest first
 
-PREDICTIONS_VERSION = 1
-"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read."""
+PREDICTIONS_VERSION = 2
+"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read. 2: scores, p, p_label,
+logit_scale."""
 
 CODE_SCHEMA = pa.schema(
     [

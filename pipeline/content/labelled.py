@@ -152,6 +152,12 @@ def _place(config: LabelledSetConfig) -> str:
     return f"set {config.name!r} ({config.path})"
 
 
+def of_files(name: str, files: Sequence[str]) -> LabelledSet:
+    """Pictures without labels, by their places, which are their ids. Raises InputError for one that is not there or comes twice."""
+    config = LabelledSetConfig(name=name, path="command line")
+    return assemble(config, list(files), [None] * len(files), _Files(list(files)))
+
+
 # ---- folders
 
 

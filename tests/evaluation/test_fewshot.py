@@ -170,19 +170,6 @@ def test_the_interval_of_what_does_not_vary() -> None:
     assert fewshot.crossed(right, None, 0.95).value == 0.75
 
 
-def test_shots_worth() -> None:
-    curve = [(1, 0.5), (2, 0.6), (4, 0.7), (16, 0.75)]
-    assert fewshot.shots_worth(0.6, curve) == pytest.approx(2)
-    assert fewshot.shots_worth(0.65, curve) == pytest.approx(2 * 2**0.5)
-    assert fewshot.shots_worth(0.725, curve) == pytest.approx(8)
-    assert fewshot.shots_worth(0.4, curve) == pytest.approx(0.5)
-    assert fewshot.shots_worth(0.76, curve) is None
-    assert fewshot.shots_worth(0.45, [(1, 0.5), (2, 0.4), (4, 0.8)]) == pytest.approx(1)
-    assert fewshot.shots_worth(0.5, [(1, 0.5), (2, 0.4), (4, 0.8)]) == pytest.approx(1)
-    with pytest.raises(InputError, match="two points"):
-        fewshot.shots_worth(0.5, [(4, 0.5), (2, 0.4)])
-
-
 def test_fewshot(config: FewshotConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exported.tiny(tmp_path, "tiny-16", CLASSES, "ef" * 32)
     settings = config.model_copy(update={"model": str(tmp_path / "m.safetensors"), "shots": [1, 4], "seeds": [3, 4]})
