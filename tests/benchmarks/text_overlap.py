@@ -77,13 +77,15 @@ class Dictionaries:
     caption."""
 
     def __init__(self, ours: Sequence[str], rule: TextRule) -> None:
-        self.rule, self.run_of, self.listed = rule, [self._runs(normal_form(caption)) for caption in ours], {}
-        listed: dict[tuple[str, ...], list[int]] = {}
+        self.rule = rule
+        self.run_of = [self._runs(normal_form(caption)) for caption in ours]
+        self.listed: dict[tuple[str, ...], list[int]] = {}
         for number, runs in enumerate(self.run_of):
             for run in runs:
-                listed.setdefault(run, []).append(number)
-        self.listed = listed
-        self.weight = {run: round(1e6 * float(np.log1p(len(ours) / len(numbers)))) for run, numbers in listed.items()}
+                self.listed.setdefault(run, []).append(number)
+        self.weight = {
+            run: round(1e6 * float(np.log1p(len(ours) / len(numbers)))) for run, numbers in self.listed.items()
+        }
         self.total = [sum(self.weight[run] for run in runs) for runs in self.run_of]
 
     def _runs(self, form: str) -> set[tuple[str, ...]]:
