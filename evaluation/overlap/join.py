@@ -29,7 +29,7 @@ from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_
 from pipeline.content.hashes import as_codes, hamming
 from pipeline.contracts.errors import InputError
 
-FORMAT_VERSION = 1  # of PAIR_SCHEMA and of the matching rule; part of every unit's digest
+FORMAT_VERSION = 2  # of PAIR_SCHEMA, NEAREST_SCHEMA and of the matching rule; part of every unit's digest
 
 
 class EvalCodes:
