@@ -1,7 +1,8 @@
-"""`python -m evaluation overlap|zeroshot|retrieval --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`.
+"""`python -m evaluation overlap|label|zeroshot|retrieval --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`,
+`thresholds DIR LABELS…`.
 
-`report` and `verify` read a finished report and load neither ray nor torch: an auditor's machine needs neither. That is why the commands
-import their modules inside the functions below.
+`report`, `verify` and `thresholds` read a finished report and load neither ray nor torch: an auditor's machine needs neither. That is why
+the commands import their modules inside the functions below.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ def main(argv: list[str]) -> int | None:
         return _overlap(arguments)
     if arguments.command in ("zeroshot", "retrieval"):
         return _score(arguments)
+    if arguments.command == "label":
+        return _label(arguments)
+    if arguments.command == "thresholds":
+        return _thresholds(arguments.directory, arguments.labels)
     if arguments.command == "verify":
         return _verify(arguments.directory)
     return _report(arguments.directory)
@@ -33,6 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         ("overlap", "how much of each evaluation set is in a corpus, and what that did to the score"),
         ("zeroshot", "classify labelled sets by their class names alone"),
         ("retrieval", "find captions for pictures and pictures for captions"),
+        (
+            "label",
+            "write pages on which people say whether near pictures are the same (after `overlap`, with its configuration)",
+        ),
     ):
         add_config_arguments(commands.add_parser(name, help=words, description=words, allow_abbrev=False))
     for name, words in (
@@ -41,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         reader = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         reader.add_argument("directory", metavar="DIR", help="the folder of the report (a path or s3://…)")
+    words = "the PDQ distance that people's labels choose for each set of a report"
+    chooser = commands.add_parser("thresholds", help=words, description=words, allow_abbrev=False)
+    chooser.add_argument("directory", metavar="DIR", help="the folder of the report that was labelled")
+    chooser.add_argument("labels", metavar="LABELS", nargs="+", help="files that the labelling page exported")
     return parser
 
 
@@ -64,6 +77,29 @@ def _overlap(arguments: argparse.Namespace) -> int | None:
     print(summary.as_text(report))
     print(f"\nopen: {storage.join(config.report.dir, files.PAGE)}")
     print(f"next: python -m evaluation report {config.report.dir}   (exit code 3 when a set is over its limit)")
+    return None
+
+
+def _label(arguments: argparse.Namespace) -> int | None:
+    from evaluation.config import OverlapConfig
+    from evaluation.report import labelling
+
+    config = load_config(OverlapConfig, arguments.config, arguments.overrides)
+    if arguments.check:
+        _show_check(config, labelling.plan(config))
+        return None
+    for place, asked in labelling.write(config):
+        print(f"{place}: {asked:,} pairs")
+    print(
+        f"open each page in a browser, answer, export; then: python -m evaluation thresholds {config.report.dir} labels-….jsonl"
+    )
+    return None
+
+
+def _thresholds(directory: str, labels: list[str]) -> int | None:
+    from evaluation.report import summary
+
+    print(summary.thresholds_as_text(directory, labels))
     return None
 
 

@@ -39,6 +39,18 @@ class CorpusConfig(StrictModel):
     manifest: str = not_semantic(...)  # manifest.json or its folder
 
 
+class NearestConfig(StrictModel):
+    """The distance to the nearest corpus picture, whatever it is."""
+
+    examples: int = Field(500, ge=0, le=100_000)  # of each set, chosen by the hash of their ids; 0: none
+
+
+class CopiesConfig(StrictModel):
+    """Planted copies: how much of what is changed on the way into a corpus the search would find."""
+
+    examples: int = Field(50, ge=0, le=10_000)  # of each set, chosen by the hash of their ids; 0: none
+
+
 class StatisticsConfig(StrictModel):
     """Levels of the test."""
 
@@ -55,7 +67,16 @@ class ReportConfig(StrictModel):
         "thumbs"  # hash-only: no picture, caption or URL of the corpus is written
     )
     pairs_shown: int = Field(60, ge=0, le=2000)  # matched pairs per set that the page shows; the tables hold all
+    misses_shown: int = Field(12, ge=0, le=2000)  # near misses per set that the page shows
     thumbnail: int = Field(240, ge=32, le=512)  # longest side in pixels
+
+
+class LabellingConfig(StrictModel):
+    """What `python -m evaluation label` asks people; changes no report."""
+
+    dir: str | None = not_semantic(None)  # where the pages go; none: `report.dir` with `.labelling` behind it
+    per_bin: int = not_semantic(20, ge=1, le=1000)  # pairs of each bin of eight PDQ bits
+    longest: int = not_semantic(480, ge=64, le=1024)  # longest side of a picture in pixels
 
 
 class ClusterConfig(StrictModel):
@@ -71,8 +92,12 @@ class OverlapConfig(StrictModel):
     corpus: CorpusConfig
     sets: list[OverlapSet] = Field(min_length=1)
     match: Thresholds = Thresholds()
+    nearest: NearestConfig = NearestConfig()
+    copies: CopiesConfig = CopiesConfig()
     statistics: StatisticsConfig = StatisticsConfig()
+    labels: list[str] = not_semantic([])  # files that the labelling page exported (their hashes enter the report)
     report: ReportConfig
+    labelling: LabellingConfig = LabellingConfig()
     engine: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

@@ -154,7 +154,8 @@ def _slots(words: NDArray[np.uint64]) -> NDArray[np.uint16]:
 
 
 @compiled
-def _popcount(word: np.uint64) -> np.int64:
+def popcount(word: np.uint64) -> np.int64:
+    """Bits that are set."""
     # The usual parallel sum; LLVM recognises it and emits the processor's own instruction.
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
     word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -168,11 +169,11 @@ def _distance(query: NDArray[np.uint64], codes: NDArray[np.uint64], code: int, l
 
     A long one is looked at in halves: half of two unrelated codes passes the limit nearly always, so that the branch is foreseen.
     """
-    total: np.int64 = _popcount(query[0] ^ codes[code, 0])
+    total: np.int64 = popcount(query[0] ^ codes[code, 0])
     if query.shape[0] > 1:
-        total += _popcount(query[1] ^ codes[code, 1])
+        total += popcount(query[1] ^ codes[code, 1])
         if total <= limit:
-            total += _popcount(query[2] ^ codes[code, 2]) + _popcount(query[3] ^ codes[code, 3])
+            total += popcount(query[2] ^ codes[code, 2]) + popcount(query[3] ^ codes[code, 3])
     return total
 
 

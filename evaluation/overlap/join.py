@@ -31,7 +31,7 @@ from pipeline.content.hashes import hamming
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import INDEX_SCHEMA
 
-FORMAT_VERSION = 1  # of PAIR_SCHEMA and of the matching rule; part of every unit's digest
+FORMAT_VERSION = 2  # of PAIR_SCHEMA, NEAREST_SCHEMA and of the matching rule; part of every unit's digest
 
 _HASHES = ("source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality")
 

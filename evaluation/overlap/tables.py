@@ -7,6 +7,7 @@ import pyarrow as pa
 INDEX_COLUMNS = ["uid", "url", "caption", "source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality"]
 
 METHODS = ("source_sha256", "image_sha256", "pdq", "phash")  # strongest first
+EXACT = METHODS[:2]
 
 PREDICTIONS_VERSION = 1
 """Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read."""
@@ -47,6 +48,49 @@ PAIR_SCHEMA = pa.schema(
     ]
 )
 """One matched pair. The hashes are the corpus side's, so that every distance can be computed again; `method` is the strongest match."""
+
+NEAREST_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("eval_row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("pdq_distance", pa.int32(), nullable=False),
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("pdq256", pa.binary(32), nullable=False),
+        pa.field("pdq_quality", pa.uint8(), nullable=False),
+    ]
+)
+"""One sampled example and the corpus row whose PDQ hash is nearest, match or not; the hashes are the corpus side's."""
+
+LABEL_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("eval_row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("pdq_distance", pa.int32(), nullable=False),
+        pa.field("rater", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+    ]
+)
+"""What one person said of one sampled example and its nearest corpus picture: same, different, unsure."""
+
+COPY_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("eval_row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("transform", pa.string(), nullable=False),
+        pa.field("pdq_distance", pa.int32(), nullable=False),
+        pa.field("phash_distance", pa.int32(), nullable=False),
+        pa.field("pdq_quality", pa.uint8(), nullable=False),
+    ]
+)
+"""One changed copy of an example and how far its hashes are from the original's; `pdq_quality` is the lower one of the two."""
 
 SPLIT_SCHEMA = pa.schema(
     [

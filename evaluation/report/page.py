@@ -37,6 +37,9 @@ def render(report: Report, evidence: Sequence[SetEvidence], report_sha256: str) 
         keep_trailing_newline=True,
     )
     title, lines, tone = verdict_box(report)
+    touched = [one for one in report.sets if one.found.share.hits]
+    labelled = [one for one in report.sets if one.calibration is not None]
+    sampled = [one for one in report.sets if one.nearest.sampled]
     return environment.get_template("report.html.j2").render(
         report=report,
         evidence=evidence,
@@ -45,7 +48,13 @@ def render(report: Report, evidence: Sequence[SetEvidence], report_sha256: str) 
         tone=tone,
         tones=TONES,
         scored=any(one.effect is not None for one in report.sets),
-        figure=Markup(figure.overview(report.sets)),  # our own drawing; set names follow a strict pattern
+        # Our own drawings; set names follow a strict pattern.
+        overview=Markup(figure.overview(report.sets)),
+        sweeps=Markup(figure.sweeps(touched)) if touched else None,
+        copied=list(dict.fromkeys(recall.transform for one in report.sets for recall in one.copies)),
+        curves=Markup(figure.curves(labelled)) if labelled else None,
+        labelled=labelled,
+        distances=Markup(figure.distances(sampled)) if sampled else None,
         report_sha256=report_sha256,
     )
 

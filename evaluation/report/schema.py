@@ -16,7 +16,9 @@ from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
 
 SCHEMA_NAME = "evaluation.overlap.report"
-SCHEMA_VERSION = 2  # 2: clusters of repeats, differences with intervals, exact tests, classes, Holm
+SCHEMA_VERSION = 3
+"""2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
+labels."""
 
 
 class Share(StrictModel):
@@ -93,6 +95,63 @@ class Effect(StrictModel):
     by_class: Classes | None
 
 
+class Step(StrictModel):
+    """What another threshold would have given: the examples with the same bytes, or a PDQ match of at most `distance` bits.
+
+    `overlapping` counts examples, `scored` those of them that have a score; the figures beside them are those of `Effect`, null without
+    scores or with one side empty.
+    """
+
+    distance: int
+    overlapping: int
+    scored: int
+    all_minus_clean: float | None
+    difference: Difference | None
+    p_value: float | None
+
+
+class Nearest(StrictModel):
+    """How far the nearest corpus picture is from each of `sampled` examples, in PDQ bits.
+
+    `counts[k]` of them lie at 8 k to 8 k + 7 bits; `median` is null where the corpus has no picture with enough texture.
+    """
+
+    sampled: int
+    counts: list[int] = Field(min_length=33, max_length=33)
+    median: float | None
+
+
+class Point(StrictModel):
+    """Precision and recall within `distance` PDQ bits, from people's labels, with one-sided lower bounds; no recall: none is the same."""
+
+    distance: int
+    answers: int
+    precision: float
+    precision_low: float
+    recall: float | None
+    recall_low: float | None
+
+
+class Calibration(StrictModel):
+    """What people said of the set's nearest pictures, and the PDQ distance that the rule chooses from it (see `overlap.thresholds`)."""
+
+    raters: list[str]
+    answers: int
+    kappa: float | None
+    curve: list[Point]
+    chosen: int | None
+    band: tuple[int, int] | None
+
+
+class Recall(StrictModel):
+    """Of the copies that were changed by `transform`, the share that the set's thresholds find; `pdq` and `phash` are counts by method."""
+
+    transform: str
+    found: Share
+    pdq: int
+    phash: int
+
+
 class SetReport(StrictModel):
     """One evaluation set. `repeated_pictures` have the bytes of an earlier one; near repeats count once in `clusters`."""
 
@@ -107,6 +166,10 @@ class SetReport(StrictModel):
     over_limit: bool
     found: Found
     effect: Effect | None
+    sweep: list[Step]
+    nearest: Nearest
+    copies: list[Recall]
+    calibration: Calibration | None
     verdict: Verdict
 
 
@@ -122,10 +185,11 @@ class Report(StrictModel):
     """The whole report."""
 
     schema_name: Literal["evaluation.overlap.report"]
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     config_digest: str
     evidence: Literal["thumbs", "hash-only"]
     corpus: Corpus
+    labels: list[str]  # sha256 of the files of labels
     statistics: Statistics
     over_limit: list[str]
     sets: list[SetReport]

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
+import pyarrow.compute as pc
+
+from evaluation.overlap import thresholds
 from evaluation.overlap.tables import METHODS
+from evaluation.report import files
 from evaluation.report.schema import Difference, Effect, Report, SetReport, Share
+from pipeline.contracts import parquet, storage
 
 COLUMNS = [
     "set",
@@ -95,6 +101,37 @@ def as_text(report: Report) -> str:
     """For a terminal."""
     lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {report.corpus.rows:,} rows", ""]
     lines += [f"  {'!' if one.over_limit else ' '} {sentence(one)}" for one in report.sets]
+    return "\n".join(lines)
+
+
+def thresholds_as_text(directory: str, labels: Sequence[str]) -> str:
+    """What files of labels choose for each set of a report, for a terminal, with the lines for the configuration."""
+    report = files.read_report(directory)
+    closest = parquet.read(storage.join(directory, files.NEAREST))
+    answers = thresholds.read_labels(labels, closest)
+    lines = []
+    for one in report.sets:
+        found = thresholds.calibrate(*(table.filter(pc.equal(table["set"], one.name)) for table in (answers, closest)))
+        if found is None:
+            lines.append(f"{one.name}: no labels")
+            continue
+        agreement = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
+        lines.append(f"{one.name}: {found.answers:,} pairs by {len(found.raters)} raters{agreement}")
+        lines.append("  PDQ bits  answers  precision (at least)  recall (at least)")
+        for point in found.curve:
+            recall = "" if point.recall is None else f"{point.recall:8.1%} ({point.recall_low:.1%})"
+            lines.append(
+                f"  {point.distance:8}  {point.answers:7}  {point.precision:9.1%} ({point.precision_low:.1%})  {recall}"
+            )
+        if found.chosen is None:
+            lines.append(
+                f"  no distance has a precision of {thresholds.LEAST_PRECISION:.0%} by its lower bound; label more pairs, or keep "
+                f"{one.thresholds.pdq_distance} as a convention"
+            )
+        else:
+            lines.append(
+                f"  chosen: thresholds = {{ pdq_distance = {found.chosen} }}   (the report used {one.thresholds.pdq_distance})"
+            )
     return "\n".join(lines)
 
 

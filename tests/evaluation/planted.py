@@ -129,5 +129,6 @@ def overlap_config(planted: Planted, report: Path, **more: object) -> OverlapCon
         "sets": [{"name": "scenes", "path": str(planted.evaluation), "id": "id", "label": "label", "limit": 0.1}],
         "report": {"dir": str(report)},
         "engine": {"workers": 2},
+        "copies": {"examples": 3},
     }
     return OverlapConfig.model_validate({**values, **more})

@@ -54,6 +54,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config_digest="00",
         step=1,
         samples_seen=1,
+        seed=0,
+        window_row_groups=512,
     )
     (folder / "m.json").write_text(card.model_dump_json(), "utf-8")
     return folder
