@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from evaluation.overlap import index
 from evaluation.overlap.index import HammingIndex
+from pipeline.content.hashes import hamming
 
 
 def naive(queries: NDArray[np.uint8], codes: NDArray[np.uint8], distance: int) -> list[tuple[int, int, int]]:
@@ -102,6 +103,14 @@ def test_alike_codes_fill_more_than_the_room(monkeypatch: pytest.MonkeyPatch) ->
     queries[1] = 255
     for distance in (31, 60):
         assert triples(HammingIndex(codes).search(queries, distance)) == naive(queries, codes, distance)
+
+
+def test_so_many_codes_that_their_lists_are_read_ahead() -> None:
+    queries, codes = planted(5, 32, index._LONG * index._VALUES + 1, 30, 35)
+    table = hamming(queries[:, None], codes[None])
+    expected = [(int(q), int(c), int(table[q, c])) for q, c in np.argwhere(table <= 31)]
+    assert triples(HammingIndex(codes).search(queries, 31)) == expected
+    assert len(expected) > 8
 
 
 def test_one_index_answers_all_distances() -> None:
