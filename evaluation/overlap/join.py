@@ -49,10 +49,10 @@ class EvalCodes:
         self.table = pa.concat_tables([CODE_SCHEMA.empty_table(), *tables]).combine_chunks()
         sizes = [table.num_rows for table in tables]
         self.set_number: NDArray[np.int32] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        self.sha256, _ = _column(self.table, "sha256")
-        self.pdq, _ = _column(self.table, "pdq256")
-        self.quality, _ = _column(self.table, "pdq_quality")
-        self.phash, _ = _column(self.table, "phash64")
+        self.sha256, _ = hash_column(self.table, "sha256")
+        self.pdq, _ = hash_column(self.table, "pdq256")
+        self.quality, _ = hash_column(self.table, "pdq_quality")
+        self.phash, _ = hash_column(self.table, "phash64")
         self._digest = hashlib.sha256(
             b"".join(side.tobytes() for side in (self.sha256, self.pdq, self.quality, self.phash))
         ).digest()
@@ -100,7 +100,7 @@ class _CorpusCodes:
     known: NDArray[np.bool_]
 
 
-def _column(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def hash_column(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """A column of numbers as [n], of binary(w) as uint8[n, w], and where it is not null.
 
     Without nulls it is Arrow's own memory (that of one chunk: a table in several is put together first).
@@ -167,9 +167,9 @@ def _each(name: str, thresholds: Sequence[Thresholds]) -> NDArray[np.int64]:
 
 
 def _corpus_codes(index: pa.Table) -> _CorpusCodes:
-    (source, fetched), (image, stored) = _column(index, "source_sha256"), _column(index, "image_sha256")
-    (pdq, has_pdq), (quality, rated) = _column(index, "pdq256"), _column(index, "pdq_quality")
-    phash, has_phash = _column(index, "phash64")
+    (source, fetched), (image, stored) = hash_column(index, "source_sha256"), hash_column(index, "image_sha256")
+    (pdq, has_pdq), (quality, rated) = hash_column(index, "pdq256"), hash_column(index, "pdq_quality")
+    phash, has_phash = hash_column(index, "phash64")
     return _CorpusCodes(source, fetched, image, stored, pdq, quality, phash, has_pdq & rated & has_phash)
 
 

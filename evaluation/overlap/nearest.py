@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from evaluation.config import Thresholds
 from evaluation.overlap.index import as_words, popcount
-from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.join import EvalCodes, hash_column
 from evaluation.overlap.tables import NEAREST_SCHEMA
-from pipeline.content.hashes import as_codes
 from pipeline.content.kernels import compiled
 
 _ROW_BITS = 40
@@ -66,9 +65,9 @@ def nearest_in_shard(
         rows, asked = np.flatnonzero(quality >= level), np.flatnonzero(least == level)
         if not len(rows):
             continue
-        theirs = as_codes(index["pdq256"].take(pa.array(rows)).to_pylist())
+        theirs, _ = hash_column(index, "pdq256")
         best = np.full(len(asked), _NONE, np.int64)
-        _nearest(as_words(codes.pdq[sample[asked]]), as_words(theirs), best)
+        _nearest(as_words(codes.pdq[sample[asked]]), as_words(theirs[rows]), best)
         distance[asked], row[asked] = best >> _ROW_BITS, rows[best & ((1 << _ROW_BITS) - 1)]
     found = np.flatnonzero(distance >= 0)
     places, rows = sample[found], row[found]
