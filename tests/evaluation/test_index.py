@@ -113,6 +113,18 @@ def test_so_many_codes_that_their_lists_are_read_ahead() -> None:
     assert len(expected) > 8
 
 
+@pytest.mark.prove
+@pytest.mark.parametrize("distance", [15, 31, 47])
+def test_a_hundred_million_pairs(distance: int) -> None:
+    queries, codes = planted(distance, 32, 100_000, 1000, distance + 9)
+    expected = []
+    for start in range(0, 1000, 50):
+        table = hamming(queries[start : start + 50, None], codes[None])
+        expected += [(start + int(q), int(c), int(table[q, c])) for q, c in np.argwhere(table <= distance)]
+    assert triples(HammingIndex(codes).search(queries, distance)) == expected
+    assert len(expected) > 300
+
+
 def test_one_index_answers_all_distances() -> None:
     queries, codes = planted(3, 32, 2000, 200, 40)
     one = HammingIndex(codes)
