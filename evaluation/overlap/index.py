@@ -43,6 +43,7 @@ _FLIPS = np.array(
 _FLIPPED = np.bitwise_count(_FLIPS).astype(np.int64)
 _WITHIN = (1, 17, 137)
 """How many of these are within 0, 1 and 2 bits."""
+_LONG = 4  # codes a value, from which on the lists of a table are in no cache
 _ROOM = 1 << 16
 
 Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
@@ -225,10 +226,13 @@ def _look_up(
     """As `_scan`, by the tables; `rooms` is what a slot and the next two together may differ in.
 
     Two passes over what a query asks of a slot: the places of all values, then what stands there. Each is loads that do not wait for each
-    other, and what decides a branch is at hand by then; in one loop inside another each would wait for memory. A neighbour is met in
-    several slots and taken in the first: `met` has the last query that a code was compared with.
+    other, and what decides a branch is at hand by then; in one loop inside another each would wait for memory. Where lists are long there
+    is a pass between: it reads both ends of each list and makes no use of them, for then the processor fetches many lists at once. A
+    neighbour is met in several slots and taken in the first: `met` has the last query that a code was compared with.
     """
     count = 0
+    long = members.shape[1] > _LONG * _VALUES
+    ends = np.empty(flips.shape[0], np.uint32)
     begin, end = np.empty(flips.shape[0], np.uint64), np.empty(flips.shape[0], np.uint64)
     met = np.full(codes.shape[0], -1, np.int64)
     for query in range(first, queries.shape[0]):
@@ -244,6 +248,10 @@ def _look_up(
                 end[probe] = starts[slot, reached + np.uint64(1)]
             one, two = slots[query, (slot + 1) % probes.shape[0]], slots[query, (slot + 2) % probes.shape[0]]
             next_two = np.uint32(one) << np.uint32(_SLOT_BITS) | np.uint32(two)
+            if long:
+                for probe in range(probes[slot]):
+                    if begin[probe] < end[probe]:
+                        ends[probe] = following[slot, begin[probe]] ^ following[slot, end[probe] - np.uint64(1)]
             for probe in range(probes[slot]):
                 room = rooms[slot] - flipped[probe]
                 for place in range(begin[probe], end[probe]):

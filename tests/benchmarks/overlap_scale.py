@@ -5,7 +5,7 @@
 Without ROWS: 1, 2, 5 and 10 million. The corpus (tests/benchmarks/data/overlap_corpus.py: indexes of 500,000 rows, no pictures) is
 generated once, the smaller ones are its first shards. What runs is the audit's own stage `join` through the engine, on two workers, in a
 process of its own. Pictures of 100,000 evaluation examples would be hashed by the stage before it at some 350 a second and core, whatever
-the corpus; here their codes are given.
+the corpus; here their codes are given. The stage also looks for the nearest row of 500 examples of each set, as it does by default.
 
 Printed for each size: seconds of the stage (with what starting two workers costs it), rows a second, seconds that units took a million
 rows, the kernel's own peak of resident bytes (VmHWM, the object store's shared pages included) of the driver and of the largest worker,
@@ -28,7 +28,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evaluation.config import OverlapConfig, Thresholds
+from evaluation.config import OverlapConfig
 from evaluation.overlap import job
 from evaluation.overlap.join import EvalCodes
 from pipeline.contracts import manifest, parquet
@@ -52,13 +52,13 @@ def join(corpus_path: str, out: str) -> None:
     corpus = manifest.load(corpus_path)
     folder = Path(corpus_path).parent
     codes = EvalCodes(SETS, [parquet.read(str(folder / f"{name}.parquet")) for name in SETS])
-    thresholds = [Thresholds()] * len(SETS)
-    sets = [{"name": name, "path": str(folder / f"{name}.parquet")} for name in SETS]
+    sets = [{"name": name, "path": "given as codes"} for name in SETS]
     values = {"corpus": {"manifest": corpus_path}, "sets": sets, "report": {"dir": out}}
     config = OverlapConfig.model_validate(values)
     with Run(out, EngineConfig(workers=WORKERS), {}, "overlap-scale") as driver:
         started = time.perf_counter()
-        pairs, closest, hashless = job._join(driver, config, corpus, codes, "generated", thresholds)
+        limits = [config.match] * len(SETS)
+        pairs, closest, hashless = job._join(driver, config, corpus, codes, "generated", limits)
         seconds = time.perf_counter() - started
     pq.write_table(job._in_order(pairs, codes.names), f"{out}/pairs.parquet")
     pq.write_table(closest, f"{out}/nearest.parquet")
@@ -207,8 +207,8 @@ def main() -> int:
         join(*given.join)
         return 0
     sizes = sorted(given.rows)
-    if any(rows % given.shard_rows for rows in sizes) or sizes[-1] < 4 * given.shard_rows:
-        parser.error("ROWS must be multiples of --shard-rows, the largest at least four times it")
+    if any(rows % given.shard_rows for rows in sizes) or sizes[-1] < 8 * given.shard_rows:
+        parser.error("ROWS must be multiples of --shard-rows, the largest at least eight times it")
     with tempfile.TemporaryDirectory() as temporary, pipelines.ray_folder() as ray:
         folder = given.folder or Path(temporary) / "corpus"
         started = time.perf_counter()

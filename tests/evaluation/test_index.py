@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from evaluation.overlap import index
 from evaluation.overlap.index import HammingIndex
+from pipeline.content.hashes import hamming
 
 
 def naive(queries: NDArray[np.uint8], codes: NDArray[np.uint8], distance: int) -> list[tuple[int, int, int]]:
@@ -102,6 +103,26 @@ def test_alike_codes_fill_more_than_the_room(monkeypatch: pytest.MonkeyPatch) ->
     queries[1] = 255
     for distance in (31, 60):
         assert triples(HammingIndex(codes).search(queries, distance)) == naive(queries, codes, distance)
+
+
+def test_so_many_codes_that_their_lists_are_read_ahead() -> None:
+    queries, codes = planted(5, 32, index._LONG * index._VALUES + 1, 30, 35)
+    table = hamming(queries[:, None], codes[None])
+    expected = [(int(q), int(c), int(table[q, c])) for q, c in np.argwhere(table <= 31)]
+    assert triples(HammingIndex(codes).search(queries, 31)) == expected
+    assert len(expected) > 8
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("distance", [15, 31, 47])
+def test_a_hundred_million_pairs(distance: int) -> None:
+    queries, codes = planted(distance, 32, 100_000, 1000, distance + 9)
+    expected = []
+    for start in range(0, 1000, 50):
+        table = hamming(queries[start : start + 50, None], codes[None])
+        expected += [(start + int(q), int(c), int(table[q, c])) for q, c in np.argwhere(table <= distance)]
+    assert triples(HammingIndex(codes).search(queries, distance)) == expected
+    assert len(expected) > 300
 
 
 def test_one_index_answers_all_distances() -> None:
