@@ -124,13 +124,6 @@ def classifier(
     return normalise(np.stack([part.mean(axis=0) for part in np.split(embedded, ends[:-1])]))
 
 
-def predict(images: NDArray[np.float32], weights: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The best `min(5, classes)` classes of each picture, best first (int32[n, k]), and the best one's cosine (float32[n])."""
-    scores = images @ weights.T
-    best = rank(scores)
-    return best, np.take_along_axis(scores, best[:, :1], axis=1)[:, 0].astype(np.float32)
-
-
 def rank(scores: NDArray[np.floating]) -> NDArray[np.int32]:
     """The best `min(5, classes)` classes by scores float32[n, classes], best first, of equal scores the lower number; int32[n, k]."""
     found: NDArray[np.int32] = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].astype(np.int32)

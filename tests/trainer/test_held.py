@@ -19,6 +19,7 @@ from torch import Tensor
 
 from evaluation import retrieval
 from evaluation import zeroshot as protocol
+from evaluation.metrics import Answers
 from pipeline.content import image as images
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
@@ -108,8 +109,10 @@ def test_figures_are_those_of_evaluation() -> None:
     pictures = torch.from_numpy(features[0])
     labels = draws.integers(0, 7, 50).astype(np.int32)
     weights = draws.integers(-2, 3, (9, 3)).astype(np.float32)
-    best, _ = protocol.predict(features[0], weights)
-    expected_scores = protocol.summarise(labels, best, [str(number) for number in range(9)], None, 0, 0.95)
+    cosines = features[0] @ weights.T
+    answers = Answers(cosines, protocol.rank(cosines), labels)
+    expected_scores = protocol.summarise(answers, [str(number) for number in range(9)])
+    assert expected_scores.mean_per_class is not None
     ours = scores.zeroshot(pictures, torch.from_numpy(weights), torch.from_numpy(labels.astype(np.int64)))
     assert ours == {
         "zeroshot_top1": pytest.approx(expected_scores.top1.value),
