@@ -2,8 +2,8 @@
 
 The paper's list (appendix C): random crop and zoom, aspect distortion, scaling down and up, small rotation, JPEG, jitter of hue, saturation
 and value, and a kernel drawn anew for every resampling; beyond it flips, borders, text banners, screenshots and CLIP's own centre crop.
-What copies show here, they show to `embed.py` later: the reference is the whole of a picture or a part of it, as an indexed view is, and the
-copy is made from what the reference shows, down to a quarter of its area.
+What copies show here, they show to `embed.py` later: the reference is the whole of a picture or a part of it, as an indexed view is, and
+the copy is made from what the reference shows, down to a quarter of its area.
 
 First the transforms, one function each, plain in their numbers; then the draws.
 """
@@ -122,7 +122,7 @@ def on_screen(
 
 
 def part(image: Image.Image, share: float, bend: float, at: Share) -> Image.Image:
-    """A part of `share` of the area, `bend` times as wide and 1 / `bend` times as high as the whole's shape; (0, 0) is the left top corner."""
+    """A part of `share` of the area, of the whole's shape but for `bend`, its width over its height; (0, 0) is the left top corner."""
     width, height = image.size
     part_width = min(width, max(1, round(width * math.sqrt(share * bend))))
     part_height = min(height, max(1, round(height * math.sqrt(share / bend))))

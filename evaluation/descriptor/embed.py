@@ -73,7 +73,7 @@ def view(rgb: UInt8s, box: Box, size: int) -> UInt8s | None:
 
 
 def views(data: bytes, size: int, kinds: Sequence[ViewKind]) -> list[tuple[int, UInt8s]]:
-    """(number among `boxes`, pixels) of the views of an encoded picture that are not flat. Raises ImageRejected when it cannot be opened."""
+    """(number among `boxes`, pixels) of the views of an encoded picture that are not flat. Raises ImageRejected for a broken one."""
     rgb = decode(data, min_short_side=_DECODED * size).rgb
     found = [view(rgb, box, size) for box in boxes(kinds, rgb.shape[1], rgb.shape[0])]
     return [(number, pixels) for number, pixels in enumerate(found) if pixels is not None]
@@ -84,7 +84,8 @@ def quantised(vectors: NDArray[np.float32]) -> Int8s:
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
     if not (np.isfinite(largest) & (largest > 0)).all():
         raise RunError("the descriptor's vectors are zero or not finite; its weights are broken, train it again")
-    return np.rint(vectors * (np.float32(127) / largest)).astype(np.int8)
+    rounded: Int8s = np.rint(vectors * (np.float32(127) / largest)).astype(np.int8)
+    return rounded
 
 
 class Embedder:

@@ -36,4 +36,5 @@ def spread(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         similar[picture[:, None] == picture[None, :]] = -2.0
         nearest = similar.argmax(1)
     distance = (both - both[nearest]).norm(dim=1).clamp(min=_NEAREST)
-    return -distance.log().mean()
+    loss: torch.Tensor = -distance.log().mean()
+    return loss

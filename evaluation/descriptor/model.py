@@ -44,7 +44,7 @@ class NormedConv(nn.Module):
 
 
 class BlurPool(nn.Module):
-    """float[n, c, h, w] to float[n, c, ⌈h/2⌉, ⌈w/2⌉]: the binomial filter 1-2-1 both ways, mirrored at the edge, then every second sample."""
+    """float[n, c, h, w] to float[n, c, ⌈h/2⌉, ⌈w/2⌉]: the filter 1-2-1 both ways, mirrored at the edge, then every second sample."""
 
     kernel: torch.Tensor
 
@@ -111,4 +111,10 @@ def build(shape: ArchitectureConfig, seed: int) -> Network:
     """A network with random weights of this seed, whatever torch's own generator has been used for."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(shape).to(memory_format=torch.channels_last)
+        return channels_last(Network(shape))
+
+
+def channels_last(network: Network) -> Network:
+    """The same network, its weights laid out as a CPU's convolutions read them fastest."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this keyword
+    return network

@@ -39,7 +39,7 @@ FLAT = 8.0
 
 @dataclass(frozen=True)
 class Pictures:
-    """`arrays` are uint8[h, w, 3]; `kind` and `root` say what they were chosen from (content_root or content hash), `digest` which they are."""
+    """`arrays` are uint8[h, w, 3]; `kind` and `root` (content_root or content hash) tell their source, `digest` which they are."""
 
     arrays: list[UInt8s]
     kind: Kind
@@ -132,15 +132,11 @@ def _of_corpus(place: str, corpus: manifest.Manifest, seed: int) -> Iterator[tup
     start = hashlib.blake2b(f"{_PURPOSE} {seed}".encode(), digest_size=16).digest()
     shards = [shard for shard in corpus.shards if shard.rows]
     first = bisect.bisect_left(range(len(shards)), start, key=lambda number: _last_uid(place, shards[number]))
-    for number in range(len(shards) + 1 if shards else 0):
-        shard = shards[(first + number) % len(shards)]
-        ends = number in (
-            0,
-            len(shards),
-        )  # the shard that holds the start is visited twice: its end, and last its beginning
-        for uid, data in _rows(manifest.shard_uri(place, shard)):
-            if not ends or (uid >= start) == (number == 0):
-                yield uid, data
+    # The shard that holds the start is visited twice: its end first, its beginning last.
+    for shard in shards[first:]:
+        yield from ((uid, data) for uid, data in _rows(manifest.shard_uri(place, shard)) if uid >= start)
+    for shard in shards[: first + 1]:
+        yield from ((uid, data) for uid, data in _rows(manifest.shard_uri(place, shard)) if uid < start)
 
 
 def _last_uid(place: str, shard: manifest.Shard) -> bytes:

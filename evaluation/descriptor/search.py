@@ -29,7 +29,7 @@ _LOOSER = 1e-5  # in cosine: a block is compared in float32 with a bound so much
 
 @dataclass(frozen=True)
 class Index:
-    """Views in memory: int8[m, d], the picture (int64[m], not descending) and the view's number of each, and what its score is lowered by."""
+    """Views in memory: int8[m, d], picture (int64[m], not descending) and number of each view, and what its score is lowered by."""
 
     vectors: Int8s
     picture: Int64s
@@ -49,13 +49,13 @@ class Hits:
 
 
 def cosines(left: Int8s, right: Int8s) -> Float64s:
-    """The whole table float64[n, m] of int8[n, d] and int8[m, d]; zero where a vector is zero. Raises ValueError above LARGEST_DIMENSION."""
+    """The whole table float64[n, m] of int8[n, d] and int8[m, d]; zero where a vector is. Raises ValueError above LARGEST_DIMENSION."""
     lengths = _lengths(left)[:, None] * _lengths(right)[None, :]
     return _dots(left, right).astype(np.float64) / lengths
 
 
 def normalisation(vectors: Int8s, background: Int8s, *, beta: float, nearest: tuple[int, int] = (1, 3)) -> Float64s:
-    """What each view's score is lowered by, float64[n]: beta times the mean cosine to its nearest[0]-th to nearest[1]-th background vectors.
+    """What each view's score is lowered by, float64[n]: beta times the mean cosine to its nearest[0]-th to nearest[1]-th of the background.
 
     Zeros where beta is 0. Raises ValueError when the background has fewer vectors than that.
     """

@@ -21,6 +21,7 @@ from evaluation.descriptor.weights import Descriptor
 from pipeline.content.image import ImageRejected
 from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import manifest, parquet, storage
+from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import Result, Run, Stage, Unit, stage_digest, stage_folder
 from pipeline.records import Record
@@ -174,7 +175,7 @@ def set_vectors(
 ) -> list[pa.Table]:
     """VIEW_SCHEMA rows of every set, by picture and view: what the index is made of."""
     work = _SetWork(sets, descriptor, kinds)
-    settings = {"weights_sha256": descriptor.card.weights_sha256, "views": list(kinds)}
+    settings: dict[str, Json] = {"weights_sha256": descriptor.card.weights_sha256, "views": list(kinds)}
     digest = stage_digest("views", EMBED_VERSION, settings, [one.content_hash for one in sets])
     stage = Stage("views", digest, work.read, work.work, accounted=False)
     units = [

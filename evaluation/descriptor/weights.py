@@ -1,7 +1,7 @@
 """The artefact of a training: `descriptor.safetensors` and its card, `card.json`. No pickle is read or written.
 
-The weights file also holds the background: vectors (int8) of training pictures, by which a search can tell how near a view lies to everything
-(`search.normalisation`). Two artefacts with the same `weights_sha256` give the same vectors on the same machine.
+The weights file also holds the background: vectors (int8) of training pictures, by which a search can tell how near a view lies to all
+things (`search.normalisation`). Two artefacts with the same `weights_sha256` give the same vectors on the same machine.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Descriptor:
         state = safetensors.torch.load(self.data)
         del state[_BACKGROUND]
         network.load_state_dict(state)
-        return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return model.channels_last(network.eval())
 
 
 def weights_bytes(network: model.Network, background: Int8s) -> bytes:
@@ -150,7 +150,7 @@ def _check(place: str, card: Card, data: bytes) -> None:
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
         found = {name: (one["dtype"], one["shape"]) for name, one in header.items()}
-        safetensors.deserialize(data)
+        safetensors.torch.load(data)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
         raise InputError(f"{place}: not a safetensors file; restore it from its training") from None
     wrong = next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.descriptor [--minutes 30] [--folder FOLDER] [--photographs FOLDER ...]
 
 Trains with the shipped configuration on photographs that the test does not use (tests/benchmarks/data/copies.py says which), then makes
-copies of photographs that it has not seen. A pair is a photograph and a query: a copy of another photograph, or a stranger (emoji, textures).
+copies of photographs that it has not seen. A pair is a photograph and a query: a copy of another one, or a stranger (emoji, textures).
 For the descriptor the threshold is the highest score of all unrelated pairs, N of them, so recall is at zero false pairs of N, and the
 false-pair rate above it is below 3/N at 95 %. PDQ (31 of 256 bits) and pHash (8 of 64) have the thresholds that people use, and their own
 false pairs are counted. Indexed is the whole photograph alone, or its parts too (16 views), with and without score normalisation.

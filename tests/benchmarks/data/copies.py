@@ -1,7 +1,7 @@
 """Photographs for the benchmark of the descriptor: which it is trained on, which it is tested on, what copies are made, and strangers.
 
-Tested on, never trained on: one half of the 76 photographs of COCO under free licences (by SHA-256), and scikit-image's photographs. Trained
-on: the other half, cuts of the photographs below any folders that are given (on Debian those of `DEBIAN`, all of
+Tested on, never trained on: one half of the 76 photographs of COCO under free licences (by SHA-256), and scikit-image's photographs.
+Trained on: the other half, cuts of the photographs below any folders that are given (on Debian those of `DEBIAN`, all of
 them free), half of the emoji, and drawn textures, since photographs are few. Strangers, only compared with: the other half of the emoji and
 other textures.
 
@@ -120,7 +120,7 @@ def cuts(folder: Path) -> Iterator[bytes]:
 
 
 def texture(seed: int, side: int = 224) -> bytes:
-    """A drawn picture: dead leaves (overlapping discs and boxes of falling size, each with a ramp of two colours) or clouds of 1/f noise."""
+    """A drawn picture: dead leaves (overlapping discs and boxes, few of them large, under noise) or clouds of 1/f noise."""
     draws = np.random.default_rng(seed)
     if seed % 3 == 0:
         return jpeg(Image.fromarray(_clouds(draws, side)))
