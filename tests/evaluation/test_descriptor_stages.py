@@ -52,8 +52,8 @@ def descriptor() -> weights.Descriptor:
 def test_views_of_a_picture() -> None:
     boxes = embed.boxes(embed.VIEWS, 200, 100)
     assert len(boxes) == 1 + 1 + 5 + 9
-    assert boxes[0] == (0, 0, 1, 1)
-    assert boxes[1] == (0.25, 0, 0.75, 1)
+    assert list(boxes[0]) == [0, 0, 1, 1]
+    assert list(boxes[1]) == [0.25, 0, 0.75, 1]
     areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
     np.testing.assert_allclose(areas[2:7], 0.5)
     np.testing.assert_allclose(areas[7:], 0.25)

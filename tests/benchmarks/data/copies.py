@@ -79,7 +79,7 @@ def emoji(half: int) -> list[bytes]:
     table = REAL_DATA / "emoji.parquet"
     if not table.exists():
         return []
-    found: list[bytes] = pq.read_table(table, columns=["image"])["image"].to_pylist()
+    found: list[bytes] = pq.read_table(table, columns=["png"])["png"].to_pylist()
     return [one for one in found if hashlib.sha256(one).digest()[0] % 2 == half]
 
 
