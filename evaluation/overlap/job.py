@@ -2,8 +2,10 @@
 
 1. Open the sets and the corpus manifest; refuse what cannot be compared.
 2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
-3. Stage `join`: one unit per shard, its index against all codes (`join.join_shard`).
-4. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
+3. Stage `join`: one unit per shard, its index against all codes (`join.join_shard`), and the nearest picture of some (`nearest`).
+4. Stage `copies`: some pictures of each set, changed in stated ways and searched (`copies`).
+5. Stage `text`: captions and class names of the sets in the captions of each shard (`text_stage`).
+6. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
 
 Stages run on Ray through `pipeline.engine`: committed units, so that a killed job continues where it was. Their tables lie in
 `report.work`, beside the report and not in it. Everything after the stages is one process and deterministic; the report's files do not
@@ -15,28 +17,33 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from evaluation.config import OverlapConfig, Thresholds
-from evaluation.overlap import join
+from evaluation.datasets import open_set
+from evaluation.overlap import copies, join, nearest, text, text_stage, thresholds
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
-from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
-from evaluation.report import evidence, files, numbers, page, summary
+from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
+from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Corpus, Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
 from pipeline.content.image import ImageRejected, decode
-from pipeline.content.labelled import LabelledSet, open_set
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import config as contracts_config
 from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
-WITHHELD = ("url", "caption")  # what hash-only never takes out of the corpus
+NEAREST_SUFFIX = ".nearest.parquet"
+WITHHELD = ("url", "caption")  # what hash-only never writes; the picture search does not even read it
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
+COPIES_VERSION = 1
 
 
 def run(config: OverlapConfig) -> Report:
@@ -45,27 +52,37 @@ def run(config: OverlapConfig) -> Report:
     _check_comparable(config, corpus)
     sets = [open_set(one) for one in config.sets]
     predictions = [_predictions(config, number, one) for number, one in enumerate(sets)]
-    inputs = _inputs(config, corpus, sets, predictions)
+    texts = [
+        text.open_text(one, one.text or config.text, labelled) for one, labelled in zip(config.sets, sets, strict=True)
+    ]
+    inputs = _inputs(config, corpus, sets, predictions, texts)
     files.check_free(config.report.dir, inputs)
-    thresholds = [one.thresholds or config.match for one in config.sets]
+    limits = [one.thresholds or config.match for one in config.sets]
     engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
     semantic = contracts_config.semantic(config)
     with Run(work_folder(config), engine, semantic, contracts_config.digest(config)) as driver:
         codes, codes_root = _hash_sets(driver, sets)
-        pairs, hashless = _join(
-            driver, config.corpus.manifest, corpus, codes, codes_root, thresholds, config.report.evidence
-        )
-    pairs = _in_order(pairs, codes.names)
+        pairs, closest, hashless = _join(driver, config, corpus, codes, codes_root, limits)
+        pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
+        planted = _plant_copies(driver, config.copies.examples, sets, codes)
+        withhold = config.report.evidence == "hash-only"
+        findings = text_stage.search(driver, config.corpus.manifest, corpus, texts, sets, pairs, withhold)
     results = [
         numbers.SetResult(
             one.name,
             one.content_hash,
-            thresholds[number],
+            limits[number],
             config.sets[number].limit,
-            split_set(number, codes, one.labels, pairs, thresholds[number], None if known is None else known.correct),
+            text.with_text(
+                split_set(number, codes, one.labels, pairs, limits[number], None if known is None else known.correct),
+                words.written,
+                findings.text_pairs.filter(pc.equal(findings.text_pairs["set"], one.name)),
+                withhold,
+            ),
             known,
+            words,
         )
-        for number, (one, known) in enumerate(zip(sets, predictions, strict=True))
+        for number, (one, known, words) in enumerate(zip(sets, predictions, texts, strict=True))
     ]
     about = Corpus(
         content_root=corpus.content_root,
@@ -77,13 +94,23 @@ def run(config: OverlapConfig) -> Report:
     )
     report = numbers.build_report(
         results,
-        pairs,
+        numbers.Tables(closest, planted, labels),
+        findings,
         about,
         config.statistics,
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
+        labels=[storage.sha256_file(place) for place in config.labels],
     )
-    _write(config, report, results, pairs, sets, inputs)
+    tables = {
+        files.PAIRS: findings.pairs,
+        files.NEAREST: closest,
+        files.COPIES: planted,
+        files.LABELS: labels,
+        files.TEXT_PAIRS: findings.text_pairs,
+        files.CLASSES: findings.classes,
+    }
+    _write(config, report, results, tables, sets, inputs)
     return report
 
 
@@ -132,6 +159,7 @@ def _inputs(
     corpus: manifest.Manifest,
     sets: list[LabelledSet],
     predictions: list[Predictions | None],
+    texts: list[text.SetText],
 ) -> dict[str, Json]:
     return {
         "corpus_content_root": corpus.content_root,
@@ -143,6 +171,8 @@ def _inputs(
             for one, known in zip(sets, predictions, strict=True)
             if known is not None
         },
+        "labels": [storage.sha256_file(place) for place in config.labels],
+        "names_sha256": {one.name: list[Json](one.names_sha256) for one in texts if one.names_sha256},
         "hashes": dict(HASH_VERSION),
     }
 
@@ -218,14 +248,15 @@ def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
 
 @dataclass(frozen=True)
 class _JoinWork:
-    """A shard's index → its matches. `corpus_path` is a place and stays out of every digest.
+    """A shard's index → its matches, and the nearest rows of the `sample`. `corpus_path` is a place and stays out of every digest.
 
     `withhold`: URLs and captions of the corpus are not even read, the pairs have null there.
     """
 
     corpus_path: str
     codes: EvalCodes
-    thresholds: list[Thresholds]
+    sample: NDArray[np.int64]
+    limits: list[Thresholds]
     withhold: bool
 
     def read(self, unit: Unit) -> pa.Table:
@@ -243,23 +274,27 @@ class _JoinWork:
         return index
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
-        hashless = index["pdq256"].null_count
-        rows = join.join_shard(index, str(unit.params["shard"]), self.codes, self.thresholds)
-        return Result(rows, notes={"rows_without_hashes": hashless})
+        hashless, shard = index["pdq256"].null_count, str(unit.params["shard"])
+        rows = join.join_shard(index, shard, self.codes, self.limits)
+        closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
+        return Result(rows, beside={NEAREST_SUFFIX: closest}, notes={"rows_without_hashes": hashless})
 
 
 def _join(
     driver: Run,
-    corpus_path: str,
+    config: OverlapConfig,
     corpus: manifest.Manifest,
     codes: EvalCodes,
     codes_root: str,
-    thresholds: list[Thresholds],
-    shown: str,
-) -> tuple[pa.Table, int]:
-    work = _JoinWork(corpus_path, codes, thresholds, withhold=shown == "hash-only")
-    levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, thresholds, strict=True)]
-    digest = stage_digest("join", join.FORMAT_VERSION, {"sets": levels, "evidence": shown}, [codes_root])
+    limits: list[Thresholds],
+) -> tuple[pa.Table, pa.Table, int]:
+    """All pairs, the nearest corpus row of every sampled example, and how many corpus rows have no hashes."""
+    shown, examples = config.report.evidence, config.nearest.examples
+    sample = nearest.sample_sets(codes, limits, examples)
+    work = _JoinWork(config.corpus.manifest, codes, sample, limits, withhold=shown == "hash-only")
+    levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, limits, strict=True)]
+    semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "nearest": examples}
+    digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
     stage = Stage("join", digest, work.read, work.work, accounted=False)
     units = [
         Unit(
@@ -273,7 +308,50 @@ def _join(
     folder = stage_folder(driver.out, stage)
     tables = [parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out]
     hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
-    return pa.concat_tables([PAIR_SCHEMA.empty_table(), *tables]), hashless
+    near = (parquet.read(storage.join(folder, record.beside[NEAREST_SUFFIX].name)) for record in records)
+    closest = nearest.nearest_of_all(near, codes.names)
+    return pa.concat_tables([PAIR_SCHEMA.empty_table(), *tables]), closest, hashless
+
+
+# ---- stage copies
+
+
+@dataclass(frozen=True)
+class _CopiesWork:
+    """Some rows of one set → their COPY_SCHEMA rows."""
+
+    sets: list[LabelledSet]
+    chosen: list[list[int]]
+
+    def read(self, unit: Unit) -> pa.Table:
+        return pa.table({"eval_row": pa.array(self.chosen[int(str(unit.params["set"]))], pa.int64())})
+
+    def work(self, rows: pa.Table, unit: Unit) -> Result:
+        return Result(copies.hash_copies(self.sets[int(str(unit.params["set"]))], rows["eval_row"].to_pylist()))
+
+
+def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: EvalCodes) -> pa.Table:
+    """COPY_SCHEMA rows of all sets; flat pictures too, for a copy of one is lost as well."""
+    roots = [one.content_hash for one in sets]
+    chosen = [
+        nearest.choose_sample(one.ids, codes.quality[codes.set_number == number], 0, examples).tolist()
+        for number, one in enumerate(sets)
+    ]
+    semantic: dict[str, Json] = {**HASH_VERSION, "examples": examples, "transforms": list(copies.TRANSFORMS)}
+    work = _CopiesWork(sets, chosen)
+    stage = Stage(
+        "copies", stage_digest("copies", COPIES_VERSION, semantic, roots), work.read, work.work, accounted=False
+    )
+    units = [
+        Unit(f"{number:04d}", (one.content_hash,), {"set": number}) for number, one in enumerate(sets) if chosen[number]
+    ]
+    records = driver.stage(stage, units)
+    folder = stage_folder(driver.out, stage)
+    tables = [parquet.read(storage.join(folder, record.output.name)) for record in records]
+    return pa.concat_tables([COPY_SCHEMA.empty_table(), *tables])
+
+
+# ---- the pairs of all shards
 
 
 def _in_order(pairs: pa.Table, names: list[str]) -> pa.Table:
@@ -294,30 +372,38 @@ def _write(
     config: OverlapConfig,
     report: Report,
     results: list[numbers.SetResult],
-    pairs: pa.Table,
+    tables: dict[str, pa.Table],
     sets: list[LabelledSet],
     inputs: dict[str, Json],
 ) -> None:
+    def of_set(name: str, wanted: str) -> pa.Table:
+        return tables[name].filter(pc.equal(tables[name]["set"], wanted))
+
     figures = files.report_bytes(report)
     shown = [
         evidence.show(
             labelled,
-            pairs.filter(pc.equal(pairs["set"], labelled.name)),
+            result.split,
+            of_set(files.PAIRS, labelled.name),
+            of_set(files.NEAREST, labelled.name),
             config.corpus.manifest,
-            mode=config.report.evidence,
-            room=config.report.pairs_shown,
-            longest=config.report.thumbnail,
+            config.report,
         )
-        for labelled in sets
+        for labelled, result in zip(sets, results, strict=True)
     ]
-    uids = sorted({uid.hex() for uid in pairs["uid"].to_pylist()})
+    said = [
+        text_evidence.show(result.split, tables[files.TEXT_PAIRS], result.name, config.report) for result in results
+    ]
+    uids = {uid.hex() for uid in tables[files.PAIRS]["uid"].to_pylist()}
+    by_text = {uid.hex() for uid in tables[files.TEXT_PAIRS]["uid"].to_pylist()} - uids
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
-        files.PAGE: page.render(report, shown, hashlib.sha256(figures).hexdigest()).encode(),
-        files.PAIRS: files.table_bytes(pairs),
+        files.PAGE: page.render(report, shown, said, hashlib.sha256(figures).hexdigest()).encode(),
+        **{name: files.table_bytes(table) for name, table in tables.items()},
         files.SUMMARY: summary.as_csv(report),
-        files.REMOVAL: "".join(f"{uid}\n" for uid in uids).encode(),
+        files.REMOVAL: "".join(f"{uid}\n" for uid in sorted(uids)).encode(),
+        files.REMOVAL_TEXT: "".join(f"{uid}\n" for uid in sorted(by_text)).encode(),
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
     }
     files.publish(config.report.dir, content, inputs)

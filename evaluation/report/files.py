@@ -29,12 +29,18 @@ MANIFEST = "manifest.json"
 REPORT = "report.json"
 PAGE = "report.html"
 PAIRS = "pairs.parquet"
+NEAREST = "nearest.parquet"
+COPIES = "copies.parquet"
+LABELS = "labels.parquet"
+TEXT_PAIRS = "text_pairs.parquet"
+CLASSES = "classes.parquet"
 SUMMARY = "summary.csv"
 REMOVAL = "removal_ids.txt"
+REMOVAL_TEXT = "removal_ids_text.txt"
 SCHEMA = "report.schema.json"
 
 
-FIXED = (PAGE, REPORT, SCHEMA, SUMMARY, PAIRS, REMOVAL)
+FIXED = (PAGE, REPORT, SCHEMA, SUMMARY, PAIRS, NEAREST, COPIES, LABELS, TEXT_PAIRS, CLASSES, REMOVAL, REMOVAL_TEXT)
 """What every report has; beside these, a split table per set and nothing else."""
 
 _FILE_NAME = rf"^(?:{'|'.join(re.escape(name) for name in FIXED)}|splits/{SET_NAME[1:-1]}\.parquet)$"
