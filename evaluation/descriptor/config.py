@@ -73,6 +73,9 @@ class OptimiserConfig(StrictModel):
     temperature: float = Field(0.07, gt=0, le=1)  # fixed, as in the paper
     entropy: float = Field(1.0, ge=0)  # weight of the entropy regulariser; SSCD takes 30 at its size
     largest_gradient: float = Field(1.0, gt=0)  # longer gradients are shortened to this
+    small: float = Field(
+        0.7, ge=0, le=1
+    )  # share of the run at two thirds of the network's size: a step costs half as much
     steps: int = Field(20_000, ge=1)
     minutes: float | None = Field(
         None, gt=0

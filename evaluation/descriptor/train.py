@@ -106,10 +106,12 @@ def train(config: TrainDescriptorConfig) -> weights.Card:
         ThreadPoolExecutor(1) as ahead,
         Progress(total, unit, "training", initial=_shown(how, state)) as progress,
     ):
-        coming = ahead.submit(_batch, makers, kept, config, state.step)
-        while (share := _share_done(how, state)) < 1:
+        coming = ahead.submit(_batch, makers, kept, config, state.step, _size(config, state.step, state.seconds))
+        while (share := _share_done(how, state.step, state.seconds)) < 1:
             first, second = (views.to(device) for views in coming.result())
-            coming = ahead.submit(_batch, makers, kept, config, state.step + 1)
+            coming = ahead.submit(
+                _batch, makers, kept, config, state.step + 1, _size(config, state.step + 1, state.seconds)
+            )
             for group in optimiser.param_groups:
                 group["lr"] = how.rate * _rate(share, state.step, how.warmup)
             loss, accuracy = _step(network, optimiser, first, second, config)
@@ -167,10 +169,10 @@ def chosen(pictures: int, batch: int, step: int, seed: int) -> list[int]:
 
 
 def _batch(
-    makers: ThreadPoolExecutor, kept: Sequence[UInt8s], config: TrainDescriptorConfig, step: int
+    makers: ThreadPoolExecutor, kept: Sequence[UInt8s], config: TrainDescriptorConfig, step: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """References and copies of a step, uint8[batch, size, size, 3] each."""
-    seed, size = config.run.seed, config.architecture.size
+    seed = config.run.seed
     rows = chosen(len(kept), config.optimiser.batch, step, seed)
     made = makers.map(
         lambda at: augment.pair(kept[at[1]], config.augmentation, size, seed, _COPIES, step, at[0]), enumerate(rows)
@@ -201,10 +203,17 @@ def _step(
     return float(loss.detach()), float(accuracy)
 
 
-def _share_done(how: OptimiserConfig, state: _State) -> float:
+def _share_done(how: OptimiserConfig, step: int, seconds: float) -> float:
     """How much of the run is behind us, by steps or by time, whichever is more."""
-    by_time = 0.0 if how.minutes is None else state.seconds / (60 * how.minutes)
-    return max(state.step / how.steps, by_time)
+    by_time = 0.0 if how.minutes is None else seconds / (60 * how.minutes)
+    return max(step / how.steps, by_time)
+
+
+def _size(config: TrainDescriptorConfig, step: int, seconds: float) -> int:
+    """Pixels a side of a step's views. The network takes any size, and learns most of it from small pictures."""
+    whole = config.architecture.size
+    early = _share_done(config.optimiser, step, seconds) < config.optimiser.small
+    return max(32, whole * 2 // 3 // 16 * 16) if early else whole
 
 
 def _shown(how: OptimiserConfig, state: _State) -> int:

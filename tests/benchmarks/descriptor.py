@@ -35,7 +35,7 @@ from tests.benchmarks.data.peers import python_with
 from tests.benchmarks.data.photographs import shard_rows
 
 CONFIG = "evaluation/configs/descriptor.toml"
-TEXTURES, STRANGE_TEXTURES = 1500, 1500
+EMOJI, TEXTURES, STRANGE_TEXTURES = 500, 500, 1500  # few beside the photographs, which the test is about
 SEED = 1
 
 
@@ -46,7 +46,7 @@ def training_corpus(folder: Path, photographs: Sequence[Path]) -> str:
         kinds = {
             "COCO's other half": copies.photographs_of_coco(1),
             "cuts of photographs": [cut for one in photographs for cut in copies.cuts(one)],
-            "emoji": copies.emoji(1),
+            "emoji": copies.emoji(1)[:EMOJI],
             "textures": [copies.texture(seed) for seed in range(TEXTURES)],
         }
         for name, found in kinds.items():

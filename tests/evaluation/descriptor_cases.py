@@ -39,11 +39,11 @@ def write_set(path: Path, pictures: Iterable[bytes]) -> None:
 
 
 def tiny(pictures: Path, out: Path, **optimiser: object) -> TrainDescriptorConfig:
-    """A training of seconds: 32 pixels, 8 channels, 16 dimensions."""
+    """A training of seconds: 48 pixels, 8 channels, 16 dimensions."""
     return TrainDescriptorConfig.model_validate(
         {
             "data": {"set": {"name": "scenes", "path": str(pictures)}, "short_side": 48, "least_short_side": 16},
-            "architecture": {"size": 32, "width": 8, "blocks": [1, 1], "dimension": 16},
+            "architecture": {"size": 48, "width": 8, "blocks": [1, 1], "dimension": 16},
             "optimiser": {"batch": 16, "steps": 30, "warmup": 5, **optimiser},
             "run": {"out": str(out), "threads": 1, "checkpoint_every": 10},
         }

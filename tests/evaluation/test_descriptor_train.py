@@ -96,6 +96,13 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[100] == 0
 
 
+def test_most_steps_see_small_pictures(scenes: Path, tmp_path: Path) -> None:
+    config = tiny(scenes, tmp_path / "out", steps=10, small=0.7)
+    assert [train._size(config, step, 0.0) for step in range(10)] == [32] * 7 + [48] * 3
+    timed = tiny(scenes, tmp_path / "out", steps=10, small=0.7, minutes=1)
+    assert [train._size(timed, 0, seconds) for seconds in (0.0, 41.9, 42.1)] == [32, 32, 48]
+
+
 # ---- kills
 
 
@@ -271,6 +278,6 @@ def test_a_read_descriptor_gives_the_vectors_of_the_trained_one(scenes: Path, tm
     train.train(config)
     descriptor = weights.read(str(tmp_path / "out"))
     assert descriptor.background.shape == (72, 16)
-    pixels = [scene(seed, 32, 32) for seed in range(5)]
+    pixels = [scene(seed, 48, 48) for seed in range(5)]
     again = weights.read(str(tmp_path / "out"))
     np.testing.assert_array_equal(Embedder.of(descriptor).vectors(pixels), Embedder.of(again).vectors(pixels))

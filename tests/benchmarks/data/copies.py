@@ -45,8 +45,8 @@ SCIKIT_IMAGE = (
     "rocket",
 )
 """Of the pictures in scikit-image's package the photographs, each scene once."""
-CUTS = 3  # a large photograph becomes so many cuts across and down
-CUT_SIDE = 320  # pixels of a cut's shorter side, at most
+CUTS = 4  # a large photograph becomes so many cuts across and down
+CUT_SIDE = 256  # pixels of a cut's shorter side, at most
 _LEAST_SPREAD = 22.0  # grey levels: cuts of sky and plain walls look alike
 
 
