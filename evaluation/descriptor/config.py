@@ -88,7 +88,7 @@ class TrainingRunConfig(StrictModel):
     out: str = not_semantic(...)  # folder of descriptor.safetensors and card.json
     seed: int = Field(17, ge=0, lt=2**63)
     device: str = not_semantic("cpu")
-    half: bool = False  # bfloat16 inside the network: faster where the processor has it
+    half: bool = False  # bfloat16 inside the network: for GPUs; a CPU with AVX-512 gained nothing
     threads: int | None = not_semantic(
         None, ge=1, le=1024
     )  # none: torch's own choice. The bytes of the weights depend on it

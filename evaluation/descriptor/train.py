@@ -100,9 +100,10 @@ def train(config: TrainDescriptorConfig) -> weights.Card:
     state = _resume(work_folder(config), identity, network, optimiser)
 
     started = time.monotonic() - state.seconds
+    makers_needed = max(1, torch.get_num_threads() // 2)  # making views takes less than half of what the network takes
     total, unit = (how.steps, "steps") if how.minutes is None else (round(60 * how.minutes), "s")
     with (
-        ThreadPoolExecutor(torch.get_num_threads()) as makers,
+        ThreadPoolExecutor(makers_needed) as makers,
         ThreadPoolExecutor(1) as ahead,
         Progress(total, unit, "training", initial=_shown(how, state)) as progress,
     ):
