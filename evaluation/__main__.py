@@ -1,5 +1,5 @@
-"""`python -m evaluation overlap|label|zeroshot|retrieval|probe|fewshot --config FILE [--check] [key=value …]`, `report DIR`, `verify DIR`,
-`thresholds DIR LABELS…`.
+"""`python -m evaluation overlap|train-descriptor|label|zeroshot|retrieval|probe|fewshot --config FILE [--check] [key=value …]`,
+`report DIR`, `verify DIR`, `thresholds DIR LABELS…`.
 
 `compare`, `calibration`, `groups` and `versus-probe` take what the scoring commands wrote, `predict` takes pictures, `robustness`, `bias`,
 `human` and `human-scores` a configuration.
@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int | None:
     arguments = parse(_parser(), argv)
     if arguments.command == "overlap":
         return _overlap(arguments)
+    if arguments.command == "train-descriptor":
+        return _train_descriptor(arguments)
     if arguments.command in ("zeroshot", "retrieval"):
         return _score(arguments)
     if arguments.command == "label":
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, words in (
         ("overlap", "how much of each evaluation set is in a corpus, and what that did to the score"),
+        ("train-descriptor", "train the near-duplicate descriptor on a corpus's own pictures"),
         ("zeroshot", "classify labelled sets by their class names alone"),
         ("retrieval", "find captions for pictures and pictures for captions"),
         (
@@ -138,6 +141,21 @@ def _overlap(arguments: argparse.Namespace) -> int | None:
     print(summary.as_text(report))
     print(f"\nopen: {storage.join(config.report.dir, files.PAGE)}")
     print(f"next: python -m evaluation report {config.report.dir}   (exit code 3 when a set is over its limit)")
+    return None
+
+
+def _train_descriptor(arguments: argparse.Namespace) -> int | None:
+    from evaluation.descriptor.config import TrainDescriptorConfig
+
+    config = load_config(TrainDescriptorConfig, arguments.config, arguments.overrides)
+    # Loads torch: not before the configuration is known to be right.
+    from evaluation.descriptor import train
+
+    if arguments.check:
+        _show_check(config, train.plan(config))
+        return None
+    print(train.summary(train.train(config)))
+    print(f"weights and card: {config.run.out}")
     return None
 
 

@@ -1,0 +1,1 @@
+"""The learned near-duplicate descriptor: trained by `train-descriptor`, used where perceptual hashes of whole pictures find nothing."""

@@ -1,0 +1,134 @@
+"""Exact search among vectors: every pair whose score reaches a threshold, the same pairs on every machine.
+
+Vectors are int8. A sum of d products of two such numbers is at most 127² d, below 2^24 for d <= 1,040: every partial sum is a whole number
+that float32 holds, so a float32 matrix product gives the exact integer whatever order its library adds in. What is left, one division by
+the lengths, is float64. So blocks go through the fastest product there is, nothing has to be computed again, and the result equals
+comparing one pair at a time, bit for bit.
+
+The indexed side (views of evaluation pictures) is held in memory; the other side (a corpus) passes once. A view's threshold may be raised
+by how near it lies to everything: SSCD's score normalisation (Pizzi et al. 2022, equation 8), score = cosine − β · mean cosine to its n-th
+nearest background vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int8s = NDArray[np.int8]
+Int64s = NDArray[np.int64]
+Float64s = NDArray[np.float64]
+
+LARGEST_DIMENSION = (1 << 24) // 127**2
+"""Up to it a dot product of two vectors is exact in float32: 1,040."""
+_BLOCK = 4096  # vectors of either side at a time: 64 MB of dot products
+_LOOSER = 1e-5  # in cosine: a block is compared in float32 with a bound so much lower, then each pair by its own float64 score
+
+
+@dataclass(frozen=True)
+class Index:
+    """Views in memory: int8[m, d], picture (int64[m], not descending) and number of each view, and what its score is lowered by."""
+
+    vectors: Int8s
+    picture: Int64s
+    view: Int64s
+    lowered: Float64s
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Pairs of a picture and a query, by picture and then query: the view of the picture with the highest score (the first of equals)."""
+
+    picture: Int64s
+    query: Int64s
+    view: Int64s
+    cosine: Float64s
+    score: Float64s
+
+
+def cosines(left: Int8s, right: Int8s) -> Float64s:
+    """The whole table float64[n, m] of int8[n, d] and int8[m, d]; zero where a vector is. Raises ValueError above LARGEST_DIMENSION."""
+    lengths = _lengths(left)[:, None] * _lengths(right)[None, :]
+    return _dots(left, right).astype(np.float64) / lengths
+
+
+def normalisation(vectors: Int8s, background: Int8s, *, beta: float, nearest: tuple[int, int] = (1, 3)) -> Float64s:
+    """What each view's score is lowered by, float64[n]: beta times the mean cosine to its nearest[0]-th to nearest[1]-th of the background.
+
+    Zeros where beta is 0. Raises ValueError when the background has fewer vectors than that.
+    """
+    if beta == 0:
+        return np.zeros(len(vectors))
+    first, last = nearest
+    if not 1 <= first <= last <= len(background):
+        raise ValueError(f"nearest {first} to {last} of {len(background)} background vectors")
+    lowered = np.empty(len(vectors))
+    for start in range(0, len(vectors), _BLOCK):
+        table = cosines(vectors[start : start + _BLOCK], background)
+        descending = -np.sort(-table, axis=1)[:, first - 1 : last]
+        lowered[start : start + _BLOCK] = beta * descending.mean(axis=1)
+    return lowered
+
+
+def search(index: Index, queries: Int8s, thresholds: Float64s) -> Hits:
+    """All pairs of a picture and a query, int8[n, d], where some view's score is at least the picture's threshold (float64[m], one a view).
+
+    A query that is zero (a picture without a vector) matches nothing. Raises ValueError above LARGEST_DIMENSION.
+    """
+    known = np.flatnonzero(queries.any(axis=1))
+    columns: list[list[NDArray[np.int64] | Float64s]] = []
+    for at in range(0, len(index.vectors), _BLOCK):
+        views = slice(at, at + _BLOCK)
+        bound = thresholds[views] + index.lowered[views]
+        lengths = _lengths(index.vectors[views])
+        for start in range(0, len(known), _BLOCK):
+            rows = known[start : start + _BLOCK]
+            other = _lengths(queries[rows])
+            dots = _dots(index.vectors[views], queries[rows])
+            least = ((bound - _LOOSER) * lengths).astype(np.float32)[:, None] * other.astype(np.float32)[None, :]
+            left, right = np.nonzero(dots >= least)
+            cosine = dots[left, right].astype(np.float64) / (lengths[left] * other[right])
+            score = cosine - index.lowered[views][left]
+            kept = score >= thresholds[views][left]
+            place = left[kept] + at
+            columns.append(
+                [index.picture[place], rows[right[kept]], index.view[place], cosine[kept], score[kept], place]
+            )
+    return _best(columns)
+
+
+def _best(columns: list[list[NDArray[np.int64] | Float64s]]) -> Hits:
+    """Of the hits of every view the best one of each pair."""
+    empty: list[NDArray[np.int64] | Float64s] = (
+        [np.zeros(0, np.int64)] * 3 + [np.zeros(0)] * 2 + [np.zeros(0, np.int64)]
+    )
+    picture, query, view, cosine, score, place = (np.concatenate(parts) for parts in zip(empty, *columns, strict=True))
+    order = np.lexsort((place, -score, query, picture))
+    picture, query = picture[order].astype(np.int64), query[order].astype(np.int64)
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (picture[1:] != picture[:-1]) | (query[1:] != query[:-1])
+    return Hits(
+        picture[first],
+        query[first],
+        view[order][first].astype(np.int64),
+        cosine[order][first].astype(np.float64),
+        score[order][first].astype(np.float64),
+    )
+
+
+def _lengths(vectors: Int8s) -> Float64s:
+    """float64[n]; of a zero vector 1, so that its cosines are 0."""
+    wide = vectors.astype(np.int64)
+    squares = np.einsum("nd,nd->n", wide, wide).astype(np.float64)
+    lengths: Float64s = np.sqrt(np.where(squares > 0, squares, 1.0))
+    return lengths
+
+
+def _dots(left: Int8s, right: Int8s) -> NDArray[np.float32]:
+    """Exact dot products, float32[n, m]."""
+    if left.shape[1] != right.shape[1] or left.shape[1] > LARGEST_DIMENSION:
+        raise ValueError(f"vectors of {left.shape[1]} and {right.shape[1]} dimensions (at most {LARGEST_DIMENSION})")
+    product: NDArray[np.float32] = left.astype(np.float32) @ right.astype(np.float32).T
+    return product

@@ -1,0 +1,117 @@
+"""The exact join of vectors against comparing one pair at a time in whole numbers."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from evaluation.descriptor import search
+from evaluation.descriptor.search import Index, cosines, normalisation
+
+Int8s = NDArray[np.int8]
+
+
+def planted(count: int, queries: int, dimension: int, seed: int) -> tuple[Int8s, Int8s]:
+    """Views, and queries of which every second one is a view with some noise."""
+    draws = np.random.default_rng(seed)
+    views = draws.integers(-127, 128, (count, dimension)).astype(np.int8)
+    asked = draws.integers(-127, 128, (queries, dimension)).astype(np.int8)
+    for row in range(0, queries, 2):
+        noise = draws.integers(-60, 61, dimension)
+        asked[row] = np.clip(views[row % count].astype(int) + noise, -127, 127).astype(np.int8)
+    return views, asked
+
+
+def by_brute_force(
+    index: Index, queries: Int8s, thresholds: NDArray[np.float64]
+) -> dict[tuple[int, int], tuple[float, float, int]]:
+    """(picture, query) → (score, cosine, view), with Python's whole numbers."""
+    found: dict[tuple[int, int], tuple[float, float, int]] = {}
+    lengths = [math.sqrt(sum(int(value) ** 2 for value in query)) for query in queries]
+    for place, vector in enumerate(index.vectors):
+        ours = [int(value) for value in vector]
+        length = math.sqrt(sum(value**2 for value in ours))
+        for row, query in enumerate(queries):
+            if lengths[row] == 0:
+                continue
+            cosine = sum(value * int(other) for value, other in zip(ours, query, strict=True)) / (length * lengths[row])
+            score = cosine - float(index.lowered[place])
+            pair = (int(index.picture[place]), row)
+            if score >= thresholds[place] and (pair not in found or score > found[pair][0]):
+                found[pair] = (score, cosine, int(index.view[place]))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_search_equals_brute_force(seed: int) -> None:
+    draws = np.random.default_rng(100 + seed)
+    views, queries = planted(60, 90, 12, seed)
+    queries[5] = 0
+    picture = np.sort(draws.integers(0, 25, 60)).astype(np.int64)
+    index = Index(views, picture, np.arange(60) % 4, draws.uniform(0, 0.2, 60) * (seed % 2))
+    thresholds = draws.choice([0.3, 0.6, 0.9], 25)[picture]
+    hits = search.search(index, queries, thresholds)
+    theirs = by_brute_force(index, queries, thresholds)
+    assert len(theirs) > 50
+    assert list(zip(hits.picture.tolist(), hits.query.tolist(), strict=True)) == sorted(theirs)
+    for place, pair in enumerate(sorted(theirs)):
+        assert (hits.score[place], hits.cosine[place], hits.view[place]) == theirs[pair]
+
+
+def test_blocks_change_nothing() -> None:
+    """More vectors on both sides than one block holds: every planted pair and no other, as the whole table says."""
+    views, queries = planted(4500, 4300, 24, 9)
+    index = Index(views, np.arange(4500), np.zeros(4500, np.int64), np.zeros(4500))
+    hits = search.search(index, queries, np.full(4500, 0.8))
+    wide, other = views.astype(np.int64), queries.astype(np.int64)
+    lengths = np.sqrt((wide**2).sum(1).astype(float)), np.sqrt((other**2).sum(1).astype(float))
+    table = (wide @ other.T).astype(float) / (lengths[0][:, None] * lengths[1][None, :])
+    picture, query = np.nonzero(table >= 0.8)
+    np.testing.assert_array_equal(hits.picture, picture)
+    np.testing.assert_array_equal(hits.query, query)
+    np.testing.assert_array_equal(hits.cosine, table[picture, query])
+    assert len(picture) >= 2000
+
+
+def test_a_threshold_that_is_exactly_reached_counts() -> None:
+    vector = np.array([[3, 4, 0]], np.int8)
+    index = Index(vector, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
+    other = np.array([[4, 3, 0], [4, 3, 1], [0, 0, 0]], np.int8)
+    hits = search.search(index, other, np.array([24 / 25]))
+    assert hits.query.tolist() == [0]
+    assert hits.cosine.tolist() == [24 / 25]
+
+
+def test_nothing_in_nothing_out() -> None:
+    none, one = np.zeros((0, 3), np.int8), np.ones((1, 3), np.int8)
+    empty = Index(none, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    full = Index(one, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
+    assert len(search.search(empty, one, np.zeros(0)).picture) == 0
+    assert len(search.search(full, none, np.zeros(1)).picture) == 0
+
+
+def test_the_largest_dimension_is_still_exact() -> None:
+    """Sums of products near 2^24, with all orders of adding that a library may choose."""
+    draws = np.random.default_rng(1)
+    dimension = search.LARGEST_DIMENSION
+    left = np.full((40, dimension), 127, np.int8)
+    left[1:] -= draws.integers(0, 3, (39, dimension)).astype(np.int8)
+    table = cosines(left, left)
+    wide = left.astype(np.int64)
+    lengths = np.sqrt((wide**2).sum(1).astype(float))
+    np.testing.assert_array_equal(table, (wide @ wide.T).astype(float) / (lengths[:, None] * lengths[None, :]))
+    too_long = np.ones((1, dimension + 1), np.int8)
+    with pytest.raises(ValueError, match="dimensions"):
+        cosines(too_long, too_long)
+
+
+def test_score_normalisation_by_hand() -> None:
+    views, background = planted(7, 30, 10, 3)
+    lowered = normalisation(views, background, beta=0.8, nearest=(2, 4))
+    for row in range(7):
+        descending = sorted(cosines(views[row : row + 1], background)[0].tolist(), reverse=True)
+        assert lowered[row] == pytest.approx(0.8 * sum(descending[1:4]) / 3)
+    assert not normalisation(views, background[:0], beta=0).any()
+    with pytest.raises(ValueError, match="background"):
+        normalisation(views, background[:2], beta=1.0)
