@@ -1,8 +1,9 @@
 """`python -m evaluation overlap`, from top to bottom: evaluation sets × corpus → report.
 
-1. Open the sets and the corpus manifest; refuse what cannot be compared.
+1. Open the sets and the corpus (`corpus`); refuse what cannot be compared. The files of a corpus that others wrote are listed and
+   indexed here, by two stages of their own.
 2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
-3. Stage `join`: one unit per shard, its index against all codes (`join.join_shard`).
+3. Stage `join`: one unit per shard (or foreign file), its index against all codes (`join.join_shard`).
 4. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
 
 Stages run on Ray through `pipeline.engine`: committed units, so that a killed job continues where it was. Their tables lie in
@@ -19,12 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluation.config import OverlapConfig, Thresholds
+from evaluation.overlap import corpus as corpora
 from evaluation.overlap import join
+from evaluation.overlap.corpus import Corpus
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
-from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
+from evaluation.overlap.tables import CODE_SCHEMA, KEYED_PAIR_SCHEMA, METHODS
 from evaluation.report import evidence, files, numbers, page, summary
-from evaluation.report.schema import Corpus, Report
+from evaluation.report.schema import Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet, open_set
@@ -34,27 +37,21 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
-WITHHELD = ("url", "caption")  # what hash-only never takes out of the corpus
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 
 
 def run(config: OverlapConfig) -> Report:
     """Do the whole job and return the report that was written to `config.report.dir`."""
-    corpus = manifest.load(config.corpus.manifest)
-    _check_comparable(config, corpus)
     sets = [open_set(one) for one in config.sets]
     predictions = [_predictions(config, number, one) for number, one in enumerate(sets)]
+    corpus = _open_corpus(config)
     inputs = _inputs(config, corpus, sets, predictions)
     files.check_free(config.report.dir, inputs)
     thresholds = [one.thresholds or config.match for one in config.sets]
-    engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
-    semantic = contracts_config.semantic(config)
-    with Run(work_folder(config), engine, semantic, contracts_config.digest(config)) as driver:
+    with _driver(config) as driver:
         codes, codes_root = _hash_sets(driver, sets)
-        pairs, hashless = _join(
-            driver, config.corpus.manifest, corpus, codes, codes_root, thresholds, config.report.evidence
-        )
+        pairs, hashless = _join(driver, corpus, codes, codes_root, thresholds, config.report.evidence)
     pairs = _in_order(pairs, codes.names)
     results = [
         numbers.SetResult(
@@ -67,23 +64,15 @@ def run(config: OverlapConfig) -> Report:
         )
         for number, (one, known) in enumerate(zip(sets, predictions, strict=True))
     ]
-    about = Corpus(
-        content_root=corpus.content_root,
-        rows=corpus.rows,
-        shards=len(corpus.shards),
-        rows_without_hashes=hashless,
-        hashes=corpus.hashes,
-        config_digest=corpus.config_digest,
-    )
     report = numbers.build_report(
         results,
         pairs,
-        about,
+        corpus.about.model_copy(update={"rows_without_hashes": hashless}),
         config.statistics,
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
     )
-    _write(config, report, results, pairs, sets, inputs)
+    _write(config, report, results, pairs, sets, corpus, inputs)
     return report
 
 
@@ -92,32 +81,50 @@ def work_folder(config: OverlapConfig) -> str:
     return config.report.work or config.report.dir.rstrip("/") + ".work"
 
 
+def _driver(config: OverlapConfig) -> Run:
+    engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
+    return Run(work_folder(config), engine, contracts_config.semantic(config), contracts_config.digest(config))
+
+
 def plan(config: OverlapConfig) -> str:
-    """What a run would do, for `--check`: opens a local manifest and nothing else. Raises InputError where it is missing or is refused."""
-    place = manifest.manifest_path(config.corpus.manifest)
+    """What a run would do, for `--check`: opens a local manifest, or looks at the names of local files, and nothing else.
+
+    Raises InputError where they are missing or are refused.
+    """
     names = ", ".join(one.name for one in config.sets)
+    end = f"report in {config.report.dir}, committed units in {work_folder(config)}"
+    if config.corpus.manifest is None:
+        return f"sets: {names}; {_plan_of_files(config)}; {end}"
+    place = manifest.manifest_path(config.corpus.manifest)
     if storage.is_s3(place):
-        return f"sets: {names}; one unit per shard of {place!r} (not opened by --check); report in {config.report.dir}"
-    corpus = manifest.load(place)
-    _check_comparable(config, corpus)
-    size = sum(shard.index_bytes for shard in corpus.shards)
-    return (
-        f"sets: {names}; {len(corpus.shards):,} units of one shard each, {corpus.rows:,} rows, {size:,} bytes of indexes to read; "
-        f"report in {config.report.dir}, committed units in {work_folder(config)}"
-    )
+        return f"sets: {names}; one unit per shard of {place!r} (not opened by --check); {end}"
+    corpora.of_manifest(place)
+    found = manifest.load(place)
+    size = sum(shard.index_bytes for shard in found.shards)
+    return f"sets: {names}; {len(found.shards):,} units of one shard each, {found.rows:,} rows, {size:,} bytes of indexes to read; {end}"
+
+
+def _plan_of_files(config: OverlapConfig) -> str:
+    said = config.corpus.files
+    places = [said] if isinstance(said, str) else list(said or [])
+    if any(storage.is_s3(place) for place in places):
+        return f"one unit per {config.corpus.layout} file of {said!r} (not looked at by --check), listed, indexed and joined"
+    found = corpora.find_files(config.corpus)
+    size = sum(file.bytes for file in found)
+    pictures = sum(len(file.pictures) for file in found)
+    what = f"blocks of {pictures:,} pictures" if config.corpus.layout == "folder" else f"{config.corpus.layout} files"
+    return f"{len(found):,} {what}, {size:,} bytes to read twice, each listed, indexed (every picture decoded once) and joined"
 
 
 # ---- what must fit together
 
 
-def _check_comparable(config: OverlapConfig, corpus: manifest.Manifest) -> None:
-    for name in ("phash64", "pdq256"):
-        stated = corpus.hashes.get(name)
-        if stated is not None and stated != HASH_VERSION[name]:
-            raise InputError(
-                f"{manifest.manifest_path(config.corpus.manifest)}: hashes.{name} is {stated!r}, this program computes "
-                f"{HASH_VERSION[name]!r}; use the matching release or rebuild the corpus"
-            )
+def _open_corpus(config: OverlapConfig) -> Corpus:
+    if config.corpus.manifest is not None:
+        return corpora.of_manifest(config.corpus.manifest)
+    found = corpora.find_files(config.corpus)
+    with _driver(config) as driver:
+        return corpora.of_files(driver, found, config.corpus, withhold=config.report.evidence == "hash-only")
 
 
 def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> Predictions | None:
@@ -129,12 +136,12 @@ def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> P
 
 def _inputs(
     config: OverlapConfig,
-    corpus: manifest.Manifest,
+    corpus: Corpus,
     sets: list[LabelledSet],
     predictions: list[Predictions | None],
 ) -> dict[str, Json]:
     return {
-        "corpus_content_root": corpus.content_root,
+        "corpus_content_root": corpus.about.content_root,
         "config": contracts_config.semantic(config),
         "config_digest": contracts_config.digest(config),
         "sets": {one.name: one.content_hash for one in sets},
@@ -218,62 +225,46 @@ def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
 
 @dataclass(frozen=True)
 class _JoinWork:
-    """A shard's index → its matches. `corpus_path` is a place and stays out of every digest.
+    """An index → its matches. `folder`, below which the indexes lie, is a place and stays out of every digest.
 
     `withhold`: URLs and captions of the corpus are not even read, the pairs have null there.
     """
 
-    corpus_path: str
+    folder: str
     codes: EvalCodes
     thresholds: list[Thresholds]
     withhold: bool
 
     def read(self, unit: Unit) -> pa.Table:
-        uri = storage.join(storage.parent(manifest.manifest_path(self.corpus_path)), str(unit.params["index"]))
-        with parquet.open_file(uri) as source:
-            present = source.schema_arrow.names
-        absent = [column for column in INDEX_COLUMNS if column not in present]
-        if absent:
-            raise InputError(f"{uri}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
-        if not self.withhold:
-            return parquet.read(uri, INDEX_COLUMNS)
-        index = parquet.read(uri, [column for column in INDEX_COLUMNS if column not in WITHHELD])
-        for column in WITHHELD:
-            index = index.append_column(column, pa.nulls(index.num_rows, pa.string()))
-        return index
+        return corpora.read_index(self.folder, str(unit.params["index"]), withhold=self.withhold)
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
         hashless = index["pdq256"].null_count
-        rows = join.join_shard(index, str(unit.params["shard"]), self.codes, self.thresholds)
-        return Result(rows, notes={"rows_without_hashes": hashless})
+        pairs = join.join_shard(index, str(unit.params["shard"]), self.codes, self.thresholds)
+        return Result(corpora.placed(pairs, index), notes={"rows_without_hashes": hashless})
 
 
 def _join(
-    driver: Run,
-    corpus_path: str,
-    corpus: manifest.Manifest,
-    codes: EvalCodes,
-    codes_root: str,
-    thresholds: list[Thresholds],
-    shown: str,
+    driver: Run, corpus: Corpus, codes: EvalCodes, codes_root: str, thresholds: list[Thresholds], shown: str
 ) -> tuple[pa.Table, int]:
-    work = _JoinWork(corpus_path, codes, thresholds, withhold=shown == "hash-only")
+    work = _JoinWork(corpus.folder, codes, thresholds, withhold=shown == "hash-only")
     levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, thresholds, strict=True)]
-    digest = stage_digest("join", join.FORMAT_VERSION, {"sets": levels, "evidence": shown}, [codes_root])
+    semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "columns": list(KEYED_PAIR_SCHEMA.names)}
+    digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
     stage = Stage("join", digest, work.read, work.work, accounted=False)
     units = [
         Unit(
-            f"{number:06d}-{shard.index_sha256[:12]}",
-            (shard.index_sha256,),
-            {"shard": shard.path, "index": shard.index_path},
+            f"{number:06d}-{index.sha256[:12]}",
+            (index.sha256,),
+            {"shard": index.shard, "index": index.path},
         )
-        for number, shard in enumerate(corpus.shards)
+        for number, index in enumerate(corpus.indexes)
     ]
     records = driver.stage(stage, units)
     folder = stage_folder(driver.out, stage)
     tables = [parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out]
     hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
-    return pa.concat_tables([PAIR_SCHEMA.empty_table(), *tables]), hashless
+    return pa.concat_tables([KEYED_PAIR_SCHEMA.empty_table(), *tables]), hashless
 
 
 def _in_order(pairs: pa.Table, names: list[str]) -> pa.Table:
@@ -296,6 +287,7 @@ def _write(
     results: list[numbers.SetResult],
     pairs: pa.Table,
     sets: list[LabelledSet],
+    corpus: Corpus,
     inputs: dict[str, Json],
 ) -> None:
     figures = files.report_bytes(report)
@@ -303,21 +295,20 @@ def _write(
         evidence.show(
             labelled,
             pairs.filter(pc.equal(pairs["set"], labelled.name)),
-            config.corpus.manifest,
+            corpus.pictures,
             mode=config.report.evidence,
             room=config.report.pairs_shown,
             longest=config.report.thumbnail,
         )
         for labelled in sets
     ]
-    uids = sorted({uid.hex() for uid in pairs["uid"].to_pylist()})
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
         files.PAGE: page.render(report, shown, hashlib.sha256(figures).hexdigest()).encode(),
         files.PAIRS: files.table_bytes(pairs),
         files.SUMMARY: summary.as_csv(report),
-        files.REMOVAL: "".join(f"{uid}\n" for uid in uids).encode(),
+        files.REMOVAL: files.removal_bytes(pairs, report.corpus),
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
     }
     files.publish(config.report.dir, content, inputs)

@@ -48,6 +48,26 @@ PAIR_SCHEMA = pa.schema(
 )
 """One matched pair. The hashes are the corpus side's, so that every distance can be computed again; `method` is the strongest match."""
 
+KEYED_PAIR_SCHEMA = pa.schema([*PAIR_SCHEMA, pa.field("key", pa.string())])
+"""A row of pairs.parquet: PAIR_SCHEMA, and what a corpus that others wrote calls the row (a sample's name, a key column, a file's path)."""
+
+PLACED_INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("source_sha256", pa.binary(32)),
+        pa.field("image_sha256", pa.binary(32), nullable=False),
+        pa.field("phash64", pa.uint64(), nullable=False),
+        pa.field("pdq256", pa.binary(32), nullable=False),
+        pa.field("pdq_quality", pa.uint8(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("key", pa.string()),
+    ]
+)
+"""The index that the job makes of a file that others wrote: INDEX_COLUMNS, and where in the file the row is. `source_sha256` is null unless
+the corpus states the hash of the bytes as they were fetched."""
+
 SPLIT_SCHEMA = pa.schema(
     [
         pa.field("eval_row", pa.int64(), nullable=False),

@@ -20,7 +20,7 @@ import pydantic
 from scipy.stats import binomtest, fisher_exact
 
 from evaluation.config import OverlapConfig
-from evaluation.overlap.tables import METHODS, PAIR_SCHEMA, SPLIT_SCHEMA
+from evaluation.overlap.tables import KEYED_PAIR_SCHEMA, METHODS, SPLIT_SCHEMA
 from evaluation.report import files, summary, twin
 from evaluation.report.numbers import NOT_CHECKED
 from evaluation.report.page_check import check_page
@@ -29,6 +29,7 @@ from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import HouseError, InputError
+from pipeline.contracts.schema import Reason
 
 _NO_PLACE = "-"
 TOLERANCE = 1e-9  # of scipy's interval search; the report's own figures are good to 1e-12
@@ -91,10 +92,10 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for name, data in fixed.items():
         if data != storage.read_bytes(storage.join(directory, name)):
             yield f"{storage.join(directory, name)}: differs from what report.json says; write the report again"
-    pairs = _table(directory, files.PAIRS, PAIR_SCHEMA)
-    removal = storage.read_text(storage.join(directory, files.REMOVAL)).split()
-    if removal != sorted({_digest(row["uid"]) for row in pairs}):
-        yield f"{storage.join(directory, files.REMOVAL)}: is not the list of uids in pairs.parquet; write the report again"
+    pairs = _table(directory, files.PAIRS, KEYED_PAIR_SCHEMA)
+    removal = storage.read_bytes(storage.join(directory, files.REMOVAL)).decode("utf-8", "replace").split("\n")
+    if removal != [*_removal(report, pairs), ""]:
+        yield f"{storage.join(directory, files.REMOVAL)}: is not the list of rows in pairs.parquet; write the report again"
     splits = {one.name: _table(directory, files.split_name(one.name), SPLIT_SCHEMA) for one in report.sets}
     for stranger in sorted({str(row["set"]) for row in pairs} - set(splits)):
         yield f"{storage.join(directory, files.PAIRS)}: names a set {stranger!r} that report.json does not have"
@@ -117,11 +118,19 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         yield from _check_set(place, report, one, own, splits[one.name])
 
 
+def _removal(report: Report, pairs: list[_Row]) -> list[str]:
+    """The lines of removal_ids.txt."""
+    if report.corpus.kind == "shards":
+        return sorted({_digest(row["uid"]) for row in pairs})
+    lines = {(str(row["shard"]), int(str(row["row"]))): str(row["key"] or "") for row in pairs}
+    return ["\t".join((shard, str(row), lines[shard, row])) for shard, row in sorted(lines)]
+
+
 def _config(seal: files.Seal) -> OverlapConfig:
     """The settings that the seal states. Places are no part of a report: they get a word that no path has."""
     body = json.loads(json.dumps(seal.inputs.get("config")))
     try:
-        body["corpus"]["manifest"] = body["report"]["dir"] = _NO_PLACE
+        body["corpus"]["files" if body["corpus"]["layout"] else "manifest"] = body["report"]["dir"] = _NO_PLACE
         for one in body["sets"]:
             one["path"] = _NO_PLACE
         return OverlapConfig.model_validate(body)
@@ -157,6 +166,7 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
     yield from _differ(place, "config_digest", report.config_digest, digest_json(seal.inputs.get("config")))
     config = _config(seal)
     yield from _differ(place, "evidence", report.evidence, config.report.evidence)
+    yield from _differ(place, "corpus.kind", report.corpus.kind, config.corpus.layout or "shards")
     yield from _differ(place, "statistics.alpha", report.statistics.alpha, config.statistics.alpha)
     yield from _differ(place, "statistics.confidence", report.statistics.confidence, config.statistics.confidence)
     stated = [(one.name, one.limit, one.thresholds) for one in report.sets]
@@ -168,6 +178,11 @@ def _check_corpus(place: str, report: Report, pairs: list[_Row]) -> Iterator[str
     """The corpus is not in the folder: its sizes are only held against the rows that the pairs name."""
     corpus = report.corpus
     yield from _differ(place, "not_checked", report.not_checked, NOT_CHECKED)
+    refused = sum(corpus.rejected.values()) + corpus.damaged_files
+    if set(corpus.rejected) - set(Reason) or min(corpus.rejected.values(), default=1) < 1 or corpus.damaged_files < 0:
+        yield f"{place}: corpus.rejected is {corpus.rejected!r}, no count by the reasons of a corpus; write the report again"
+    elif refused and corpus.kind == "shards":
+        yield f"{place}: corpus.rejected counts {refused} rows, and a corpus of this project has none; write the report again"
     for name, version in corpus.hashes.items():
         yield from _differ(place, f"corpus.hashes.{name}", version, HASH_VERSION.get(name))
     rows = {(row["shard"], row["row"]): row["pdq256"] for row in pairs}
@@ -291,7 +306,9 @@ def _check_set(place: str, report: Report, one: SetReport, own: list[_Row], spli
     yield from _check_share(place, f"{name}.found.share", one.found.share, overlap, len(split), confidence)
     yield from _differ(place, f"{name}.found.by_method", one.found.by_method, {key: methods[key] for key in METHODS})
     yield from _differ(place, f"{name}.found.pairs", one.found.pairs, len(own))
-    yield from _differ(place, f"{name}.found.corpus_rows", one.found.corpus_rows, len({row["uid"] for row in own}))
+    yield from _differ(
+        place, f"{name}.found.corpus_rows", one.found.corpus_rows, len({(row["shard"], row["row"]) for row in own})
+    )
     yield from _differ(place, f"{name}.over_limit", one.over_limit, overlap > one.limit * len(split))
     scored = [row for row in split if row["correct"] is not None]
     if one.effect is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,9 @@ from PIL import Image
 from evaluation.overlap.tables import METHODS
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet
-from pipeline.contracts import manifest, parquet
+
+Pictures = Callable[[Iterable[tuple[str, int]]], Mapping[tuple[str, int], bytes | None]]
+"""The corpus's stored bytes at places, each a shard's (or file's) name and a row; None where it keeps none."""
 
 _NAMES = {
     "source_sha256": "the same file, bit for bit, as it was fetched",
@@ -80,7 +82,9 @@ def _strength(pair: Mapping[str, object]) -> tuple[int, int, str, int]:
     return METHODS.index(str(pair["method"])), distance, str(pair["shard"]), row
 
 
-def show(labelled: LabelledSet, own: pa.Table, corpus_path: str, *, mode: str, room: int, longest: int) -> SetEvidence:
+def show(
+    labelled: LabelledSet, own: pa.Table, pictures: Pictures, *, mode: str, room: int, longest: int
+) -> SetEvidence:
     """The cards of one set. `mode` "hash-only" opens no picture and names no URL or caption of the corpus."""
     chosen = choose(own.to_pylist(), room)
     total = len(set(own["eval_row"].to_pylist()))
@@ -91,7 +95,7 @@ def show(labelled: LabelledSet, own: pa.Table, corpus_path: str, *, mode: str, r
         return SetEvidence(labelled.name, total, pairs)
     rows = sorted({int(str(pair["eval_row"])) for pair in chosen})
     ours = {picture.row: picture.data for picture in labelled.pictures(rows)}
-    theirs = _corpus_pictures(corpus_path, chosen)
+    theirs = pictures((str(pair["shard"]), int(str(pair["row"]))) for pair in chosen)
     pairs = []
     for pair in chosen:
         left = _side(str(pair["eval_id"]), ours[int(str(pair["eval_row"]))], longest)
@@ -111,7 +115,9 @@ def facts(pair: Mapping[str, object], class_name: str | None, mode: str) -> list
     if pair["pdq_distance"] is not None:
         lines.append(("distance", f"PDQ {pair['pdq_distance']} of 256 bits, pHash {pair['phash_distance']} of 64 bits"))
     lines.append(("example", f"{pair['eval_id']}" + ("" if class_name is None else f" ({class_name})")))
-    lines.append(("corpus row", f"{_hex(pair['uid'])} ({pair['shard']}, row {pair['row']})"))
+    key = pair.get("key")
+    named = "" if key is None else f", {key}"
+    lines.append(("corpus row", f"{_hex(pair['uid'])} ({pair['shard']}, row {pair['row']}{named})"))
     if mode == "hash-only":
         lines += [("example sha256", _hex(pair["eval_sha256"])), ("corpus sha256", _hex(pair["source_sha256"]))]
         return [*lines, ("corpus PDQ", _hex(pair["pdq256"]))]
@@ -120,24 +126,6 @@ def facts(pair: Mapping[str, object], class_name: str | None, mode: str) -> list
 
 def _hex(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else "unknown"
-
-
-def _corpus_pictures(corpus_path: str, chosen: Sequence[Mapping[str, object]]) -> dict[tuple[str, int], bytes | None]:
-    """The stored pictures of the chosen pairs; each row group is read once."""
-    wanted: dict[str, set[int]] = {}
-    for pair in chosen:
-        wanted.setdefault(str(pair["shard"]), set()).add(int(str(pair["row"])))
-    found: dict[tuple[str, int], bytes | None] = {}
-    for shard in manifest.load(corpus_path).shards:
-        rows = wanted.get(shard.path, set())
-        first = 0
-        for number, group in enumerate(shard.row_groups):
-            inside = sorted(row for row in rows if first <= row < first + group.rows)
-            if inside:
-                column = parquet.read_row_group(manifest.shard_uri(corpus_path, shard), number, ["image"])["image"]
-                found |= {(shard.path, row): column[row - first].as_py() for row in inside}
-            first += group.rows
-    return found
 
 
 def _side(name: str, data: bytes | None, longest: int) -> Side:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pydantic
 from pydantic import Field
 
-from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Report
+from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Corpus, Report
 from pipeline.content.labelled import SET_NAME
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, StrictModel, digest_json
@@ -71,6 +71,20 @@ def table_bytes(table: pa.Table) -> bytes:
         place = os.path.join(folder, "table.parquet")
         parquet.write(table, place)
         return storage.read_bytes(place, limit=1 << 40)
+
+
+def removal_bytes(pairs: pa.Table, corpus: Corpus) -> bytes:
+    """removal_ids.txt: which rows to take out of the corpus, sorted.
+
+    Of a corpus of this project their uids, one a line, as `pipeline exclude --ids` takes them; of another one the file, the row in it and
+    the corpus's own name for it (empty where it has none), separated by tabs.
+    """
+    if corpus.kind == "shards":
+        lines = sorted({uid.hex() for uid in pairs["uid"].to_pylist()})
+    else:
+        places = set(zip(*(pairs[name].to_pylist() for name in ("shard", "row", "key")), strict=True))
+        lines = [f"{shard}\t{row}\t{key or ''}" for shard, row, key in sorted(places, key=lambda place: place[:2])]
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def canonical(value: Json) -> bytes:

@@ -16,7 +16,7 @@ from evaluation.overlap.statistics import Verdict
 from evaluation.report import figure
 from evaluation.report.evidence import SetEvidence
 from evaluation.report.schema import Report
-from evaluation.report.summary import headline, sentence
+from evaluation.report.summary import corpus_rows, headline, sentence
 
 TONES: dict[Verdict, str] = {
     "clean": "good",
@@ -42,6 +42,7 @@ def render(report: Report, evidence: Sequence[SetEvidence], report_sha256: str) 
         evidence=evidence,
         headline=title,
         lines=lines,
+        corpus_rows=corpus_rows(report.corpus),
         tone=tone,
         tones=TONES,
         scored=any(one.effect is not None for one in report.sets),

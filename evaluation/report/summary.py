@@ -9,7 +9,7 @@ import csv
 import io
 
 from evaluation.overlap.tables import METHODS
-from evaluation.report.schema import Difference, Effect, Report, SetReport, Share
+from evaluation.report.schema import Corpus, Difference, Effect, Report, SetReport, Share
 
 COLUMNS = [
     "set",
@@ -91,9 +91,23 @@ def sentence(one: SetReport) -> str:
     return f"{said}; {moved}: an effect."
 
 
+def corpus_rows(corpus: Corpus) -> str:
+    """How much of the corpus was searched, and how much could not be."""
+    if corpus.kind == "shards":
+        return f"{corpus.rows:,} rows in {corpus.shards:,} shards; {corpus.rows_without_hashes:,} without perceptual hashes"
+    files = "blocks of pictures" if corpus.kind == "folder" else f"{corpus.kind} files"
+    said = f"{corpus.rows:,} rows in {corpus.shards:,} {files}"
+    refused = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(corpus.rejected.items()))
+    if refused:
+        said += f"; not searched: {refused}"
+    if corpus.damaged_files:
+        said += f"; {corpus.damaged_files:,} damaged, searched up to the damage"
+    return said
+
+
 def as_text(report: Report) -> str:
     """For a terminal."""
-    lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {report.corpus.rows:,} rows", ""]
+    lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {corpus_rows(report.corpus)}", ""]
     lines += [f"  {'!' if one.over_limit else ' '} {sentence(one)}" for one in report.sets]
     return "\n".join(lines)
 
