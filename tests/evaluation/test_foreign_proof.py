@@ -48,7 +48,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[planted.Planted, Path]]:
     """A planted corpus on a web server of this machine, and a table of its URLs, one of which leads nowhere."""
-    made = planted.plant(tmp_path / "made", examples=10, leaks=5, others=20)
+    made = planted.plant(tmp_path, examples=10, leaks=5, others=20)
     pictures = {f"/{number}.jpg": pair for number, pair in enumerate(foreign.pairs_of(made))}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -115,7 +115,7 @@ def test_what_img2dataset_wrote(served: tuple[planted.Planted, Path], tmp_path: 
 @pytest.mark.timeout(900)
 def test_killed_in_each_stage_and_resumed(tmp_path: Path) -> None:
     """The driver is killed when two units of a stage are committed; the same command then ends with the bytes of an undisturbed run."""
-    made = planted.plant(tmp_path / "made", examples=12, leaks=5, others=140)
+    made = planted.plant(tmp_path, examples=12, leaks=5, others=140)
     pairs = foreign.pairs_of(made)
     corpus = foreign.write_webdataset(tmp_path / "in", pairs, per_file=-(-len(pairs) // TARS))
     config = tmp_path / "overlap.toml"
@@ -154,7 +154,7 @@ def test_killed_in_each_stage_and_resumed(tmp_path: Path) -> None:
 @pytest.mark.prove
 @pytest.mark.timeout(600)
 def test_tars_in_a_store_as_on_the_disk(tmp_path: Path, s3_endpoint: str) -> None:
-    made = planted.plant(tmp_path / "made", examples=10, leaks=5, others=20)
+    made = planted.plant(tmp_path, examples=10, leaks=5, others=20)
     corpus = foreign.write_webdataset(tmp_path / "in", foreign.pairs_of(made), per_file=20)
     boto3.client("s3").create_bucket(Bucket="tars")
     for path in (tmp_path / "in").iterdir():
