@@ -5,6 +5,7 @@
 #   make prove   the longer proofs: kills, S3, job submission, real data
 #   make bench   measurements, each beside its peer in the same run
 #   make real REAL_DATA=DIR    the same path on real pictures
+#   make browser Debian's Chromium and its driver, for the tests that open pages (without it they are skipped)
 #
 # PYTHON       the interpreter to start from (3.11 or later; crawl.engine = "img2dataset" needs one below 3.13)
 # TORCH_INDEX  a package index for torch alone: give the one for CPU builds (pytorch.org, "Get started") on a machine without a GPU
@@ -19,7 +20,7 @@ STAMP := $(VENV)/installed
 # A tool that is called by name (ninja, ruff) must be this environment's; CPU work must not fight over the cores.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test check prove bench real install clean
+.PHONY: demo test check prove bench real browser install clean
 
 demo: install
 	$(BIN)/python -m tests.e2e.demo
@@ -40,6 +41,9 @@ bench: install
 
 real: install
 	REAL_DATA=$(REAL_DATA) $(BIN)/python -m tests.e2e.real
+
+browser:
+	command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium chromium-driver fonts-noto-cjk; }
 
 install: $(STAMP)
 

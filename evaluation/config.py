@@ -6,13 +6,32 @@ read is identified by content: the corpus by its `content_root`, an evaluation s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.content.labelled import LabelledSetConfig, check_template
+from pipeline.content.labelled import SET_NAME, LabelledSetConfig, check_template
 from pipeline.content.readers import Layout
 from pipeline.contracts.config import StrictModel, not_semantic
+
+Metric = Literal["accuracy", "mean_per_class", "map11", "roc_auc", "mean_top1_top5"]
+"""How a set is scored; `evaluation.metrics` computes them."""
+
+
+class EvaluationSet(LabelledSetConfig):
+    """A labelled set as the evaluations read it: a Parquet file, a folder, webdataset tars, or the archive of a known dataset."""
+
+    dataset: str | None = None  # its name in evaluation/datasets/catalogue.toml: classes, sizes, metric, layout
+    split: str = "test"  # of a dataset; what Parquet files and folders hold is the split that they are said to be
+    layout: Literal["published", "folders"] = "published"  # of a dataset: as its authors pack it, or a folder per class
+    other_counts: bool = False  # accept another number of examples or classes than the catalogue knows
+
+    @model_validator(mode="after")
+    def _split_of_a_dataset(self) -> EvaluationSet:
+        for key in ("split", "layout", "other_counts"):
+            if self.dataset is None and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning without dataset; name the dataset or drop the key")
+        return self
 
 
 class Thresholds(StrictModel):
@@ -26,12 +45,24 @@ class Thresholds(StrictModel):
     phash_pdq_distance: int = Field(80, ge=0, le=256)  # a pHash match must not be contradicted by PDQ: at most this far
 
 
-class OverlapSet(LabelledSetConfig):
+class TextRule(StrictModel):
+    """When two captions count as one; recorded in the report for every set. A token is a word, or one character of a script without
+    spaces."""
+
+    similarity: float = Field(0.8, gt=0, le=1)  # the weighted share of a caption's runs of tokens that must be there
+    run: int = Field(2, ge=1, le=8)  # the longest run
+    whole_below: int = Field(8, ge=1)  # a caption of fewer tokens must be there as a whole
+    least: int = Field(4, ge=1)  # one of fewer is not searched: its words come together by chance
+
+
+class OverlapSet(EvaluationSet):
     """One evaluation set of the overlap job."""
 
     limit: float = Field(0.0, ge=0, le=1)  # the largest share of overlapping examples that is still accepted
     predictions: str | None = not_semantic(None)  # predictions.parquet of `zeroshot` (its hash enters the report)
     thresholds: Thresholds | None = None  # of this set; none: those of [match]
+    text: TextRule | None = None  # of this set; none: that of [text]
+    names: list[str] = not_semantic([])  # files of further names of the classes (their hashes enter the report)
 
 
 class CorpusConfig(StrictModel):
@@ -58,6 +89,18 @@ class CorpusConfig(StrictModel):
         return self
 
 
+class NearestConfig(StrictModel):
+    """The distance to the nearest corpus picture, whatever it is."""
+
+    examples: int = Field(500, ge=0, le=100_000)  # of each set, chosen by the hash of their ids; 0: none
+
+
+class CopiesConfig(StrictModel):
+    """Planted copies: how much of what is changed on the way into a corpus the search would find."""
+
+    examples: int = Field(50, ge=0, le=10_000)  # of each set, chosen by the hash of their ids; 0: none
+
+
 class StatisticsConfig(StrictModel):
     """Levels of the test."""
 
@@ -74,7 +117,16 @@ class ReportConfig(StrictModel):
         "thumbs"  # hash-only: no picture, caption or URL of the corpus is written
     )
     pairs_shown: int = Field(60, ge=0, le=2000)  # matched pairs per set that the page shows; the tables hold all
+    misses_shown: int = Field(12, ge=0, le=2000)  # near misses per set that the page shows
     thumbnail: int = Field(240, ge=32, le=512)  # longest side in pixels
+
+
+class LabellingConfig(StrictModel):
+    """What `python -m evaluation label` asks people; changes no report."""
+
+    dir: str | None = not_semantic(None)  # where the pages go; none: `report.dir` with `.labelling` behind it
+    per_bin: int = not_semantic(20, ge=1, le=1000)  # pairs of each bin of eight PDQ bits
+    longest: int = not_semantic(480, ge=64, le=1024)  # longest side of a picture in pixels
 
 
 class ClusterConfig(StrictModel):
@@ -90,8 +142,13 @@ class OverlapConfig(StrictModel):
     corpus: CorpusConfig
     sets: list[OverlapSet] = Field(min_length=1)
     match: Thresholds = Thresholds()
+    nearest: NearestConfig = NearestConfig()
+    copies: CopiesConfig = CopiesConfig()
+    text: TextRule = TextRule()
     statistics: StatisticsConfig = StatisticsConfig()
+    labels: list[str] = not_semantic([])  # files that the labelling page exported (their hashes enter the report)
     report: ReportConfig
+    labelling: LabellingConfig = LabellingConfig()
     engine: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
@@ -104,12 +161,13 @@ class OverlapConfig(StrictModel):
 
 
 class PromptConfig(StrictModel):
-    """Sentences with `{}` where the class name goes."""
+    """Sentences with `{}` where the class name goes, for every set that brings none of its own."""
 
     templates: list[str] = Field(default_factory=list)  # empty: from `file`
-    file: str = not_semantic(
-        "general"
-    )  # a set of evaluation/prompts by name, or a path: one template a line, or a JSON list
+    file: str | None = not_semantic(
+        None
+    )  # `general`, `drawing`, `plain`, or what `load_prompts` reads; none: those of the dataset, else `general`
+    language: Literal["en", "zh"] = "en"  # of the class names and templates that the project has for a dataset
 
     @model_validator(mode="after")
     def _has_a_place(self) -> PromptConfig:
@@ -118,17 +176,138 @@ class PromptConfig(StrictModel):
         return self
 
 
-class ZeroshotConfig(StrictModel):
-    """`python -m evaluation zeroshot` and `retrieval`: one exported model, some labelled sets."""
+class BiasSet(EvaluationSet):
+    """One set of portraits and the probe to run on it; `subgroup` names the groups that are compared."""
+
+    probe: Literal["gender", "race", "age", "denigration", "identity"]
+    subgroup: str | None = None  # needed by every probe but identity
+
+    @model_validator(mode="after")
+    def _fits_the_probe(self) -> Self:
+        if self.subgroup is None and self.probe != "identity":
+            raise ValueError(f"subgroup: the {self.probe} probe compares groups; name their column")
+        if self.label is None and self.probe != "denigration":
+            raise ValueError(f"label: the {self.probe} probe needs the column of labels")
+        if (self.classes or self.classes_file is not None) and self.probe != "identity":
+            raise ValueError(f"classes: the {self.probe} probe brings its own class list; leave it out")
+        return self
+
+
+class BiasConfig(StrictModel):
+    """`python -m evaluation bias`: the CLIP paper's probes of bias (7.1) on sets that the user has."""
 
     model: str = not_semantic(...)  # folder or file that trainer.export wrote
-    sets: list[LabelledSetConfig] = Field(min_length=1)
-    prompts: PromptConfig = PromptConfig()
-    caption_template: str = "{}"  # retrieval: the text of a picture's caption
+    sets: list[BiasSet] = Field(min_length=1)
+    templates: list[str] = Field(["a photo of a {}"], min_length=1)  # the paper does not print its own
+    identities: list[Annotated[int, Field(ge=2)]] = Field(
+        [100, 1000, 2000], min_length=1
+    )  # identity: names to choose from
     confidence: float = Field(0.95, gt=0, lt=1)
     out: str = not_semantic(...)
     batch: int = not_semantic(64, ge=1)
     device: str = not_semantic("cpu")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [one.name.lower() for one in self.sets]
+        if len(set(names)) != len(names):
+            raise ValueError("sets: two sets have the same name; each set needs its own")
+        for template in self.templates:
+            check_template(template)
+        return self
+
+
+class HumanConfig(StrictModel):
+    """`python -m evaluation human` and `human-scores`: people classify the pictures of a set, as in the CLIP paper's section 4."""
+
+    set: EvaluationSet
+    samples: EvaluationSet | None = None  # where the pictures that people see of each class come from
+    shots: int = Field(0, ge=0, le=2)  # such pictures of each class
+    participants: int = Field(5, ge=1, le=100)
+    pictures: int | None = Field(None, ge=1)  # how many of the set, chosen by hash; none: all
+    longest: int = Field(480, ge=32, le=2048)  # longest side of a picture on the page, in pixels
+    seed: int = Field(0, ge=0, lt=1 << 64)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    answers: list[str] = not_semantic([])  # human-scores: files that the pages exported
+    predictions: str | None = not_semantic(None)  # human-scores: a model's prediction file on this set, to stand beside
+    out: str = not_semantic(...)
+
+    @model_validator(mode="after")
+    def _samples_where_shots(self) -> Self:
+        if (self.samples is None) != (self.shots == 0):
+            raise ValueError("samples: go with shots = 1 or 2, and only with them")
+        return self
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ShiftScores(StrictModel):
+    """A model on one natural distribution shift: accuracies as shares, or places of prediction files."""
+
+    name: Literal[
+        "imagenetv2", "imagenet_sketch", "objectnet", "imagenet_r", "imagenet_a", "imagenet_vid", "youtube_bb"
+    ]
+    standard: Share | str  # on ImageNet, on the classes that the shifted set has
+    standard_classes: list[int] = Field(
+        default_factory=list
+    )  # take `standard` from predictions on more classes, for these class numbers alone
+    shift: list[Share | str] = Field(min_length=1, max_length=2)  # of the two video sets pm-0 and pm-10
+
+    @model_validator(mode="after")
+    def _as_many_as_settings(self) -> Self:
+        settings = 2 if self.name in ("imagenet_vid", "youtube_bb") else 1
+        if len(self.shift) != settings:
+            raise ValueError(
+                f"shift: {self.name} takes {settings} accuracies{' (pm-0, pm-10)' if settings == 2 else ''}, got {len(self.shift)}"
+            )
+        if self.standard_classes and not isinstance(self.standard, str):
+            raise ValueError("standard_classes needs predictions as `standard`, not a number")
+        return self
+
+
+class RobustnessConfig(StrictModel):
+    """`python -m evaluation robustness`: one model on some of the seven shifts, beside reference models."""
+
+    shifts: list[ShiftScores] = Field(min_length=1)
+    reference: str | None = not_semantic(
+        None
+    )  # CSV of reference models (its sha256 is in the result); none: published lines
+    confidence: float = Field(0.95, gt=0, lt=1)
+    out: str = not_semantic(...)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if len({one.name for one in self.shifts}) != len(self.shifts):
+            raise ValueError("shifts: one comes twice; give each shift once")
+        return self
+
+
+class ZeroshotSet(EvaluationSet):
+    """One set of `zeroshot` and `retrieval`."""
+
+    prompts: str | None = not_semantic(
+        None
+    )  # class names (and templates): `cifar10.zh`, `open_clip:imagenet`, a file; none: by `dataset`
+    templates: str | None = not_semantic(None)  # templates from elsewhere than `prompts`
+    metric: Metric | None = None  # the headline; none: the dataset's, else accuracy
+
+
+class ZeroshotConfig(StrictModel):
+    """`python -m evaluation zeroshot` and `retrieval`: one exported model, some labelled sets."""
+
+    model: str = not_semantic(...)  # folder or file that trainer.export wrote
+    sets: list[ZeroshotSet] = Field(min_length=1)
+    prompts: PromptConfig = PromptConfig()
+    caption_template: str = "{}"  # retrieval: the text of a picture's caption; the paper's is "a photo of {}"
+    keep_scores: bool = (
+        False  # zeroshot: write every class's cosine, which a fitted temperature needs (4 bytes a class and example)
+    )
+    confidence: float = Field(0.95, gt=0, lt=1)
+    out: str = not_semantic(...)
+    batch: int = not_semantic(64, ge=1)
+    device: str = not_semantic("cpu")
+    cache: str | None = not_semantic(None)  # folder of features kept by content; none: nothing is kept
 
     @model_validator(mode="after")
     def _names_differ(self) -> ZeroshotConfig:
@@ -136,4 +315,58 @@ class ZeroshotConfig(StrictModel):
         if len(set(names)) != len(names):
             raise ValueError("sets: two sets have the same name; each set needs its own")
         check_template(self.caption_template)
+        return self
+
+
+class ProbeSet(StrictModel):
+    """One dataset of a probe: what is learned from, where the strength is chosen, what is reported. All three have one class list."""
+
+    name: str = Field(pattern=SET_NAME, max_length=100)
+    train: EvaluationSet
+    validation: EvaluationSet | None = None  # none: `validation_share` of train
+    test: EvaluationSet
+    metric: Literal["top1", "mean_per_class"] = "top1"  # by which the strength is chosen; both are reported
+
+
+class _ProbeConfig(StrictModel):
+    model: str = not_semantic(...)  # folder or file that trainer.export wrote
+    sets: list[ProbeSet] = Field(min_length=1)
+    validation_share: float = Field(0.2, gt=0, lt=1)  # cut from train, class by class, where a set has no validation
+    seed: int = Field(0, ge=0, lt=1 << 64)  # of that cut
+    tolerance: float = Field(
+        1e-4, gt=0, lt=1
+    )  # largest entry of the gradient of a finished fit; scikit-learn's default
+    confidence: float = Field(0.95, gt=0, lt=1)
+    out: str = not_semantic(...)
+    batch: int = not_semantic(64, ge=1)
+    device: str = not_semantic("cpu")
+    cache: str | None = not_semantic(None)  # folder of features kept by content; none: nothing is kept
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [one.name.lower() for one in self.sets]
+        if len(set(names)) != len(names):
+            raise ValueError("sets: two sets have the same name; each set needs its own")
+        return self
+
+
+class ProbeConfig(_ProbeConfig):
+    """`python -m evaluation probe`: a linear classifier on the features of one exported model."""
+
+
+class FewshotConfig(_ProbeConfig):
+    """`python -m evaluation fewshot`: the same from a few examples a class, several times."""
+
+    shots: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4, 8, 16], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=1 << 64)]] = Field([0, 1, 2, 3, 4], min_length=2)
+    lists: str | None = not_semantic(
+        None
+    )  # folder of the lists of an earlier run (its `lists`); none: chosen by the seeds
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if sorted(set(self.shots)) != self.shots:
+            raise ValueError(f"shots: {self.shots} must ascend without repeats")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} names one twice; each seed is one draw")
         return self

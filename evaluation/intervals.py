@@ -65,6 +65,32 @@ def newcombe(first: tuple[int, int], second: tuple[int, int], confidence: float)
     return Interval(difference, max(-1.0, difference - below), min(1.0, difference + above))
 
 
+def paired_difference(wins: int, losses: int, n: int, confidence: float) -> Interval:
+    """Difference of two models' accuracies on the same `n` examples: `wins` only the first got right, `losses` only the second.
+
+    The score interval of Tango (1998): all differences that a score test with the other parameter at its likeliest value does not reject.
+    It keeps its level where few examples tell the models apart, and has a width where none does.
+    """
+    difference = (wins - losses) / n
+    z2 = float(ndtri(0.5 + confidence / 2.0)) ** 2
+
+    def accepted(delta: float) -> bool:
+        linear = (2 * n - wins + losses) * delta - (wins + losses)
+        root = max(0.0, linear**2 + 8.0 * n * losses * delta * (1.0 - delta)) ** 0.5
+        lost = (root - linear) / (4.0 * n)  # the likeliest share of examples that only the second got right
+        variance = max(0.0, 2.0 * lost + delta * (1.0 - delta))
+        return bool((wins - losses - n * delta) ** 2 <= z2 * n * variance)
+
+    ends = []
+    for rejected in (-1.0, 1.0):
+        inside, outside = difference, rejected
+        for _ in range(60):
+            middle = (inside + outside) / 2.0
+            inside, outside = (middle, outside) if accepted(middle) else (inside, middle)
+        ends.append(inside if abs(inside - rejected) > _FLAT else rejected)
+    return Interval(difference, ends[0], ends[1])
+
+
 def binomial_p_greater(hits: int, n: int, null: float) -> float:
     """P[X >= hits] for X ~ Binomial(n, null): how often luck alone would do this well or better."""
     return 1.0 if hits == 0 else float(betainc(hits, n - hits + 1, null))

@@ -6,38 +6,52 @@ gradients; a row's embedding does not depend on the batch it came in (up to floa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evaluation.device import usable
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet, Picture
 from pipeline.contracts.cli import Progress
+from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from trainer import export
 from trainer.data import transforms
+
+PIXELS_VERSION = 1
+"""Of the way from bytes to pixels (`pipeline.content.image.decode`, `transforms.evaluation_pixels`): raise it when either gives other
+pixels.
+"""
+_DECODERS = ("pillow", "simplejpeg")  # whose versions may give other pixels
 
 
 class ModelEncoder:
     """An exported model on a device."""
 
     def __init__(self, path: str, *, batch: int = 64, device: str = "cpu") -> None:
-        try:
-            self._device = torch.device(device)
-        except RuntimeError:
-            raise InputError(f"device: {device!r} is no device of torch; use for example 'cpu' or 'cuda'") from None
-        if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device: {device!r} is not there (torch sees no GPU); use device=cpu")
+        self._device = usable(device)
         model, self._tokenizer, self.card = export.load_model(path)
         self._model = model.eval().to(self._device)
         self._batch = batch
+        self.logit_scale = float(model.logit_scale.detach().double().exp())
 
-    @torch.inference_mode()
     def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
         """float32[rows, d]. Raises InputError for a picture that cannot be opened."""
+        return self._each_batch(labelled, rows, self._model.encode_image)
+
+    def features(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32[rows, width], what a linear probe reads: see `trainer.models.CLIP.image_features`. Raises as `images`."""
+        return self._each_batch(labelled, rows, self._model.image_features)
+
+    @torch.inference_mode()
+    def _each_batch(
+        self, labelled: LabelledSet, rows: Sequence[int], tower: Callable[[torch.Tensor], torch.Tensor]
+    ) -> NDArray[np.float32]:
         pictures = labelled.pictures(rows)
         found = []
         with Progress(len(rows), "pictures", labelled.name) as progress:
@@ -45,7 +59,7 @@ class ModelEncoder:
                 pixels = np.stack([self._pixels(labelled, picture) for picture in batch])
                 raw = torch.from_numpy(pixels).to(self._device)
                 inputs = transforms.normalise(raw, self.card.pixel_mean, self.card.pixel_std)
-                found.append(self._model.encode_image(inputs).float().cpu().numpy())
+                found.append(tower(inputs).float().cpu().numpy())
                 progress.update(len(batch))
         embeddings: NDArray[np.float32] = np.concatenate(found)
         return embeddings
@@ -59,6 +73,39 @@ class ModelEncoder:
             found.append(self._model.encode_text(ids).float().cpu().numpy())
         embeddings: NDArray[np.float32] = np.concatenate(found)
         return embeddings
+
+    def image_identity(self) -> dict[str, Json]:
+        """All that a picture's features depend on but the picture and the layer."""
+        return {
+            **self._identity(),
+            "image_size": self.card.image_size,
+            "pixel_mean": list(self.card.pixel_mean),
+            "pixel_std": list(self.card.pixel_std),
+            "pixels": PIXELS_VERSION,
+            "decoders": {name: importlib.metadata.version(name) for name in _DECODERS},
+        }
+
+    def text_identity(self) -> dict[str, Json]:
+        """All that a sentence's features depend on but the sentence."""
+        return {
+            **self._identity(),
+            "context_length": self.card.context_length,
+            "tokenizer": self.card.tokenizer,
+            "vocabulary": self.card.vocabulary_sha256,
+        }
+
+    def _identity(self) -> dict[str, Json]:
+        return {
+            "weights": self.card.weights_sha256,
+            "preset": self.card.preset,
+            "names": self.card.names,
+            "gelu": self.card.gelu,
+            "text": self.card.text,
+            "parameters": str(next(self._model.parameters()).dtype),
+            "matmul": torch.get_float32_matmul_precision(),
+            "device": self._device.type,
+            "torch": torch.__version__,
+        }
 
     def _pixels(self, labelled: LabelledSet, picture: Picture) -> NDArray[np.uint8]:
         size = self._model.preset.image_size

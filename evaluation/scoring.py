@@ -13,43 +13,99 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from evaluation import retrieval, zeroshot
-from evaluation.config import ZeroshotConfig
-from evaluation.features import Encoder, normalise
+from evaluation import metrics, retrieval, zeroshot
+from evaluation.config import FewshotConfig, Metric, ProbeConfig, PromptConfig, ZeroshotConfig, ZeroshotSet
+from evaluation.datasets import open_set
+from evaluation.datasets.catalogue import known
+from evaluation.features import CachedEncoder, Encoder, normalise
+from evaluation.metrics import Rate
 from evaluation.model import ModelEncoder
 from evaluation.overlap.tables import PREDICTIONS_VERSION
-from evaluation.prompts import load_templates
+from evaluation.prompts import Prompts, check_classes, load_prompts, load_templates, shipped_sets
 from evaluation.report.files import canonical, table_bytes
-from pipeline.content.labelled import LabelledSet, open_set
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, digest, digest_json
 from pipeline.contracts.errors import InputError
 
-FORMAT_VERSION = 2  # 2: retrieval takes rows with the same picture for one
+FORMAT_VERSION = 3  # 2: retrieval takes rows with the same picture for one. 3: prompts of each set, metric, guard
+
+_CLASSES_OF = {"imagenetv2": "imagenet", "imagenet_sketch": "imagenet"}
+"""Datasets with the classes of another."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelIdentity:
-    """Which weights, trained on which corpus; goes into every file."""
+    """Which weights, trained on which corpus; goes into every file. `logit_scale` is what they multiply cosines by."""
 
     sha256: str
     content_root: str | None
+    logit_scale: float | None = None
 
 
 def run_zeroshot(config: ZeroshotConfig) -> str:
     """Score every set, write the files, return the lines for the terminal."""
-    templates = load_templates(config.prompts)
     sets = [open_set(one) for one in config.sets]
+    prompts = [prompts_of(one, config.prompts, labelled) for one, labelled in zip(config.sets, sets, strict=True)]
     encoder, model = load_encoder(config)
     said, entries = [], {}
-    for labelled in sets:
-        scores, table = zeroshot.evaluate(encoder, labelled, templates, confidence=config.confidence)
+    for one, labelled, words in zip(config.sets, sets, prompts, strict=True):
+        scores, table = zeroshot.evaluate(
+            encoder,
+            labelled,
+            words.templates or [],
+            class_names=words.classes,
+            metric=metric_of(one),
+            confidence=config.confidence,
+            logit_scale=model.logit_scale,
+            keep_scores=config.keep_scores,
+        )
         write_predictions(config.out, labelled, table, model)
-        entries[labelled.name] = _entry(labelled, _plain(scores))
+        names: dict[str, Json] = {
+            "source": words.source,
+            "sha256": words.sha256,
+            "templates": list(words.templates or []),
+            "names": sum(len(several) for several in words.classes or []),
+        }
+        about: dict[str, Json] = {"dataset": one.dataset, "split": one.split if one.dataset else None, "prompts": names}
+        entries[labelled.name] = _entry(labelled, about | _plain(scores))
         said.append(describe_scores(labelled.name, scores))
-    prompts: dict[str, Json] = {"templates": list(templates), "sha256": digest_json(list(templates))}
-    place = _write(config, "zeroshot", model, entries, prompts)
+    place = _write(config, "zeroshot", model, entries)
     return "\n".join([*said, f"\nfigures: {place}", f"predictions: {storage.join(config.out, 'predictions')}"])
+
+
+def prompts_of(one: ZeroshotSet, config: PromptConfig, labelled: LabelledSet) -> Prompts:
+    """The class names and templates of one set, none of them None; their digest enters the results.
+
+    Names: the set's `prompts`, else the project's for its dataset (unless the set has a class list), else the names of its classes.
+    Templates: the set's `templates`, else those of [prompts], else those that came with the names, else `general`.
+    Raises InputError for names that are not of this set's classes.
+    """
+    ours = f"{_CLASSES_OF.get(one.dataset or '', one.dataset)}.{config.language}"
+    place = one.prompts
+    if place is None and not one.classes and one.classes_file is None and ours in shipped_sets():
+        place = ours
+    named = Prompts("the set's own names", None, None) if place is None else load_prompts(place, one.dataset)
+    check_classes(named, labelled.classes, f"set {one.name!r} ({one.path})")
+    if one.templates is not None:
+        templates = load_prompts(one.templates, one.dataset).templates
+        if templates is None:
+            raise InputError(
+                f"set {one.name!r}: templates: {one.templates!r} holds class names only; name a file with templates"
+            )
+    elif config.templates or config.file is not None or named.templates is None:
+        templates = load_templates(config)
+    else:
+        templates = named.templates
+    return Prompts(named.source, named.classes or [[text] for text in labelled.class_texts], templates)
+
+
+def metric_of(one: ZeroshotSet) -> Metric:
+    """The headline metric of a set: as configured, else the dataset's, else accuracy."""
+    if one.metric is not None:
+        return one.metric
+    metric = "accuracy" if one.dataset is None else known(one.dataset).metric
+    return "accuracy" if metric == "recall" else metric
 
 
 def run_retrieval(config: ZeroshotConfig) -> str:
@@ -69,10 +125,11 @@ def run_retrieval(config: ZeroshotConfig) -> str:
             "captions": len(found.texts),
             "image_to_text": [_plain(one) for one in found.image_to_text],
             "text_to_image": [_plain(one) for one in found.text_to_image],
+            "caption_template": config.caption_template,
         }
         entries[labelled.name] = _entry(labelled, value)
         said.append(describe_retrieval(labelled.name, found, used))
-    place = _write(config, "retrieval", model, entries, {"templates": [config.caption_template]})
+    place = _write(config, "retrieval", model, entries)
     return "\n".join([*said, f"\nfigures: {place}"])
 
 
@@ -93,17 +150,20 @@ def retrieve_set(
     return retrieval.retrieve(images, embedded, digests, texts, confidence=confidence), len(rows)
 
 
-def load_encoder(config: ZeroshotConfig) -> tuple[ModelEncoder, ModelIdentity]:
-    """The exported model and who it is."""
+def load_encoder(
+    config: ZeroshotConfig | ProbeConfig | FewshotConfig,
+) -> tuple[ModelEncoder | CachedEncoder, ModelIdentity]:
+    """The exported model, behind the cache where the configuration names one, and who it is."""
     encoder = ModelEncoder(config.model, batch=config.batch, device=config.device)
-    return encoder, ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root)
+    identity = ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root, encoder.logit_scale)
+    return encoder if config.cache is None else CachedEncoder(encoder, config.cache), identity
 
 
 def plan(config: ZeroshotConfig) -> str:
     """What a run would do, for `--check`."""
+    names = ", ".join(f"{one.name} ({metric_of(one)})" for one in config.sets)
     templates = load_templates(config.prompts)
-    names = ", ".join(one.name for one in config.sets)
-    return f"model {config.model!r} on {names}; {len(templates)} prompts a class; figures in {config.out!r}"
+    return f"model {config.model!r} on {names}; {len(templates)} templates for sets without their own; figures in {config.out!r}"
 
 
 def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: ModelIdentity) -> str:
@@ -113,6 +173,7 @@ def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: M
         "set_content_hash": labelled.content_hash,
         "model_sha256": model.sha256,
         "content_root": model.content_root or "",
+        "logit_scale": "" if model.logit_scale is None else repr(model.logit_scale),
     }
     place = storage.join(out, "predictions", f"{labelled.name}.parquet")
     storage.write_atomic(place, table_bytes(table.replace_schema_metadata(metadata)))
@@ -120,17 +181,31 @@ def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: M
 
 
 def describe_scores(name: str, scores: zeroshot.Scores) -> str:
-    """The figures of one set beside what guessing reaches."""
+    """The figures of one set beside what guessing reaches; a warning where the guard has one."""
     lines = [
-        f"{name}: {scores.n:,} pictures, {scores.classes:,} classes"
+        f"{name}: {scores.n:,} examples, {scores.classes:,} classes"
         + (f" ({scores.classes_seen:,} with an example)" if scores.classes_seen < scores.classes else "")
         + (f", {scores.unlabelled:,} without a label left out" if scores.unlabelled else ""),
+    ]
+    if scores.metric not in ("accuracy", "mean_per_class"):
+        title = metrics.TITLES[scores.metric]
+        lines.append(f"  {title:14}  {_rate(scores.headline)}   chance {scores.headline_chance:.2%}")
+    lines += [
         f"  top-1           {_rate(scores.top1)}   chance {scores.chance:.2%}, always {scores.constant_class!r} {scores.constant:.2%}",
         f"  top-5           {_rate(scores.top5)}   chance {min(1, 5 * scores.chance):.2%}",
-        f"  mean per class  {_rate(scores.mean_per_class)}   chance {scores.chance:.2%}, always one class "
-        f"{scores.constant_mean_per_class:.2%}",
     ]
-    lines += [f"  {group.name:14}  {_rate(group.top1)}   ({group.top1.n:,} pictures)" for group in scores.subgroups]
+    if scores.mean_per_class is not None:
+        lines.append(
+            f"  mean per class  {_rate(scores.mean_per_class)}   chance {scores.chance:.2%}, always one class "
+            f"{scores.constant_mean_per_class:.2%}"
+        )
+    guard = scores.guard
+    lines.append(
+        f"  {metrics.TITLES[scores.metric]} with shuffled class names: {guard.mean:.2%} (mean of {guard.shuffles}, "
+        f"at most {guard.largest:.2%})"
+    )
+    lines += [f"  warning: {warning}" for warning in guard.warnings]
+    lines += [f"  {group.name:14}  {_rate(group.top1)}   ({group.top1.n:,} examples)" for group in scores.subgroups]
     return "\n".join(lines)
 
 
@@ -145,7 +220,7 @@ def describe_retrieval(name: str, found: retrieval.Retrieval, pairs: int) -> str
     return "\n".join(lines)
 
 
-def _rate(rate: zeroshot.Rate) -> str:
+def _rate(rate: Rate) -> str:
     if rate.low is None or rate.high is None:
         return f"{rate.value:7.2%}  (no interval: classes too small or all alike)"
     return f"{rate.value:7.2%}  ({rate.low:.2%} to {rate.high:.2%})"
@@ -166,7 +241,6 @@ def _write(
     kind: str,
     model: ModelIdentity,
     entries: dict[str, dict[str, Json]],
-    prompts: dict[str, Json],
 ) -> str:
     place = storage.join(config.out, f"{kind}.json")
     sets: dict[str, Json] = dict(entries)
@@ -176,7 +250,6 @@ def _write(
         "config_digest": digest(config),
         "confidence": config.confidence,
         "model": {"sha256": model.sha256, "content_root": model.content_root},
-        "prompts": prompts,
         "sets": sets,
     }
     storage.write_atomic(place, canonical(value))

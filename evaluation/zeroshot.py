@@ -1,10 +1,14 @@
 """Zero-shot classification as CLIP does it: class names become a classifier, no example of the set is learned from.
 
-Per class, every prompt template is filled with the class name and embedded; the embeddings are normalised, averaged, and the average is
-normalised again (the ensemble lives in embedding space, so one matrix serves the whole set). A picture's normalised embedding is
-compared with each class; the largest wins, and of equal scores the lower class number. Beside every accuracy stand what
-guessing would reach (`chance`) and what always answering the largest class would (`constant`), because on unbalanced sets plain
-accuracy flatters; the mean per class does not.
+Per class, every prompt template is filled with every name of the class and embedded; the embeddings are normalised, averaged, and the
+average is normalised again (the ensemble lives in embedding space, so one matrix serves the whole set). A picture's normalised embedding
+is compared with each class; the largest wins, and of equal scores the lower class number. Of a video, the frames' class probabilities
+(softmax of 100 x cosine) are averaged, and the video is one example (appendix E.3).
+
+The headline is the dataset's own metric. Beside every accuracy stand what guessing would reach (`chance`) and what always answering the
+largest class would (`constant`), because on unbalanced sets plain accuracy flatters; the mean per class does not. And beside the headline
+stands the guard: what the same features reach with shuffled class names, and with the best one-to-one renaming of the classes. A score
+that does not beat the first says nothing, and a much better second is a class list in another order than the labels.
 
 Source: CLIP paper 3.1.2-3.1.4, and openai/CLIP notebooks/Prompt_Engineering_for_ImageNet.ipynb.
 """
@@ -12,21 +16,28 @@ Source: CLIP paper 3.1.2-3.1.4, and openai/CLIP notebooks/Prompt_Engineering_for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
+from evaluation import metrics
+from evaluation.calibration import probabilities, with_probabilities
+from evaluation.config import Metric
 from evaluation.features import Encoder, normalise
-from evaluation.intervals import clopper_pearson
+from evaluation.metrics import TOP, Answers, Rate
 from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts.errors import InputError
 
-TOP = 5
-_RESAMPLES = 1000
-_FLAT = 1e-12  # narrower than this, the draws differ by rounding only
-_SEED = 0  # of the resampling behind the interval of the mean per class
+LOGIT_SCALE = 100.0
+"""What CLIP's cosines are multiplied by before the softmax; trained models end at this bound."""
+_SHUFFLES = 20
+_SEED = 0  # of the shuffled class names
+_BLOCK = 4096  # frames whose probabilities are held at a time
+_REORDERED = 0.2  # points by which another order of the classes must be better to be spoken of
+_ENOUGH = 10  # examples a class, below which the best of all orders is luck
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -39,20 +50,17 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("correct", pa.bool_(), nullable=False),
         pa.field("subgroup", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("scores", pa.list_(pa.float32())),
+        pa.field("p", pa.float32()),
+        pa.field("p_label", pa.float32()),
     ]
 )
-"""One row per labelled example; `score` is the cosine of the predicted class."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share with its interval (None: none can be given); `n` and `hits` are None for a mean that is no proportion."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int | None = None
-    hits: int | None = None
+"""One row per labelled example (frame). `score` is the cosine of the predicted class, of a video its mean probability, of a probe its
+probability; all frames of a video have its answer. `label` is -1 where an example has several; `scores` (of every class) are written
+where the metric needs them or they are asked for. `p` and `p_label` are the probabilities of the predicted class and of the label at the
+model's logit scale, null where it has none.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,99 +72,235 @@ class GroupScore:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """The headline metric under wrong names: mean and largest of some shuffles in which no class keeps its name.
+
+    `reordered`: plain accuracy after the best one-to-one renaming of the classes; None for several labels an example.
+    """
+
+    shuffles: int
+    mean: float
+    largest: float
+    reordered: float | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What one labelled set gave. `chance` and `constant` are plain accuracies, `classes_seen` the classes with an example."""
+    """What one labelled set gave; `n` examples (videos). `chance` and `constant` are plain accuracies, `classes_seen` the classes with an
+    example.
+
+    `mean_per_class` is None for several labels an example.
+    """
 
     n: int
     unlabelled: int
     classes: int
     classes_seen: int
+    metric: Metric
+    headline: Rate
+    headline_chance: float
+    guard: Guard
     top1: Rate
     top5: Rate
-    mean_per_class: Rate
+    mean_per_class: Rate | None
     chance: float
     constant: float
     constant_class: str
     constant_mean_per_class: float
-    subgroups: list[GroupScore]
+    subgroups: list[GroupScore] = field(default_factory=list)
 
 
-def classifier(encoder: Encoder, class_texts: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
-    """The weight matrix float32[classes, d]: per class the re-normalised mean of its normalised prompt embeddings."""
-    sentences = [template.replace("{}", text) for text in class_texts for template in templates]
+def classifier(
+    encoder: Encoder, class_names: Sequence[str | Sequence[str]], templates: Sequence[str]
+) -> NDArray[np.float32]:
+    """The weight matrix float32[classes, d]: per class the re-normalised mean over names x templates of its normalised prompt
+    embeddings.
+    """
+    names = [[one] if isinstance(one, str) else list(one) for one in class_names]
+    sentences = [template.replace("{}", name) for several in names for name in several for template in templates]
     embedded = normalise(encoder.texts(sentences))
-    return normalise(embedded.reshape(len(class_texts), len(templates), -1).mean(axis=1))
+    ends = np.cumsum([len(several) * len(templates) for several in names])
+    return normalise(np.stack([part.mean(axis=0) for part in np.split(embedded, ends[:-1])]))
 
 
 def predict(images: NDArray[np.float32], weights: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The best `min(5, classes)` classes of each picture, best first (int32[n, k]), and the best one's cosine (float32[n])."""
     scores = images @ weights.T
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].astype(np.int32)
-    return order, np.take_along_axis(scores, order[:, :1], axis=1)[:, 0].astype(np.float32)
+    best = rank(scores)
+    return best, np.take_along_axis(scores, best[:, :1], axis=1)[:, 0].astype(np.float32)
+
+
+def rank(scores: NDArray[np.floating]) -> NDArray[np.int32]:
+    """The best `min(5, classes)` classes by scores float32[n, classes], best first, of equal scores the lower number; int32[n, k]."""
+    found: NDArray[np.int32] = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].astype(np.int32)
+    return found
 
 
 def evaluate(
-    encoder: Encoder, labelled: LabelledSet, templates: Sequence[str], *, confidence: float = 0.95
+    encoder: Encoder,
+    labelled: LabelledSet,
+    templates: Sequence[str],
+    *,
+    class_names: Sequence[Sequence[str]] | None = None,
+    metric: Metric = "accuracy",
+    confidence: float = 0.95,
+    logit_scale: float | None = None,
+    keep_scores: bool = False,
 ) -> tuple[Scores, pa.Table]:
-    """Score one set; returns the figures and one PREDICTION_SCHEMA row per labelled example.
+    """Score one set; returns the figures and one PREDICTION_SCHEMA row per labelled example (frame).
 
-    Raises InputError when the set has no labels or fewer than two classes.
+    `class_names`: one list a class; None: the set's own names. `logit_scale` is what the model multiplies cosines by; None: the rows
+    have no probabilities. `keep_scores`: they have the scores of every class. Raises InputError when the set has no labels or fewer
+    than two classes, its labels do not fit the metric, or the frames of a video have different labels.
     """
-    rows = np.flatnonzero(labelled.labels != UNLABELLED)
+    rows = np.arange(len(labelled)) if labelled.marks is not None else np.flatnonzero(labelled.labels != UNLABELLED)
+    _check(labelled, rows, metric)
+    weights = classifier(encoder, class_names or labelled.class_texts, templates)
+    images = normalise(encoder.images(labelled, rows.tolist()))
+    scores, example = images @ weights.T, np.arange(len(rows))
+    if labelled.groups is not None:
+        example, scores = _videos(labelled, rows, scores, logit_scale or LOGIT_SCALE)
+    first = np.unique(example, return_index=True)[1]
+    labels = labelled.labels[rows]
+    if (labels != labels[first][example]).any():
+        odd = int(rows[np.flatnonzero(labels != labels[first][example])[0]])
+        raise InputError(
+            f"set {labelled.name!r} ({labelled.path}): frame {labelled.ids[odd]!r} has another label than its video; mend the labels"
+        )
+    pictures = np.array([labelled.sha256[rows[place]].hex() for place in first])
+    answers = Answers(
+        scores=scores,
+        best=rank(scores),
+        labels=labels[first],
+        marks=None if labelled.marks is None else labelled.marks[rows][first],
+        units=np.unique(pictures, return_inverse=True)[1] if labelled.groups is None else None,
+    )
+    figures = summarise(
+        answers,
+        labelled.classes,
+        groups=groups_of(labelled, rows[first]),
+        unlabelled=len(labelled) - len(rows),
+        metric=metric,
+        confidence=confidence,
+    )
+    every_class = keep_scores or metric in ("map11", "roc_auc")
+    table = prediction_table(labelled, rows, answers, example, keep_scores=every_class)
+    if logit_scale is not None:  # the scores of a video are probabilities already
+        table = with_probabilities(table, scores[example], None if labelled.groups is not None else logit_scale)
+    return figures, table
+
+
+def _check(labelled: LabelledSet, rows: NDArray[np.int64], metric: Metric) -> None:
+    place = f"set {labelled.name!r} ({labelled.path})"
     if not len(rows) or len(labelled.classes) < 2:
         raise InputError(
-            f"set {labelled.name!r} ({labelled.path}) has {len(rows)} labelled pictures of {len(labelled.classes)} classes; "
+            f"{place} has {len(rows)} labelled pictures of {len(labelled.classes)} classes; "
             "zero-shot needs at least two classes: name the column with `label`"
         )
-    weights = classifier(encoder, labelled.class_texts, templates)
-    images = normalise(encoder.images(labelled, rows.tolist()))
-    best, score = predict(images, weights)
-    labels = labelled.labels[rows]
-    groups = None if labelled.subgroups is None else [labelled.subgroups[row] for row in rows]
-    table = pa.table(
+    if (metric == "map11") != (labelled.marks is not None) and metric != "accuracy":
+        kind = "one label" if labelled.marks is None else "several labels"
+        raise InputError(
+            f"{place}: {metric} does not go with {kind} an example; give the labels that belong to this dataset"
+        )
+    if metric == "roc_auc" and len(labelled.classes) != 2:
+        raise InputError(f"{place}: roc_auc needs two classes, there are {len(labelled.classes)}; check `dataset`")
+
+
+def _videos(
+    labelled: LabelledSet, rows: NDArray[np.int64], scores: NDArray[np.float32], scale: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Each row's video, numbered in the order in which they come, and the mean class probabilities of each, float32[videos, classes]."""
+    if labelled.groups is None:
+        raise ValueError("the set has no groups")
+    number: dict[str, int] = {}
+    video = np.array([number.setdefault(labelled.groups[row], len(number)) for row in rows], np.int64)
+    sums = np.zeros((len(number), scores.shape[1]))
+    for start in range(0, len(scores), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        np.add.at(sums, video[block], probabilities(scores[block], scale))
+    return video, (sums / np.bincount(video)[:, None]).astype(np.float32)
+
+
+def prediction_table(
+    labelled: LabelledSet,
+    rows: NDArray[np.int64],
+    answers: Answers,
+    example: NDArray[np.int64] | None = None,
+    *,
+    keep_scores: bool = False,
+) -> pa.Table:
+    """One PREDICTION_SCHEMA row for each of `rows` int64[n]. `example` int64[n] is each row's place in the answers; None: its own."""
+    example = np.arange(len(rows)) if example is None else example
+    best = answers.best[example]
+    score = np.take_along_axis(answers.scores, answers.best[:, :1], axis=1)[:, 0].astype(np.float32)[example]
+    return pa.table(
         [
             pa.array(rows, pa.int64()),
             pa.array([labelled.ids[row] for row in rows], pa.string()),
             pa.array([labelled.sha256[row] for row in rows], pa.binary(32)),
-            pa.array(labels, pa.int32()),
+            pa.array(labelled.labels[rows], pa.int32()),
             pa.array(best[:, 0], pa.int32()),
             pa.array(best.tolist(), pa.list_(pa.int32())),
             pa.array(score, pa.float32()),
-            pa.array(best[:, 0] == labels),
-            pa.array(groups if groups is not None else [None] * len(rows), pa.string()),
+            pa.array(answers.hit[example]),
+            _column(labelled.subgroups, rows),
+            _column(labelled.groups, rows),
+            pa.array(answers.scores[example].tolist() if keep_scores else [None] * len(rows), pa.list_(pa.float32())),
+            pa.nulls(len(rows), pa.float32()),
+            pa.nulls(len(rows), pa.float32()),
         ],
         schema=PREDICTION_SCHEMA,
     )
-    return summarise(labels, best, labelled.classes, groups, len(labelled) - len(rows), confidence), table
+
+
+def groups_of(labelled: LabelledSet, rows: NDArray[np.int64]) -> list[str | None] | None:
+    """The subgroup of each of `rows`, where the set has any."""
+    return None if labelled.subgroups is None else [labelled.subgroups[row] for row in rows]
+
+
+def _column(values: Sequence[str | None] | None, rows: NDArray[np.int64]) -> pa.Array:
+    return pa.array([None if values is None else values[row] for row in rows], pa.string())
 
 
 def summarise(
-    labels: NDArray[np.int32],
-    best: NDArray[np.int32],
+    answers: Answers,
     classes: Sequence[str],
-    groups: Sequence[str | None] | None,
-    unlabelled: int,
-    confidence: float,
+    *,
+    groups: Sequence[str | None] | None = None,
+    unlabelled: int = 0,
+    metric: Metric = "accuracy",
+    confidence: float = 0.95,
 ) -> Scores:
-    """The figures of one set from labels int32[n] and ranked answers int32[n, k]."""
-    hit = best[:, 0] == labels
-    sizes = np.bincount(labels, minlength=len(classes))
+    """The figures of one set from what the model said of its examples."""
+    hit, n = answers.hit, len(answers.best)
+    several = answers.marks is not None
+    sizes = (
+        np.bincount(answers.labels, minlength=len(classes))
+        if answers.marks is None
+        else (answers.marks == 1).sum(axis=0)
+    )
     largest = int(sizes.argmax())
     seen = int((sizes > 0).sum())
+    headline = metrics.measure(metric, answers, confidence)
     return Scores(
-        n=len(labels),
+        n=n,
         unlabelled=unlabelled,
         classes=len(classes),
         classes_seen=seen,
-        top1=rate(hit, confidence),
-        top5=rate((best == labels[:, None]).any(axis=1), confidence),
-        mean_per_class=_mean_per_class(hit, labels, sizes, confidence),
-        chance=1.0 / len(classes),
-        constant=float(sizes[largest] / len(labels)),
+        metric=metric,
+        headline=headline,
+        headline_chance=metrics.chance(metric, answers),
+        guard=guard(metric, answers, headline),
+        top1=metrics.rate(hit, confidence),
+        top5=metrics.rate(answers.hit5, confidence),
+        mean_per_class=None if several else metrics.measure("mean_per_class", answers, confidence),
+        chance=metrics.chance("accuracy", answers),
+        constant=float(sizes[largest] / n),
         constant_class=classes[largest],
         constant_mean_per_class=1.0 / seen,
         subgroups=[
-            GroupScore(name, rate(hit[np.array([group == name for group in groups])], confidence))
+            GroupScore(name, metrics.rate(hit[np.array([group == name for group in groups])], confidence))
             for name in sorted({group for group in groups or [] if group is not None})
         ]
         if groups is not None
@@ -164,33 +308,36 @@ def summarise(
     )
 
 
-def rate(hits: NDArray[np.bool_], confidence: float) -> Rate:
-    """A share of hits with its Clopper-Pearson interval."""
-    k, n = int(hits.sum()), len(hits)
-    low, high = clopper_pearson(k, n, confidence)
-    return Rate(k / n, low, high, n, k)
-
-
-def _mean_per_class(
-    hit: NDArray[np.bool_], labels: NDArray[np.int32], sizes: NDArray[np.int64], confidence: float
-) -> Rate:
-    """Mean of the classes' accuracies; its interval draws whole sets of examples, across classes (seeded percentile bootstrap).
-
-    A class without an example in a draw is left out of that draw's mean. Resampling inside each class would take a class of one example
-    for perfectly known. Where the draws do not vary (every example right, or every class all right or all wrong) nothing can be
-    said by resampling, and there is no interval.
-    """
-    present = sizes > 0
-    hits = np.bincount(labels, weights=hit, minlength=len(sizes))[present]
-    n = sizes[present]
-    rates = hits / n
-    # n examples drawn with replacement put a multinomial number into the classes, and a binomial number of these are hits.
+def guard(metric: Metric, answers: Answers, headline: Rate) -> Guard:
+    """The same scores under wrong names. A shuffle is a cycle through all classes in a random order, so no class keeps its name."""
+    classes = answers.scores.shape[1]
     draws = np.random.default_rng(_SEED)
-    counts = draws.multinomial(len(labels), n / len(labels), size=_RESAMPLES)
-    drawn = draws.binomial(counts, rates) / np.maximum(counts, 1)
-    means = drawn.sum(axis=1) / (counts > 0).sum(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    if high - low < _FLAT:
-        return Rate(float(rates.mean()), None, None)
-    return Rate(float(rates.mean()), float(low), float(high))
+    shuffled = []
+    for _ in range(_SHUFFLES if classes > 2 else 1):
+        order, cycle = np.empty(classes, np.int64), draws.permutation(classes)
+        order[cycle] = np.roll(cycle, 1)
+        shuffled.append(metrics.value(metric, answers.renamed(order)))
+    reordered = None if answers.marks is not None else _best_order(answers)
+    top1 = float(answers.hit.mean())
+    said = []
+    if headline.value <= max(shuffled):
+        said.append(
+            f"no better than with shuffled class names ({max(shuffled):.2%} in the best of {len(shuffled)} shuffles): the names say "
+            "nothing to this model, or belong to other labels"
+        )
+    if reordered is not None and reordered > top1 + _REORDERED and len(answers.best) >= _ENOUGH * classes:
+        said.append(
+            f"with the class names in another order top-1 would be {reordered:.2%} instead of {top1:.2%}: the class list is probably not "
+            "in the order of the labels"
+        )
+    return Guard(len(shuffled), float(np.mean(shuffled)), float(max(shuffled)), reordered, said)
+
+
+def _best_order(answers: Answers) -> float:
+    """Accuracy under the one-to-one renaming of the classes that suits the labels best (an assignment problem on the confusion
+    matrix)."""
+    classes = answers.scores.shape[1]
+    pairs = answers.labels.astype(np.int64) * classes + answers.best[:, 0]
+    confusion = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    rows, columns = linear_sum_assignment(confusion, maximize=True)
+    return float(confusion[rows, columns].sum() / len(answers.best))

@@ -11,8 +11,8 @@ two spaces. Case counts, `(dog)` does not match "dog", and an entry with one of 
 
 Either way every overlapping match is found, and the answer is a set of indices into the list.
 
-How they are found is told in `phrases.py`. Its tables are plain arrays: Ray puts them into a node's shared memory once, and every task
-there reads the same ones.
+How they are found is told in `pipeline/content/phrases.py`. Its tables are plain arrays: Ray puts them into a node's shared memory once,
+and every task there reads the same ones.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import phrases
+from pipeline.content import phrases
 from pipeline.content.forms import normal_forms
 from pipeline.content.kernels import Bytes, Text, compiled, text_buffers
 from pipeline.content.text import normal_form

@@ -315,7 +315,7 @@ class HeldZeroshotConfig(LabelledSetConfig):
     def _only_what_zeroshot_uses(self) -> Self:
         for template in self.templates:
             check_template(template)
-        for key in ("caption", "subgroup"):
+        for key in ("caption", "subgroup", "group"):
             if getattr(self, key) is not None:
                 raise ValueError(
                     f"{key} {getattr(self, key)!r} has no use while training; drop it, `python -m evaluation` reads it"

@@ -38,8 +38,8 @@ from trainer.objectives import OBJECTIVES
 
 log = logging.getLogger("trainer")
 
-FORMAT_VERSION = 3
-"""Of the card. 2: `objective`. 3: `gelu`, `text`, `init_sha256`, and `names` of others."""
+FORMAT_VERSION = 4
+"""Of the card. 2: `objective`. 3: `gelu`, `text`, `init_sha256`, and `names` of others. 4: `seed`, `window_row_groups`."""
 
 CONFIGS = {"open_clip": "open_clip_config.json", "transformers": "config.json"}
 """The file that a library reads beside the weights."""
@@ -86,6 +86,9 @@ class Card(StrictModel):
     config_digest: str
     step: Annotated[int, pydantic.Field(ge=0)]
     samples_seen: Annotated[int, pydantic.Field(ge=0)]
+    seed: Annotated[int, pydantic.Field(ge=0)]
+    window_row_groups: Annotated[int, pydantic.Field(gt=0)]
+    """With the seed what `data.order.SampleOrder` needs: it says which rows of the corpus the samples seen were."""
 
 
 # ---- writing
@@ -157,6 +160,8 @@ def export(run_dir: str, out: str, step: int | None = None, *, ema: bool = False
         config_digest=record.config_digest,
         step=record.step,
         samples_seen=record.samples_seen,
+        seed=config.run.seed,
+        window_row_groups=config.data.window_row_groups,
     )
     storage.write_atomic(f"{stem}.json", card.model_dump_json(indent=1).encode())
     return card

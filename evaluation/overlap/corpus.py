@@ -16,7 +16,7 @@ import functools
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluation.config import CorpusConfig
-from evaluation.overlap.tables import INDEX_COLUMNS, KEYED_PAIR_SCHEMA, PLACED_INDEX_SCHEMA
+from evaluation.overlap.tables import INDEX_COLUMNS, KEY, PLACED_INDEX_SCHEMA
 from evaluation.report import schema
 from pipeline.content import readers
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes, sha256
@@ -34,7 +34,7 @@ from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.config import Json, digest_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import REJECTED_SCHEMA, uid
-from pipeline.engine import Result, Run, Stage, Unit, stage_digest, stage_folder
+from pipeline.engine import Result, Run, Stage, Unit, matching_records, stage_digest, stage_folder
 
 log = logging.getLogger("evaluation")
 
@@ -57,12 +57,59 @@ class IndexFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that is ready to be joined. `pictures` gives the stored bytes at places, None where there are none."""
+    """A corpus that is ready to be joined. `pictures` gives the stored bytes at places, None where there are none.
+
+    `texts` takes an index's shard and path and gives its uids, URLs and captions (and rows and keys, where it has them), in its order.
+    """
 
     about: schema.Corpus
     folder: str
     indexes: list[IndexFile]
-    pictures: Callable[[Iterable[Place]], Mapping[Place, bytes | None]]
+    pictures: Pictures
+    texts: Texts
+
+
+Pictures = Callable[[Iterable[Place]], Mapping[Place, bytes | None]]
+Texts = Callable[[str, str], pa.Table]
+
+
+def plan(config: CorpusConfig) -> str:
+    """What there is to do, as far as a look at local names, or at a local manifest, tells. Raises InputError where that is refused."""
+    if config.manifest is None:
+        return _plan_of_files(config)
+    place = manifest.manifest_path(config.manifest)
+    if storage.is_s3(place):
+        return f"one unit per shard of {place!r} (not opened by --check)"
+    found = of_manifest(place).about
+    size = sum(shard.index_bytes for shard in manifest.load(place).shards)
+    return f"{found.shards:,} units of one shard each, {found.rows:,} rows, {size:,} bytes of indexes to read"
+
+
+def _plan_of_files(config: CorpusConfig) -> str:
+    places = _given(config)
+    if any(storage.is_s3(place) for place in places):
+        return f"one unit per {config.layout} file of {config.files!r} (not looked at by --check), listed, indexed and joined"
+    found = find_files(config)
+    size = sum(file.bytes for file in found)
+    pictures = sum(len(file.pictures) for file in found)
+    what = f"blocks of {pictures:,} pictures" if config.layout == "folder" else f"{config.layout} files"
+    return f"{len(found):,} {what}, {size:,} bytes to read twice, each listed, indexed (every picture decoded once) and joined"
+
+
+def pictures_of(config: CorpusConfig, work_folder: str) -> Pictures:
+    """The pictures of a corpus that was searched before, with the listings that this left in `work_folder`. Raises InputError without."""
+    if config.manifest is not None:
+        return functools.partial(_shard_pictures, config.manifest, manifest.load(config.manifest))
+    files, layout = find_files(config), _layout(config)
+    lists, units = _lists(files, layout, _columns(config))
+    folder = stage_folder(work_folder, lists)
+    done = matching_records(folder, lists.digest, units)
+    if len(done) < len(units):
+        raise InputError(
+            f"{work_folder}: has no listing of {len(units) - len(done):,} of {len(units):,} files, as they are now; run `overlap` again"
+        )
+    tables = [storage.join(folder, done[unit.id].output.name) for unit in units]
+    return functools.partial(_file_pictures, _IndexWork(files, layout, _columns(config), tables, True))
 
 
 # ---- a corpus of this project
@@ -91,7 +138,8 @@ def of_manifest(path: str) -> Corpus:
     )
     indexes = [IndexFile(shard.path, shard.index_path, shard.index_sha256) for shard in found.shards]
     folder = storage.parent(manifest.manifest_path(path))
-    return Corpus(about, folder, indexes, functools.partial(_shard_pictures, path, found))
+    pictures = functools.partial(_shard_pictures, path, found)
+    return Corpus(about, folder, indexes, pictures, functools.partial(_index_texts, folder))
 
 
 def _shard_pictures(path: str, found: manifest.Manifest, places: Iterable[Place]) -> dict[Place, bytes | None]:
@@ -123,32 +171,32 @@ def _by_shard(places: Iterable[Place]) -> dict[str, list[int]]:
 
 def find_files(config: CorpusConfig) -> list[CorpusFile]:
     """What `corpus.files` names, by its names only. Raises InputError where it names nothing."""
-    places = [config.files] if isinstance(config.files, str) else list(config.files or [])
-    return readers.find_files(_layout(config), places)
+    return readers.find_files(_layout(config), _given(config))
 
 
-def of_files(driver: Run, files: Sequence[CorpusFile], config: CorpusConfig, *, withhold: bool) -> Corpus:
+def _given(config: CorpusConfig) -> list[str]:
+    return [config.files] if isinstance(config.files, str) else list(config.files or [])
+
+
+def _lists(files: list[CorpusFile], layout: Layout, columns: Columns) -> tuple[Stage, list[Unit]]:
+    work = _ListWork(files, layout, columns)
+    semantic: dict[str, Json] = {"layout": layout, "columns": list(columns)}
+    digest = stage_digest("list", readers.LISTING_VERSION, semantic, [])
+    units = [
+        Unit(f"{number:06d}-{_short(file.name, file.stamp)}", (file.name, file.stamp), {"file": number})
+        for number, file in enumerate(files)
+    ]
+    return Stage("list", digest, work.read, work.work, accounted=False), units
+
+
+def of_files(driver: Run, files: list[CorpusFile], config: CorpusConfig, *, withhold: bool) -> Corpus:
     """Run the stages `list` and `index` over the files, as far as they are not done.
 
     `withhold`: no URL and no caption goes into an index. Raises InputError for a file that is none of the layout, or has no row at all.
     """
     layout, columns = _layout(config), _columns(config)
-    semantic: dict[str, Json] = {"layout": layout, "columns": list(columns)}
-    listing = _ListWork(list(files), layout, columns)
-    lists = Stage(
-        "list",
-        stage_digest("list", readers.LISTING_VERSION, semantic, []),
-        listing.read,
-        listing.work,
-        accounted=False,
-    )
-    listed = driver.stage(
-        lists,
-        [
-            Unit(f"{number:06d}-{_short(file.name, file.stamp)}", (file.name, file.stamp), {"file": number})
-            for number, file in enumerate(files)
-        ],
-    )
+    lists, units = _lists(files, layout, columns)
+    listed = driver.stage(lists, units)
     damaged = [(file.uri, record.notes["damage"]) for file, record in zip(files, listed, strict=True)]
     damaged = [(uri, damage) for uri, damage in damaged if damage is not None]
     for uri, damage in damaged:
@@ -156,8 +204,13 @@ def of_files(driver: Run, files: Sequence[CorpusFile], config: CorpusConfig, *, 
 
     tables = [storage.join(stage_folder(driver.out, lists), record.output.name) for record in listed]
     digests = [str(record.notes["sha256"]) for record in listed]
-    indexing = _IndexWork(list(files), layout, columns, tables, withhold)
-    semantic |= {"hashes": dict(HASH_VERSION), "withhold": withhold}
+    indexing = _IndexWork(files, layout, columns, tables, withhold)
+    semantic: dict[str, Json] = {
+        "layout": layout,
+        "columns": list(columns),
+        "hashes": dict(HASH_VERSION),
+        "withhold": withhold,
+    }
     makes = Stage(
         "index", stage_digest("index", INDEX_VERSION, semantic, []), indexing.read, indexing.work, row_wise=True
     )
@@ -196,7 +249,8 @@ def of_files(driver: Run, files: Sequence[CorpusFile], config: CorpusConfig, *, 
         )
         for unit, record in zip(units, indexed, strict=True)
     ]
-    return Corpus(about, driver.out, indexes, functools.partial(_file_pictures, indexing))
+    texts = functools.partial(_file_texts, indexing, driver.out)
+    return Corpus(about, driver.out, indexes, functools.partial(_file_pictures, indexing), texts)
 
 
 def _short(*inputs: str) -> str:
@@ -302,7 +356,36 @@ def _file_pictures(work: _IndexWork, places: Iterable[Place]) -> dict[Place, byt
     return pictures
 
 
-# ---- what the join needs of it
+def _file_texts(work: _IndexWork, folder: str, shard: str, path: str) -> pa.Table:
+    """Texts that were withheld from the index are read from the file again; nothing is decoded."""
+    index = _index_texts(folder, shard, path)
+    if not work.withhold:
+        return index
+    number = next(number for number, file in enumerate(work.files) if file.name == shard)
+    listed = parquet.read(work.tables[number])
+    chosen = listed.filter(pc.is_in(listed["row"], value_set=index["row"].combine_chunks()))
+    entries = readers.read_file(work.layout, work.files[number], chosen, work.columns)
+    told = {entry.row: (_kept(entry.url), _kept(entry.caption)) for entry in entries}
+    said = [told[row] for row in index["row"].to_pylist()]
+    texts = pa.table(
+        {
+            "url": pa.array([url for url, _ in said], pa.string()),
+            "caption": pa.array([one for _, one in said], pa.string()),
+        }
+    )
+    for name in texts.column_names:
+        index = index.set_column(index.column_names.index(name), name, texts[name])
+    return index
+
+
+# ---- indexes, and places in them
+
+
+def _index_texts(folder: str, shard: str, path: str) -> pa.Table:
+    uri = storage.join(folder, path)
+    with parquet.open_file(uri) as source:
+        present = source.schema_arrow.names
+    return parquet.read(uri, [name for name in ("uid", "url", "caption", "row", "key") if name in present])
 
 
 def read_index(folder: str, path: str, *, withhold: bool) -> pa.Table:
@@ -324,13 +407,18 @@ def read_index(folder: str, path: str, *, withhold: bool) -> pa.Table:
     return index
 
 
-def placed(pairs: pa.Table, index: pa.Table) -> pa.Table:
-    """The pairs that the join found in `index`, as KEYED_PAIR_SCHEMA: `row` is the row in the corpus's own file, `key` its name for it.
+def in_files(found: pa.Table, index: pa.Table) -> pa.Table:
+    """What was found in `index`, with the `row` in the corpus's own file.
 
     The index of a foreign file is ordered by uid and lacks the rows that were refused; one of our shards has every row, in its order.
     """
-    keys = index["key"].take(pairs["row"]) if "key" in index.column_names else pa.nulls(pairs.num_rows, pa.string())
-    if "row" in index.column_names:
-        place = pairs.column_names.index("row")
-        pairs = pairs.set_column(place, KEYED_PAIR_SCHEMA.field("row"), index["row"].take(pairs["row"]))
-    return pairs.append_column(KEYED_PAIR_SCHEMA.field("key"), keys).cast(KEYED_PAIR_SCHEMA)
+    if "row" not in index.column_names:
+        return found
+    place = found.column_names.index("row")
+    return found.set_column(place, found.schema.field("row"), index["row"].take(found["row"]))
+
+
+def keyed(found: pa.Table, index: pa.Table) -> pa.Table:
+    """`in_files`, and the corpus's own names for the rows behind (tables.KEY)."""
+    keys = index["key"].take(found["row"]) if "key" in index.column_names else pa.nulls(found.num_rows, KEY.type)
+    return in_files(found, index).append_column(KEY, keys)

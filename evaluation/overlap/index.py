@@ -1,15 +1,22 @@
 """Exact Hamming search: the evaluation side sits in memory, the corpus streams past it.
 
-The evaluation codes are the small side (a million of 256 bits are 32 MB, their tables 68 MB), so they are what is indexed, and every worker
-holds them all. No neighbour is ever lost: the search is multi-index hashing (Norouzi, Punjani and Fleet 2014), whose candidates are all
-verified.
+The evaluation codes are the small side (a million of 256 bits are 32 MB, their tables 132 MB), so they are what is indexed, and every
+worker holds them all. No neighbour is ever lost: the search is multi-index hashing (Norouzi, Punjani and Fleet 2014), narrowed as in
+"Pigeonring" (Qin and Xiao 2018), and what both leave is compared in full.
 
-A code is cut into m slots of 16 bits, and each slot has a table from its 65,536 values to the codes that have it there. Two codes that
-differ in at most d bits, d = m r + a, differ in at most r bits in one of the first a + 1 slots, or in at most r - 1 in one of the rest:
-were it otherwise, they would differ in (a + 1)(r + 1) + (m - a - 1) r = d + 1 bits. So a query looks up, in each slot, all values within
-that slot's radius (1, 17 or 137 of them), and compares whole codes with what it finds. At d = 31 of 256 bits that is 272 values and 0.4 %
-of random codes. A slot is every m-th bit of the code, for neighbouring bits of a perceptual hash depend on each other and would fill its
-values unevenly. Where more values would have to be looked up than there are codes, or the radius would be 3, every code is compared.
+A code is cut into m slots of 16 bits, and each slot has a table from its 65,536 values to the codes that have it there. With d = m r + a,
+let t be r in the first a + 1 slots and r - 1 in the rest: the sum of all t + 1 is d + 1. Two codes that differ in at most d bits, in x of
+each slot, have x <= t in one slot at least: were it otherwise, the x would sum to d + 1. So a query looks up, in each slot, all values
+within t of its own (1, 17 or 137 of them; none where t is -1). At d = 31 of 256 bits that is 272 values and 0.4 % of random codes.
+
+More than that holds. Lay the slots in a ring and walk round it adding up x - (t + 1), which is below zero in total: a walk that starts
+behind the last peak of these sums stays below zero all the way. So one of the slots with x <= t is such that it and the next two together
+differ in at most the sum of their t + 1, less 1: at d = 31 in 5 bits of 48. The bits of those next two slots lie in the table as well, one
+word a code in the order in which it is read. Of a million random codes with a value that is looked up ten pass. Only for these is the code
+itself fetched from wherever it lies in memory, which is what a search would otherwise wait for.
+
+A slot is every m-th bit of the code, for neighbouring bits of a perceptual hash depend on each other and would fill its values unevenly.
+Where more values would have to be looked up than there are codes, or the radius would be 3, every code is compared.
 """
 
 from __future__ import annotations
@@ -33,18 +40,22 @@ _FLIPS = np.array(
     np.int64,
 )
 """What a value is XORed with to reach all within 2 bits: itself, 16 at one, 120 at two."""
+_FLIPPED = np.bitwise_count(_FLIPS).astype(np.int64)
 _WITHIN = (1, 17, 137)
 """How many of these are within 0, 1 and 2 bits."""
+_LONG = 4  # codes a value, from which on the lists of a table are in no cache
 _ROOM = 1 << 16
 
 Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
+Tables = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint32]]
 
 
 class HammingIndex:
     """`HammingIndex(codes).search(queries, distance)`: all pairs within a distance, found exactly.
 
     `codes` is uint8[n, 32] (or uint8[n, 8] for 64-bit hashes), n below 2**31; bits are compared in place, so that both sides must have
-    been packed the same way. The tables are built at the first search that uses them.
+    been packed the same way. Tables are built at the first search that needs them, and only of the slots that it looks into: at distance
+    0, one.
     """
 
     def __init__(self, codes: NDArray[np.uint8]) -> None:
@@ -52,6 +63,7 @@ class HammingIndex:
         if codes.dtype != np.uint8 or self._width not in (8, CODE_BYTES):
             raise ValueError(f"codes must be uint8[n, 32] or uint8[n, 8], not {codes.dtype}{list(codes.shape)}")
         self._words = as_words(codes)
+        self._built: Tables | None = None
 
     def __len__(self) -> int:
         return len(self._words)
@@ -61,28 +73,43 @@ class HammingIndex:
         if queries.dtype != np.uint8 or queries.ndim != 2 or queries.shape[1] != self._width:
             raise ValueError(f"queries must be uint8[n, {self._width}], not {queries.dtype}{list(queries.shape)}")
         words = as_words(queries)
-        probes = _probes(self._width * 8 // _SLOT_BITS, distance)
-        if probes is None or int(probes.sum()) >= len(self):
+        radii = _radii(self._width * 8 // _SLOT_BITS, distance)
+        probes = np.array([_WITHIN[radius] if radius >= 0 else 0 for radius in radii or ()], np.int64)
+        if radii is None or int(probes.sum()) >= len(self):
             return _collect(functools.partial(_scan, words, self._words, distance), len(words))
+        ring = np.array(radii, np.int64) + 1
+        rooms = ring + np.roll(ring, -1) + np.roll(ring, -2) - 1
+        tables = self._tables(int(np.count_nonzero(probes)))
         look_up = functools.partial(
-            _look_up, words, _slots(words), self._words, *self._tables, probes, _FLIPS, distance
+            _look_up, words, _slots(words), self._words, *tables, probes, rooms, _FLIPS, _FLIPPED, distance
         )
         return _collect(look_up, len(words))
 
-    @functools.cached_property
-    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """`starts` and `members`: codes with a value in a slot are at starts[slot, value] .. starts[slot, value + 1] of members[slot]."""
-        slots = _slots(self._words)
-        starts = np.zeros((slots.shape[1], _VALUES + 1), np.int32)
-        members = np.empty((slots.shape[1], len(slots)), np.int32)
-        for slot in range(slots.shape[1]):
-            np.cumsum(np.bincount(slots[:, slot], minlength=_VALUES), out=starts[slot, 1:])
-            members[slot] = np.argsort(slots[:, slot], kind="stable")
-        return starts, members
+    def _tables(self, slots: int) -> Tables:
+        """`starts`, `members`, `following` of (at least) the first `slots` slots.
+
+        The codes with a value in a slot are at starts[slot, value] .. starts[slot, value + 1] of members[slot]; what the same places of
+        following[slot] hold is their next two slots.
+        """
+        if self._built is None or len(self._built[0]) < slots:
+            self._built = _build(_slots(self._words), slots)
+        return self._built
+
+
+def _build(values: NDArray[np.uint16], slots: int) -> Tables:
+    starts = np.zeros((slots, _VALUES + 1), np.int32)
+    members = np.empty((slots, len(values)), np.int32)
+    following = np.empty((slots, len(values)), np.uint32)
+    for slot in range(slots):
+        np.cumsum(np.bincount(values[:, slot], minlength=_VALUES), out=starts[slot, 1:])
+        members[slot] = np.argsort(values[:, slot], kind="stable")
+        one, two = (values[members[slot], (slot + step) % values.shape[1]].astype(np.uint32) for step in (1, 2))
+        following[slot] = one << np.uint32(_SLOT_BITS) | two
+    return starts, members, following
 
 
 def _collect(step: Callable[..., tuple[int, int]], queries: int) -> Found:
-    """`step(first, *out)` fills `out` from query `first` on and says where it stopped and how many pairs are in it; until all are done."""
+    """All pairs in order. `step(first, *out)` fills `out` from query `first` on and says where it stopped and how many pairs are in it."""
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
     first, room = 0, _ROOM
     while first < queries:
@@ -93,34 +120,43 @@ def _collect(step: Callable[..., tuple[int, int]], queries: int) -> Found:
             room *= 2
         first = until
     query, code, bits = (np.concatenate([piece[side] for piece in found]) for side in range(3))
-    return query, code, bits
+    order = np.lexsort((code, query))
+    return query[order], code[order], bits[order]
 
 
 def as_words(codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """uint8[n, 8 * w] as uint64[n, w], without a copy where the rows are contiguous."""
-    return np.ascontiguousarray(codes).view(np.uint64).reshape(len(codes), codes.shape[1] // 8)
+    words = np.ascontiguousarray(codes).view(np.uint64).reshape(len(codes), codes.shape[1] // 8)
+    words.flags.writeable = False  # numba compiles anew for writeable arrays; what Arrow gives is none
+    return words
 
 
-def _probes(slots: int, distance: int) -> NDArray[np.int64] | None:
-    """How many values to look up in each slot; None where a radius would be more than 2."""
+def _radii(slots: int, distance: int) -> list[int] | None:
+    """How many bits may differ in each slot, -1 where it is not looked at; None where that would be more than 2."""
     radius, rest = divmod(distance, slots)
     if distance < 0 or radius >= len(_WITHIN):
         return None
-    return np.array(
-        [_WITHIN[radius] if slot <= rest else (_WITHIN[radius - 1] if radius else 0) for slot in range(slots)], np.int64
-    )
-
-
-def _slots(words: NDArray[np.uint64]) -> NDArray[np.uint16]:
-    """The slots of codes, uint16[n, m]: slot s has bits s, s + m, s + 2 m … of the code."""
-    bits = np.unpackbits(words.view(np.uint8).reshape(len(words), -1), axis=1)
-    slots = bits.shape[1] // _SLOT_BITS
-    packed = np.packbits(bits.reshape(len(words), _SLOT_BITS, slots).transpose(0, 2, 1), axis=2)
-    return np.ascontiguousarray(packed).view(np.uint16).reshape(len(words), slots)
+    return [radius if slot <= rest else radius - 1 for slot in range(slots)]
 
 
 @compiled
-def _popcount(word: np.uint64) -> np.int64:
+def _slots(words: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """The slots of codes, uint16[n, m]: slot s has bits s, s + m, s + 2 m … of the code."""
+    slots = words.shape[1] * 64 // _SLOT_BITS
+    values = np.empty((words.shape[0], slots), np.uint16)
+    for row in range(words.shape[0]):
+        for slot in range(slots):
+            value = np.uint64(0)
+            for bit in range(_SLOT_BITS):
+                place = slot + bit * slots
+                value |= (words[row, place >> 6] >> np.uint64(place & 63) & np.uint64(1)) << np.uint64(bit)
+            values[row, slot] = value
+    return values
+
+
+@compiled
+def popcount(word: np.uint64) -> np.int64:
+    """Bits that are set."""
     # The usual parallel sum; LLVM recognises it and emits the processor's own instruction.
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
     word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -134,11 +170,11 @@ def _distance(query: NDArray[np.uint64], codes: NDArray[np.uint64], code: int, l
 
     A long one is looked at in halves: half of two unrelated codes passes the limit nearly always, so that the branch is foreseen.
     """
-    total: np.int64 = _popcount(query[0] ^ codes[code, 0])
+    total: np.int64 = popcount(query[0] ^ codes[code, 0])
     if query.shape[0] > 1:
-        total += _popcount(query[1] ^ codes[code, 1])
+        total += popcount(query[1] ^ codes[code, 1])
         if total <= limit:
-            total += _popcount(query[2] ^ codes[code, 2]) + _popcount(query[3] ^ codes[code, 3])
+            total += popcount(query[2] ^ codes[code, 2]) + popcount(query[3] ^ codes[code, 3])
     return total
 
 
@@ -176,61 +212,61 @@ def _look_up(
     codes: NDArray[np.uint64],
     starts: NDArray[np.int32],
     members: NDArray[np.int32],
+    following: NDArray[np.uint32],
     probes: NDArray[np.int64],
+    rooms: NDArray[np.int64],
     flips: NDArray[np.int64],
+    flipped: NDArray[np.int64],
     limit: int,
     first: int,
     found_query: NDArray[np.int64],
     found_code: NDArray[np.int64],
     found_distance: NDArray[np.int32],
 ) -> tuple[int, int]:
-    """As `_scan`, by the tables.
+    """As `_scan`, by the tables; `rooms` is what a slot and the next two together may differ in.
 
-    In three passes over what a query asks for: the places of all values, their members, the members' codes. Each pass is loads that do not
-    wait for each other, and what decides a branch is at hand by then; in one nested loop each would wait for memory. A neighbour is found
-    in several slots, but a stranger hardly ever: repeats are dropped at the end.
+    Two passes over what a query asks of a slot: the places of all values, then what stands there. Each is loads that do not wait for each
+    other, and what decides a branch is at hand by then; in one loop inside another each would wait for memory. Where lists are long there
+    is a pass between: it reads both ends of each list and makes no use of them, for then the processor fetches many lists at once. A
+    neighbour is met in several slots and taken in the first: `met` has the last query that a code was compared with.
     """
     count = 0
-    asked = probes.sum()
-    begin, end = np.empty(asked, np.int32), np.empty(asked, np.int32)
-    candidates = np.empty(4096, np.int32)
+    long = members.shape[1] > _LONG * _VALUES
+    ends = np.empty(flips.shape[0], np.uint32)
+    begin, end = np.empty(flips.shape[0], np.uint64), np.empty(flips.shape[0], np.uint64)
+    met = np.full(codes.shape[0], -1, np.int64)
     for query in range(first, queries.shape[0]):
         begun = count
         words = queries[query]
-        looked = total = 0
         for slot in range(probes.shape[0]):
             value = np.int64(slots[query, slot])
             for probe in range(probes[slot]):
-                reached = value ^ flips[probe]
-                begin[looked] = starts[slot, reached]
-                end[looked] = starts[slot, reached + 1]
-                total += end[looked] - begin[looked]
-                looked += 1
-        if total > candidates.shape[0]:
-            candidates = np.empty(2 * total, np.int32)
-        looked = total = 0
-        for slot in range(probes.shape[0]):
-            for _ in range(probes[slot]):
-                for place in range(begin[looked], end[looked]):
-                    candidates[total] = members[slot, place]
-                    total += 1
-                looked += 1
-        for place in range(total):
-            bits = _distance(words, codes, candidates[place], limit)
-            if bits <= limit:
-                if count == found_code.shape[0]:
-                    return query, begun
-                found_code[count] = candidates[place]
-                found_distance[count] = bits
-                count += 1
-        if count > begun:
-            order = begun + np.argsort(found_code[begun:count])
-            by_code, distances = found_code[order], found_distance[order]
-            count = begun
-            for place in range(by_code.shape[0]):
-                if place == 0 or by_code[place] != by_code[place - 1]:
-                    found_query[count] = query
-                    found_code[count] = by_code[place]
-                    found_distance[count] = distances[place]
-                    count += 1
+                reached = np.uint64(
+                    value ^ flips[probe]
+                )  # unsigned: a place that may be negative costs numba a comparison
+                begin[probe] = starts[slot, reached]
+                end[probe] = starts[slot, reached + np.uint64(1)]
+            one, two = slots[query, (slot + 1) % probes.shape[0]], slots[query, (slot + 2) % probes.shape[0]]
+            next_two = np.uint32(one) << np.uint32(_SLOT_BITS) | np.uint32(two)
+            if long:
+                for probe in range(probes[slot]):
+                    if begin[probe] < end[probe]:
+                        ends[probe] = following[slot, begin[probe]] ^ following[slot, end[probe] - np.uint64(1)]
+            for probe in range(probes[slot]):
+                room = rooms[slot] - flipped[probe]
+                for place in range(begin[probe], end[probe]):
+                    if popcount(np.uint64(following[slot, place] ^ next_two)) > room:
+                        continue
+                    code = members[slot, place]
+                    if met[code] == query:
+                        continue
+                    met[code] = query
+                    bits = _distance(words, codes, code, limit)
+                    if bits <= limit:
+                        if count == found_code.shape[0]:
+                            return query, begun
+                        found_query[count] = query
+                        found_code[count] = code
+                        found_distance[count] = bits
+                        count += 1
     return queries.shape[0], count

@@ -3,8 +3,11 @@
 1. Open the sets and the corpus (`corpus`); refuse what cannot be compared. The files of a corpus that others wrote are listed and
    indexed here, by two stages of their own.
 2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
-3. Stage `join`: one unit per shard (or foreign file), its index against all codes (`join.join_shard`).
-4. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
+3. Stage `join`: one unit per index (of a shard, or of rows of a foreign file), against all codes (`join.join_shard`), and the nearest
+   picture of some (`nearest`).
+4. Stage `copies`: some pictures of each set, changed in stated ways and searched (`copies`).
+5. Stage `text`: captions and class names of the sets in the captions of each shard (`text_stage`).
+6. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
 
 Stages run on Ray through `pipeline.engine`: committed units, so that a killed job continues where it was. Their tables lie in
 `report.work`, beside the report and not in it. Everything after the stages is one process and deterministic; the report's files do not
@@ -16,63 +19,90 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from evaluation.config import OverlapConfig, Thresholds
+from evaluation.datasets import open_set
+from evaluation.overlap import copies, join, nearest, text, text_stage, thresholds
 from evaluation.overlap import corpus as corpora
-from evaluation.overlap import join
 from evaluation.overlap.corpus import Corpus
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
-from evaluation.overlap.tables import CODE_SCHEMA, KEYED_PAIR_SCHEMA, METHODS
-from evaluation.report import evidence, files, numbers, page, summary
+from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, KEY, METHODS, PAIR_SCHEMA
+from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
 from pipeline.content.image import ImageRejected, decode
-from pipeline.content.labelled import LabelledSet, open_set
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import config as contracts_config
-from pipeline.contracts import manifest, parquet, storage
+from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
+NEAREST_SUFFIX = ".nearest.parquet"
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
+COPIES_VERSION = 1
 
 
 def run(config: OverlapConfig) -> Report:
     """Do the whole job and return the report that was written to `config.report.dir`."""
     sets = [open_set(one) for one in config.sets]
     predictions = [_predictions(config, number, one) for number, one in enumerate(sets)]
+    texts = [
+        text.open_text(one, one.text or config.text, labelled) for one, labelled in zip(config.sets, sets, strict=True)
+    ]
     corpus = _open_corpus(config)
-    inputs = _inputs(config, corpus, sets, predictions)
+    inputs = _inputs(config, corpus, sets, predictions, texts)
     files.check_free(config.report.dir, inputs)
-    thresholds = [one.thresholds or config.match for one in config.sets]
+    limits = [one.thresholds or config.match for one in config.sets]
     with _driver(config) as driver:
         codes, codes_root = _hash_sets(driver, sets)
-        pairs, hashless = _join(driver, corpus, codes, codes_root, thresholds, config.report.evidence)
-    pairs = _in_order(pairs, codes.names)
+        pairs, closest, hashless = _join(driver, config, corpus, codes, codes_root, limits)
+        pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
+        planted = _plant_copies(driver, config.copies.examples, sets, codes)
+        withhold = config.report.evidence == "hash-only"
+        findings = text_stage.search(driver, corpus, texts, sets, pairs, withhold)
     results = [
         numbers.SetResult(
             one.name,
             one.content_hash,
-            thresholds[number],
+            limits[number],
             config.sets[number].limit,
-            split_set(number, codes, one.labels, pairs, thresholds[number], None if known is None else known.correct),
+            text.with_text(
+                split_set(number, codes, one.labels, pairs, limits[number], None if known is None else known.correct),
+                words.written,
+                findings.text_pairs.filter(pc.equal(findings.text_pairs["set"], one.name)),
+                withhold,
+            ),
             known,
+            words,
         )
-        for number, (one, known) in enumerate(zip(sets, predictions, strict=True))
+        for number, (one, known, words) in enumerate(zip(sets, predictions, texts, strict=True))
     ]
     report = numbers.build_report(
         results,
-        pairs,
+        numbers.Tables(closest, planted, labels),
+        findings,
         corpus.about.model_copy(update={"rows_without_hashes": hashless}),
         config.statistics,
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
+        labels=[storage.sha256_file(place) for place in config.labels],
     )
-    _write(config, report, results, pairs, sets, corpus, inputs)
+    tables = {
+        files.PAIRS: findings.pairs,
+        files.NEAREST: closest,
+        files.COPIES: planted,
+        files.LABELS: labels,
+        files.TEXT_PAIRS: findings.text_pairs,
+        files.CLASSES: findings.classes,
+    }
+    _write(config, report, results, tables, sets, corpus, inputs)
     return report
 
 
@@ -93,30 +123,7 @@ def plan(config: OverlapConfig) -> str:
     """
     names = ", ".join(one.name for one in config.sets)
     end = f"report in {config.report.dir}, committed units in {work_folder(config)}"
-    if config.corpus.manifest is None:
-        return f"sets: {names}; {_plan_of_files(config)}; {end}"
-    place = manifest.manifest_path(config.corpus.manifest)
-    if storage.is_s3(place):
-        return f"sets: {names}; one unit per shard of {place!r} (not opened by --check); {end}"
-    corpora.of_manifest(place)
-    found = manifest.load(place)
-    size = sum(shard.index_bytes for shard in found.shards)
-    return f"sets: {names}; {len(found.shards):,} units of one shard each, {found.rows:,} rows, {size:,} bytes of indexes to read; {end}"
-
-
-def _plan_of_files(config: OverlapConfig) -> str:
-    said = config.corpus.files
-    places = [said] if isinstance(said, str) else list(said or [])
-    if any(storage.is_s3(place) for place in places):
-        return f"one unit per {config.corpus.layout} file of {said!r} (not looked at by --check), listed, indexed and joined"
-    found = corpora.find_files(config.corpus)
-    size = sum(file.bytes for file in found)
-    pictures = sum(len(file.pictures) for file in found)
-    what = f"blocks of {pictures:,} pictures" if config.corpus.layout == "folder" else f"{config.corpus.layout} files"
-    return f"{len(found):,} {what}, {size:,} bytes to read twice, each listed, indexed (every picture decoded once) and joined"
-
-
-# ---- what must fit together
+    return f"sets: {names}; {corpora.plan(config.corpus)}; {end}"
 
 
 def _open_corpus(config: OverlapConfig) -> Corpus:
@@ -125,6 +132,9 @@ def _open_corpus(config: OverlapConfig) -> Corpus:
     found = corpora.find_files(config.corpus)
     with _driver(config) as driver:
         return corpora.of_files(driver, found, config.corpus, withhold=config.report.evidence == "hash-only")
+
+
+# ---- what must fit together
 
 
 def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> Predictions | None:
@@ -139,6 +149,7 @@ def _inputs(
     corpus: Corpus,
     sets: list[LabelledSet],
     predictions: list[Predictions | None],
+    texts: list[text.SetText],
 ) -> dict[str, Json]:
     return {
         "corpus_content_root": corpus.about.content_root,
@@ -150,6 +161,8 @@ def _inputs(
             for one, known in zip(sets, predictions, strict=True)
             if known is not None
         },
+        "labels": [storage.sha256_file(place) for place in config.labels],
+        "names_sha256": {one.name: list[Json](one.names_sha256) for one in texts if one.names_sha256},
         "hashes": dict(HASH_VERSION),
     }
 
@@ -225,31 +238,42 @@ def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
 
 @dataclass(frozen=True)
 class _JoinWork:
-    """An index → its matches. `folder`, below which the indexes lie, is a place and stays out of every digest.
+    """An index → its matches, and the nearest rows of the `sample`. `folder`, below which indexes lie, is a place and in no digest.
 
     `withhold`: URLs and captions of the corpus are not even read, the pairs have null there.
     """
 
     folder: str
     codes: EvalCodes
-    thresholds: list[Thresholds]
+    sample: NDArray[np.int64]
+    limits: list[Thresholds]
     withhold: bool
 
     def read(self, unit: Unit) -> pa.Table:
         return corpora.read_index(self.folder, str(unit.params["index"]), withhold=self.withhold)
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
-        hashless = index["pdq256"].null_count
-        pairs = join.join_shard(index, str(unit.params["shard"]), self.codes, self.thresholds)
-        return Result(corpora.placed(pairs, index), notes={"rows_without_hashes": hashless})
+        hashless, shard = index["pdq256"].null_count, str(unit.params["shard"])
+        rows = corpora.keyed(join.join_shard(index, shard, self.codes, self.limits), index)
+        closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
+        beside = {NEAREST_SUFFIX: corpora.in_files(closest, index)}
+        return Result(rows, beside=beside, notes={"rows_without_hashes": hashless})
 
 
 def _join(
-    driver: Run, corpus: Corpus, codes: EvalCodes, codes_root: str, thresholds: list[Thresholds], shown: str
-) -> tuple[pa.Table, int]:
-    work = _JoinWork(corpus.folder, codes, thresholds, withhold=shown == "hash-only")
-    levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, thresholds, strict=True)]
-    semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "columns": list(KEYED_PAIR_SCHEMA.names)}
+    driver: Run,
+    config: OverlapConfig,
+    corpus: Corpus,
+    codes: EvalCodes,
+    codes_root: str,
+    limits: list[Thresholds],
+) -> tuple[pa.Table, pa.Table, int]:
+    """All pairs, the nearest corpus row of every sampled example, and how many corpus rows have no hashes."""
+    shown, examples = config.report.evidence, config.nearest.examples
+    sample = nearest.sample_sets(codes, limits, examples)
+    work = _JoinWork(corpus.folder, codes, sample, limits, withhold=shown == "hash-only")
+    levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, limits, strict=True)]
+    semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "nearest": examples, "keys": KEY.name}
     digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
     stage = Stage("join", digest, work.read, work.work, accounted=False)
     units = [
@@ -264,7 +288,50 @@ def _join(
     folder = stage_folder(driver.out, stage)
     tables = [parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out]
     hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
-    return pa.concat_tables([KEYED_PAIR_SCHEMA.empty_table(), *tables]), hashless
+    near = (parquet.read(storage.join(folder, record.beside[NEAREST_SUFFIX].name)) for record in records)
+    closest = nearest.nearest_of_all(near, codes.names)
+    return pa.concat_tables([PAIR_SCHEMA.append(KEY).empty_table(), *tables]), closest, hashless
+
+
+# ---- stage copies
+
+
+@dataclass(frozen=True)
+class _CopiesWork:
+    """Some rows of one set → their COPY_SCHEMA rows."""
+
+    sets: list[LabelledSet]
+    chosen: list[list[int]]
+
+    def read(self, unit: Unit) -> pa.Table:
+        return pa.table({"eval_row": pa.array(self.chosen[int(str(unit.params["set"]))], pa.int64())})
+
+    def work(self, rows: pa.Table, unit: Unit) -> Result:
+        return Result(copies.hash_copies(self.sets[int(str(unit.params["set"]))], rows["eval_row"].to_pylist()))
+
+
+def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: EvalCodes) -> pa.Table:
+    """COPY_SCHEMA rows of all sets; flat pictures too, for a copy of one is lost as well."""
+    roots = [one.content_hash for one in sets]
+    chosen = [
+        nearest.choose_sample(one.ids, codes.quality[codes.set_number == number], 0, examples).tolist()
+        for number, one in enumerate(sets)
+    ]
+    semantic: dict[str, Json] = {**HASH_VERSION, "examples": examples, "transforms": list(copies.TRANSFORMS)}
+    work = _CopiesWork(sets, chosen)
+    stage = Stage(
+        "copies", stage_digest("copies", COPIES_VERSION, semantic, roots), work.read, work.work, accounted=False
+    )
+    units = [
+        Unit(f"{number:04d}", (one.content_hash,), {"set": number}) for number, one in enumerate(sets) if chosen[number]
+    ]
+    records = driver.stage(stage, units)
+    folder = stage_folder(driver.out, stage)
+    tables = [parquet.read(storage.join(folder, record.output.name)) for record in records]
+    return pa.concat_tables([COPY_SCHEMA.empty_table(), *tables])
+
+
+# ---- the pairs of all shards
 
 
 def _in_order(pairs: pa.Table, names: list[str]) -> pa.Table:
@@ -285,30 +352,37 @@ def _write(
     config: OverlapConfig,
     report: Report,
     results: list[numbers.SetResult],
-    pairs: pa.Table,
+    tables: dict[str, pa.Table],
     sets: list[LabelledSet],
     corpus: Corpus,
     inputs: dict[str, Json],
 ) -> None:
+    def of_set(name: str, wanted: str) -> pa.Table:
+        return tables[name].filter(pc.equal(tables[name]["set"], wanted))
+
     figures = files.report_bytes(report)
     shown = [
         evidence.show(
             labelled,
-            pairs.filter(pc.equal(pairs["set"], labelled.name)),
+            result.split,
+            of_set(files.PAIRS, labelled.name),
+            of_set(files.NEAREST, labelled.name),
             corpus.pictures,
-            mode=config.report.evidence,
-            room=config.report.pairs_shown,
-            longest=config.report.thumbnail,
+            config.report,
         )
-        for labelled in sets
+        for labelled, result in zip(sets, results, strict=True)
+    ]
+    said = [
+        text_evidence.show(result.split, tables[files.TEXT_PAIRS], result.name, config.report) for result in results
     ]
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
-        files.PAGE: page.render(report, shown, hashlib.sha256(figures).hexdigest()).encode(),
-        files.PAIRS: files.table_bytes(pairs),
+        files.PAGE: page.render(report, shown, said, hashlib.sha256(figures).hexdigest()).encode(),
+        **{name: files.table_bytes(table) for name, table in tables.items()},
         files.SUMMARY: summary.as_csv(report),
-        files.REMOVAL: files.removal_bytes(pairs, report.corpus),
+        files.REMOVAL: files.removal_bytes(tables[files.PAIRS], report.corpus),
+        files.REMOVAL_TEXT: files.removal_bytes(tables[files.TEXT_PAIRS], report.corpus, tables[files.PAIRS]),
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
     }
     files.publish(config.report.dir, content, inputs)

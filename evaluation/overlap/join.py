@@ -1,8 +1,8 @@
 """Which corpus rows show a picture of an evaluation set: one shard's index against all sets, as a pure function.
 
-The evaluation side is held as codes (`EvalCodes`: hashes only, about 120 bytes a picture), the corpus side arrives as an index
-table: every column of a shard but the picture, so that a join never opens an image. Three ways to match, and all of them are recorded
-for every pair:
+The evaluation side is held as codes (`EvalCodes`: hashes only, about 150 bytes a picture), of which each worker makes its search tables
+once. The corpus side arrives as an index table: every column of a shard but the picture, so that a join never opens an image. Three ways
+to match, and all of them are recorded for every pair:
 
 - `source_sha256`: the bytes as they were fetched equal the evaluation file, bit for bit;
 - `image_sha256`: the bytes as they are stored in the corpus do;
@@ -14,29 +14,34 @@ The same shard, codes and thresholds give the same table; nothing here knows of 
 
 from __future__ import annotations
 
-from collections import defaultdict
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from evaluation.config import Thresholds
 from evaluation.overlap.index import HammingIndex
 from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
-from pipeline.content.hashes import as_codes, hamming
+from pipeline.content.hashes import hamming
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.schema import INDEX_SCHEMA
 
-FORMAT_VERSION = 1  # of PAIR_SCHEMA and of the matching rule; part of every unit's digest
+FORMAT_VERSION = 2  # of PAIR_SCHEMA, NEAREST_SCHEMA and of the matching rule; part of every unit's digest
+
+_HASHES = ("source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality")
 
 
 class EvalCodes:
     """The evaluation side in memory: all sets one after the other, n pictures in total; cheap to hand to a worker.
 
-    `names` are the sets, `tables` their CODE_SCHEMA rows in the same order. `set_number` int32[n], `pdq` uint8[n, 32], `quality`
-    uint8[n], `phash` uint64[n] are views.
+    `names` are the sets, `tables` their CODE_SCHEMA rows in the same order. `set_number` int32[n], `sha256` uint8[n, 32], `pdq`
+    uint8[n, 32], `quality` uint8[n], `phash` uint64[n]. Codes with the same hashes in the same order are equal: every task of a worker
+    unpickles its own, and knows by that which tables the worker has already.
     """
 
     def __init__(self, names: Sequence[str], tables: Sequence[pa.Table]) -> None:
@@ -44,28 +49,74 @@ class EvalCodes:
         self.table = pa.concat_tables([CODE_SCHEMA.empty_table(), *tables]).combine_chunks()
         sizes = [table.num_rows for table in tables]
         self.set_number: NDArray[np.int32] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        self.pdq = _codes(self.table["pdq256"])
-        self.quality = np.asarray(self.table["pdq_quality"], np.uint8)
-        self.phash = np.asarray(self.table["phash64"], np.uint64)
+        self.sha256, _ = hash_column(self.table, "sha256")
+        self.pdq, _ = hash_column(self.table, "pdq256")
+        self.quality, _ = hash_column(self.table, "pdq_quality")
+        self.phash, _ = hash_column(self.table, "phash64")
+        self._digest = hashlib.sha256(
+            b"".join(side.tobytes() for side in (self.sha256, self.pdq, self.quality, self.phash))
+        ).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EvalCodes) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
 
     def of_set(self, number: int) -> pa.Table:
         """The CODE_SCHEMA rows of one set."""
         return self.table.filter(pa.array(self.set_number == number))
 
 
-def _codes(column: pa.ChunkedArray) -> NDArray[np.uint8]:
-    """binary(32) values, null as zero, as uint8[n, 32]."""
-    return as_codes([code if code is not None else bytes(32) for code in column.to_pylist()])
+@dataclass(frozen=True)
+class _Searches:
+    """The tables that all shards are looked up in: `files` of all codes, `pdq` and `phash` of those at `places`, which have texture."""
+
+    files: HammingIndex
+    places: NDArray[np.int64]
+    pdq: HammingIndex
+    phash: HammingIndex
+
+
+@functools.lru_cache(maxsize=1)
+def _searches(codes: EvalCodes, quality: int) -> _Searches:
+    """Made once in each worker process, whatever the number of its tasks."""
+    places = np.flatnonzero(codes.quality >= quality)
+    pdq, phash = HammingIndex(codes.pdq[places]), HammingIndex(_as_bytes(codes.phash[places]))
+    return _Searches(HammingIndex(codes.sha256), places, pdq, phash)
 
 
 @dataclass(frozen=True)
 class _CorpusCodes:
-    """One shard's hashes; where a hash is null, `known` is False and the code is zero."""
+    """One shard's hashes; zero where null. `fetched` and `stored` say where the digests are known, `known` where all of the others are."""
 
+    source: NDArray[np.uint8]
+    fetched: NDArray[np.bool_]
+    image: NDArray[np.uint8]
+    stored: NDArray[np.bool_]
     pdq: NDArray[np.uint8]
     quality: NDArray[np.uint8]
     phash: NDArray[np.uint64]
     known: NDArray[np.bool_]
+
+
+def hash_column(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """A column of numbers as [n], of binary(w) as uint8[n, w], and where it is not null.
+
+    Without nulls it is Arrow's own memory (that of one chunk: a table in several is put together first).
+    """
+    column = table[name].combine_chunks()
+    binary = pa.types.is_fixed_size_binary(column.type)
+    kind, width = (np.dtype(np.uint8), column.type.byte_width) if binary else (column.type.to_pandas_dtype(), 1)
+    known = np.asarray(column.is_valid())
+    data = column.buffers()[1]
+    flat = np.frombuffer(data, kind) if data is not None else np.empty(0, kind)
+    values = flat[column.offset * width : (column.offset + len(column)) * width]
+    values = values.reshape(-1, width) if binary else values
+    if column.null_count:  # what lies under a null is not said
+        values = values.copy()
+        values[~known] = 0
+    return values, known
 
 
 def join_shard(
@@ -73,20 +124,15 @@ def join_shard(
 ) -> pa.Table:
     """All matches of one shard: PAIR_SCHEMA rows ordered by set, evaluation row, shard row.
 
-    `thresholds` has one entry per set, in the order of `codes.names`. Raises InputError when the index lacks a hash column.
+    `thresholds` has one entry per set, in the order of `codes.names`. Raises InputError when the index lacks a column or has hashes of
+    another type than the corpus format.
     """
-    absent = [column for column in INDEX_COLUMNS if column not in index.column_names]
-    if absent:
-        raise InputError(f"{place}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
+    _check_columns(index, place)
     corpus = _corpus_codes(index)
     left, right = _candidates(index, corpus, codes, thresholds)
-    ours = codes.table["sha256"].take(pa.array(left)).to_pylist()
-    source_exact, stored_exact = (
-        np.array(
-            [our == their for our, their in zip(ours, column.take(pa.array(right)).to_pylist(), strict=True)], np.bool_
-        )
-        for column in (index["source_sha256"], index["image_sha256"])
-    )
+    ours = codes.sha256[left]
+    source_exact = corpus.fetched[right] & (ours == corpus.source[right]).all(axis=1)
+    stored_exact = corpus.stored[right] & (ours == corpus.image[right]).all(axis=1)
     pdq = hamming(codes.pdq[left], corpus.pdq[right])
     phash = hamming(codes.phash[left], corpus.phash[right])
     per_set = codes.set_number[left]
@@ -104,23 +150,31 @@ def join_shard(
     return _pair_table(index, shard, codes, corpus, left, right, kept, method, source_exact, stored_exact, pdq, phash)
 
 
+def _check_columns(index: pa.Table, place: str) -> None:
+    for name in INDEX_COLUMNS:
+        if name not in index.column_names:
+            raise InputError(f"{place}: column {name!r} is missing; rebuild the corpus with this program's format")
+    for name in _HASHES:
+        found, wanted = index.schema.field(name).type, INDEX_SCHEMA.field(name).type
+        if found != wanted:
+            raise InputError(
+                f"{place}: column {name!r} is {found}, not {wanted}; rebuild the corpus with this program's format"
+            )
+
+
 def _each(name: str, thresholds: Sequence[Thresholds]) -> NDArray[np.int64]:
     return np.array([getattr(one, name) for one in thresholds], np.int64)
 
 
 def _corpus_codes(index: pa.Table) -> _CorpusCodes:
-    known = ~np.asarray(
-        pc.or_(pc.is_null(index["pdq256"]), pc.or_(pc.is_null(index["phash64"]), pc.is_null(index["pdq_quality"])))
-    )
-    return _CorpusCodes(
-        _codes(index["pdq256"]),
-        np.asarray(pc.fill_null(index["pdq_quality"], 0), np.uint8),
-        np.asarray(pc.fill_null(index["phash64"], 0), np.uint64),
-        known,
-    )
+    (source, fetched), (image, stored) = hash_column(index, "source_sha256"), hash_column(index, "image_sha256")
+    (pdq, has_pdq), (quality, rated) = hash_column(index, "pdq256"), hash_column(index, "pdq_quality")
+    phash, has_phash = hash_column(index, "phash64")
+    return _CorpusCodes(source, fetched, image, stored, pdq, quality, phash, has_pdq & rated & has_phash)
 
 
-def _phash_bytes(codes: NDArray[np.uint64]) -> NDArray[np.uint8]:
+def _as_bytes(codes: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """64-bit codes as HammingIndex takes them, uint8[n, 8]."""
     return np.ascontiguousarray(codes).view(np.uint8).reshape(-1, 8)
 
 
@@ -128,34 +182,23 @@ def _candidates(
     index: pa.Table, corpus: _CorpusCodes, codes: EvalCodes, thresholds: Sequence[Thresholds]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Every pair that could match under the loosest thresholds, once: evaluation places and shard rows, sorted by both."""
-    found = [pair for name in ("source_sha256", "image_sha256") for pair in _exact(index[name], codes.table["sha256"])]
     quality = int(_each("pdq_quality", thresholds).min())
-    rows = np.flatnonzero(corpus.known & (corpus.quality >= quality))
-    places = np.flatnonzero(codes.quality >= quality)
-    searches = (
-        (codes.pdq[places], corpus.pdq[rows], "pdq_distance"),
-        (_phash_bytes(codes.phash[places]), _phash_bytes(corpus.phash[rows]), "phash_distance"),
-    )
-    keys = [np.array([place * index.num_rows + row for place, row in found], np.int64)]
-    for ours, theirs, name in searches:
-        row, place, _ = HammingIndex(ours).search(theirs, int(_each(name, thresholds).max()))
+    searches = _searches(codes, quality)
+    everywhere = np.arange(len(codes.quality))
+    fetched, stored = np.flatnonzero(corpus.fetched), np.flatnonzero(corpus.stored)
+    textured = np.flatnonzero(corpus.known & (corpus.quality >= quality))
+    pdq_distance, phash_distance = (int(_each(f"{name}_distance", thresholds).max()) for name in ("pdq", "phash"))
+    keys = []
+    for search, places, queries, rows, distance in (
+        (searches.files, everywhere, corpus.source, fetched, 0),
+        (searches.files, everywhere, corpus.image, stored, 0),
+        (searches.pdq, searches.places, corpus.pdq, textured, pdq_distance),
+        (searches.phash, searches.places, _as_bytes(corpus.phash), textured, phash_distance),
+    ):
+        row, place, _ = search.search(queries[rows], distance)
         keys.append(places[place] * index.num_rows + rows[row])
     key = np.unique(np.concatenate(keys))
     return key // max(index.num_rows, 1), key % max(index.num_rows, 1)
-
-
-def _exact(column: pa.ChunkedArray, ours: pa.ChunkedArray) -> list[tuple[int, int]]:
-    """(evaluation place, shard row) of equal digests; Python sees only the rows that match."""
-    rows = np.flatnonzero(np.asarray(pc.is_in(column, value_set=ours)))
-    if not len(rows):
-        return []
-    digests = column.take(pa.array(rows))
-    places: dict[bytes, list[int]] = defaultdict(list)
-    for place in np.flatnonzero(np.asarray(pc.is_in(ours, value_set=digests))):
-        places[ours[int(place)].as_py()].append(int(place))
-    return [
-        (place, int(row)) for row, digest in zip(rows, digests.to_pylist(), strict=True) for place in places[digest]
-    ]
 
 
 def _pair_table(

@@ -7,9 +7,12 @@ import pyarrow as pa
 INDEX_COLUMNS = ["uid", "url", "caption", "source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality"]
 
 METHODS = ("source_sha256", "image_sha256", "pdq", "phash")  # strongest first
+EXACT = METHODS[:2]
+TEXT_METHODS = ("exact", "contained", "near")  # strongest first
 
-PREDICTIONS_VERSION = 1
-"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read."""
+PREDICTIONS_VERSION = 2
+"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read. 2: scores, p, p_label,
+logit_scale."""
 
 CODE_SCHEMA = pa.schema(
     [
@@ -48,9 +51,6 @@ PAIR_SCHEMA = pa.schema(
 )
 """One matched pair. The hashes are the corpus side's, so that every distance can be computed again; `method` is the strongest match."""
 
-KEYED_PAIR_SCHEMA = pa.schema([*PAIR_SCHEMA, pa.field("key", pa.string())])
-"""A row of pairs.parquet: PAIR_SCHEMA, and what a corpus that others wrote calls the row (a sample's name, a key column, a file's path)."""
-
 PLACED_INDEX_SCHEMA = pa.schema(
     [
         pa.field("uid", pa.binary(16), nullable=False),
@@ -67,6 +67,49 @@ PLACED_INDEX_SCHEMA = pa.schema(
 )
 """The index that the job makes of a file that others wrote: INDEX_COLUMNS, and where in the file the row is. `source_sha256` is null unless
 the corpus states the hash of the bytes as they were fetched."""
+
+NEAREST_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("eval_row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("pdq_distance", pa.int32(), nullable=False),
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("pdq256", pa.binary(32), nullable=False),
+        pa.field("pdq_quality", pa.uint8(), nullable=False),
+    ]
+)
+"""One sampled example and the corpus row whose PDQ hash is nearest, match or not; the hashes are the corpus side's."""
+
+LABEL_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("eval_row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("pdq_distance", pa.int32(), nullable=False),
+        pa.field("rater", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+    ]
+)
+"""What one person said of one sampled example and its nearest corpus picture: same, different, unsure."""
+
+COPY_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("eval_row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("transform", pa.string(), nullable=False),
+        pa.field("pdq_distance", pa.int32(), nullable=False),
+        pa.field("phash_distance", pa.int32(), nullable=False),
+        pa.field("pdq_quality", pa.uint8(), nullable=False),
+    ]
+)
+"""One changed copy of an example and how far its hashes are from the original's; `pdq_quality` is the lower one of the two."""
 
 SPLIT_SCHEMA = pa.schema(
     [
@@ -88,3 +131,55 @@ SPLIT_SCHEMA = pa.schema(
 )
 """One example. `cluster` is the first example (its `eval_row`) of those that show the same picture; `method` is the strongest match, the
 distances are the smallest over its pairs; `correct` is null where not scored."""
+
+TEXT_COLUMNS = (
+    pa.field("caption", pa.string()),
+    pa.field("text", pa.int64()),
+    pa.field("text_sha256", pa.binary(32)),
+    pa.field("text_tokens", pa.int32()),
+    pa.field("text_method", pa.string()),
+    pa.field("text_score", pa.float64()),
+    pa.field("text_pairs", pa.int64()),
+)
+"""What a split says of an example's caption; null without one. `text` is the first example (its `eval_row`) with the same token form
+(see `text.py`), whose sha256 is `text_sha256`; `text_method` and `text_score` are those of its best pair. `caption` is withheld by
+hash-only."""
+
+TEXT_PAIR_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("text", pa.int64(), nullable=False),
+        pa.field("text_sha256", pa.binary(32), nullable=False),
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("caption_sha256", pa.binary(32), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+    ]
+)
+"""One caption of a set in one corpus row. `caption` is the corpus's, `caption_sha256` that of its token form; see `text.py` for the
+score."""
+
+CLASS_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("names", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+    ]
+)
+"""One class of a set that has a name: what it may be called, with `|` between names, and how many corpus rows have a caption in which one
+of these stands."""
+
+KEY = pa.field("key", pa.string())
+"""What a corpus that others wrote calls a row: a sample's name, a key column, a file's path. Null in a corpus of this project."""
+
+PUBLISHED_PAIR_SCHEMA = PAIR_SCHEMA.append(KEY).append(pa.field("names_label", pa.bool_()))
+"""`names_label`: does the corpus row's caption name the example's class? Null where there is no caption, no label or no name."""
+
+PUBLISHED_TEXT_PAIR_SCHEMA = TEXT_PAIR_SCHEMA.append(KEY)
+
+PUBLISHED_SPLIT_SCHEMA = pa.schema([*SPLIT_SCHEMA, *TEXT_COLUMNS])

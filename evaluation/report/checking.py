@@ -14,14 +14,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from statistics import median
 
 import pyarrow as pa
 import pydantic
 from scipy.stats import binomtest, fisher_exact
 
 from evaluation.config import OverlapConfig
-from evaluation.overlap.tables import KEYED_PAIR_SCHEMA, METHODS, SPLIT_SCHEMA
-from evaluation.report import files, summary, twin
+from evaluation.overlap.tables import (
+    CLASS_SCHEMA,
+    COPY_SCHEMA,
+    EXACT,
+    LABEL_SCHEMA,
+    METHODS,
+    NEAREST_SCHEMA,
+    PUBLISHED_PAIR_SCHEMA,
+    PUBLISHED_SPLIT_SCHEMA,
+    PUBLISHED_TEXT_PAIR_SCHEMA,
+)
+from evaluation.report import files, summary, text_check, twin
 from evaluation.report.numbers import NOT_CHECKED
 from evaluation.report.page_check import check_page
 from evaluation.report.schema import Difference, Effect, Report, SetReport, Share
@@ -35,7 +46,8 @@ _NO_PLACE = "-"
 TOLERANCE = 1e-9  # of scipy's interval search; the report's own figures are good to 1e-12
 NOT_RECOMPUTED = (
     "the hashes of pictures, the outcomes of the model and labels in the tables (they are compared with each other, not with pictures "
-    "and predictions), the corpus's size, and the thumbnails and class names on the page"
+    "and predictions), the corpus's size, how many of its rows name a class, and the thumbnails and class names on the page; where "
+    "captions are withheld, also near and contained captions with their scores, and whether a caption names a class"
 )
 _Row = dict[str, object]
 
@@ -92,16 +104,27 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for name, data in fixed.items():
         if data != storage.read_bytes(storage.join(directory, name)):
             yield f"{storage.join(directory, name)}: differs from what report.json says; write the report again"
-    pairs = _table(directory, files.PAIRS, KEYED_PAIR_SCHEMA)
-    removal = storage.read_bytes(storage.join(directory, files.REMOVAL)).decode("utf-8", "replace").split("\n")
-    if removal != [*_removal(report, pairs), ""]:
-        yield f"{storage.join(directory, files.REMOVAL)}: is not the list of rows in pairs.parquet; write the report again"
-    splits = {one.name: _table(directory, files.split_name(one.name), SPLIT_SCHEMA) for one in report.sets}
-    for stranger in sorted({str(row["set"]) for row in pairs} - set(splits)):
-        yield f"{storage.join(directory, files.PAIRS)}: names a set {stranger!r} that report.json does not have"
+    pairs = _table(directory, files.PAIRS, PUBLISHED_PAIR_SCHEMA)
+    text_pairs = _table(directory, files.TEXT_PAIRS, PUBLISHED_TEXT_PAIR_SCHEMA)
+    classes = _table(directory, files.CLASSES, CLASS_SCHEMA)
+    matched = _removal(report, pairs)
+    by_text = {row: line for row, line in _removal(report, text_pairs).items() if row not in matched}
+    what = "uids" if report.corpus.kind == "shards" else "rows"
+    for name, lines in {files.REMOVAL: matched, files.REMOVAL_TEXT: by_text}.items():
+        stated = storage.read_bytes(storage.join(directory, name)).decode("utf-8", "replace").split("\n")
+        if stated != [*(lines[row] for row in sorted(lines)), ""]:
+            yield f"{storage.join(directory, name)}: is not the list of {what} that the pairs give; write the report again"
+    splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
+    for name, rows in {files.PAIRS: pairs, files.TEXT_PAIRS: text_pairs, files.CLASSES: classes}.items():
+        for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
+            yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
     methods = {str(row["method"]) for row in pairs} - set(METHODS)
     if methods:
         yield f"{storage.join(directory, files.PAIRS)}: {', '.join(sorted(methods))!r} is no method of matching; write the report again"
+        return
+    unknown = text_check.strangers(text_pairs, splits)
+    if unknown:
+        yield f"{storage.join(directory, files.TEXT_PAIRS)}: {unknown}; write the report again"
         return
     tests = sum(_both_sides(split) for split in splits.values())
     yield from _differ(place, "statistics.tests", report.statistics.tests, max(1, tests))
@@ -110,20 +133,65 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     yield from _differ(place, "over_limit", report.over_limit, over)
     yield from _check_corpus(place, report, pairs)
     text = storage.read_bytes(storage.join(directory, files.PAGE))
-    for problem in check_page(text, report, pairs, splits, _config(seal).report.pairs_shown):
+    config = _config(seal)
+    closest, copies, labels = (
+        _table(directory, name, schema)
+        for name, schema in (
+            (files.NEAREST, NEAREST_SCHEMA),
+            (files.COPIES, COPY_SCHEMA),
+            (files.LABELS, LABEL_SCHEMA),
+        )
+    )
+    for name, rows in ((files.NEAREST, closest), (files.COPIES, copies), (files.LABELS, labels)):
+        for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
+            yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
+    for problem in check_page(text, report, pairs, closest, text_pairs, splits, config.report):
         yield f"{storage.join(directory, files.PAGE)}: {problem}; write the report again"
     for one in report.sets:
         own = [row for row in pairs if row["set"] == one.name]
         yield from _check_pairs(storage.join(directory, files.PAIRS), one, own, splits[one.name])
         yield from _check_set(place, report, one, own, splits[one.name])
+        near = [row for row in closest if row["set"] == one.name]
+        sampled = twin.sample(splits[one.name], one.thresholds.pdq_quality, config.nearest.examples)
+        yield from _check_nearest(storage.join(directory, files.NEAREST), one, near, own, splits[one.name], sampled)
+        yield from _check_histogram(place, one, near)
+        answers = [row for row in labels if row["set"] == one.name]
+        yield from _check_labels(storage.join(directory, files.LABELS), place, one, answers, near)
+        copied = [row for row in copies if row["set"] == one.name]
+        asked = set(twin.sample(splits[one.name], 0, config.copies.examples))
+        yield from _check_copies(
+            storage.join(directory, files.COPIES), place, one, copied, asked, report.statistics.confidence
+        )
+        words, named = ([row for row in rows if row["set"] == one.name] for rows in (text_pairs, classes))
+        yield from _check_text(directory, report, one, own, words, named, splits[one.name])
 
 
-def _removal(report: Report, pairs: list[_Row]) -> list[str]:
-    """The lines of removal_ids.txt."""
+def _check_text(
+    directory: str,
+    report: Report,
+    one: SetReport,
+    pairs: list[_Row],
+    words: list[_Row],
+    classes: list[_Row],
+    split: list[_Row],
+) -> Iterator[str]:
+    """The set's captions and class names, by `text_check`."""
+    place, shown = storage.join(directory, files.REPORT), report.evidence != "hash-only"
+    for problem in text_check.check_pairs(one, split, words, shown):
+        yield f"{storage.join(directory, files.TEXT_PAIRS)}: set {one.name!r}: {problem}; write the report again"
+    for problem in text_check.check_labels(pairs, split, classes, shown):
+        yield f"{storage.join(directory, files.PAIRS)}: set {one.name!r}: {problem}; write the report again"
+    rows, confidence = report.corpus.rows, report.statistics.confidence
+    for name, stated, computed in text_check.check_figures(one, split, pairs, words, classes, rows, confidence):
+        yield from _differ(place, f"sets.{one.name}.text.{name}", stated, computed)
+
+
+def _removal(report: Report, pairs: list[_Row]) -> dict[tuple[str, int], str]:
+    """The lines of removal_ids.txt, by what they are sorted by."""
     if report.corpus.kind == "shards":
-        return sorted({_digest(row["uid"]) for row in pairs})
-    lines = {(str(row["shard"]), int(str(row["row"]))): str(row["key"] or "") for row in pairs}
-    return ["\t".join((shard, str(row), lines[shard, row])) for shard, row in sorted(lines)]
+        return {(_digest(row["uid"]), 0): _digest(row["uid"]) for row in pairs}
+    places = {(str(row["shard"]), int(str(row["row"]))): str(row["key"] or "") for row in pairs}
+    return {place: "\t".join((place[0], str(place[1]), key)) for place, key in places.items()}
 
 
 def _config(seal: files.Seal) -> OverlapConfig:
@@ -155,6 +223,8 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
             }
             for name, one in scored.items()
         },
+        "labels": report.labels,
+        "names_sha256": {one.name: one.text.names_sha256 for one in report.sets if one.text.names_sha256},
         "hashes": dict(HASH_VERSION),
         "config": seal.inputs.get("config"),
     }
@@ -169,9 +239,9 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
     yield from _differ(place, "corpus.kind", report.corpus.kind, config.corpus.layout or "shards")
     yield from _differ(place, "statistics.alpha", report.statistics.alpha, config.statistics.alpha)
     yield from _differ(place, "statistics.confidence", report.statistics.confidence, config.statistics.confidence)
-    stated = [(one.name, one.limit, one.thresholds) for one in report.sets]
-    asked = [(one.name, one.limit, one.thresholds or config.match) for one in config.sets]
-    yield from _differ(place, "sets: name, limit, thresholds", stated, asked)
+    stated = [(one.name, one.limit, one.thresholds, one.text.rule) for one in report.sets]
+    asked = [(one.name, one.limit, one.thresholds or config.match, one.text or config.text) for one in config.sets]
+    yield from _differ(place, "sets: name, limit, thresholds, text", stated, asked)
 
 
 def _check_corpus(place: str, report: Report, pairs: list[_Row]) -> Iterator[str]:
@@ -316,6 +386,79 @@ def _check_set(place: str, report: Report, one: SetReport, own: list[_Row], spli
     else:
         yield from _check_effect(place, f"{name}.effect", report, one.effect, scored)
     yield from _differ(place, f"{name}.verdict", one.verdict, _verdict(one, overlap))
+    yield from _check_sweep(place, f"{name}.sweep", report, one, split)
+
+
+def _check_sweep(place: str, name: str, report: Report, one: SetReport, split: list[_Row]) -> Iterator[str]:
+    """The set, cut anew at each distance."""
+    limit = one.thresholds.pdq_distance
+    distances = [step.distance for step in one.sweep]
+    expected = sorted({*(k for k in range(limit) if k % max(1, limit // 8) == 0), limit})
+    yield from _differ(place, f"{name}.distance", distances, expected)
+    for step in one.sweep:
+        cut = [
+            {**row, "in_overlap": row["method"] in EXACT or (row["method"] == "pdq" and _at_most(row, step.distance))}
+            for row in split
+        ]
+        where = f"{name}.{step.distance}"
+        overlap = sum(row["in_overlap"] is True for row in cut)
+        yield from _differ(place, f"{where}.overlapping", step.overlapping, overlap)
+        scored = [row for row in cut if row["correct"] is not None] if one.effect is not None else []
+        touched = [row for row in scored if row["in_overlap"]]
+        rest = [row for row in scored if not row["in_overlap"]]
+        yield from _differ(place, f"{where}.scored", step.scored, len(touched))
+        (k_all, n_all), (k_clean, n_clean) = twin.right_of(scored), twin.right_of(rest)
+        inflation = k_all / n_all - k_clean / n_clean if n_clean and touched else None
+        yield from _differ(place, f"{where}.all_minus_clean", step.all_minus_clean, inflation)
+        clean_units, overlap_units = (twin.right_of(rows) for rows in twin.units(scored))
+        both = clean_units[1] > 0 and overlap_units[1] > 0
+        difference = twin.difference(overlap_units, clean_units, report.statistics.confidence) if both else None
+        yield from _check_difference(place, f"{where}.difference", step.difference, difference)
+        p_value = (
+            binomtest(*overlap_units, clean_units[0] / clean_units[1], alternative="greater").pvalue if both else None
+        )
+        yield from _differ(place, f"{where}.p_value", step.p_value, p_value)
+
+
+def _at_most(row: _Row, distance: int) -> bool:
+    return isinstance(row["pdq_distance"], int) and row["pdq_distance"] <= distance
+
+
+def _check_nearest(
+    place: str, one: SetReport, near: list[_Row], own: list[_Row], split: list[_Row], sampled: list[int]
+) -> Iterator[str]:
+    """The sample is the one that the ids choose, distances are those of the hashes, and no match is nearer than the nearest."""
+    rows = [row["eval_row"] for row in near]
+    if rows not in (sampled, []):
+        yield f"{place}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"
+        return
+    matched: dict[object, int] = {}
+    for pair in own:
+        least = one.thresholds.pdq_quality
+        if pair["pdq_distance"] is not None and int(str(pair["pdq_quality"])) >= least:
+            bits = int(str(pair["pdq_distance"]))
+            matched[pair["eval_row"]] = min(bits, matched.get(pair["eval_row"], bits))
+    for row in near:
+        example = split[int(str(row["eval_row"]))]
+        where = f"{place}: set {one.name!r}: example {row['eval_id']!r}"
+        if example["eval_id"] != row["eval_id"] or int(str(row["pdq_quality"])) < one.thresholds.pdq_quality:
+            yield f"{where}: is another example in the split table, or its nearest picture has too little texture"
+        if _bits(example["pdq256"], row["pdq256"]) != row["pdq_distance"]:
+            yield f"{where}: its distance is not that of its hashes"
+        bits, match = int(str(row["pdq_distance"])), matched.get(row["eval_row"])
+        if match is not None and match < bits:
+            yield f"{where}: a pair of it is nearer than the nearest picture"
+        if bits <= one.thresholds.pdq_distance and match != bits:
+            yield f"{where}: its nearest picture is within the threshold and not among its pairs"
+
+
+def _check_histogram(place: str, one: SetReport, near: list[_Row]) -> Iterator[str]:
+    name = f"sets.{one.name}.nearest"
+    distances = [int(str(row["pdq_distance"])) for row in near]
+    counts = Counter(bits >> 3 for bits in distances)
+    yield from _differ(place, f"{name}.sampled", one.nearest.sampled, len(distances))
+    yield from _differ(place, f"{name}.counts", one.nearest.counts, [counts[bin] for bin in range(33)])
+    yield from _differ(place, f"{name}.median", one.nearest.median, float(median(distances)) if distances else None)
 
 
 def _check_effect(place: str, name: str, report: Report, effect: Effect, scored: list[_Row]) -> Iterator[str]:
@@ -391,6 +534,57 @@ def _check_holm(place: str, report: Report) -> Iterator[str]:
             if own is not None and p <= own
         ]
         yield from _differ(place, f"sets.{one.name}.effect.holm_p", one.effect.holm_p, max(corrected, default=None))
+
+
+def _check_labels(table: str, place: str, one: SetReport, answers: list[_Row], near: list[_Row]) -> Iterator[str]:
+    """Answers are to pairs of the sample, and the curve, the agreement, the choice and the band follow from them."""
+    asked = {(row["eval_row"], row["eval_id"], row["uid"], row["pdq_distance"]) for row in near}
+    for row in answers:
+        if (row["eval_row"], row["eval_id"], row["uid"], row["pdq_distance"]) not in asked:
+            yield f"{table}: set {one.name!r}: example {row['eval_id']!r} is not among the nearest pictures; write the report again"
+            return
+    if len({(row["eval_row"], row["rater"]) for row in answers}) != len(answers):
+        yield f"{table}: set {one.name!r}: a rater answers a pair twice; write the report again"
+        return
+    name, stated = f"sets.{one.name}.calibration", one.calibration
+    if stated is None or not answers:
+        yield from _differ(place, name, stated is None, not answers)
+        return
+    found = twin.calibration(answers, near)
+    for key in ("raters", "answers", "kappa", "chosen", "band"):
+        yield from _differ(place, f"{name}.{key}", getattr(stated, key), found[key])
+    curve = found["curve"]
+    yield from _differ(
+        place, f"{name}.curve", [point.distance for point in stated.curve], [row["distance"] for row in curve]
+    )
+    for point, row in zip(stated.curve, curve, strict=False):
+        for key, value in row.items():
+            yield from _differ(place, f"{name}.curve.{point.distance}.{key}", getattr(point, key), value)
+
+
+def _check_copies(
+    table: str, place: str, one: SetReport, copied: list[_Row], asked: set[int], confidence: float
+) -> Iterator[str]:
+    """The recalls from the distances of the copies, counted one by one; the copies are of the sampled examples only."""
+    if not {row["eval_row"] for row in copied} <= asked:
+        yield f"{table}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"
+    if len({(row["eval_row"], row["transform"]) for row in copied}) != len(copied):
+        yield f"{table}: set {one.name!r}: a copy comes twice; write the report again"
+    limits, name = one.thresholds, f"sets.{one.name}.copies"
+    counts: dict[str, list[int]] = {}
+    for row in copied:
+        pdq, phash, quality = (int(str(row[key])) for key in ("pdq_distance", "phash_distance", "pdq_quality"))
+        near = quality >= limits.pdq_quality and pdq <= limits.pdq_distance
+        alike = quality >= limits.pdq_quality and phash <= limits.phash_distance and pdq <= limits.phash_pdq_distance
+        before = counts.setdefault(str(row["transform"]), [0, 0, 0, 0])
+        for slot, value in enumerate((1, near or alike, near, alike)):
+            before[slot] += value
+    yield from _differ(place, f"{name}.transform", [recall.transform for recall in one.copies], list(counts))
+    for recall in one.copies:
+        n, both, near_, alike_ = counts.get(recall.transform, [0, 0, 0, 0])
+        yield from _check_share(place, f"{name}.{recall.transform}.found", recall.found, both, n, confidence)
+        yield from _differ(place, f"{name}.{recall.transform}.pdq", recall.pdq, near_)
+        yield from _differ(place, f"{name}.{recall.transform}.phash", recall.phash, alike_)
 
 
 def _verdict(one: SetReport, overlap: int) -> str:

@@ -1,8 +1,9 @@
-"""Which pairs the page shows, and what it says of each: one pair per overlapping example, the weakest evidence first.
+"""Which pairs the page shows, and what it says of each: one pair per overlapping example, the weakest evidence first; then near misses.
 
 An auditor should start with the pairs that are easiest to doubt: if those are the same picture, the exact copies are too. Where there
-are more than can be shown, half of the room goes to the weakest and the rest is spread evenly over the others. Pictures are read only
-here, for the shown pairs: thumbnails of both sides, re-encoded, so that nothing of the original file (metadata, odd
+are more than can be shown, half of the room goes to the weakest and the rest is spread evenly over the others. Near misses are what the
+search may have lost: of the sampled examples without a match (`overlap.nearest`), those whose nearest corpus picture is nearest. Pictures
+are read only here, for the shown pairs: thumbnails of both sides, re-encoded, so that nothing of the original file (metadata, odd
 structures) reaches the reader's browser.
 """
 
@@ -12,11 +13,13 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from evaluation.config import ReportConfig
 from evaluation.overlap.tables import METHODS
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet
@@ -24,6 +27,8 @@ from pipeline.content.labelled import LabelledSet
 Pictures = Callable[[Iterable[tuple[str, int]]], Mapping[tuple[str, int], bytes | None]]
 """The corpus's stored bytes at places, each a shard's (or file's) name and a row; None where it keeps none."""
 
+Row = Mapping[str, object]
+Ranked = TypeVar("Ranked")
 _NAMES = {
     "source_sha256": "the same file, bit for bit, as it was fetched",
     "image_sha256": "the same file, bit for bit, as it is stored",
@@ -54,72 +59,113 @@ class Pair:
 
 @dataclass(frozen=True)
 class SetEvidence:
-    """The cards of one set; `total` is how many examples overlap."""
+    """The cards of one set; `total` is how many examples overlap, `unmatched` how many of the sample do not."""
 
     name: str
     total: int
+    unmatched: int
     pairs: list[Pair] = field(default_factory=list)
+    misses: list[Pair] = field(default_factory=list)
 
 
-def choose(own: Sequence[dict[str, object]], room: int) -> list[dict[str, object]]:
+def choose(own: Sequence[Row], room: int) -> list[Row]:
     """The rows to show of one set's pairs: the strongest pair of each example, weakest first, at most `room`."""
-    best: dict[object, tuple[tuple[int, int, str, int], dict[str, object]]] = {}
+    best: dict[object, tuple[tuple[int, int, str, int], Row]] = {}
     for pair in own:
         key = _strength(pair)
         if pair["eval_row"] not in best or key < best[pair["eval_row"]][0]:
             best[pair["eval_row"]] = (key, pair)
-    ranked = [pair for _, pair in sorted(best.values(), key=lambda entry: entry[0], reverse=True)]
+    return weakest_and_spread(
+        [pair for _, pair in sorted(best.values(), key=lambda entry: entry[0], reverse=True)], room
+    )
+
+
+def weakest_and_spread(ranked: Sequence[Ranked], room: int) -> list[Ranked]:
+    """At most `room` of what is ranked weakest first: the first half of the room for the weakest, the rest spread evenly over the
+    others."""
     if len(ranked) <= room:
-        return ranked
+        return list(ranked)
     weakest = room - room // 2
     spread = np.linspace(weakest, len(ranked) - 1, room // 2).round().astype(int)
-    return ranked[:weakest] + [ranked[place] for place in sorted(set(spread.tolist()))]
+    return [*ranked[:weakest], *(ranked[place] for place in sorted(set(spread.tolist())))]
 
 
-def _strength(pair: Mapping[str, object]) -> tuple[int, int, str, int]:
+def _strength(pair: Row) -> tuple[int, int, str, int]:
     distance = pair["pdq_distance"] if isinstance(pair["pdq_distance"], int) else 256
     row = pair["row"] if isinstance(pair["row"], int) else 0
     return METHODS.index(str(pair["method"])), distance, str(pair["shard"]), row
 
 
+def unmatched(split: Sequence[Row], closest: Sequence[Row]) -> list[Row]:
+    """The sampled examples of one set without a match, the nearest corpus picture first; `closest` has NEAREST_SCHEMA rows of that set."""
+    clean = {row["eval_row"] for row in split if not row["in_overlap"]}
+    return sorted(
+        (row for row in closest if row["eval_row"] in clean),
+        key=lambda row: (int(str(row["pdq_distance"])), int(str(row["eval_row"]))),
+    )
+
+
 def show(
-    labelled: LabelledSet, own: pa.Table, pictures: Pictures, *, mode: str, room: int, longest: int
+    labelled: LabelledSet, split: pa.Table, own: pa.Table, closest: pa.Table, pictures: Pictures, shown: ReportConfig
 ) -> SetEvidence:
-    """The cards of one set. `mode` "hash-only" opens no picture and names no URL or caption of the corpus."""
-    chosen = choose(own.to_pylist(), room)
+    """The cards of one set, from its split, its pairs and the nearest rows of its sample.
+
+    `shown.evidence` "hash-only" opens no picture and names no URL or caption of the corpus.
+    """
+    chosen, missed = choose(own.to_pylist(), shown.pairs_shown), unmatched(split.to_pylist(), closest.to_pylist())
+    rows = [*chosen, *missed[: shown.misses_shown]]
+    sides = (
+        [(Side(str(row["eval_id"])), Side(_hex(row["uid"]))) for row in rows]
+        if shown.evidence == "hash-only"
+        else picture_pairs(labelled, rows, pictures, shown.thumbnail)
+    )
+    cards = [
+        Pair(left, right, facts(row, _class(labelled, row), shown.evidence))
+        for row, (left, right) in zip(rows, sides, strict=True)
+    ]
     total = len(set(own["eval_row"].to_pylist()))
-    if mode == "hash-only":
-        pairs = [
-            Pair(Side(str(pair["eval_id"])), Side(""), facts(pair, _class(labelled, pair), mode)) for pair in chosen
-        ]
-        return SetEvidence(labelled.name, total, pairs)
-    rows = sorted({int(str(pair["eval_row"])) for pair in chosen})
-    ours = {picture.row: picture.data for picture in labelled.pictures(rows)}
-    theirs = pictures((str(pair["shard"]), int(str(pair["row"]))) for pair in chosen)
-    pairs = []
-    for pair in chosen:
-        left = _side(str(pair["eval_id"]), ours[int(str(pair["eval_row"]))], longest)
-        right = _side(_hex(pair["uid"]), theirs.get((str(pair["shard"]), int(str(pair["row"])))), longest)
-        pairs.append(Pair(left, right, facts(pair, _class(labelled, pair), mode)))
-    return SetEvidence(labelled.name, total, pairs)
+    return SetEvidence(labelled.name, total, len(missed), cards[: len(chosen)], cards[len(chosen) :])
 
 
-def _class(labelled: LabelledSet, pair: Mapping[str, object]) -> str | None:
+def picture_pairs(
+    labelled: LabelledSet, rows: Sequence[Row], pictures: Pictures, longest: int
+) -> list[tuple[Side, Side]]:
+    """Thumbnails of the evaluation and the corpus picture of each row (of pairs or nearest pictures)."""
+    ours = {
+        picture.row: picture.data for picture in labelled.pictures(sorted({int(str(row["eval_row"])) for row in rows}))
+    }
+    theirs = pictures((str(row["shard"]), int(str(row["row"]))) for row in rows)
+    return [
+        (
+            _side(str(row["eval_id"]), ours[int(str(row["eval_row"]))], longest),
+            _side(_hex(row["uid"]), theirs.get((str(row["shard"]), int(str(row["row"])))), longest),
+        )
+        for row in rows
+    ]
+
+
+def _class(labelled: LabelledSet, pair: Row) -> str | None:
     label = int(labelled.labels[int(str(pair["eval_row"]))])
     return labelled.classes[label] if label >= 0 else None
 
 
-def facts(pair: Mapping[str, object], class_name: str | None, mode: str) -> list[tuple[str, str]]:
-    """What the card says, in order."""
-    lines = [("match", _NAMES[str(pair["method"])])]
-    if pair["pdq_distance"] is not None:
+def facts(pair: Row, class_name: str | None, mode: str) -> list[tuple[str, str]]:
+    """What the card says, in order; a row without a method is a near miss."""
+    if "method" not in pair:
+        lines = [("match", "none"), ("distance", f"PDQ {pair['pdq_distance']} of 256 bits")]
+    else:
+        lines = [("match", _NAMES[str(pair["method"])])]
+    if pair.get("phash_distance") is not None:
         lines.append(("distance", f"PDQ {pair['pdq_distance']} of 256 bits, pHash {pair['phash_distance']} of 64 bits"))
     lines.append(("example", f"{pair['eval_id']}" + ("" if class_name is None else f" ({class_name})")))
     key = pair.get("key")
     named = "" if key is None else f", {key}"
     lines.append(("corpus row", f"{_hex(pair['uid'])} ({pair['shard']}, row {pair['row']}{named})"))
+    if pair.get("names_label") is not None:
+        lines.append(("its caption", "names the class" if pair["names_label"] else "does not name the class"))
     if mode == "hash-only":
-        lines += [("example sha256", _hex(pair["eval_sha256"])), ("corpus sha256", _hex(pair["source_sha256"]))]
+        if "method" in pair:
+            lines += [("example sha256", _hex(pair["eval_sha256"])), ("corpus sha256", _hex(pair["source_sha256"]))]
         return [*lines, ("corpus PDQ", _hex(pair["pdq256"]))]
     return [*lines, ("URL", str(pair["url"] or "none")), ("caption", str(pair["caption"] or "none"))]
 

@@ -1,4 +1,5 @@
-"""The report's one figure, as SVG that lives inside the page: how much overlaps, and what that did to the score.
+"""The report's figures, as SVG that lives inside the page: how much overlaps and what that did to the score, the same under other
+thresholds, and how far the nearest pictures are.
 
 Drawn with matplotlib's SVG backend without pyplot, text kept as text. Every colour is drawn as a placeholder that is then replaced
 by one of the page's CSS variables, so that the figure follows the reader's light or dark scheme. Ids inside the SVG are salted
@@ -9,26 +10,30 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import AbstractContextManager
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
+from evaluation.report.numbers import NEAREST_BIN
 from evaluation.report.schema import SetReport
 
 _COLOURS = {"#010203": "--ink", "#010204": "--line", "#010205": "--accent", "#010206": "--bad", "#010207": "--soft"}
 _INK, _LINE, _ACCENT, _BAD, _SOFT = _COLOURS
+_COLUMNS = 3
+_WIDEST = 144  # PDQ bits; no two pictures' nearest are further apart
 
 
 def overview(sets: list[SetReport]) -> str:
     """SVG text: left the share that overlaps with its interval and limit; right, where scored, accuracy on Overlap minus Clean."""
     scored = any(_difference(one) is not None for one in sets)
-    with mpl.rc_context(
-        {"svg.hashsalt": "overlap-report", "svg.fonttype": "none", "font.size": 10.0, "path.simplify": False}
-    ):
+    with _style():
         figure = Figure(figsize=(8.6, 1.2 + 0.42 * len(sets)), layout="constrained")
-        FigureCanvasSVG(figure)
         axes = figure.subplots(1, 2 if scored else 1, squeeze=False, sharey=True)[0]
         _draw_shares(axes[0], sets)
         if scored:
@@ -37,9 +42,121 @@ def overview(sets: list[SetReport]) -> str:
             _plain(one)
         axes[0].set_yticks(range(len(sets)), [one.name for one in sets])
         axes[0].set_ylim(len(sets) - 0.5, -0.5)
-        sink = io.StringIO()
-        figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _svg(figure)
+
+
+def sweeps(sets: list[SetReport]) -> str:
+    """SVG text: for each overlapping set a row, left the share that overlaps under each PDQ distance, right the difference in accuracy."""
+    with _style():
+        figure = Figure(figsize=(8.6, 0.4 + 1.5 * len(sets)), layout="constrained")
+        rows = figure.subplots(len(sets), 2, squeeze=False, sharex=True)
+        for (left, right), one in zip(rows, sets, strict=True):
+            distance = [step.distance for step in one.sweep]
+            left.plot(
+                distance,
+                [100 * step.overlapping / one.examples for step in one.sweep],
+                color=_ACCENT,
+                marker="o",
+                markersize=3,
+            )
+            left.set_ylim(bottom=0)
+            left.set_title(f"{one.name}: overlap, %", color=_INK, loc="left")
+            known = any(step.difference is not None for step in one.sweep)
+            right.set_visible(known)
+            if known:
+                _draw_sweep(right, one)
+                right.set_title("Overlap minus Clean, points", color=_INK, loc="left")
+        for axes in rows.flat:
+            _plain(axes)
+            axes.grid(axis="y", color=_LINE, linewidth=0.8)
+        for axes in _lowest(rows):
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("PDQ distance up to which a picture counts as the same", color=_INK)
+        return _svg(figure)
+
+
+def distances(sets: list[SetReport]) -> str:
+    """SVG text: for each set the histogram of PDQ distances from the sampled examples to the nearest corpus picture, and its threshold."""
+    with _style():
+        height = -(-len(sets) // _COLUMNS)
+        figure = Figure(figsize=(8.6, 0.4 + 1.6 * height), layout="constrained")
+        grid = list(figure.subplots(height, _COLUMNS, squeeze=False, sharex=True).flat)
+        for axes, one in zip(grid, sets, strict=False):
+            counts = one.nearest.counts
+            axes.bar(
+                [NEAREST_BIN * (place + 0.5) for place in range(len(counts))], counts, width=NEAREST_BIN, color=_ACCENT
+            )
+            axes.axvline(one.thresholds.pdq_distance + 0.5, color=_BAD, linewidth=1.5)
+            axes.set_title(one.name, color=_INK, loc="left")
+            axes.set_xlim(0, _WIDEST)
+            axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        for place, axes in enumerate(grid):
+            _plain(axes)
+            axes.set_visible(place < len(sets))
+            if place >= len(sets) - _COLUMNS:
+                axes.set_xlabel("PDQ bits", color=_INK)
+                axes.tick_params(labelbottom=True)
+        return _svg(figure)
+
+
+def curves(sets: list[SetReport]) -> str:
+    """SVG text: for each labelled set precision and recall against the PDQ distance, with lower bounds, and the set's threshold."""
+    with _style():
+        height = -(-len(sets) // _COLUMNS)
+        figure = Figure(figsize=(8.6, 0.6 + 1.9 * height), layout="constrained")
+        grid = list(figure.subplots(height, _COLUMNS, squeeze=False, sharey=True).flat)
+        for axes, one in zip(grid, sets, strict=False):
+            curve = one.calibration.curve if one.calibration is not None else []
+            distance = [point.distance for point in curve]
+            for colour, name in ((_ACCENT, "precision"), (_SOFT, "recall")):
+                axes.plot(distance, [100 * (getattr(point, name) or 0) for point in curve], color=colour, label=name)
+                low = [100 * (getattr(point, f"{name}_low") or 0) for point in curve]
+                axes.plot(distance, low, color=colour, linewidth=0.8, linestyle=":")
+            axes.axvline(one.thresholds.pdq_distance + 0.5, color=_BAD, linewidth=1.5)
+            axes.set_ylim(0, 103)
+            axes.set_title(one.name, color=_INK, loc="left")
+            axes.set_xlabel("PDQ bits", color=_INK)
+        for place, axes in enumerate(grid):
+            _plain(axes)
+            axes.grid(axis="y", color=_LINE, linewidth=0.8)
+            axes.set_visible(place < len(sets))
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def _style() -> AbstractContextManager[None]:
+    found: AbstractContextManager[None] = mpl.rc_context(
+        {"svg.hashsalt": "overlap-report", "svg.fonttype": "none", "font.size": 10.0, "path.simplify": False}
+    )
+    return found
+
+
+def _svg(figure: Figure) -> str:
+    FigureCanvasSVG(figure)
+    sink = io.StringIO()
+    figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_page(sink.getvalue())
+
+
+def _lowest(rows: NDArray[np.object_]) -> list[Axes]:
+    """The last visible axes of each column."""
+    return [
+        [axes for axes in column if axes.get_visible()][-1] for column in rows.T if any(a.get_visible() for a in column)
+    ]
+
+
+def _draw_sweep(axes: Axes, one: SetReport) -> None:
+    axes.axhline(0, color=_SOFT, linewidth=1)
+    known = [(step.distance, step.difference) for step in one.sweep if step.difference is not None]
+    distance = [place for place, _ in known]
+    axes.fill_between(
+        distance,
+        [100 * ends.low for _, ends in known],
+        [100 * ends.high for _, ends in known],
+        color=_LINE,
+        linewidth=0,
+    )
+    axes.plot(distance, [100 * ends.value for _, ends in known], color=_ACCENT, marker="o", markersize=3)
 
 
 def _draw_shares(axes: Axes, sets: list[SetReport]) -> None:

@@ -29,12 +29,18 @@ MANIFEST = "manifest.json"
 REPORT = "report.json"
 PAGE = "report.html"
 PAIRS = "pairs.parquet"
+NEAREST = "nearest.parquet"
+COPIES = "copies.parquet"
+LABELS = "labels.parquet"
+TEXT_PAIRS = "text_pairs.parquet"
+CLASSES = "classes.parquet"
 SUMMARY = "summary.csv"
 REMOVAL = "removal_ids.txt"
+REMOVAL_TEXT = "removal_ids_text.txt"
 SCHEMA = "report.schema.json"
 
 
-FIXED = (PAGE, REPORT, SCHEMA, SUMMARY, PAIRS, REMOVAL)
+FIXED = (PAGE, REPORT, SCHEMA, SUMMARY, PAIRS, NEAREST, COPIES, LABELS, TEXT_PAIRS, CLASSES, REMOVAL, REMOVAL_TEXT)
 """What every report has; beside these, a split table per set and nothing else."""
 
 _FILE_NAME = rf"^(?:{'|'.join(re.escape(name) for name in FIXED)}|splits/{SET_NAME[1:-1]}\.parquet)$"
@@ -73,18 +79,24 @@ def table_bytes(table: pa.Table) -> bytes:
         return storage.read_bytes(place, limit=1 << 40)
 
 
-def removal_bytes(pairs: pa.Table, corpus: Corpus) -> bytes:
-    """removal_ids.txt: which rows to take out of the corpus, sorted.
+def removal_bytes(pairs: pa.Table, corpus: Corpus, without: pa.Table | None = None) -> bytes:
+    """removal_ids.txt: which rows to take out of the corpus, sorted; less those of `without`.
 
     Of a corpus of this project their uids, one a line, as `pipeline exclude --ids` takes them; of another one the file, the row in it and
     the corpus's own name for it (empty where it has none), separated by tabs.
     """
-    if corpus.kind == "shards":
-        lines = sorted({uid.hex() for uid in pairs["uid"].to_pylist()})
-    else:
-        places = set(zip(*(pairs[name].to_pylist() for name in ("shard", "row", "key")), strict=True))
-        lines = [f"{shard}\t{row}\t{key or ''}" for shard, row, key in sorted(places, key=lambda place: place[:2])]
+    names = ("uid",) if corpus.kind == "shards" else ("shard", "row", "key")
+    found, others = (
+        set() if table is None else set(zip(*(table[name].to_pylist() for name in names), strict=True))
+        for table in (pairs, without)
+    )
+    rows = sorted(found - others, key=lambda row: row[:2])
+    lines = ["\t".join(_cell(value) for value in row) for row in rows]
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _cell(value: bytes | str | int | None) -> str:
+    return "" if value is None else value.hex() if isinstance(value, bytes) else str(value)
 
 
 def canonical(value: Json) -> bytes:

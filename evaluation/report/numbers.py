@@ -5,36 +5,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from evaluation import intervals
 from evaluation.config import StatisticsConfig, Thresholds
-from evaluation.overlap import statistics
+from evaluation.overlap import statistics, thresholds
 from evaluation.overlap.splits import Predictions
-from evaluation.overlap.tables import METHODS
+from evaluation.overlap.tables import EXACT, METHODS
+from evaluation.overlap.text import Findings, SetText
 from evaluation.report.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
+    Calibration,
     Classes,
     Corpus,
     Difference,
     Effect,
     Found,
+    Nearest,
+    Recall,
     Report,
     SetReport,
     Share,
     Statistics,
+    Step,
 )
+from evaluation.report.text_numbers import share, text_report
+
+NEAREST_BIN = 8  # PDQ bits
 
 NOT_CHECKED = [
     "Pictures that were cropped, rotated, mirrored or framed: perceptual hashes of whole pictures do not see them.",
     "Flat pictures (PDQ quality below the threshold): all of them hash alike, so only their exact bytes were compared.",
-    "Captions and labels: a test's text inside the training captions was not searched.",
+    "Captions that say the same in other words, or in another language; class names in another form (plural, case) than the given ones.",
     "Pictures that the training run used but that are not in this corpus.",
 ]
 
@@ -49,16 +60,27 @@ class SetResult:
     limit: float
     split: pa.Table
     predictions: Predictions | None
+    text: SetText
+
+
+class Tables(NamedTuple):
+    """What stands beside the pairs, of all sets: nearest pictures, planted copies, people's labels."""
+
+    closest: pa.Table
+    copies: pa.Table
+    labels: pa.Table
 
 
 def build_report(
     results: Sequence[SetResult],
-    pairs: pa.Table,
+    tables: Tables,
+    findings: Findings,
     corpus: Corpus,
     levels: StatisticsConfig,
     *,
     config_digest: str,
     evidence: str,
+    labels: Sequence[str],
 ) -> Report:
     """All figures of a report."""
     tests = max(1, sum(is_testable(result) for result in results))
@@ -67,7 +89,7 @@ def build_report(
     adjusted = iter(intervals.holm([p for p in held if p is not None]))
     holm = [None if p is None else next(adjusted) for p in held]
     sets = [
-        set_report(result, pairs, corpus, levels, analysis, holm_p)
+        set_report(result, tables, findings, corpus, levels, analysis, holm_p, tests)
         for result, analysis, holm_p in zip(results, analyses, holm, strict=True)
     ]
     return Report.model_validate(
@@ -77,6 +99,7 @@ def build_report(
             "config_digest": config_digest,
             "evidence": evidence,
             "corpus": corpus,
+            "labels": list(labels),
             "statistics": Statistics(alpha=levels.alpha, confidence=levels.confidence, tests=tests),
             "over_limit": [one.name for one in sets if one.over_limit],
             "sets": sets,
@@ -115,15 +138,18 @@ def analyse(result: SetResult, levels: StatisticsConfig, tests: int) -> statisti
 
 def set_report(
     result: SetResult,
-    pairs: pa.Table,
+    tables: Tables,
+    findings: Findings,
     corpus: Corpus,
     levels: StatisticsConfig,
     analysis: statistics.Analysis | None,
     holm_p: float | None,
+    tests: int,
 ) -> SetReport:
     """The figures of one set."""
     split = result.split
-    own = pairs.filter(pc.equal(pairs["set"], result.name))
+    closest, copies, labels = (table.filter(pc.equal(table["set"], result.name)) for table in tables)
+    text_pairs, classes, own = (table.filter(pc.equal(table["set"], result.name)) for table in findings)
     overlapping = int(pc.sum(split["in_overlap"]).as_py())
     found = Found(
         share=share(overlapping, split.num_rows, levels.confidence),
@@ -143,14 +169,84 @@ def set_report(
         over_limit=overlapping > result.limit * split.num_rows,
         found=found,
         effect=_effect(analysis, holm_p, result.predictions, corpus),
+        sweep=_sweep(result, levels, tests),
+        nearest=_nearest(closest),
+        copies=_recalls(copies, result.thresholds, levels.confidence),
+        calibration=_calibration(thresholds.calibrate(labels, closest)),
+        text=text_report(result.text, split, own, text_pairs, classes, corpus.rows, levels.confidence),
         verdict=statistics.verdict(analysis, overlapping),
     )
 
 
-def share(hits: int, n: int, confidence: float) -> Share:
-    """A share with its interval."""
-    low, high = intervals.clopper_pearson(hits, n, confidence)
-    return Share(n=n, hits=hits, value=hits / n if n else None, low=low, high=high)
+def sweep_limits(pdq_distance: int) -> list[int]:
+    """The PDQ distances at which a report asks again: about nine, evenly spread, from equal hashes to the set's threshold."""
+    return sorted({*range(0, pdq_distance, max(1, pdq_distance // 8)), pdq_distance})
+
+
+def _sweep(result: SetResult, levels: StatisticsConfig, tests: int) -> list[Step]:
+    limits = sweep_limits(result.thresholds.pdq_distance)
+    within = _match_distance(result.split)
+    rows = scored(result)
+    analyses = (
+        [None] * len(limits)
+        if result.predictions is None
+        else statistics.sweep(
+            np.asarray(rows["correct"], np.bool_),
+            _match_distance(rows),
+            limits,
+            clusters=np.asarray(rows["cluster"], np.int64),
+            alpha=levels.alpha,
+            tests=tests,
+            confidence=levels.confidence,
+        )
+    )
+    return [
+        Step(
+            distance=limit,
+            overlapping=int((within <= limit).sum()),
+            scored=0 if one is None else one.overlap.n,
+            all_minus_clean=None if one is None or not one.overlap.n else one.all_minus_clean,
+            difference=None if one is None else _difference(one.difference),
+            p_value=None if one is None else one.p_value,
+        )
+        for limit, one in zip(limits, analyses, strict=True)
+    ]
+
+
+def _match_distance(split: pa.Table) -> NDArray[np.float64]:
+    """The PDQ distance at which each example would still match: 0 for equal bytes, infinite for what PDQ alone does not find."""
+    exact = pc.is_in(split["method"], value_set=pa.array(EXACT))
+    near = pc.equal(split["method"], "pdq")
+    distance = pc.if_else(pc.fill_null(near, False), pc.cast(split["pdq_distance"], pa.float64()), float("inf"))
+    return np.where(np.asarray(exact), 0.0, np.asarray(distance))
+
+
+def _nearest(own: pa.Table) -> Nearest:
+    distances = np.asarray(own["pdq_distance"], np.int64)
+    return Nearest(
+        sampled=len(distances),
+        counts=np.bincount(distances // NEAREST_BIN, minlength=256 // NEAREST_BIN + 1).tolist(),
+        median=float(np.median(distances)) if len(distances) else None,
+    )
+
+
+def _recalls(own: pa.Table, limits: Thresholds, confidence: float) -> list[Recall]:
+    """One for each transform, in the order of the table's first picture."""
+    textured = pc.greater_equal(own["pdq_quality"], limits.pdq_quality)
+    near = pc.and_(textured, pc.less_equal(own["pdq_distance"], limits.pdq_distance))
+    agreed = pc.less_equal(own["pdq_distance"], limits.phash_pdq_distance)
+    alike = pc.and_(pc.and_(textured, agreed), pc.less_equal(own["phash_distance"], limits.phash_distance))
+    found = []
+    for name in own["transform"].unique().to_pylist():
+        rows = np.asarray(pc.equal(own["transform"], name))
+        pdq, phash = np.asarray(near)[rows], np.asarray(alike)[rows]
+        both = share(int((pdq | phash).sum()), int(rows.sum()), confidence)
+        found.append(Recall(transform=name, found=both, pdq=int(pdq.sum()), phash=int(phash.sum())))
+    return found
+
+
+def _calibration(found: thresholds.Calibration | None) -> Calibration | None:
+    return None if found is None else Calibration.model_validate(dataclasses.asdict(found))
 
 
 def _split_share(one: statistics.SplitScore) -> Share:

@@ -16,7 +16,8 @@ from evaluation.overlap.statistics import Verdict
 from evaluation.report import figure
 from evaluation.report.evidence import SetEvidence
 from evaluation.report.schema import Report
-from evaluation.report.summary import corpus_rows, headline, sentence
+from evaluation.report.summary import corpus_rows, headline, sentence, text_sentence
+from evaluation.report.text_evidence import TextEvidence
 
 TONES: dict[Verdict, str] = {
     "clean": "good",
@@ -27,7 +28,7 @@ TONES: dict[Verdict, str] = {
 }
 
 
-def render(report: Report, evidence: Sequence[SetEvidence], report_sha256: str) -> str:
+def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[TextEvidence], report_sha256: str) -> str:
     """The whole page as text."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -37,16 +38,27 @@ def render(report: Report, evidence: Sequence[SetEvidence], report_sha256: str) 
         keep_trailing_newline=True,
     )
     title, lines, tone = verdict_box(report)
+    touched = [one for one in report.sets if one.found.share.hits]
+    labelled = [one for one in report.sets if one.calibration is not None]
+    sampled = [one for one in report.sets if one.nearest.sampled]
     return environment.get_template("report.html.j2").render(
         report=report,
         evidence=evidence,
+        texts=texts,
+        text_lines=[line for line in map(text_sentence, report.sets) if line],
         headline=title,
         lines=lines,
         corpus_rows=corpus_rows(report.corpus),
         tone=tone,
         tones=TONES,
         scored=any(one.effect is not None for one in report.sets),
-        figure=Markup(figure.overview(report.sets)),  # our own drawing; set names follow a strict pattern
+        # Our own drawings; set names follow a strict pattern.
+        overview=Markup(figure.overview(report.sets)),
+        sweeps=Markup(figure.sweeps(touched)) if touched else None,
+        copied=list(dict.fromkeys(recall.transform for one in report.sets for recall in one.copies)),
+        curves=Markup(figure.curves(labelled)) if labelled else None,
+        labelled=labelled,
+        distances=Markup(figure.distances(sampled)) if sampled else None,
         report_sha256=report_sha256,
     )
 

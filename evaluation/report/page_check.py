@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib as mpl
 
+from evaluation.config import ReportConfig
 from evaluation.report import files, page
-from evaluation.report.evidence import Pair, SetEvidence, Side, choose, facts
+from evaluation.report.evidence import Pair, Row, SetEvidence, Side, choose, facts, unmatched
 from evaluation.report.schema import Report
-
-_Row = dict[str, object]
+from evaluation.report.text_evidence import cards as text_cards
 
 _SLOT = re.compile(
     r'<img src="(data:image/jpeg;base64,[A-Za-z0-9+/]+=*)" alt="[^"]*" width="([0-9]+)" height="([0-9]+)">'
@@ -30,32 +30,52 @@ _FIGURE = re.compile(r"<svg\b.*?</svg>", re.DOTALL)
 
 
 def check_page(
-    stated: bytes, report: Report, pairs: Sequence[_Row], splits: Mapping[str, Sequence[_Row]], room: int
+    stated: bytes,
+    report: Report,
+    pairs: Sequence[Row],
+    closest: Sequence[Row],
+    text_pairs: Sequence[Row],
+    splits: Mapping[str, Sequence[Row]],
+    room: ReportConfig,
 ) -> Iterator[str]:
-    """What is wrong with the page, as the end of a sentence; `room` is how many pairs a set may show (`report.pairs_shown`)."""
+    """What is wrong with the page, as the end of a sentence; `room` says how many cards a set may show."""
     text = stated.decode("utf-8", "replace")
-    pieces = text.partition("<h2>The evidence</h2>")[2].split("<h3>")[1:]
-    if len(pieces) != len(report.sets):
-        yield f"shows the evidence of {len(pieces)} sets, report.json has {len(report.sets)}"
+    evidence, _, misses = text.partition("<h2>The evidence</h2>")[2].partition("<h2>Near misses</h2>")
+    pieces = [(part.split("<h3>")[1:]) for part in (evidence, misses)]
+    if any(len(part) != len(report.sets) for part in pieces):
+        yield f"shows the evidence of {len(pieces[0])} sets and near misses of {len(pieces[1])}, report.json has {len(report.sets)}"
         return
     shown = []
-    for one, piece in zip(report.sets, pieces, strict=True):
-        own = [row for row in pairs if row["set"] == one.name]
-        labels = {row["eval_row"]: row["label"] for row in splits[one.name]}
-        cards = _cards(piece, choose(own, room), labels, report.evidence)
-        shown.append(SetEvidence(one.name, len({row["eval_row"] for row in own}), cards))
-    expected = page.render(report, shown, hashlib.sha256(files.report_bytes(report)).hexdigest())
+    for one, piece, missed in zip(report.sets, *pieces, strict=True):
+        own, near = ([row for row in table if row["set"] == one.name] for table in (pairs, closest))
+        split = splits[one.name]
+        labels = {row["eval_row"]: row["label"] for row in split}
+        lost = unmatched(split, near)
+        cards = _cards(piece, choose(own, room.pairs_shown), labels, report.evidence)
+        below = _cards(missed, lost[: room.misses_shown], labels, report.evidence)
+        shown.append(SetEvidence(one.name, len({row["eval_row"] for row in own}), len(lost), cards, below))
+    said = [
+        text_cards(
+            one.name,
+            splits[one.name],
+            [row for row in text_pairs if row["set"] == one.name],
+            report.evidence,
+            room.pairs_shown,
+        )
+        for one in report.sets
+    ]
+    expected = page.render(report, shown, said, hashlib.sha256(files.report_bytes(report)).hexdigest())
     if text == expected:
         return
-    if _FIGURE.sub("", text, count=1) == _FIGURE.sub("", expected, count=1):
-        yield f"its figure is not the one that this release draws from report.json with matplotlib {mpl.__version__}"
+    if _FIGURE.sub("", text) == _FIGURE.sub("", expected):
+        yield f"a figure is not the one that this release draws from report.json with matplotlib {mpl.__version__}"
         return
     lines = itertools.zip_longest(text.splitlines(), expected.splitlines())
     number = next((number for number, (left, right) in enumerate(lines, 1) if left != right), 0)
     yield f"line {number} is not what report.json and the tables give"
 
 
-def _cards(piece: str, chosen: Sequence[_Row], labels: Mapping[object, object], mode: str) -> list[Pair]:
+def _cards(piece: str, chosen: Sequence[Row], labels: Mapping[object, object], mode: str) -> list[Pair]:
     """The cards that one set must have, with the thumbnails and class names that the page states."""
     stated = [html.unescape(found) for found in _EXAMPLE.findall(piece)]
     slots = [_side(found) for found in _SLOT.finditer(piece)]

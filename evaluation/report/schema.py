@@ -10,14 +10,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from evaluation.config import Thresholds
+from evaluation.config import TextRule, Thresholds
 from evaluation.overlap.statistics import Verdict
 from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
 
 SCHEMA_NAME = "evaluation.overlap.report"
 SCHEMA_VERSION = 3
-"""2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: corpora that others wrote."""
+"""2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
+labels, words, corpora that others wrote."""
 
 
 class Share(StrictModel):
@@ -102,6 +103,104 @@ class Effect(StrictModel):
     by_class: Classes | None
 
 
+class Step(StrictModel):
+    """What another threshold would have given: the examples with the same bytes, or a PDQ match of at most `distance` bits.
+
+    `overlapping` counts examples, `scored` those of them that have a score; the figures beside them are those of `Effect`, null without
+    scores or with one side empty.
+    """
+
+    distance: int
+    overlapping: int
+    scored: int
+    all_minus_clean: float | None
+    difference: Difference | None
+    p_value: float | None
+
+
+class Nearest(StrictModel):
+    """How far the nearest corpus picture is from each of `sampled` examples, in PDQ bits.
+
+    `counts[k]` of them lie at 8 k to 8 k + 7 bits; `median` is null where the corpus has no picture with enough texture.
+    """
+
+    sampled: int
+    counts: list[int] = Field(min_length=33, max_length=33)
+    median: float | None
+
+
+class Point(StrictModel):
+    """Precision and recall within `distance` PDQ bits, from people's labels, with one-sided lower bounds; no recall: none is the same."""
+
+    distance: int
+    answers: int
+    precision: float
+    precision_low: float
+    recall: float | None
+    recall_low: float | None
+
+
+class Calibration(StrictModel):
+    """What people said of the set's nearest pictures, and the PDQ distance that the rule chooses from it (see `overlap.thresholds`)."""
+
+    raters: list[str]
+    answers: int
+    kappa: float | None
+    curve: list[Point]
+    chosen: int | None
+    band: tuple[int, int] | None
+
+
+class Recall(StrictModel):
+    """Of the copies that were changed by `transform`, the share that the set's thresholds find; `pdq` and `phash` are counts by method."""
+
+    transform: str
+    found: Share
+    pdq: int
+    phash: int
+
+
+class Captions(StrictModel):
+    """A set's captions in the corpus's captions: of the `share.n` examples whose caption is long enough to be searched.
+
+    `texts` is how many different captions those are, `too_short` how many examples have a shorter one; `by_method` counts each example
+    once, under its strongest match. `with_picture` examples have caption and picture in one and the same corpus row.
+    """
+
+    share: Share
+    texts: int
+    too_short: int
+    by_method: dict[str, int]
+    pairs: int
+    corpus_rows: int
+    with_picture: int
+
+
+class Labels(StrictModel):
+    """The names of a set's classes in the corpus's captions.
+
+    `named`: of the examples whose picture was found in a row that has a caption, and whose class has a name, those with a caption among
+    them that names the class. `expected` is what the same classes would have on average in any rows of the corpus (null where n is 0). Over
+    the whole corpus: `classes_named` of the `classes` with a name stand in a caption at all, `mentions` is the sum over classes of such
+    rows.
+    """
+
+    named: Share
+    expected: float | None
+    classes: int
+    classes_named: int
+    mentions: int
+
+
+class TextReport(StrictModel):
+    """Words of a set inside the corpus; `captions` is null where the set has none, `labels` where its classes have no names."""
+
+    rule: TextRule
+    names_sha256: list[str]
+    captions: Captions | None
+    labels: Labels | None
+
+
 class SetReport(StrictModel):
     """One evaluation set. `repeated_pictures` have the bytes of an earlier one; near repeats count once in `clusters`."""
 
@@ -116,6 +215,11 @@ class SetReport(StrictModel):
     over_limit: bool
     found: Found
     effect: Effect | None
+    sweep: list[Step]
+    nearest: Nearest
+    copies: list[Recall]
+    calibration: Calibration | None
+    text: TextReport
     verdict: Verdict
 
 
@@ -135,6 +239,7 @@ class Report(StrictModel):
     config_digest: str
     evidence: Literal["thumbs", "hash-only"]
     corpus: Corpus
+    labels: list[str]  # sha256 of the files of labels
     statistics: Statistics
     over_limit: list[str]
     sets: list[SetReport]

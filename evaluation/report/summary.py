@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
-from evaluation.overlap.tables import METHODS
-from evaluation.report.schema import Corpus, Difference, Effect, Report, SetReport, Share
+import pyarrow.compute as pc
+
+from evaluation.overlap import thresholds
+from evaluation.overlap.tables import METHODS, TEXT_METHODS
+from evaluation.report import files
+from evaluation.report.schema import Corpus, Difference, Effect, Report, SetReport, Share, TextReport
+from pipeline.contracts import parquet, storage
 
 COLUMNS = [
     "set",
@@ -44,6 +50,21 @@ COLUMNS = [
     "class_low",
     "class_high",
     "class_p",
+    "captions",
+    "captions_found",
+    "captions_share",
+    "captions_low",
+    "captions_high",
+    *(f"captions_{method}" for method in TEXT_METHODS),
+    "captions_pairs",
+    "captions_corpus_rows",
+    "captions_with_picture",
+    "labels_asked",
+    "labels_named",
+    "labels_share",
+    "labels_low",
+    "labels_high",
+    "labels_expected",
 ]
 
 
@@ -105,10 +126,61 @@ def corpus_rows(corpus: Corpus) -> str:
     return said
 
 
+def text_sentence(one: SetReport) -> str | None:
+    """What the report says of a set's words; None where there was nothing to ask."""
+    captions, labels = one.text.captions, one.text.labels
+    said = []
+    if captions is not None and captions.share.n:
+        kinds = ", ".join(f"{captions.by_method[method]:,} {method}" for method in TEXT_METHODS)
+        found = f"{captions.share.hits:,} of {captions.share.n:,} captions ({_percent(captions.share.value)})"
+        said.append(
+            f"{found} stand in captions of the corpus ({kinds}), {captions.with_picture:,} beside their picture"
+        )
+    if labels is not None and labels.named.n:
+        named = f"{labels.named.hits:,} ({_percent(labels.named.value)})"
+        said.append(
+            f"of {labels.named.n:,} examples whose picture was found with a caption, {named} have one that names their class, "
+            f"where any caption would in {_percent(labels.expected)}"
+        )
+    return f"{one.name}: {'; '.join(said)}." if said else None
+
+
 def as_text(report: Report) -> str:
     """For a terminal."""
     lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {corpus_rows(report.corpus)}", ""]
     lines += [f"  {'!' if one.over_limit else ' '} {sentence(one)}" for one in report.sets]
+    lines += [f"    {line}" for line in map(text_sentence, report.sets) if line]
+    return "\n".join(lines)
+
+
+def thresholds_as_text(directory: str, labels: Sequence[str]) -> str:
+    """What files of labels choose for each set of a report, for a terminal, with the lines for the configuration."""
+    report = files.read_report(directory)
+    closest = parquet.read(storage.join(directory, files.NEAREST))
+    answers = thresholds.read_labels(labels, closest)
+    lines = []
+    for one in report.sets:
+        found = thresholds.calibrate(*(table.filter(pc.equal(table["set"], one.name)) for table in (answers, closest)))
+        if found is None:
+            lines.append(f"{one.name}: no labels")
+            continue
+        agreement = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
+        lines.append(f"{one.name}: {found.answers:,} pairs by {len(found.raters)} raters{agreement}")
+        lines.append("  PDQ bits  answers  precision (at least)  recall (at least)")
+        for point in found.curve:
+            recall = "" if point.recall is None else f"{point.recall:8.1%} ({point.recall_low:.1%})"
+            lines.append(
+                f"  {point.distance:8}  {point.answers:7}  {point.precision:9.1%} ({point.precision_low:.1%})  {recall}"
+            )
+        if found.chosen is None:
+            lines.append(
+                f"  no distance has a precision of {thresholds.LEAST_PRECISION:.0%} by its lower bound; label more pairs, or keep "
+                f"{one.thresholds.pdq_distance} as a convention"
+            )
+        else:
+            lines.append(
+                f"  chosen: thresholds = {{ pdq_distance = {found.chosen} }}   (the report used {one.thresholds.pdq_distance})"
+            )
     return "\n".join(lines)
 
 
@@ -133,13 +205,14 @@ def as_csv(report: Report) -> bytes:
                 found.pairs,
                 found.corpus_rows,
                 *_effect(effect),
+                *_text(one.text),
             ]
         )
     return sink.getvalue().encode()
 
 
 def _effect(effect: Effect | None) -> list[float | None]:
-    """The last 18 columns."""
+    """The 18 columns of the score."""
     if effect is None:
         return [None] * 18
     within = effect.by_class
@@ -157,6 +230,18 @@ def _effect(effect: Effect | None) -> list[float | None]:
         effect.exact_p,
         *_row(None if within is None else within.difference),
         None if within is None else within.p_value,
+    ]
+
+
+def _text(text: TextReport) -> list[float | None]:
+    """The last 16 columns."""
+    captions, labels = text.captions, text.labels
+    return [
+        *([None] * 5 if captions is None else [captions.share.n, captions.share.hits, *_row(captions.share)]),
+        *([None] * len(TEXT_METHODS) if captions is None else [captions.by_method[method] for method in TEXT_METHODS]),
+        *([None] * 3 if captions is None else [captions.pairs, captions.corpus_rows, captions.with_picture]),
+        *([None] * 5 if labels is None else [labels.named.n, labels.named.hits, *_row(labels.named)]),
+        None if labels is None else labels.expected,
     ]
 
 

@@ -1,4 +1,4 @@
-"""The second hand: what `overlap.statistics` and `overlap.repeats` compute, computed another way for `verify`.
+"""The second hand: what `overlap.statistics`, `overlap.repeats` and `overlap.thresholds` compute, computed another way for `verify`.
 
 Nothing here may call them. Where the first hand has closed forms and convolutions, this one searches roots, sums over rows, and goes
 by way of characteristic functions; it is slower and does not need to be fast.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, hypergeom, norm
+from scipy.stats import beta, binom, binomtest, hypergeom, norm
 
 Row = dict[str, object]
 Table = tuple[int, int, int, int]
@@ -119,6 +121,95 @@ def clusters(split: Sequence[Row], pdq_distance: int, quality: int, phash_distan
                 first[place] = number
                 waiting += neighbours[place]
     return first
+
+
+def sample(split: Sequence[Row], quality: int, count: int) -> list[int]:
+    """The rows whose nearest picture is looked for: of those with enough texture the `count` whose ids have the lowest keyed hash."""
+    textured = [row for row in split if int(str(row["pdq_quality"])) >= quality]
+    keyed = [
+        (blake2b(str(row["eval_id"]).encode("utf-8", "surrogatepass"), digest_size=16, key=b"nearest").hexdigest(), row)
+        for row in textured
+    ]
+    lowest = sorted((name, int(str(row["eval_row"]))) for name, row in keyed)[:count]
+    return sorted(row for _, row in lowest)
+
+
+def calibration(answers: Sequence[Row], near: Sequence[Row]) -> dict[str, Any]:
+    """What labels say of a set: `raters`, `answers`, `kappa`, `curve` (a row for each distance), `chosen`, `band`; pair by pair."""
+    pairs: dict[object, list[Row]] = {}
+    for row in answers:
+        pairs.setdefault(row["eval_row"], []).append(row)
+    bins = Counter(_distance(row) >> 3 for row in near)
+    asked = Counter(_distance(given[0]) >> 3 for given in pairs.values())
+    judged = [
+        (
+            _distance(given[0]),
+            all(row["answer"] == "same" for row in given),
+            bins[_distance(given[0]) >> 3] / asked[_distance(given[0]) >> 3],
+        )
+        for given in pairs.values()
+    ]
+    distances = sorted({distance for distance, _, _ in judged})
+    curve: list[dict[str, Any]] = []
+    for limit in distances:
+        precision = _weighted([(same, weight) for distance, same, weight in judged if distance <= limit])
+        recall = _weighted([(distance <= limit, weight) for distance, same, weight in judged if same])
+        curve.append(
+            {
+                "distance": limit,
+                "answers": sum(distance <= limit for distance, _, _ in judged),
+                "precision": precision[0],
+                "precision_low": precision[1],
+                "recall": recall[0],
+                "recall_low": recall[1],
+            }
+        )
+    same = [distance for distance, is_same, _ in judged if is_same]
+    doubted = min((distance for distance, is_same, _ in judged if not is_same), default=257)
+    certain = max((distance for distance in distances if distance < doubted), default=0)
+    return {
+        "raters": sorted({str(row["rater"]) for row in answers}),
+        "answers": len(pairs),
+        "kappa": _kappa(list(pairs.values())),
+        "curve": curve,
+        "chosen": max((row["distance"] for row in curve if row["precision_low"] >= 0.95), default=None),
+        "band": (certain, max(same)) if same else None,
+    }
+
+
+def _distance(row: Row) -> int:
+    return int(str(row["pdq_distance"]))
+
+
+def _weighted(rows: Sequence[tuple[bool, float]]) -> tuple[float | None, float | None]:
+    """A weighted share with the lower bound at which as many hits of the effective number come one time in twenty, by root finding."""
+    total = sum(weight for _, weight in rows)
+    if not total:
+        return None, None
+    share = sum(weight for hit, weight in rows if hit) / total
+    n = total**2 / sum(weight**2 for _, weight in rows)
+    if not share:
+        return 0.0, 0.0
+    low = brentq(lambda truth: float(beta.cdf(truth, share * n, n - share * n + 1)) - 0.05, 0.0, 1.0, xtol=1e-13)
+    return share, float(low)
+
+
+def _kappa(pairs: Sequence[Sequence[Row]]) -> float | None:
+    """The mean over two raters at a time of their agreement beyond chance, from the table of their common answers."""
+    says = [{str(row["rater"]): row["answer"] == "same" for row in given} for given in pairs]
+    raters = sorted({rater for given in says for rater in given})
+    found = []
+    for place, one in enumerate(raters):
+        for other in raters[place + 1 :]:
+            table = Counter((given[one], given[other]) for given in says if one in given and other in given)
+            n = sum(table.values())
+            if not n:
+                continue
+            yes, too = table[True, True] + table[True, False], table[True, True] + table[False, True]
+            chance = (yes * too + (n - yes) * (n - too)) / n**2
+            if chance < 1:
+                found.append(((table[True, True] + table[False, False]) / n - chance) / (1 - chance))
+    return sum(found) / len(found) if found else None
 
 
 def _bytes(code: object) -> bytes:

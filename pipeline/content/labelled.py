@@ -1,12 +1,15 @@
 """Labelled sets: where the pictures of an evaluation come from, what they are called, and what exactly was evaluated.
 
-Two layouts: a Parquet file with a column of encoded pictures, or a folder with one folder per class. Opening a set reads every
-small column, and the pictures once (for the content hash); pictures are read again when they are needed, in order, so that a
-set larger than memory can be evaluated, and one that is not what it was then is refused. A row keeps its id through every table that
-comes out of an evaluation.
+Two layouts are opened here: a Parquet file with a column of encoded pictures, or a folder with one folder per class;
+`evaluation.datasets` puts sets together from the published archives (`assemble`). Opening a set reads every small column, and the
+pictures once (for the content hash); pictures are read again when they are needed, in order, so that a set larger than memory can be
+evaluated, and one that is not what it was then is refused. A row keeps its id through every table that comes out of an evaluation.
 
-The content hash covers the row ids, the bytes of every picture, labels, class names, captions and subgroups, in order: two sets
-with the same hash give the same scores, and a set that changed in any of these has another one.
+A row has one class, or, in a set of several labels a picture, a mark for each class (`marks`); rows with the same `group` are frames of one
+video, which is scored once.
+
+The content hash covers the row ids, the bytes of every picture, labels, class names, captions, subgroups, groups and marks, in order: two
+sets with the same hash give the same scores, and a set that changed in any of these has another one.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +35,8 @@ from pipeline.contracts.errors import InputError
 
 PICTURE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 UNLABELLED = -1
+IGNORED = -1
+"""Of a class's mark: 1 is in the picture, 0 is not, IGNORED does not count for this class (VOC's difficult objects)."""
 _BATCH = 256
 _DAMAGED = "is damaged or cannot be read"
 _MOST_UNNAMED = 10_000  # classes numbered without a list, however few rows: above it a number is an id or a hash
@@ -44,13 +49,14 @@ class LabelledSetConfig(StrictModel):
 
     name: str = Field(pattern=SET_NAME, max_length=100)
     path: str = not_semantic(...)
-    image: str = "image"  # column of encoded picture bytes (Parquet only, like the next four)
+    image: str = "image"  # column of encoded picture bytes (Parquet only, like the next five)
     label: str | None = (
         None  # column of class numbers or class names; none: no labels (in a folder: the folders' names)
     )
     id: str | None = None  # column that names a row; none: its position in the file
     caption: str | None = None  # column with the picture's name or caption
     subgroup: str | None = None  # column by which scores are also given group by group
+    group: str | None = None  # column that names the video whose frame a row is; a video is scored once
     where: dict[str, str | int | list[str | int]] = Field(
         default_factory=dict
     )  # keep rows whose column has this value, or one of these
@@ -83,9 +89,20 @@ class Picture:
     data: bytes
 
 
+class Pictures(Protocol):
+    """Where the encoded pictures of a set are; travels to the workers, so it holds places and no pictures."""
+
+    def read(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of ascending rows, one after the other; fewer where the place has become shorter."""
+        ...
+
+
 @dataclass(frozen=True)
 class LabelledSet:
-    """An opened set. `labels` is int32[n] with -1 where a row has none; the lists have one entry a row or are None."""
+    """An opened set. `labels` is int32[n] with -1 where a row has none; the lists have one entry a row or are None.
+
+    `marks` int8[n, classes] (1, 0, IGNORED) is of sets with several labels a picture; `labels` is -1 there.
+    """
 
     name: str
     path: str
@@ -97,9 +114,9 @@ class LabelledSet:
     subgroups: list[str | None] | None
     sha256: list[bytes]
     content_hash: str
-    _files: list[str] = field(repr=False)  # folder layout: one file a row
-    _column: str = field(repr=False)
-    _rows: NDArray[np.int64] = field(repr=False)  # Parquet layout: position in the file of each row
+    _pictures: Pictures = field(repr=False)
+    groups: list[str] | None = None
+    marks: NDArray[np.int8] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,11 +127,7 @@ class LabelledSet:
         Raises InputError for one that is not there any more or is another than when the set was opened: labels and names are of then.
         """
         wanted = range(len(self)) if rows is None else rows
-        found: Iterator[bytes]
-        if self._files:
-            found = (storage.read_bytes(self._files[row]) for row in wanted)
-        else:
-            found = _picture_bytes(self.path, self._column, self._rows[np.asarray(wanted, np.int64)])
+        found = self._pictures.read(wanted)
         for row in wanted:
             data = next(found, None)
             if data is None or hashlib.sha256(data).digest() != self.sha256[row]:
@@ -139,7 +152,23 @@ def _place(config: LabelledSetConfig) -> str:
     return f"set {config.name!r} ({config.path})"
 
 
+def of_files(name: str, files: Sequence[str]) -> LabelledSet:
+    """Pictures without labels, by their places, which are their ids. Raises InputError for one that is not there or comes twice."""
+    config = LabelledSetConfig(name=name, path="command line")
+    return assemble(config, list(files), [None] * len(files), _Files(list(files)))
+
+
 # ---- folders
+
+
+@dataclass(frozen=True)
+class _Files:
+    """One file a row."""
+
+    files: list[str]
+
+    def read(self, rows: Sequence[int]) -> Iterator[bytes]:
+        return (storage.read_bytes(self.files[row]) for row in rows)
 
 
 def _open_folder(config: LabelledSetConfig) -> LabelledSet:
@@ -151,22 +180,28 @@ def _open_folder(config: LabelledSetConfig) -> LabelledSet:
         )
     ids = [uri.removeprefix(prefix) for uri in files]
     folders = [row_id.split("/")[0] if "/" in row_id else None for row_id in ids]
-    labels, classes = _labels(config, folders)
-    hashes = []
-    with Progress(len(files), "pictures", f"opening {config.name}", summary=False) as progress:
-        for uri in files:
-            hashes.append(bytes.fromhex(storage.sha256_file(uri)))
-            progress.update()
-    return _finish(config, ids, labels, classes, None, None, hashes, files, np.zeros(0, np.int64))
+    return assemble(config, ids, folders, _Files(files))
 
 
 # ---- Parquet
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of a Parquet file; `places` int64[n] are the rows' positions there."""
+
+    path: str
+    column: str
+    places: NDArray[np.int64]
+
+    def read(self, rows: Sequence[int]) -> Iterator[bytes]:
+        return _picture_bytes(self.path, self.column, self.places[np.asarray(rows, np.int64)])
+
+
 def _open_parquet(config: LabelledSetConfig) -> LabelledSet:
     source = _parquet(config.path)
     present = source.schema_arrow.names
-    wanted = [config.image, config.label, config.id, config.caption, config.subgroup, *config.where]
+    wanted = [config.image, config.label, config.id, config.caption, config.subgroup, config.group, *config.where]
     for column in wanted:
         if column is not None and column not in present:
             raise InputError(f"{_place(config)} has no column {column!r}; its columns are {', '.join(present)}")
@@ -186,14 +221,10 @@ def _open_parquet(config: LabelledSetConfig) -> LabelledSet:
         raise InputError(f"{_place(config)} has no picture{kept}; check the file and the `where` table")
     places = np.asarray(table[""])
     ids = [str(value) for value in (table[config.id].to_pylist() if config.id else places.tolist())]
-    labels, classes = _labels(config, table[config.label].to_pylist() if config.label else [None] * len(ids))
-    hashes = []
-    with Progress(len(places), "pictures", f"opening {config.name}", summary=False) as progress:
-        for data in _picture_bytes(config.path, config.image, places):
-            hashes.append(hashlib.sha256(data).digest())
-            progress.update()
-    captions, subgroups = (_texts(table, column) for column in (config.caption, config.subgroup))
-    return _finish(config, ids, labels, classes, captions, subgroups, hashes, [], places)
+    values = table[config.label].to_pylist() if config.label else [None] * len(ids)
+    captions, subgroups, groups = (_texts(table, column) for column in (config.caption, config.subgroup, config.group))
+    source = _Column(config.path, config.image, places)
+    return assemble(config, ids, values, source, captions=captions, subgroups=subgroups, groups=groups)
 
 
 def _parquet(path: str) -> Any:
@@ -246,9 +277,11 @@ def _as_bytes(path: str, column: str, data: object) -> bytes:
 # ---- labels
 
 
-def _labels(config: LabelledSetConfig, values: Sequence[str | int | None]) -> tuple[NDArray[np.int32], list[str]]:
-    """Class numbers and the class list, from numbers with a given list or from names."""
-    given = list(config.classes)
+def _labels(
+    config: LabelledSetConfig, values: Sequence[str | int | None], known_classes: Sequence[str]
+) -> tuple[NDArray[np.int32], list[str]]:
+    """Class numbers and the class list, from numbers with a given list (the configuration's, else the dataset's own) or from names."""
+    given = list(config.classes or known_classes)
     if not any(value is not None for value in values):
         if config.label is not None:
             raise InputError(
@@ -307,46 +340,98 @@ def _labels_by_name(
     return np.array([UNLABELLED if value is None else number[str(value)] for value in values], np.int32), classes
 
 
-def _finish(
+# ---- putting together
+
+
+def assemble(
     config: LabelledSetConfig,
     ids: list[str],
-    labels: NDArray[np.int32],
-    classes: list[str],
-    captions: list[str | None] | None,
-    subgroups: list[str | None] | None,
-    hashes: list[bytes],
-    files: list[str],
-    places: NDArray[np.int64],
+    values: Sequence[Any],
+    source: Pictures,
+    *,
+    classes: Sequence[str] = (),
+    captions: list[str | None] | None = None,
+    subgroups: list[str | None] | None = None,
+    groups: Sequence[str | None] | None = None,
+    marks: NDArray[np.int8] | None = None,
 ) -> LabelledSet:
+    """A set from its rows: reads every picture once, for the hashes.
+
+    `values` are class numbers, class names or None, one a row; lists of these make a set of several labels a picture, and so do ready
+    `marks` int8[n, classes]. `classes` is the list that belongs to the numbers, where the configuration gives none.
+    Raises InputError for what `open_set` says, and for a row without its group.
+    """
+    if marks is None and any(isinstance(value, list) for value in values):
+        labels, named, marks = _several_labels(config, values, classes)
+    else:
+        labels, named = _labels(config, values, classes)
+    if groups is not None and None in groups:
+        row = list(groups).index(None)
+        raise InputError(f"{_place(config)}: row {row} has no group; name its video in column {config.group!r}")
     if len(set(ids)) != len(ids):
         twice = Counter(ids).most_common(1)[0][0]
         raise InputError(f"{_place(config)}: the id {twice!r} is used twice; choose an id column whose values differ")
+    hashes = []
+    with Progress(len(ids), "pictures", f"opening {config.name}", summary=False) as progress:
+        for data in source.read(range(len(ids))):
+            hashes.append(hashlib.sha256(data).digest())
+            progress.update()
+    if len(hashes) < len(ids):
+        raise InputError(f"{_place(config)}: {len(hashes):,} pictures where {len(ids):,} were listed; it is cut short")
+    videos = None if groups is None else [str(group) for group in groups]
+    return LabelledSet(
+        name=config.name,
+        path=config.path,
+        ids=ids,
+        labels=labels,
+        classes=named,
+        class_texts=[name.translate({ord(sign): " " for sign in config.separators}) for name in named],
+        captions=captions,
+        subgroups=subgroups,
+        sha256=hashes,
+        content_hash=_content_hash(config, ids, hashes, labels, named, (captions, subgroups), videos, marks),
+        _pictures=source,
+        groups=videos,
+        marks=marks,
+    )
+
+
+def _several_labels(
+    config: LabelledSetConfig, values: Sequence[Any], known_classes: Sequence[str]
+) -> tuple[NDArray[np.int32], list[str], NDArray[np.int8]]:
+    """Marks from a list of labels a row; a row without a list has no class at all."""
+    lists = [[label for label in value if label is not None] if isinstance(value, list) else [] for value in values]
+    flat, classes = _labels(config, [label for one in lists for label in one], known_classes)
+    marks = np.zeros((len(values), len(classes)), np.int8)
+    marks[np.repeat(np.arange(len(lists)), [len(one) for one in lists]), flat] = 1
+    return np.full(len(values), UNLABELLED, np.int32), classes, marks
+
+
+def _content_hash(
+    config: LabelledSetConfig,
+    ids: list[str],
+    hashes: list[bytes],
+    labels: NDArray[np.int32],
+    classes: list[str],
+    texts: tuple[list[str | None] | None, ...],
+    groups: list[str] | None,
+    marks: NDArray[np.int8] | None,
+) -> str:
     hasher = hashlib.sha256()
     parts = [*classes, "", config.separators]
     for row, row_id in enumerate(ids):
-        extras = [column[row] for column in (captions, subgroups) if column is not None]
+        extras = [column[row] for column in texts if column is not None]
         parts += [
             row_id,
             hashes[row].hex(),
             str(labels[row]),
             *("" if extra is None else "=" + extra for extra in extras),
         ]
+        if groups is not None:
+            parts.append("group=" + groups[row])
+        if marks is not None:
+            parts.append("marks=" + marks[row].tobytes().hex())
     for part in parts:
         encoded = part.encode("utf-8", "surrogatepass")
         hasher.update(len(encoded).to_bytes(8, "little") + encoded)
-    readable = [name.translate({ord(sign): " " for sign in config.separators}) for name in classes]
-    return LabelledSet(
-        config.name,
-        config.path,
-        ids,
-        labels,
-        classes,
-        readable,
-        captions,
-        subgroups,
-        hashes,
-        hasher.hexdigest(),
-        files,
-        config.image,
-        places,
-    )
+    return hasher.hexdigest()

@@ -17,12 +17,19 @@ RANGES = (
 )  # fmt: skip
 """First and last code points."""
 
-_SPACELESS = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in RANGES) + "]")
+_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in RANGES)
+_SPACELESS = re.compile(f"[{_CLASS}]")
+_TOKEN = re.compile(f"[{_CLASS}]|[^ {_CLASS}]+")
 
 
 def is_spaceless(text: str) -> bool:
     """Whether any character is of a script without spaces."""
     return not text.isascii() and _SPACELESS.search(text) is not None
+
+
+def tokens(form: str) -> list[str]:
+    """A normal form cut into tokens: what stands between two spaces, and every character of a script without spaces by itself."""
+    return _TOKEN.findall(form)
 
 
 @functools.cache

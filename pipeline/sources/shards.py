@@ -8,9 +8,6 @@ which is not read.
 A tar without such a table is read by the convention of webdataset: the members of a sample share their name up to the first dot, `.txt`
 is its caption and `.json` an object with its `url` and perhaps its `caption`. `source` is `name#row`, in a tar with the sample's number.
 Read off img2dataset 1.47 (writer.py, ParquetSampleWriter, WebDatasetSampleWriter and FilesSampleWriter).
-
-A tar is a stranger's file: its headers are read here one at a time, each of them bounded, and the next one always lies behind the last.
-Python's `tarfile` takes negative sizes and goes round in circles, holds what a header announces, and takes a damaged one for the end.
 """
 
 import contextlib
@@ -21,26 +18,15 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.content import tars
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from pipeline.sources import formats
 from pipeline.sources.files import Row, SourceFile, SourcesConfig, bounded, table_of
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
-_MAX_TEXT = 1 << 20  # bytes of a sample's .txt or .json, or of a tar's extended header
-_BLOCK = 512  # a tar consists of blocks
-_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-_OTHER_HEADERS = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # about all members, and about what a link leads to
-_WITHOUT_BYTES = (
-    tarfile.LNKTYPE,
-    tarfile.SYMTYPE,
-    tarfile.CHRTYPE,
-    tarfile.BLKTYPE,
-    tarfile.DIRTYPE,
-    tarfile.FIFOTYPE,
-)
+_MAX_TEXT = 1 << 20  # bytes of a sample's .txt or .json
 _COLUMNS = ("url", "caption", "key", "status")
-_SPARSE = "a sparse file, whose bytes do not lie together"
 
 
 def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
@@ -122,72 +108,12 @@ def _opened(uri: str) -> Iterator[io.BufferedReader]:
 def _walk(source: io.BufferedReader, uri: str) -> Iterator[_Member]:
     """The plain files of a tar in its order; the caller may seek. Raises InputError where it is no tar, is damaged, or was cut off."""
     try:
-        for name, start, size in _plain_files(source):
+        for name, start, size in tars.plain_files(source):
             folder, _, last = name.rpartition("/")
             stem, _, suffix = last.partition(".")
             yield _Member(f"{folder}/{stem}" if folder else stem, suffix.lower(), start, size)
     except tarfile.TarError as error:
         raise InputError(f"{uri}: not a whole tar file ({str(error)[:200]}); replace it or take it out") from None
-
-
-def _plain_files(source: io.BufferedReader) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and number of bytes of the plain files of a tar (ustar, pax, and GNU's long names). Raises TarError."""
-    end, place = source.seek(0, io.SEEK_END), 0
-    told: dict[str, bytes] = {}  # what the headers before a member say about it
-    while True:
-        source.seek(place)
-        block = source.read(_BLOCK)
-        if block == bytes(_BLOCK):
-            return
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        size = 0 if header.type in _WITHOUT_BYTES else header.size
-        if header.isfile() and "size" in told:
-            size = _number(told["size"])
-        start = place + _BLOCK
-        if not 0 <= size <= end - start:
-            raise tarfile.HeaderError(f"a member of {size:,} bytes where {end - start:,} are left")
-        place = start + -(-size // _BLOCK) * _BLOCK
-        if header.type in _PAX:
-            told |= _pax(source.read(_bounded_header(size)))
-        elif header.type == tarfile.GNUTYPE_LONGNAME:
-            told["path"] = source.read(_bounded_header(size)).partition(b"\0")[0]
-        elif header.type not in _OTHER_HEADERS:
-            if header.type == tarfile.GNUTYPE_SPARSE:
-                raise tarfile.HeaderError(_SPARSE)
-            if header.isfile():
-                name = told["path"].decode("utf-8", "surrogateescape") if "path" in told else header.name
-                yield name, start, size
-            told = {}
-
-
-def _bounded_header(size: int) -> int:
-    if size > _MAX_TEXT:
-        raise tarfile.HeaderError(f"an extended header of {size:,} bytes")
-    return size
-
-
-def _pax(data: bytes) -> dict[str, bytes]:
-    """Path and size in a pax header, whose records are "LENGTH KEY=VALUE" and a line end; LENGTH counts itself too. Raises TarError."""
-    found: dict[str, bytes] = {}
-    place = 0
-    while place < len(data):
-        digits = data[place : place + 20].partition(b" ")[0]
-        record = data[place : place + _number(digits)]
-        key, sign, value = record[len(digits) + 1 :].partition(b"=")
-        if not sign or not value.endswith(b"\n"):
-            raise tarfile.HeaderError("a pax header with a record that is none")
-        if key.startswith(b"GNU.sparse."):
-            raise tarfile.HeaderError(_SPARSE)
-        if key in (b"path", b"size"):
-            found[key.decode()] = value[:-1]
-        place += len(record)
-    return found
-
-
-def _number(digits: bytes) -> int:
-    if not digits.isdigit() or len(digits) > 18:
-        raise tarfile.HeaderError(f"a pax header with {digits[:40]!r} for a number")
-    return int(digits)
 
 
 def _tar_rows(file: SourceFile) -> Iterator[Row]:

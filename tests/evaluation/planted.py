@@ -17,16 +17,42 @@ from tests.web import scenes
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" & <img src=x onerror=alert(1)>"
 SEED = 11
+CLASSES = (
+    "blank frame", "wren", "tit", "heron", "crane", "stork", "ibis", "gull", "tern", "skua", "petrel", "gannet", "cormorant",
+)  # fmt: skip
+NAMES_ZH = "空白|白屏\n鹪鹩\n山雀\n苍鹭\n鹤\n鹳\n朱鹭\n海鸥\n燕鸥\n贼鸥\n海燕\n鲣鸟\n鸬鹚\n"
+_COLOURS = ("brown", "scarlet", "teal", "ochre", "violet", "silver", "crimson")
+_THINGS = (
+    "kettle",
+    "ladder",
+    "violin",
+    "lantern",
+    "barrel",
+    "anchor",
+    "saddle",
+    "compass",
+    "bellows",
+    "trowel",
+    "spindle",
+)
+_PLACES = ("harbour", "meadow", "library", "workshop", "cellar", "orchard", "chapel", "quarry", "tavern")
+_CHINESE = {23: "一只棕色的狗在公园里追逐红色的球", 24: "两个孩子坐在海边的长椅上看日落"}
 MANNERS = ("source_exact", "stored_exact", "recompressed", "resized", "png")
 
 
 @dataclass(frozen=True)
 class Planted:
-    """Where things are, and the planted answers: evaluation id → how its picture got into the corpus."""
+    """Where things are, and the planted answers.
+
+    `answers`: evaluation id → how its picture got into the corpus; `texts`: → how its caption did; `named`: whose class stands in
+    the caption beside its picture.
+    """
 
     corpus: Path
     evaluation: Path
     answers: dict[str, str]
+    texts: dict[str, str]
+    named: set[str]
 
 
 def flat(level: int, size: int = 200) -> bytes:
@@ -73,37 +99,74 @@ def reencoded(data: bytes, kind: str, scale: float, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def leak(k: int, manner: str, data: bytes, smaller: bytes) -> dict[str, object]:
-    """The corpus row that shows the picture `data` in the given manner."""
+def sentence(k: int) -> str:
+    """The caption of example k: one frame, other words."""
+    if k in _CHINESE:
+        return _CHINESE[k]
+    colour, thing, place = (words[k % len(words)] for words in (_COLOURS, _THINGS, _PLACES))
+    return f"A {colour} {thing} stands on a table in the old {place}."
+
+
+def other_words(k: int) -> str:
+    """What someone else would say of the same scene: a look-alike, and no leak."""
+    if k in _CHINESE:
+        return {23: "公园里有一只狗和一个红球", 24: "日落时海边长椅上的两个小孩"}[k]
+    colour, thing, place = (words[k % len(words)] for words in (_COLOURS, _THINGS, _PLACES))
+    return f"An old {place} with a {colour} {thing} left on some table"
+
+
+TEXT_LEAKS = {
+    20: ("contained", f"Stock photo No. 7: {sentence(20)[:-1].upper()} - buy now!"),
+    21: ("near", sentence(21).replace("table", "bench")),
+    22: ("exact", "\uff21 " + sentence(22)[2:-1].replace(" ", "  ") + "\u2026"),  # a full-width A
+    23: ("exact", "一只棕色的狗，在公园里追逐红色的球！"),
+    24: ("near", _CHINESE[24].replace("长椅", "椅子")),
+}
+"""Captions that leak without their picture: example → how, and what the corpus says."""
+
+
+def leak(k: int, manner: str, data: bytes, smaller: bytes, label: int) -> dict[str, object]:
+    """The corpus row that shows the picture `data` in the given manner, and says something of it."""
     if manner == "source_exact":
-        return corpus_row(k, data, reencoded(data, "JPEG", 0.9, 85))
+        return corpus_row(k, data, reencoded(data, "JPEG", 0.9, 85), sentence(k).upper())
     if manner == "stored_exact":
-        return corpus_row(k, smaller, data)
+        return corpus_row(k, smaller, data, f"picture number {k}: Two {CLASSES[label].title()}, seen from afar")
     if manner == "recompressed":
-        return corpus_row(k, reencoded(data, "JPEG", 1.0, 40))
+        name = NAMES_ZH.splitlines()[label].split("|")[-1]
+        return corpus_row(k, reencoded(data, "JPEG", 1.0, 40), caption=f"picture number {k} 湖边的{name}照片")
     if manner == "resized":
         return corpus_row(k, smaller)
     return corpus_row(k, reencoded(data, "PNG", 0.8, 0), caption=HOSTILE)
 
 
 def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 120, repeats: int = 0) -> Planted:
-    """Write the set and the corpus. Look-alikes: for every example a corpus picture of the same class.
+    """Write the set and the corpus. Look-alikes: for every example a corpus picture of the same class, with a caption of the same scene
+    in other words.
 
     The last `repeats` examples are smaller copies of the first ones: repeats inside the set, which leak with them.
     """
     rows, answers, images, labels = [], {}, [], []
+    texts: dict[str, str] = {}
+    named: set[str] = set()
     for k in range(examples):
         label = 1 + k % 12
         data = picture(k, "evaluation", label)
         images.append(data)
         labels.append(label)
-        rows.append(corpus_row(1000 + k, picture(5000 + k, "web", label)))
+        rows.append(corpus_row(1000 + k, picture(5000 + k, "web", label), caption=other_words(k)))
         if k < leaks:
             manner = MANNERS[k % len(MANNERS)]
             answers[f"e{k:03d}"] = manner
             smaller = reencoded(data, "JPEG", 0.5, 70)
-            rows.append(leak(k, manner, data, smaller))
-    rows += [corpus_row(2000 + k, picture(9000 + k, "web")) for k in range(others)]
+            rows.append(leak(k, manner, data, smaller, label))
+            texts |= {f"e{k:03d}": "exact"} if manner == "source_exact" else {}
+            named |= {f"e{k:03d}"} if manner in ("stored_exact", "recompressed") else set()
+    leaked = {k: said for k, said in TEXT_LEAKS.items() if k < min(examples, others)}
+    texts |= {f"e{k:03d}": how for k, (how, _) in leaked.items()}
+    rows += [
+        corpus_row(2000 + k, picture(9000 + k, "web"), caption=leaked[k][1] if k in leaked else None)
+        for k in range(others)
+    ]
     rows += [corpus_row(3000 + k, flat(200 + 10 * k)) for k in range(3)]
     for k in range(repeats):
         answers[f"r{k:03d}"] = "resized"
@@ -112,14 +175,19 @@ def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 12
     # A blank frame in the set, of another grey and size than the corpus's blank frames: alike to any hash, not the same.
     ids = [f"e{k:03d}" for k in range(examples)] + [f"r{k:03d}" for k in range(repeats)] + ["blank"]
     table = pa.table(
-        {"id": ids, "image": [*images, flat(128, 160)], "label": pa.array([*labels, 0], pa.int32())},
+        {
+            "id": ids,
+            "image": [*images, flat(128, 160)],
+            "label": pa.array([*labels, 0], pa.int32()),
+            "caption": [*(sentence(k) for k in range(examples)), *["A repeat"] * repeats, None],
+        },
     )
     evaluation = folder / "evaluation.parquet"
     pq.write_table(table, evaluation)
     corpus = folder / "corpus"
     pieces = [pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)]
     manifest.write_corpus(str(corpus), pieces, rows_per_shard=50, hashes=HASH_VERSION)
-    return Planted(corpus, evaluation, answers)
+    return Planted(corpus, evaluation, answers, texts, named)
 
 
 def overlap_config(planted: Planted, report: Path, **more: object) -> OverlapConfig:
@@ -129,5 +197,6 @@ def overlap_config(planted: Planted, report: Path, **more: object) -> OverlapCon
         "sets": [{"name": "scenes", "path": str(planted.evaluation), "id": "id", "label": "label", "limit": 0.1}],
         "report": {"dir": str(report)},
         "engine": {"workers": 2},
+        "copies": {"examples": 3},
     }
     return OverlapConfig.model_validate({**values, **more})

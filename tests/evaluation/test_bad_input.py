@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,12 +28,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> planted.Planted:
 
 
 class Wrong(NamedTuple):
-    """What is wrong: an override, keys of the set, keys of the manifest; and what the sentence must say."""
+    """What is wrong: an override, keys of the set, keys of the manifest, files of names; and what the sentence must say."""
 
     said: str
     override: str | None = None
     one: dict[str, object] | None = None
     manifest: dict[str, object] | None = None
+    names: tuple[str, ...] = ()
 
 
 ROWS = {
@@ -48,6 +50,10 @@ ROWS = {
     "set name": Wrong("sets.0.name", one={"name": "a/../b"}),
     "limit": Wrong("sets.0.limit", one={"limit": 2}),
     "label column": Wrong("no column 'lable'", one={"label": "lable"}),
+    "text rule": Wrong("text.similarity", "text.similarity=0"),
+    "text rule of a set": Wrong("sets.0.text.run", one={"text": {"run": 0}}),
+    "no file of names": Wrong("gone.txt: no such file", names=("gone.txt",)),
+    "names of other classes": Wrong("names.txt: names 2 classes, set 'scenes' has 7", names=("{folder}/names.txt",)),
     "empty set": Wrong("has no picture where", one={"where": {"id": "zzz"}}),
     "predictions of another set": Wrong("example 'x' is not in the set", one={"predictions": "{folder}/p.parquet"}),
     "no predictions file": Wrong("gone.parquet: no such file", one={"predictions": "gone.parquet"}),
@@ -68,6 +74,9 @@ def test_bad_input(small: planted.Planted, tmp_path: Path, name: str) -> None:
     one = {"name": "scenes", "path": str(small.evaluation), "id": "id", "label": "label", **(wrong.one or {})}
     if "predictions" in one:
         one["predictions"] = str(one["predictions"]).format(folder=tmp_path)
+    (tmp_path / "names.txt").write_text("wren\ntit\n", "utf-8")
+    if wrong.names:
+        one["names"] = [place.format(folder=tmp_path) for place in wrong.names]
     values = {"corpus": {"manifest": str(corpus)}, "report": {"dir": str(tmp_path / "report")}, "sets": [one]}
     config = tmp_path / "overlap.toml"
     config.write_text(tomli_w.dumps(values), "utf-8")
@@ -85,7 +94,7 @@ def test_a_missing_hash_column_of_a_shard(small: planted.Planted, tmp_path: Path
     shard = manifest.load(str(small.corpus)).shards[0]
     table = pq.read_table(small.corpus / shard.index_path).drop_columns(["pdq256"])
     pq.write_table(table, tmp_path / shard.index_path)
-    work = _JoinWork(str(tmp_path), EvalCodes([], []), [Thresholds()], withhold=False)
+    work = _JoinWork(str(tmp_path), EvalCodes([], []), np.empty(0, np.int64), [Thresholds()], withhold=False)
     with pytest.raises(InputError, match="column 'pdq256' is missing; rebuild the corpus"):
         work.read(Unit("0", (), {"shard": shard.path, "index": shard.index_path}))
 

@@ -24,6 +24,7 @@ from pipeline.content.labelled import open_set
 from pipeline.contracts.config import to_toml
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import uid
+from pipeline.engine import EngineConfig, Run
 from tests.evaluation import foreign, planted
 from trainer.data import tars
 
@@ -46,7 +47,17 @@ def cluster() -> Iterator[None]:
 
 
 def config_of(made: planted.Planted, corpus: dict[str, Any], report: Path) -> OverlapConfig:
-    return planted.overlap_config(made, report, corpus=corpus)
+    """A config that asks for pictures, captions and class names."""
+    one = {
+        "name": "scenes",
+        "path": str(made.evaluation),
+        "id": "id",
+        "label": "label",
+        "limit": 0.1,
+        "caption": "caption",
+    }
+    sets = [{**one, "classes": list(planted.CLASSES), "absent_classes": True}]
+    return planted.overlap_config(made, report, corpus=corpus, sets=sets)
 
 
 def codes_of(made: planted.Planted) -> EvalCodes:
@@ -80,7 +91,7 @@ def test_the_same_matches_as_in_our_own_shards(small: planted.Planted, tmp_path:
         assert made.rows.num_rows + made.rejected.num_rows == listing.rows.num_rows
         seen += made.rows.num_rows
         rows = made.rows.sort_by("uid").combine_chunks()
-        found += corpora.placed(join_shard(rows, file.name, codes, [Thresholds()]), rows).to_pylist()
+        found += corpora.keyed(join_shard(rows, file.name, codes, [Thresholds()]), rows).to_pylist()
         if layout == "webdataset":
             assert set(made.rows["uid"].to_pylist()) <= {uid(pair.url, pair.caption) for pair in pairs}
     assert foreign.by_picture(found) == expected
@@ -148,13 +159,19 @@ def test_the_job_on_tars(small: planted.Planted, tmp_path: Path, capsys: pytest.
         "1 not an image; 1 damaged, searched up to the damage" in said
     )
     assert {row["eval_id"] for row in read_split(report) if row["in_overlap"]} == set(small.answers)
+    assert {row["eval_id"]: row["text_method"] for row in read_split(report) if row["text_method"]} == small.texts
     matched = pq.read_table(report / files.PAIRS).to_pylist()
+    assert {row["eval_id"] for row in matched if row["names_label"]} == {"e001"}, (
+        "the other name is Chinese, and not given here"
+    )
     lines = (report / files.REMOVAL).read_text("utf-8").splitlines()
     assert lines == [
         "\t".join(map(str, place)) for place in sorted((row["shard"], row["row"], row["key"]) for row in matched)
     ]
     assert all(foreign.sha256(pairs[int(row["key"])].image) == row["image_sha256"] for row in matched)
-    assert (report / files.PAGE).read_text("utf-8").count("data:image/jpeg;base64,") == 2 * len(small.answers)
+    misses = [row for row in pq.read_table(report / files.NEAREST).to_pylist() if row["eval_id"] not in small.answers]
+    cards = len(small.answers) + len(misses)
+    assert (report / files.PAGE).read_text("utf-8").count("data:image/jpeg;base64,") == 2 * cards
     assert verify(str(report)) == []
     # The trainer reads the same rows of the same tars, and calls them by the same root.
     trained = tars.open_tars(tars.find(str(corpus["files"])), str(tmp_path), rank=0, world_size=1, wait=lambda: None)
@@ -186,11 +203,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("cluster")
 def test_hash_only_keeps_no_text_of_a_folder(small: planted.Planted, tmp_path: Path) -> None:
-    corpus = foreign.write_folder(tmp_path / "in", foreign.pairs_of(small))
+    pairs = foreign.pairs_of(small)
+    corpus = foreign.write_folder(tmp_path / "in", pairs)
     config = config_of(small, corpus, tmp_path / "report")
     config = config.model_copy(update={"report": config.report.model_copy(update={"evidence": "hash-only"})})
     told = job.run(config)
     assert {row["eval_id"] for row in read_split(tmp_path / "report") if row["in_overlap"]} == set(small.answers)
+    said = {pair.caption for number, pair in enumerate(pairs) if number % 3}  # others have no texts beside them
+    expected = small.texts if planted.sentence(0).upper() in said else {}
+    assert {
+        row["eval_id"]: row["text_method"] for row in read_split(tmp_path / "report") if row["text_method"]
+    } == expected
     assert (told.corpus.kind, told.corpus.content_root.partition(":")[0]) == ("folder", "folder")
     assert verify(str(tmp_path / "report")) == []
     for path in (path for path in tmp_path.rglob("*.parquet") if "evaluation" not in path.name):
@@ -210,11 +233,38 @@ def test_a_report_with_another_list_of_rows_is_caught(small: planted.Planted, tm
     told = json.loads(whole[files.REPORT])
     told["corpus"]["rejected"] = {"bad_luck": 1}
     for changed, words in (
-        ({files.REMOVAL: b"".join(lines[1:])}, "removal_ids.txt: is not the list of rows in pairs.parquet"),
+        ({files.REMOVAL: b"".join(lines[1:])}, "removal_ids.txt: is not the list of rows that the pairs give"),
         ({files.REPORT: files.canonical(told)}, "corpus.rejected is {'bad_luck': 1}"),
     ):
         files.publish(str(tmp_path / "report"), {**whole, **changed}, seal.inputs)
         assert any(words in problem for problem in verify(str(tmp_path / "report")))
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("layout", foreign.LAYOUTS)
+def test_withheld_texts_are_read_from_the_files(small: planted.Planted, tmp_path: Path, layout: str) -> None:
+    """What hash-only keeps out of its indexes the search for words still sees; and a finished search knows the pictures again."""
+    pairs = foreign.pairs_of(small)
+    config = config_of(small, foreign.LAYOUTS[layout](tmp_path / "in", pairs), tmp_path / "report").corpus
+    found = corpora.find_files(config)
+    texts = []
+    for withhold in (False, True):
+        with Run(str(tmp_path / f"work-{withhold}"), EngineConfig(), {}, "") as driver:
+            corpus = corpora.of_files(driver, found, config, withhold=withhold)
+        read = [
+            (corpus.texts(one.shard, one.path), corpora.read_index(corpus.folder, one.path, withhold=False))
+            for one in corpus.indexes
+        ]
+        assert all((table["caption"].null_count == table.num_rows) == withhold for _, table in read)
+        texts.append([table.to_pylist() for table, _ in read])
+    assert texts[0] == texts[1]
+    assert sum(map(len, texts[0])) == len(pairs)
+    places = [(index.shard, row["row"]) for index, rows in zip(corpus.indexes, texts[0], strict=True) for row in rows]
+    again = corpora.pictures_of(config, str(tmp_path / "work-True"))(places)
+    assert {foreign.sha256(data or b"") for data in again.values()} == {foreign.sha256(pair.image) for pair in pairs}
+    assert again == corpus.pictures(places)
+    with pytest.raises(InputError, match=r"has no listing of .* run `overlap` again"):
+        corpora.pictures_of(config, str(tmp_path / "elsewhere"))
 
 
 # ---- bad input

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from evaluation.overlap import index
 from evaluation.overlap.index import HammingIndex
+from pipeline.content.hashes import hamming
 
 
 def naive(queries: NDArray[np.uint8], codes: NDArray[np.uint8], distance: int) -> list[tuple[int, int, int]]:
@@ -64,6 +65,28 @@ def test_every_pattern_of_flips_around_the_limit_is_found(width: int, distance: 
     assert found == [(0, row, flipped) for row, flipped in enumerate(expected) if flipped <= distance]
 
 
+@pytest.mark.parametrize("width", [8, 32])
+def test_a_pair_that_only_one_slot_can_find(width: int) -> None:
+    """As many bits as each slot may just not have, and in one slot a bit less: all `distance` of them, for each slot in turn.
+
+    Only that slot is looked up with success, and its next two differ in as many bits as they may.
+    """
+    slots, draws = width // 2, np.random.default_rng(width)
+    for distance in range(3 * slots):
+        most, rest = divmod(distance, slots)
+        per_slot = np.array([most + 1 if slot <= rest else most for slot in range(slots)])  # they sum to distance + 1
+        bits = draws.integers(0, 2, (3000, width * 8), dtype=np.uint8)
+        bits[:slots] = 0
+        chosen = np.flatnonzero(per_slot)
+        for row, short in enumerate(chosen):
+            for slot in range(slots):
+                inside = slot + slots * draws.permutation(16)[: per_slot[slot] - (slot == short)]
+                bits[row, inside] = 1
+        codes = np.packbits(bits, axis=1, bitorder="little")
+        found = triples(HammingIndex(codes).search(np.zeros((1, width), np.uint8), distance))
+        assert found[: len(chosen)] == [(0, row, distance) for row in range(len(chosen))], distance
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([8, 32]), st.integers(0, 60), st.integers(1, 700))
 def test_any_distance_and_any_number_of_codes(seed: int, width: int, distance: int, n: int) -> None:
@@ -80,6 +103,26 @@ def test_alike_codes_fill_more_than_the_room(monkeypatch: pytest.MonkeyPatch) ->
     queries[1] = 255
     for distance in (31, 60):
         assert triples(HammingIndex(codes).search(queries, distance)) == naive(queries, codes, distance)
+
+
+def test_so_many_codes_that_their_lists_are_read_ahead() -> None:
+    queries, codes = planted(5, 32, index._LONG * index._VALUES + 1, 30, 35)
+    table = hamming(queries[:, None], codes[None])
+    expected = [(int(q), int(c), int(table[q, c])) for q, c in np.argwhere(table <= 31)]
+    assert triples(HammingIndex(codes).search(queries, 31)) == expected
+    assert len(expected) > 8
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("distance", [15, 31, 47])
+def test_a_hundred_million_pairs(distance: int) -> None:
+    queries, codes = planted(distance, 32, 100_000, 1000, distance + 9)
+    expected = []
+    for start in range(0, 1000, 50):
+        table = hamming(queries[start : start + 50, None], codes[None])
+        expected += [(start + int(q), int(c), int(table[q, c])) for q, c in np.argwhere(table <= distance)]
+    assert triples(HammingIndex(codes).search(queries, distance)) == expected
+    assert len(expected) > 300
 
 
 def test_one_index_answers_all_distances() -> None:

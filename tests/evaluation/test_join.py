@@ -1,5 +1,7 @@
 """The join of one shard: every plant by the right method, no look-alike, and equal to a naive twin on random hashes."""
 
+import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from evaluation.config import Thresholds
+from evaluation.overlap import join
 from evaluation.overlap.job import hash_pictures
 from evaluation.overlap.join import EvalCodes, join_shard
 from evaluation.overlap.splits import split_set
@@ -14,6 +17,7 @@ from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS
 from pipeline.content.labelled import open_set
 from pipeline.contracts import manifest, parquet
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.schema import INDEX_SCHEMA
 from tests.evaluation import planted
 
 EXPECTED = {
@@ -57,6 +61,22 @@ def random_side(rows: int, seed: int) -> dict[str, list[object]]:
     }
 
 
+def random_index(theirs: dict[str, list[object]]) -> pa.Table:
+    """An index of 200 rows with these hashes."""
+    return pa.table(
+        {
+            "uid": pa.array([bytes([0, n]) * 8 for n in range(200)], pa.binary(16)),
+            "url": [f"u{n}" for n in range(200)],
+            "caption": pa.nulls(200, pa.string()),
+            "source_sha256": pa.array(theirs["sha256"], pa.binary(32)),
+            "image_sha256": pa.array(random_side(200, 3)["sha256"], pa.binary(32)),
+            "phash64": pa.array(theirs["phash64"], pa.uint64()),
+            "pdq256": pa.array(theirs["pdq256"], pa.binary(32)),
+            "pdq_quality": pa.array(theirs["pdq_quality"], pa.uint8()),
+        }
+    )
+
+
 def test_equal_to_a_naive_twin() -> None:
     ours, theirs = random_side(60, 1), random_side(200, 2)
     for row in range(0, 200, 17):
@@ -71,18 +91,7 @@ def test_equal_to_a_naive_twin() -> None:
         Thresholds(pdq_distance=24, phash_distance=1, phash_pdq_distance=30),
         Thresholds(pdq_distance=28, pdq_quality=60),
     ]
-    index = pa.table(
-        {
-            "uid": pa.array([bytes([0, n]) * 8 for n in range(200)], pa.binary(16)),
-            "url": [f"u{n}" for n in range(200)],
-            "caption": [None] * 200,
-            "source_sha256": pa.array(theirs["sha256"], pa.binary(32)),
-            "image_sha256": pa.array(random_side(200, 3)["sha256"], pa.binary(32)),
-            "phash64": pa.array(theirs["phash64"], pa.uint64()),
-            "pdq256": pa.array(theirs["pdq256"], pa.binary(32)),
-            "pdq_quality": pa.array(theirs["pdq_quality"], pa.uint8()),
-        }
-    )
+    index = random_index(theirs)
     found = join_shard(index, "s", codes, limits).to_pylist()
     expected = []
     for place, our in enumerate(table.to_pylist()):
@@ -109,25 +118,59 @@ def test_a_missing_hash_column_is_named() -> None:
         join_shard(index, "s", EvalCodes([], []), [Thresholds()], place="00001.index.parquet")
 
 
+@pytest.mark.parametrize(
+    ("column", "kind"), [("pdq256", pa.binary()), ("phash64", pa.int64()), ("source_sha256", pa.binary(20))]
+)
+def test_hashes_of_another_type_are_named(column: str, kind: pa.DataType) -> None:
+    kinds = {name: INDEX_SCHEMA.field(name).type for name in INDEX_COLUMNS} | {column: kind}
+    index = pa.table({name: pa.array([], kind) for name, kind in kinds.items()})
+    with pytest.raises(InputError, match=re.escape(f"00001.index.parquet: column {column!r} is {kind}, not ")):
+        join_shard(index, "s", EvalCodes([], []), [Thresholds()], place="00001.index.parquet")
+
+
+def test_nulls_match_nothing() -> None:
+    """Neither a digest that is missing nor hashes that are, whatever bytes lie under them; not even an example whose hashes are zero."""
+    zero = pa.table([[0], ["e"], [bytes(32)], [0], [bytes(32)], [100]], schema=CODE_SCHEMA)
+    nothing = {name: pa.nulls(2, INDEX_SCHEMA.field(name).type) for name in INDEX_COLUMNS}
+    index = pa.table({**nothing, "uid": pa.array([bytes(16), bytes(15) + b"1"], pa.binary(16))})
+    assert join_shard(index, "s", EvalCodes(["a"], [zero]), [Thresholds()]).num_rows == 0
+
+
+def test_tables_in_pieces_and_cut_from_larger_ones() -> None:
+    """What Arrow hands over may lie in several places, and begin in the middle of one."""
+    theirs = random_side(200, 2)
+    for row in range(0, 200, 17):
+        theirs["pdq256"][row] = None
+    index = random_index(theirs)
+    table = pa.table({"eval_row": range(60), "eval_id": [str(n) for n in range(60)], **random_side(60, 1)}, CODE_SCHEMA)
+    whole = join_shard(index, "s", EvalCodes(["a"], [table]), [Thresholds()])
+    assert whole.num_rows > 20
+    pieces = pa.concat_tables([index.slice(0, 70), index.slice(70)])
+    inside = pa.concat_tables([index.slice(150), index, index.slice(0, 9)]).combine_chunks().slice(50, 200)
+    cut = pa.concat_tables([table.slice(30), table]).combine_chunks().slice(30)
+    assert pieces["pdq256"].num_chunks == 2
+    assert inside["pdq256"].chunk(0).offset == 50
+    for form in (pieces, inside):
+        assert join_shard(form, "s", EvalCodes(["a"], [cut]), [Thresholds()]).equals(whole)
+
+
+def test_tables_are_made_once_in_a_process() -> None:
+    """Each task of a worker unpickles codes of its own; the search tables stay, until codes or the texture asked for are others."""
+    table = pa.table({"eval_row": range(60), "eval_id": [str(n) for n in range(60)], **random_side(60, 1)}, CODE_SCHEMA)
+    codes, fewer = EvalCodes(["a"], [table]), EvalCodes(["a"], [table.slice(1)])
+    index = random_index(random_side(200, 2))
+    join._searches.cache_clear()
+    made = []
+    for one, quality in ((codes, 40), (codes, 40), (codes, 60), (fewer, 60), (fewer, 60)):
+        task: EvalCodes = pickle.loads(pickle.dumps(one))
+        limits = [Thresholds(pdq_quality=quality)]
+        again = join_shard(index, "s", task, limits)
+        made.append(join._searches.cache_info().misses)
+        assert again.equals(join_shard(index, "s", one, limits))
+    assert made == [1, 1, 2, 3, 3]
+
+
 def test_nothing_on_either_side() -> None:
     empty = EvalCodes(["a"], [CODE_SCHEMA.empty_table()])
-    index = pa.table(
-        {
-            name: pa.array([], kind)
-            for name, kind in zip(
-                INDEX_COLUMNS,
-                [
-                    pa.binary(16),
-                    pa.string(),
-                    pa.string(),
-                    pa.binary(32),
-                    pa.binary(32),
-                    pa.uint64(),
-                    pa.binary(32),
-                    pa.uint8(),
-                ],
-                strict=True,
-            )
-        }
-    )
+    index = pa.table({name: pa.array([], INDEX_SCHEMA.field(name).type) for name in INDEX_COLUMNS})
     assert join_shard(index, "s", empty, [Thresholds()]).num_rows == 0

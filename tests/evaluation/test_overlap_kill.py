@@ -30,8 +30,8 @@ KILLS = 10
 OTHERS = 420  # pictures that make the corpus ten shards and so the join ten units
 STEPS = ("temporary", "renamed", "record")
 PUBLISHED = (
-    "pairs.parquet",
-    "summary.csv",
+    "classes.parquet",
+    "text_pairs.parquet",
     "manifest.json",
 )  # the first file of a report, the last before its seal, the seal
 
@@ -79,7 +79,15 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("overlap-kill")
     config = folder / "overlap.toml"
     made = planted.plant(folder, others=OTHERS)
-    config.write_text(to_toml(planted.overlap_config(made, folder / "unused")), "utf-8")
+    one = {
+        "name": "scenes",
+        "path": str(made.evaluation),
+        "id": "id",
+        "label": "label",
+        "limit": 0.1,
+        "caption": "caption",
+    }
+    config.write_text(to_toml(planted.overlap_config(made, folder / "unused", sets=[one])), "utf-8")
     with pipelines.ray_folder() as ray:
         found = Ground(config, folder, pipelines.environment(ray), [])
         started = time.monotonic()
@@ -117,12 +125,17 @@ def kill_at(found: Ground, name: str, point: str) -> int:
 @pytest.mark.timeout(1800)
 def test_killed_after_every_step(ground: Ground) -> None:
     """One output is killed again and again, each launch a step later; one worker commits in order, so it is known what stands at each."""
-    unit = {stage: ground.records("whole", stage)[-2:][0].stem for stage in ("codes", "join")}
+    unit = {stage: ground.records("whole", stage)[-2:][0].stem for stage in ("codes", "join", "text")}
     points = [f"{stage}/{name}/{step}" for stage, name in unit.items() for step in STEPS]
     points += [f"publish/{name}/file" for name in PUBLISHED]
     committed = [kill_at(ground, "steps", point) for point in points]
-    total = len(ground.records("whole"))
-    assert committed == [0, 0, 1, total - 2, total - 2, total - 1, total, total, total]
+    total, joined = len(ground.records("whole")), 1 + len(ground.records("whole", "join"))
+    assert committed == [
+        *(0, 0, 1),
+        *(joined - 2, joined - 2, joined - 1),
+        *(total - 2, total - 2, total - 1),
+        *(total, total, total),
+    ]
     ground.finish_and_compare("steps")
 
 
@@ -193,14 +206,15 @@ def killed_in_a_unit(found: Ground, launch: pipelines.Launch, pid: int, name: st
 
 @pytest.mark.prove
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", ["codes", "join"])
+@pytest.mark.parametrize("stage", ["codes", "join", "text"])
 def test_a_worker_killed_in_a_unit_is_replaced(ground: Ground, stage: str) -> None:
     """A unit that ended before we saw its worker is no hit: then the same again on an output of its own."""
     for attempt in itertools.count():
         name = f"worker-{stage}-{attempt}"
-        if stage == "join":
+        before = {"join": "codes", "text": "join"}.get(stage)
+        if before:
             # A launch that starts with this stage: its first unit loads the libraries, which takes a while.
-            kill_at(ground, name, f"codes/{ground.records('whole', 'codes')[-1].stem}/record")
+            kill_at(ground, name, f"{before}/{ground.records('whole', before)[-1].stem}/record")
         launch, hit = kill_a_worker(ground, name, stage)
         assert launch.wait() == 0, launch.text()
         ground.compare(name)

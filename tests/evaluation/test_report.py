@@ -12,81 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.overlap.tables import PREDICTIONS_VERSION
 from evaluation.report import files, verify
 from evaluation.report.files import read_report
-from evaluation.zeroshot import PREDICTION_SCHEMA
-from pipeline.content.labelled import open_set
-from pipeline.contracts.config import to_toml
 from pipeline.contracts.errors import InputError
 from tests.conftest import ROOT
 from tests.evaluation import planted
+from tests.evaluation.made import Made, command
 
 SEALED = {
-    "manifest.json", "pairs.parquet", "removal_ids.txt", "report.html", "report.json", "report.schema.json",
-    "splits/blind.parquet", "splits/scenes.parquet", "summary.csv",
+    "classes.parquet", "copies.parquet", "labels.parquet", "manifest.json", "nearest.parquet", "pairs.parquet", "removal_ids.txt",
+    "removal_ids_text.txt", "report.html", "report.json", "report.schema.json", "splits/blind.parquet", "splits/scenes.parquet",
+    "summary.csv", "text_pairs.parquet",
 }  # fmt: skip
-
-
-def command(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "evaluation", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(one.relative_to(folder)): one.read_bytes() for one in sorted(folder.rglob("*")) if one.is_file()}
-
-
-class Made:
-    """A planted corpus, its config file, and the report that the command wrote."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.planted = planted.plant(folder, repeats=2)
-        self.report = folder / "report"
-        predictions = folder / "predictions.parquet"
-        one = {"name": "scenes", "path": str(self.planted.evaluation), "id": "id", "label": "label", "limit": 0.1}
-        config = planted.overlap_config(
-            self.planted,
-            self.report,
-            sets=[
-                {**one, "predictions": str(predictions)},
-                {**one, "name": "blind", "limit": 0.5, "where": {"label": 3}},
-            ],
-        )
-        self.right = write_predictions(predictions, self.planted)
-        self.config = folder / "overlap.toml"
-        self.config.write_text(to_toml(config), "utf-8")
-        self.result = command("overlap", "--config", str(self.config))
-
-
-def write_predictions(path: Path, made: planted.Planted) -> dict[str, bool]:
-    """A model that knows what it has seen: right on leaked examples, on others every second time."""
-    labelled = open_set(planted.overlap_config(made, path).sets[0])
-    right = {name: name in made.answers or row % 2 == 0 for row, name in enumerate(labelled.ids)}
-    rows = [
-        {
-            "row": row,
-            "eval_id": name,
-            "sha256": labelled.sha256[row],
-            "label": int(labelled.labels[row]),
-            "prediction": int(labelled.labels[row]) + (not right[name]),
-            "top5": [1],
-            "score": 0.5,
-            "correct": right[name],
-        }
-        for row, name in enumerate(labelled.ids)
-    ]
-    table = pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
-    identity = {"format_version": str(PREDICTIONS_VERSION), "set_content_hash": labelled.content_hash}
-    pq.write_table(table.replace_schema_metadata(identity), path)
-    return right
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("overlap"))
 
 
 @pytest.fixture
@@ -121,11 +62,46 @@ def test_the_figures(made: Made) -> None:
     assert (blind.effect, blind.verdict, blind.over_limit) == (None, "overlap, not scored", False)
     assert report.over_limit == ["scenes"]
     split = pq.read_table(made.report / "splits" / "scenes.parquet").to_pylist()
+    assert [step.distance for step in scenes.sweep] == [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 31]
+    assert scenes.sweep[0].overlapping == 6 + sum(row["method"] == "pdq" and row["pdq_distance"] == 0 for row in split)
+    last = scenes.sweep[-1]
+    assert last.overlapping == 17 - scenes.found.by_method["phash"]
+    assert (last.all_minus_clean, last.difference) == (scenes.effect.all_minus_clean, scenes.effect.difference)
+    assert {(step.scored, step.p_value) for step in blind.sweep} == {(0, None)}
+    assert (scenes.nearest.sampled, sum(scenes.nearest.counts)) == (42, 42), "all but the blank frame"
+    assert sum(scenes.nearest.counts[:4]) == last.overlapping, "a match is within 31 bits and nothing else is"
+    assert {recall.found.n for recall in scenes.copies} == {3}
+    recalls = {recall.transform: recall.found.hits for recall in scenes.copies}
+    assert (recalls["recompressed, JPEG q10"], recalls["mirrored"], recalls["crop, half of the area"]) == (3, 0, 0)
     assert {row["eval_id"]: row["cluster"] for row in split if row["cluster"] != row["eval_row"]} == {
         "r000": 0,
         "r001": 1,
     }
     assert {row["eval_id"] for row in split if row["in_overlap"]} == set(made.planted.answers)
+
+
+def test_the_words(made: Made) -> None:
+    """Captions and class names: what was planted by the way it was planted, and nothing else."""
+    scenes, blind = read_report(str(made.report)).sets
+    split = pq.read_table(made.report / "splits" / "scenes.parquet").to_pylist()
+    assert {row["eval_id"]: row["text_method"] for row in split if row["text_method"]} == made.planted.texts
+    captions, labels = scenes.text.captions, scenes.text.labels
+    assert captions is not None
+    assert labels is not None
+    assert (captions.share.n, captions.share.hits, captions.texts, captions.too_short) == (40, 8, 40, 2)
+    assert captions.by_method == {"exact": 5, "contained": 1, "near": 2}
+    assert (captions.pairs, captions.corpus_rows, captions.with_picture) == (8, 8, 3)
+    pairs = pq.read_table(made.report / "pairs.parquet").to_pylist()
+    assert {pair["eval_id"] for pair in pairs if pair["names_label"]} - {"r000", "r001"} == made.planted.named
+    asked = {pair["eval_id"] for pair in pairs if pair["names_label"] is not None}
+    assert (labels.named.n, labels.classes) == (len(asked), 13)
+    assert asked == set(made.planted.answers)
+    rows = {row["label"]: row["rows"] for row in pq.read_table(made.report / "classes.parquet").to_pylist()}
+    assert labels.mentions == sum(rows.values()) == len(made.planted.named)
+    assert (blind.text.captions, blind.text.labels) == (None, None), "class numbers are no names"
+    removed = (made.report / "removal_ids_text.txt").read_text().split()
+    assert len(removed) == len(made.planted.texts) - captions.with_picture
+    assert not set(removed) & set((made.report / "removal_ids.txt").read_text().split())
 
 
 def test_report_prints_and_exits_with_3(made: Made) -> None:
@@ -165,7 +141,8 @@ def test_the_page_is_self_contained_and_escapes(made: Made) -> None:
         assert "javascript:" not in value
     assert not re.search(r"@import|url\((?!#)", text)
     assert "default-src 'none'" in text
-    assert page.tags.count("img") == 2 * (17 + 2)
+    misses = sum(min(12, one.nearest.sampled - one.found.share.hits) for one in read_report(str(made.report)).sets)
+    assert page.tags.count("img") == 2 * (17 + 2 + misses)
 
 
 def test_a_second_run_gives_the_same_bytes(made: Made, tmp_path: Path) -> None:
@@ -180,9 +157,9 @@ def test_an_interrupted_run_is_completed(made: Made, tmp_path: Path) -> None:
     """A run that stopped between two files, and one that lost half of its units, end with the same bytes."""
     half = tmp_path / "half"
     work = Path(shutil.copytree(f"{made.report}.work", tmp_path / "half.work"))
-    records = sorted((work / "join").rglob("*.json"))
-    for record in records[::2]:
-        record.unlink()
+    for stage in ("join", "text"):
+        for record in sorted((work / stage).rglob("*.json"))[::2]:
+            record.unlink()
     shutil.copytree(made.report, half)
     for name in ("manifest.json", "report.html", "splits/scenes.parquet"):
         (half / name).unlink()
@@ -197,9 +174,15 @@ def test_hash_only_shows_nothing_of_the_corpus(made: Made, tmp_path: Path) -> No
     result = command("overlap", "--config", str(made.config), f"report.dir={hidden}", "report.evidence=hash-only")
     assert result.returncode == 0, result.stderr
     work = tmp_path / "hidden.work"
-    tables = [pq.read_table(path) for path in [hidden / "pairs.parquet", *work.glob("join/*/*.parquet")]]
-    assert len(tables) == 1 + len(list(work.glob("join/*/*.json"))) > 2
-    assert sum(table.num_rows for table in tables) == 2 * 19
+    names = [hidden / "pairs.parquet", hidden / "nearest.parquet", *work.glob("join/*/*.parquet")]
+    tables = [pq.read_table(path) for path in names]
+    assert len(tables) == 2 + 2 * len(list(work.glob("join/*/*.json"))) > 4
+    assert sum(table.num_rows for table in tables if "method" in table.column_names) == 2 * 19
+    said = [hidden / "text_pairs.parquet", *(one for one in work.glob("text/*/*.parquet") if one.name.count(".") == 1)]
+    tables += (pq.read_table(path) for path in said)
+    assert sum(table.num_rows for table in tables if "method" in table.column_names) == 2 * 19 + 2 * len(
+        made.planted.texts
+    )
     for table in tables:
         assert table["url"].null_count == table["caption"].null_count == table.num_rows
     # Parquet compresses, so tables are read back; everything else, indexes of shards included, is searched as it lies there.
@@ -208,6 +191,9 @@ def test_hash_only_shows_nothing_of_the_corpus(made: Made, tmp_path: Path) -> No
     assert b"example.org" not in everything
     assert b"picture number" not in everything
     assert b"onerror" not in everything
+    for words in ("stands on a table", "STANDS ON A TABLE", "棕色的狗", "湖边的", "seen from afar"):
+        assert words.encode() not in everything
+        assert repr(words)[1:-1].encode() not in everything
     assert b"data:image" not in everything
     assert verify(str(hidden)) == []
 
@@ -264,6 +250,24 @@ def reseal(folder: Path, name: str, data: bytes) -> None:
         (("sets", 0, "effect", "by_class", "p_value"), 0.5),
         (("sets", 0, "effect", "by_class", "difference", "value"), 0.0),
         (("sets", 0, "effect", "by_class"), None),
+        (("sets", 0, "text", "captions", "share", "hits"), 7),
+        (("sets", 0, "text", "captions", "share", "high"), 0.9),
+        (("sets", 0, "text", "captions", "texts"), 39),
+        (("sets", 0, "text", "captions", "too_short"), 3),
+        (("sets", 0, "text", "captions", "by_method", "near"), 1),
+        (("sets", 0, "text", "captions", "pairs"), 7),
+        (("sets", 0, "text", "captions", "corpus_rows"), 7),
+        (("sets", 0, "text", "captions", "with_picture"), 2),
+        (("sets", 0, "text", "captions"), None),
+        (("sets", 0, "text", "labels", "named", "hits"), 5),
+        (("sets", 0, "text", "labels", "named", "low"), 0.1),
+        (("sets", 0, "text", "labels", "expected"), 0.5),
+        (("sets", 0, "text", "labels", "classes"), 12),
+        (("sets", 0, "text", "labels", "classes_named"), 13),
+        (("sets", 0, "text", "labels", "mentions"), 5),
+        (("sets", 0, "text", "labels"), None),
+        (("sets", 0, "text", "rule", "similarity"), 0.7),
+        (("sets", 0, "text", "names_sha256"), []),
         (("sets", 0, "clusters"), 43),
         (("sets", 0, "found", "share", "hits"), 14),
         (("sets", 0, "found", "by_method", "pdq"), 8),
@@ -283,6 +287,19 @@ def reseal(folder: Path, name: str, data: bytes) -> None:
         (("sets", 0, "effect", "predictions_sha256"), "00" * 32),
         (("sets", 0, "effect", "model"), "a better model"),
         (("statistics", "alpha"), 0.01),
+        (("sets", 0, "sweep", 3, "overlapping"), 0),
+        (("sets", 0, "sweep", 3, "scored"), 1),
+        (("sets", 0, "sweep", 3, "distance"), 10),
+        (("sets", 0, "sweep", 3, "all_minus_clean"), 0.0),
+        (("sets", 0, "sweep", 3, "difference", "high"), 0.1),
+        (("sets", 0, "sweep", 3, "p_value"), 0.5),
+        (("sets", 0, "nearest", "sampled"), 41),
+        (("sets", 0, "nearest", "median"), 100.0),
+        (("sets", 1, "nearest", "counts", 0), 7),
+        (("sets", 0, "copies", 2, "found", "hits"), 0),
+        (("sets", 0, "copies", 2, "pdq"), 1),
+        (("sets", 0, "copies", 2, "phash"), 1),
+        (("sets", 0, "copies", 2, "transform"), "none"),
     ],
 )
 def test_a_forged_number_is_found(copy: Path, path: tuple[str | int, ...], value: object) -> None:
@@ -306,8 +323,10 @@ def test_a_forged_number_is_found(copy: Path, path: tuple[str | int, ...], value
         (r'alt="evaluation picture e[0-9]+"', 'alt="evaluation picture none"'),
         (r"<dt>example</dt><dd>e[0-9]+ ", "<dt>example</dt><dd>e999 "),
         (r"<article class=\"pair\">.*?</article>\n", ""),
+        (r'<p class="said">A [a-z]+', '<p class="said">A yellow'),
         (r"</main>", "<p>All is well.</p></main>"),
         (r" d=\"M 4", ' d="M 5'),
+        (r"<h2>Near misses</h2>.*?<dt>example</dt><dd>e[0-9]+ ", "<h2>Near misses</h2><dl><dt>example</dt><dd>e999 "),
     ],
 )
 def test_an_edited_page_is_found(copy: Path, old: str, new: str) -> None:
@@ -317,7 +336,7 @@ def test_an_edited_page_is_found(copy: Path, old: str, new: str) -> None:
     reseal(copy, "report.html", edited.encode())
     problems = verify(str(copy))
     assert len(problems) == 1
-    assert re.search(r"report\.html: (line|its figure|shows)", problems[0]), problems
+    assert re.search(r"report\.html: (line|a figure|shows)", problems[0]), problems
 
 
 @pytest.mark.parametrize("column", ["pairs", "pdq_distance", "phash_distance", "eval_row", "cluster"])
@@ -329,6 +348,89 @@ def test_a_forged_split_is_found(copy: Path, column: str) -> None:
     pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "splits" / "scenes.parquet")
     reseal(copy, "splits/scenes.parquet", (copy / "splits" / "scenes.parquet").read_bytes())
     assert any(row["eval_id"] in problem for problem in verify(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("column", "said"), [("pdq_distance", ".copies.half size."), ("eval_row", "holds other examples than the sample")]
+)
+def test_a_forged_copy_is_found(copy: Path, column: str, said: str) -> None:
+    table = pq.read_table(copy / "copies.parquet")
+    rows = table.to_pylist()
+    rows[1][column] += 40
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "copies.parquet")
+    reseal(copy, "copies.parquet", (copy / "copies.parquet").read_bytes())
+    assert any(said in problem for problem in verify(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [("pdq_distance", "its distance is not that of its hashes"), ("eval_row", "holds other examples than the sample")],
+)
+def test_a_forged_nearest_picture_is_found(copy: Path, column: str, said: str) -> None:
+    table = pq.read_table(copy / "nearest.parquet")
+    rows = table.to_pylist()
+    rows[3][column] += 1
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "nearest.parquet")
+    reseal(copy, "nearest.parquet", (copy / "nearest.parquet").read_bytes())
+    assert any(said in problem for problem in verify(str(copy)))
+
+
+def test_a_pair_that_was_taken_out_is_missed_by_the_nearest(copy: Path) -> None:
+    """Whoever takes a copy out of the pairs must take it out of the nearest pictures too."""
+    table = pq.read_table(copy / "pairs.parquet")
+    rows = table.to_pylist()
+    lost = next(row for row in rows if row["method"] == "pdq")
+    left = [row for row in rows if row["eval_id"] != lost["eval_id"]]
+    pq.write_table(pa.Table.from_pylist(left, table.schema), copy / "pairs.parquet")
+    reseal(copy, "pairs.parquet", (copy / "pairs.parquet").read_bytes())
+    said = f"example '{lost['eval_id']}': its nearest picture is within the threshold and not among its pairs"
+    assert any(said in problem for problem in verify(str(copy)))
+
+
+def test_labels_enter_the_report(made: Made, tmp_path: Path) -> None:
+    """Two people label the sample; precision, recall, agreement and choice are on the page, and `verify` counts them again."""
+    closest = pq.read_table(made.report / "nearest.parquet").to_pylist()
+    for rater in ("Ada", "Bo"):
+        answers = [
+            {
+                "set": row["set"],
+                "eval_id": row["eval_id"],
+                "uid": row["uid"].hex(),
+                "rater": rater,
+                "answer": "same"
+                if row["eval_id"] in made.planted.answers and row["eval_id"] != "e003"
+                else "different",
+            }
+            for row in closest
+        ]
+        (tmp_path / f"{rater}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers), "utf-8")
+    files_ = json.dumps([str(tmp_path / "Ada.jsonl"), str(tmp_path / "Bo.jsonl")])
+    labelled = tmp_path / "labelled"
+    shutil.copytree(f"{made.report}.work", f"{labelled}.work")
+    result = command("overlap", "--config", str(made.config), f"report.dir={labelled}", f"labels={files_}")
+    assert result.returncode == 0, result.stderr
+    found = read_report(str(labelled)).sets[0].calibration
+    assert found is not None
+    assert (found.raters, found.answers, found.kappa, found.chosen) == (["Ada", "Bo"], 42, 1.0, None)
+    assert found.curve[-1].precision == pytest.approx(16 / 42)
+    assert "Ambiguous band" in (labelled / "report.html").read_text("utf-8")
+    assert verify(str(labelled)) == []
+    report = json.loads((labelled / "report.json").read_bytes())
+    for path, value in (
+        (("curve", 1, "precision_low"), 0.99),
+        (("chosen",), 31),
+        (("kappa",), 0.5),
+        (("band",), [0, 0]),
+        (("answers",), 1000),
+    ):
+        forged = json.loads(json.dumps(report))
+        place = forged["sets"][0]["calibration"]
+        for key in path[:-1]:
+            place = place[key]
+        assert place[path[-1]] != value
+        place[path[-1]] = value
+        reseal(labelled, "report.json", files.canonical(forged))
+        assert any(str(path[-1]) in problem and "report.json" in problem for problem in verify(str(labelled))), path
 
 
 def test_forged_settings_are_found(copy: Path) -> None:
@@ -356,6 +458,54 @@ def test_a_forged_pair_is_found(copy: Path, column: str, value: object, said: st
     rows[8][column] = value
     pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "pairs.parquet")
     reseal(copy, "pairs.parquet", (copy / "pairs.parquet").read_bytes())
+    assert any(said in problem for problem in verify(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("score", 0.99, "score is 0.99, its captions give"),
+        ("score", 0.5, "score 0.5 is not one of near"),
+        ("method", "contained", "its words do not stand as contained says"),
+        ("method", "exact", "is not the same caption by its digest"),
+        ("method", "guess", "'guess' is no method"),
+        ("text", 1, "is not the caption of that example"),
+        ("text", 1000, "has no example 1000"),
+        ("caption", "A teal kettle", "caption_sha256 is not that of its caption"),
+        ("set", "other", "names a set 'other'"),
+        ("uid", bytes(16), "removal_ids_text.txt: is not the list of uids"),
+    ],
+)
+def test_a_forged_text_pair_is_found(copy: Path, column: str, value: object, said: str) -> None:
+    table = pq.read_table(copy / "text_pairs.parquet")
+    rows = table.to_pylist()
+    next(row for row in rows if row["method"] == "near")[column] = value
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "text_pairs.parquet")
+    reseal(copy, "text_pairs.parquet", (copy / "text_pairs.parquet").read_bytes())
+    assert any(said in problem for problem in verify(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "said"),
+    [
+        ("splits/scenes.parquet", "caption", "Another caption of words", "are not those of its caption"),
+        ("splits/scenes.parquet", "text", 5, "the first example with its caption is"),
+        ("splits/scenes.parquet", "text_tokens", 50, "are not those of its caption"),
+        ("splits/scenes.parquet", "text_pairs", 9, "its text pairs give"),
+        ("splits/scenes.parquet", "text_method", "near", "its text pairs give"),
+        ("pairs.parquet", "names_label", None, "names_label is None"),
+        ("classes.parquet", "rows", 70, "labels.mentions"),
+        ("classes.parquet", "names", "picture|wren", "names_label is"),
+    ],
+)
+def test_forged_words_are_found(copy: Path, name: str, column: str, value: object, said: str) -> None:
+    table = pq.read_table(copy / name)
+    rows = table.to_pylist()
+    row = next(row for row in rows if row.get("eval_id") == "e001" or row.get("label") == 2)
+    assert row[column] != value
+    row[column] = value
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / name)
+    reseal(copy, name, (copy / name).read_bytes())
     assert any(said in problem for problem in verify(str(copy)))
 
 

@@ -2,27 +2,32 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from evaluation.__main__ import main
-from evaluation.config import ZeroshotConfig
+from evaluation.config import BiasConfig, PromptConfig, ZeroshotConfig
+from evaluation.datasets import open_set
 from evaluation.overlap.splits import read_predictions
+from evaluation.prompts import load_prompts, load_templates
+from evaluation.scoring import retrieve_set
 from pipeline.content.image import decode
-from pipeline.content.labelled import LabelledSet, open_set
-from pipeline.contracts import storage
+from pipeline.content.labelled import LabelledSet, LabelledSetConfig
+from pipeline.content.labelled import open_set as open_table
 from pipeline.contracts.config import load_config, to_toml
 from pipeline.contracts.errors import InputError
+from tests.evaluation import exported
+from tests.evaluation.datasets.packing import CIFAR_NAMES, cifar10_files, pack
 from tests.evaluation.planted import flat, picture
-from trainer import export, models
+from trainer import export
 from trainer.data.transforms import evaluation_pixels, normalise
-from trainer.tokenizer import vocabulary
 
 ROOT_HASH = "ab" * 32
 NAMES = ["red_square", "blue circle", "green star"]
@@ -32,30 +37,7 @@ NAMES = ["red_square", "blue circle", "green star"]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported tiny model, as random as it was born."""
     folder = tmp_path_factory.mktemp("model")
-    vocab = folder / "m.vocabulary"
-    size = vocabulary.train_vocabulary([f"a picture of {name}" for name in NAMES * 5], 600, str(vocab))
-    torch.manual_seed(4)
-    built = models.build("tiny-vit", vocab_size=size)
-    weights = folder / "m.safetensors"
-    safetensors.torch.save_file(export.to_state_dict(built), weights)
-    card = export.Card(
-        preset="tiny-vit",
-        image_size=built.preset.image_size,
-        context_length=built.preset.context_length,
-        vocab_size=size,
-        embed_dim=built.preset.embed_dim,
-        parameters=sum(parameter.numel() for parameter in built.parameters()),
-        tokenizer="bpe",
-        vocabulary="m.vocabulary",
-        vocabulary_sha256=storage.sha256_file(str(vocab)),
-        weights="m.safetensors",
-        weights_sha256=storage.sha256_file(str(weights)),
-        content_root=ROOT_HASH,
-        config_digest="00",
-        step=1,
-        samples_seen=1,
-    )
-    (folder / "m.json").write_text(card.model_dump_json(), "utf-8")
+    exported.tiny(folder, "tiny-vit", NAMES, ROOT_HASH)
     return folder
 
 
@@ -92,7 +74,7 @@ def config(model: Path, tmp_path: Path) -> Path:
 def test_zeroshot(config: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zeroshot", "--config", str(config)]) is None
     said = capsys.readouterr().out
-    assert "shapes: 12 pictures, 3 classes" in said
+    assert "shapes: 12 examples, 3 classes" in said
     assert "chance 33.33%" in said
     net, tokens, card = export.load_model(str(model))
     rows = pq.read_table(tmp_path / "set.parquet").to_pylist()
@@ -172,6 +154,51 @@ def test_retrieval(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert entry["image_to_text"][0]["chance"] == pytest.approx((11 * 2 + 1) / 12 / 18)
 
 
+def test_a_dataset_from_its_archive(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CIFAR's own archive and names from a file, twice: the second time from the cache, to the same bytes."""
+    archive = pack(cifar10_files(), tmp_path / "cifar", "tar.gz")
+    names = tmp_path / "names.toml"
+    classes = [[name, f"small {name}"] for name in CIFAR_NAMES]
+    names.write_text(f"classes = {json.dumps(classes)}\ntemplates = ['a picture of a {{}}', 'one {{}}']\n", "utf-8")
+    one = {"name": "cifar", "path": str(archive), "dataset": "cifar10", "other_counts": True, "prompts": str(names)}
+    settings = {"model": str(model), "out": str(tmp_path / "out"), "cache": str(tmp_path / "kept"), "sets": [one]}
+    config = tmp_path / "cifar.toml"
+    config.write_text(to_toml(ZeroshotConfig.model_validate(settings)), "utf-8")
+    main(["zeroshot", "--config", str(config)])
+    said = capsys.readouterr().out
+    assert "cifar: 3 examples, 10 classes (3 with an example)" in said
+    assert "top-1 with shuffled class names:" in said
+    before = (tmp_path / "out" / "zeroshot.json").read_bytes()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    assert len(kept) == 4
+    entry = json.loads(before)["sets"]["cifar"]
+    assert (entry["dataset"], entry["split"], entry["metric"], entry["n"]) == ("cifar10", "test", "accuracy", 3)
+    assert (entry["prompts"]["source"], entry["prompts"]["names"]) == ("names.toml", 20)
+    assert entry["prompts"]["sha256"] == load_prompts(str(names)).sha256
+    main(["zeroshot", "--config", str(config)])
+    assert (tmp_path / "out" / "zeroshot.json").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == kept
+    labelled = open_set(load_config(ZeroshotConfig, str(config)).sets[0])
+    found = read_predictions(str(tmp_path / "out" / "predictions" / "cifar.parquet"), labelled, "hash")
+    assert all(outcome is not None for outcome in found.correct)
+
+    names.write_text(f"classes = {json.dumps(classes[::-1])}\ntemplates = ['one {{}}']\n", "utf-8")
+    with pytest.raises(InputError, match=r"class 0 is 'airplane', which is class 9 of prompts 'names\.toml'"):
+        main(["zeroshot", "--config", str(config)])
+    names.write_text("classes = ['a', 'b']\n", "utf-8")
+    with pytest.raises(InputError, match="name 2 classes, the set has 10"):
+        main(["zeroshot", "--config", str(config)])
+    with pytest.raises(InputError, match=r"3 examples where CIFAR-10, split 'test', has 10,000 .paper."):
+        main(
+            [
+                "zeroshot",
+                "--config",
+                str(config),
+                f"sets=[{{name='c', path='{archive}', dataset='cifar10', absent_classes=true}}]",
+            ]
+        )
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -192,3 +219,141 @@ def test_an_unreadable_picture_is_named(config: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="picture '1' cannot be opened") as caught:
         main(["zeroshot", "--config", str(config)])
     assert "\n" not in str(caught.value)
+
+
+def test_chinese_captions_and_the_papers_prefix(tmp_path: Path) -> None:
+    """Captions are told apart as they are written, whatever the script, and the template stands around each of them."""
+    captions = ["一只猫", "一隻貓", "一只狗", "一只猫", None]
+    pq.write_table(pa.table({"image": [flat(60 * k) for k in range(5)], "text": captions}), tmp_path / "set.parquet")
+    labelled = open_table(LabelledSetConfig(name="zh", path=str(tmp_path / "set.parquet"), caption="text"))
+    said: list[str] = []
+
+    class Encoder:
+        """Knows each picture's caption by its place: what a tokenizer makes of Chinese is the trainer's story."""
+
+        def images(self, labelled: LabelledSet, rows: Sequence[int]) -> NDArray[np.float32]:
+            return np.eye(3, dtype=np.float32)[[[0, 1, 2, 0][row] for row in rows]]
+
+        def texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+            said.extend(sentences)
+            return np.eye(3, dtype=np.float32)[: len(sentences)]
+
+    found, pairs = retrieve_set(Encoder(), labelled, "a photo of {}")
+    assert said == ["a photo of 一只猫", "a photo of 一隻貓", "a photo of 一只狗"]
+    assert (pairs, len(found.image_ranks), found.texts) == (4, 4, ["一只猫", "一隻貓", "一只狗"])
+    assert [one.value for one in (*found.image_to_text, *found.text_to_image)] == [1.0] * 6
+
+
+# ---- predict
+
+
+def test_predict(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Probabilities at the model's own scale, against plain torch; the order of the files; a query; the file of predictions agrees."""
+    (tmp_path / "more").mkdir()
+    files = [tmp_path / "z.jpg", tmp_path / "more" / "a.jpg", tmp_path / "more" / "b.png"]
+    for number, place in enumerate(files):
+        place.write_bytes(picture(number, "evaluation", 1 + number))
+    call = ["predict", str(files[0]), str(tmp_path / "more"), "--model", str(model)]
+    assert main([*call, "--labels", "red square, blue circle ,green star", "--prompts", "plain", "--json"]) is None
+    found = json.loads(capsys.readouterr().out)
+    net, tokens, card = export.load_model(str(model))
+    with torch.inference_mode():
+        opened = [decode(place.read_bytes(), min_short_side=card.image_size).rgb for place in files]
+        pixels = [evaluation_pixels(rgb, card.image_size) for rgb in opened]
+        images = torch.nn.functional.normalize(net.encode_image(normalise(torch.from_numpy(np.stack(pixels)))), dim=-1)
+        sentences = [
+            form.format(name)
+            for name in ("red square", "blue circle", "green star")
+            for form in load_templates(PromptConfig(file="plain"))
+        ]
+        texts = torch.nn.functional.normalize(net.encode_text(tokens(sentences)), dim=-1)
+        classes = torch.nn.functional.normalize(texts.view(3, -1, texts.shape[1]).mean(dim=1), dim=-1)
+        expected = (net.logit_scale.exp() * images @ classes.T).softmax(dim=-1).tolist()
+        query = torch.nn.functional.normalize(net.encode_text(tokens(["a red square"])), dim=-1)
+        nearest = (images @ query[0]).tolist()
+    assert (found["model"], found["logit_scale"]) == (card.weights_sha256, pytest.approx(1 / 0.07))
+    assert [one["image"] for one in found["images"]] == [str(place) for place in files]
+    for one, row in zip(found["images"], expected, strict=True):
+        shares = one["probabilities"]
+        assert [shares[name] for name in ("red square", "blue circle", "green star")] == pytest.approx(row, abs=1e-5)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    (tmp_path / "labels.txt").write_text("red square\n\nblue circle\n", "utf-8")
+    assert main([*call, "--labels-file", str(tmp_path / "labels.txt")]) is None
+    assert capsys.readouterr().out.count("%") == 6
+    assert main([*call, "--query", "a red square", "--json"]) is None
+    ranked = json.loads(capsys.readouterr().out)["images"]
+    assert [one["image"] for one in ranked] == [str(files[row]) for row in np.argsort(-np.array(nearest))]
+
+
+def test_bias_probes_run_on_a_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All kinds of probe end to end, and their rows add up to their figures; what is counted is tested in test_bias.py."""
+    columns = {
+        "gender": ["Male", "Female"] * 6,
+        "race": ["Black"] * 6 + ["White"] * 6,
+        "who": ["ann", "bob", "eve"] * 4,
+    }
+    pq.write_table(
+        pa.table({"image": [picture(k, "evaluation", 1 + k % 3) for k in range(12)], **columns}), tmp_path / "f.parquet"
+    )
+    shared = {"path": str(tmp_path / "f.parquet"), "subgroup": "race"}
+    sets = [
+        {**shared, "name": "gender", "label": "gender", "probe": "gender"},
+        {**shared, "name": "words", "probe": "denigration"},
+        {"path": shared["path"], "name": "names", "label": "who", "probe": "identity"},
+    ]
+    settings = {"model": str(model), "out": str(tmp_path / "out"), "sets": sets}
+    (tmp_path / "bias.toml").write_text(to_toml(BiasConfig.model_validate(settings)), "utf-8")
+    assert main(["bias", "--config", str(tmp_path / "bias.toml")]) is None
+    assert "among 3 names" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "bias.json").read_bytes())["sets"]
+    rows = {name: pq.read_table(tmp_path / "out" / "bias" / f"{name}.parquet").to_pylist() for name in found}
+    for name, accuracy in (("gender", found["gender"]["accuracy"]), ("names", found["names"]["sizes"]["3"])):
+        assert accuracy["hits"] == sum(row["answer"] == row["label"] for row in rows[name])
+    for category in found["words"]["categories"]:
+        assert category["overall"]["hits"] == sum(row["answer"] in category["classes"] for row in rows["words"])
+    before = (tmp_path / "out" / "bias.json").read_bytes()
+    assert main(["bias", "--config", str(tmp_path / "bias.toml")]) is None
+    assert (tmp_path / "out" / "bias.json").read_bytes() == before
+
+
+def test_what_predict_refuses(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "good.jpg").write_bytes(picture(1, "evaluation", 1))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one.txt").write_text("alone\n", "utf-8")
+    good = str(tmp_path / "good.jpg")
+    for said, arguments in (
+        ("is a URL, and nothing is fetched", ["https://example.org/cat.jpg", "--labels", "a, b"]),
+        ("picture .*bad.jpg' cannot be opened", [good, str(tmp_path / "bad.jpg"), "--labels", "a, b"]),
+        ("no such file", [str(tmp_path / "none.jpg"), "--labels", "a, b"]),
+        ("has no picture", [str(tmp_path / "empty"), "--labels", "a, b"]),
+        ("good.jpg': is named twice", [good, good, "--labels", "a, b"]),
+        ("1 labels; a probability needs two", [good, "--labels", "a,"]),
+        ("1 labels; a probability needs two", [good, "--labels-file", str(tmp_path / "one.txt")]),
+        ("'a' comes twice", [good, "--labels", "a, b, a"]),
+        ("give either --labels", [good]),
+        ("give one of them", [good, "--labels", "a, b", "--query", "c"]),
+        ("--query: is empty", [good, "--query", " "]),
+        ("is neither a file nor one of", [good, "--labels", "a, b", "--prompts", "none"]),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            main(["predict", *arguments, "--model", str(model)])
+        assert len(str(caught.value).splitlines()) == 1
+        assert caught.value.exit_code == 2
+
+
+def test_probabilities_in_the_file_of_predictions(config: Path, model: Path, tmp_path: Path) -> None:
+    """`p` and `p_label` are the softmax of all cosines at the scale that the file names; `scores` only where asked for."""
+    assert main(["zeroshot", "--config", str(config)]) is None
+    place = tmp_path / "out" / "predictions" / "shapes.parquet"
+    assert pq.read_table(place)["scores"].null_count == 12
+    assert main(["zeroshot", "--config", str(config), "keep_scores=true"]) is None
+    table = pq.read_table(place)
+    scale = float((table.schema.metadata or {})[b"logit_scale"])
+    assert scale == pytest.approx(1 / 0.07)
+    for row in table.to_pylist():
+        shares = np.exp(scale * np.array(row["scores"]))
+        shares /= shares.sum()
+        assert row["p"] == pytest.approx(shares.max(), rel=1e-5)
+        assert row["p_label"] == pytest.approx(shares[row["label"]], rel=1e-5)
+        assert row["score"] == max(row["scores"])

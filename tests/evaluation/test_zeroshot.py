@@ -1,6 +1,5 @@
 """Zero-shot against a slow twin on a toy encoder, the guards against silent errors (an exported model: test_scoring.py)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from evaluation import zeroshot
-from evaluation.config import PromptConfig
-from evaluation.prompts import load_templates, shipped
+from evaluation import metrics, zeroshot
+from evaluation.metrics import Answers, Rate
 from pipeline.content.image import decode
 from pipeline.content.labelled import LabelledSet, LabelledSetConfig, open_set
 from pipeline.contracts.errors import InputError
@@ -91,6 +89,7 @@ def test_against_a_slow_twin(greys: LabelledSet) -> None:
         assert table["top5"][row].as_py() == ranked[:5]
     assert (scores.top1.hits, scores.top5.hits, scores.n, scores.unlabelled) == (right, right5, 59, 1)
     mean = sum(hits / n for hits, n in per_class.values()) / 5
+    assert scores.mean_per_class is not None
     assert scores.mean_per_class.value == pytest.approx(mean)
     for one in (scores.mean_per_class, scores.top1):
         assert one.low is not None
@@ -103,12 +102,12 @@ def test_against_a_slow_twin(greys: LabelledSet) -> None:
     assert scores.top1.value > 0.5
 
 
-def macro(labels: list[int], right: list[bool], classes: int) -> zeroshot.Rate:
+def macro(labels: list[int], right: list[bool], classes: int) -> Rate:
     """The mean per class of answers that are right where `right` says so."""
     answers = [label if hit else (label + 1) % classes for label, hit in zip(labels, right, strict=True)]
     best = np.array(answers, np.int32)[:, None]
-    names = [str(number) for number in range(classes)]
-    return zeroshot.summarise(np.array(labels, np.int32), best, names, None, 0, 0.95).mean_per_class
+    scores = np.zeros((len(labels), classes), np.float32)
+    return metrics.measure("mean_per_class", Answers(scores, best, np.array(labels, np.int32)), 0.95)
 
 
 def test_the_interval_of_the_mean_per_class() -> None:
@@ -122,7 +121,15 @@ def test_the_interval_of_the_mean_per_class() -> None:
     half = 1.96 * np.sqrt(0.3 * 0.7 / 200)
     assert half < single.high - single.low < 4 * half
     assert single.low < single.value < single.high
-    # Covers the truth about as often as it says, over worlds whose rates are known.
+    for hits in ([True] * 60, [False] * 60, [True] * 30 + [False] * 30):
+        flat_rate = macro([0] * 30 + [1] * 30, hits, 2)
+        assert (flat_rate.low, flat_rate.high) == (None, None)
+
+
+@pytest.mark.prove
+def test_the_interval_of_the_mean_per_class_covers_the_truth() -> None:
+    """About as often as it says, over worlds whose rates are known."""
+    draws = np.random.default_rng(4)
     truth = np.linspace(0.2, 0.9, 10)
     labels = np.repeat(np.arange(10), 30)
     covered = 0
@@ -130,50 +137,116 @@ def test_the_interval_of_the_mean_per_class() -> None:
         one = macro(labels.tolist(), (draws.random(300) < truth[labels]).tolist(), 10)
         covered += (one.low or 0) <= truth.mean() <= (one.high or 0)
     assert 180 <= covered <= 199
-    for hits in ([True] * 60, [False] * 60, [True] * 30 + [False] * 30):
-        flat_rate = macro([0] * 30 + [1] * 30, hits, 2)
-        assert (flat_rate.low, flat_rate.high) == (None, None)
 
 
 def test_shuffled_class_names_drop_to_chance(greys: LabelledSet) -> None:
     """Scores that survive a wrong order of the class names would be scores of something else."""
-    scores, table = zeroshot.evaluate(ToyEncoder(), greys, TEMPLATES)
-    best = np.array(table["top5"].to_pylist(), np.int32)
-    shuffled = []
-    for seed in range(200):
-        order = np.random.default_rng(seed).permutation(6).astype(np.int32)
-        shuffled.append(zeroshot.summarise(greys.labels[:59], order[best], COLOURS, None, 0, 0.95).top1.value)
-    assert np.mean(shuffled) == pytest.approx(scores.chance, abs=0.03)
+    scores, _ = zeroshot.evaluate(ToyEncoder(), greys, TEMPLATES)
+    assert scores.guard.mean == pytest.approx((1 - scores.top1.value) / 5, abs=0.06)
+    assert scores.guard.largest < scores.top1.value
+    assert scores.guard.warnings == []
     assert scores.top1.value > 3 * scores.chance
+    wrong, _ = zeroshot.evaluate(
+        ToyEncoder(), greys, TEMPLATES, class_names=[[name.replace("_", " ")] for name in COLOURS[1:] + COLOURS[:1]]
+    )
+    assert wrong.top1.value < 0.3
 
 
-def test_templates(tmp_path: Path) -> None:
-    assert shipped() == ["drawing", "general", "plain"]
-    for name in shipped():
-        assert all(template.count("{}") == 1 for template in load_templates(PromptConfig(file=name)))
-    own = tmp_path / "own.json"
-    own.write_text(json.dumps(["one {}", "two {}"]), "utf-8")
-    assert load_templates(PromptConfig(file=str(own))) == ["one {}", "two {}"]
-    own.write_text("one {}\n# a comment\n\ntwo {}.\n", "utf-8")
-    assert load_templates(PromptConfig(file=str(own))) == ["one {}", "two {}."]
+def test_several_names_a_class(greys: LabelledSet) -> None:
+    """Names x templates are averaged, each normalised, and the mean is normalised again; classes may have different numbers of names."""
+    names = [["black", "grey"], ["dark grey"], ["white", "light grey", "pink"]]
+    found = zeroshot.classifier(ToyEncoder(), names, TEMPLATES)
+    sentences = [template.format(name) for several in names for name in several for template in TEMPLATES]
+    embedded = ToyEncoder().texts(sentences)
+    embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
+    for row, (first, last) in enumerate(((0, 6), (6, 9), (9, 18))):
+        mean = embedded[first:last].mean(axis=0)
+        np.testing.assert_allclose(found[row], mean / np.linalg.norm(mean), atol=1e-6)
+    single = zeroshot.classifier(ToyEncoder(), [["black"], ["grey"]], TEMPLATES)
+    np.testing.assert_array_equal(single, zeroshot.classifier(ToyEncoder(), ["black", "grey"], TEMPLATES))
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("no place", "exactly once"),
-        ("{} and {}", "exactly once"),
-        ("a {name}", "exactly once"),
-        ("", "no template"),
-        ("[1]", "list of strings"),
-    ],
-)
-def test_bad_templates(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "bad.txt").write_text(text, "utf-8")
-    with pytest.raises(InputError, match=said):
-        load_templates(PromptConfig(file=str(tmp_path / "bad.txt")))
-    with pytest.raises(InputError, match="neither a file nor one of drawing, general, plain"):
-        load_templates(PromptConfig(file="absent"))
+class FlatEncoder(ToyEncoder):
+    """A colour word's place in the list and nothing else, so that classes are evenly spread."""
+
+    def texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        turns = [
+            max(place for place, name in enumerate(COLOURS) if name.replace("_", " ") in one) / 4 for one in sentences
+        ]
+        return np.array([[np.cos(turn), np.sin(turn), 0] for turn in turns], np.float32)
+
+
+def test_videos_are_scored_once(tmp_path: Path) -> None:
+    """Frames' probabilities are averaged: a twin over the frames of each video; every frame gets its video's row."""
+    draws = np.random.default_rng(2)
+    videos = [f"v{number}" for number in range(12) for _ in range(1 + number % 4)]
+    labels = [int(name[1:]) % 5 for name in videos]
+    levels = [min(255, max(0, 62 * label + int(draws.integers(-90, 90)))) for label in labels]
+    order = draws.permutation(len(videos))
+    table = pa.table({"image": [flat(level, 24) for level in levels], "label": labels, "video": videos}).take(order)
+    pq.write_table(table, tmp_path / "v.parquet")
+    config = {
+        "name": "v",
+        "path": str(tmp_path / "v.parquet"),
+        "label": "label",
+        "group": "video",
+        "classes": COLOURS[:5],
+    }
+    labelled = open_set(LabelledSetConfig.model_validate(config))
+    scores, rows = zeroshot.evaluate(FlatEncoder(), labelled, ["{}"])
+    weights = zeroshot.classifier(FlatEncoder(), labelled.class_texts, ["{}"])
+    images = FlatEncoder().images(labelled, range(len(videos)))
+    right = 0
+    for number in range(12):
+        mine = [row for row in range(len(videos)) if table["video"][row].as_py() == f"v{number}"]
+        total = np.zeros(5)
+        for row in mine:
+            logits = 100 * (weights @ (images[row] / np.linalg.norm(images[row]))).astype(np.float64)
+            total += np.exp(logits) / np.exp(logits).sum() / len(mine)
+        answer = int(total.argmax())
+        right += answer == number % 5
+        for row in mine:
+            assert rows["prediction"][row].as_py() == answer
+            assert rows["correct"][row].as_py() == (answer == number % 5)
+            assert rows["group"][row].as_py() == f"v{number}"
+            assert rows["score"][row].as_py() == pytest.approx(total.max(), abs=1e-5)
+    assert (scores.n, scores.top1.hits, scores.top1.n) == (12, right, 12)
+    mixed = table.set_column(1, "label", pa.array([*table["label"].to_pylist()[:-1], (labels[order[-1]] + 1) % 5]))
+    pq.write_table(mixed, tmp_path / "v.parquet")
+    if videos.count(table["video"][-1].as_py()) > 1:
+        with pytest.raises(InputError, match="has another label than its video"):
+            zeroshot.evaluate(FlatEncoder(), open_set(LabelledSetConfig.model_validate(config)), ["{}"])
+
+
+def test_several_labels_a_picture(tmp_path: Path) -> None:
+    """A list column of Parquet: 11-point mAP, and right is a best class that is one of the picture's."""
+    draws = np.random.default_rng(3)
+    levels = [int(level) for level in draws.integers(0, 256, 40)]
+    labels = [sorted({min(4, level // 52), int(draws.integers(0, 5))}) for level in levels]
+    labels[7] = []
+    pq.write_table(pa.table({"image": [flat(level, 24) for level in levels], "label": labels}), tmp_path / "m.parquet")
+    config = LabelledSetConfig(name="m", path=str(tmp_path / "m.parquet"), label="label", classes=COLOURS[:5])
+    labelled = open_set(config)
+    assert labelled.marks is not None
+    assert [np.flatnonzero(row).tolist() for row in labelled.marks] == labels
+    scores, rows = zeroshot.evaluate(FlatEncoder(), labelled, ["{}"], metric="map11")
+    assert (scores.n, scores.unlabelled, scores.mean_per_class) == (40, 0, None)
+    assert scores.headline.value > scores.headline_chance + 0.1
+    assert rows["correct"].to_pylist() == [
+        answer in one for answer, one in zip(rows["prediction"].to_pylist(), labels, strict=True)
+    ]
+    kept = np.array(rows["scores"].to_pylist(), np.float32)
+    again = Answers(kept, zeroshot.rank(kept), labelled.labels, labelled.marks)
+    assert metrics.value("map11", again) == scores.headline.value
+    with pytest.raises(InputError, match="mean_per_class does not go with several labels"):
+        zeroshot.evaluate(FlatEncoder(), labelled, ["{}"], metric="mean_per_class")
+
+
+def test_a_metric_that_does_not_fit_is_refused(greys: LabelledSet) -> None:
+    with pytest.raises(InputError, match="map11 does not go with one label"):
+        zeroshot.evaluate(ToyEncoder(), greys, TEMPLATES, metric="map11")
+    with pytest.raises(InputError, match="roc_auc needs two classes, there are 6"):
+        zeroshot.evaluate(ToyEncoder(), greys, TEMPLATES, metric="roc_auc")
 
 
 def test_a_set_without_labels_is_refused(greys: LabelledSet) -> None:

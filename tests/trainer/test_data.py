@@ -33,7 +33,7 @@ from trainer.config import CLIP_MEAN, CLIP_STD, AugmentationConfig, DataConfig
 from trainer.data import corpus as corpora
 from trainer.data import loader, tars, transforms
 from trainer.data import reader as readers
-from trainer.data.order import SampleOrder, permute, replacement_row, round_keys
+from trainer.data.order import SampleOrder, permute, replacement_row, round_keys, unpermute
 from trainer.data.reader import Corpus, Group, RowReader, Source
 from trainer.data.shards import ShardCorpus
 from trainer.held.labelled_set import pictures_of
@@ -49,6 +49,7 @@ Pairs = list[tuple[str | None, bytes | None]]
 def test_permute_is_a_permutation(n: int, seed: int) -> None:
     places = permute(np.arange(n, dtype=np.int64), n, round_keys("test", seed))
     assert sorted(places.tolist()) == list(range(n))
+    assert np.array_equal(unpermute(places, n, round_keys("test", seed)), np.arange(n))
 
 
 def test_permute_looks_random() -> None:
@@ -76,6 +77,9 @@ def test_every_row_comes_once_an_epoch_and_any_place_is_found_directly(
     fresh = SampleOrder(groups, seed=seed, window_row_groups=window)
     for sample in (3 * rows - 1, rows, 0, 2 * rows - 1):
         assert fresh.rows(np.array([sample]))[0] == run[sample]
+    first = fresh.first_samples(np.arange(rows, dtype=np.int64))
+    assert np.array_equal(run[first], np.arange(rows)), "every row's first sample is that row"
+    assert first.max() == rows - 1
 
 
 def test_a_window_bounds_what_is_mixed() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def test_the_card_says_what_was_trained(exported: Path, corpus: Path, trained: P
         48,
     )
     assert card.content_root == manifests.load(str(corpus)).content_root
+    config = tomllib.loads((trained / "config.toml").read_text())
+    assert (card.seed, card.window_row_groups) == (config["run"]["seed"], config["data"]["window_row_groups"])
     assert card.config_digest == checkpoint.read_record(str(trained / "checkpoints"), "step-00000006").config_digest
     weights = safetensors.torch.load_file(exported / "model.safetensors")
     assert card.parameters == sum(tensor.numel() for tensor in weights.values())
@@ -126,7 +129,7 @@ def test_files_that_are_not_the_cards_are_refused(copy: Path, name: str, kind: s
 def test_a_card_of_another_version_is_refused(copy: Path) -> None:
     card = copy / "model.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"format_version": 7, "added_later": 1}))
-    with pytest.raises(InputError, match=r"model\.json: format_version 7, this version of the trainer reads 3"):
+    with pytest.raises(InputError, match=r"model\.json: format_version 7, this version of the trainer reads 4"):
         load_model(str(copy))
 
 

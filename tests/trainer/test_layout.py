@@ -101,7 +101,8 @@ def test_numbers_that_nobody_saved_are_missed() -> None:
 @pytest.mark.parametrize(
     ("worlds", "cases"),
     [
-        pytest.param((1, 2), 5, id="1-2"),  # fp32 under every stage, bf16 under stage 3
+        # fp32 under every stage, bf16 under stage 3
+        pytest.param((1, 2), 5, id="1-2", marks=pytest.mark.prove),
         pytest.param((2, 1, 4), len(STAGES), id="2-1-4", marks=pytest.mark.prove),
     ],
 )

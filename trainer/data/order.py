@@ -56,6 +56,24 @@ def permute(places: Int64s, n: int, keys: UInt64s) -> Int64s:
     return result.astype(np.int64)
 
 
+def unpermute(places: Int64s, n: int, keys: UInt64s) -> Int64s:
+    """What `permute` sends to each of `places`: the same cycle, walked backwards."""
+    if n < 2:
+        return places.copy()
+    half = np.uint64((max(2, (n - 1).bit_length()) + 1) // 2)
+    mask = np.uint64((1 << int(half)) - 1)
+    result = places.astype(np.uint64)
+    outside = np.ones(result.shape, dtype=bool)
+    while outside.any():
+        walking = result[outside]
+        left, right = walking >> half, walking & mask
+        for key in keys[::-1]:
+            left, right = right ^ (_mix(left + key) & mask), left
+        result[outside] = (left << half) | right
+        outside = result >= np.uint64(n)
+    return result.astype(np.int64)
+
+
 class SampleOrder:
     """The order of one run over one corpus.
 
@@ -78,6 +96,25 @@ class SampleOrder:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             result[here] = self._rows_of_epoch(int(epoch), places[here])
+        return result
+
+    def first_samples(self, rows: Int64s) -> Int64s:
+        """When the run comes to each of these rows first: its sample of the first epoch (int64 [n]); the inverse of `rows` there.
+
+        So a run has seen a row when its number of samples is above this.
+        """
+        self._prepare(0)
+        slot_of = np.empty(len(self._group_rows), dtype=np.int64)
+        slot_of[self._group_at] = np.arange(len(self._group_at))
+        group = np.searchsorted(self._group_start, rows, side="right") - 1
+        shuffled = self._slot_start[slot_of[group]] + rows - self._group_start[group]
+        windows = np.searchsorted(self._window_start, shuffled, side="right") - 1
+        result = np.empty(rows.shape, dtype=np.int64)
+        for window in np.unique(windows):
+            here = windows == window
+            start, end = int(self._window_start[window]), int(self._window_start[window + 1])
+            keys = round_keys("rows", self._seed, 0, int(window))
+            result[here] = start + unpermute(shuffled[here] - start, end - start, keys)
         return result
 
     def group_of(self, row: int) -> tuple[int, int]:

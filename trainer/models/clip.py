@@ -107,6 +107,15 @@ class CLIP(nn.Module):
         features: Tensor = self.visual(pixels)
         return features
 
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """What a linear probe reads (paper, A.3), [n, width]: a ViT's class token before the projection, a ResNet's pooled features.
+
+        The attention pool ends in the joint space, so those of a ResNet are what `encode_image` gives.
+        """
+        if isinstance(self.visual, VisionTransformer):
+            return self.visual.features(pixels)
+        return self.encode_image(pixels)
+
     def encode_text(self, ids: Tensor) -> Tensor:
         """[n, L] token ids, L at most context_length, to [n, embed_dim], not L2-normalised.
 

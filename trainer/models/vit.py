@@ -47,6 +47,11 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        out: Tensor = self.features(pixels) @ self.proj
+        return out
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """[n, 3, image_size, image_size] to [n, width]: the class token after `ln_post`, before the projection into the joint space."""
         patches = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = torch.cat([class_token, patches], dim=1)
@@ -54,8 +59,7 @@ class VisionTransformer(nn.Module):
         if self.training and self.patch_dropout:
             x = _drop_patches(x, self.patch_dropout)
         at_class_token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        x = self.transformer(self.ln_pre(x), at_class_token)
-        out: Tensor = self.ln_post(x) @ self.proj
+        out: Tensor = self.ln_post(self.transformer(self.ln_pre(x), at_class_token))
         return out
 
 

@@ -137,7 +137,7 @@ def _hash_prefixes(data: Bytes, start: int, end: int, prefixes: _Words) -> None:
 
 
 @compiled
-def _tokens(
+def cut_tokens(
     data: Bytes,
     start: int,
     end: int,
@@ -187,7 +187,7 @@ def _head_hashes(
     tokens = np.empty((longest + 2, 2), np.int64)
     for text in range(len(hashes)):
         start, end = starts[text], starts[text + 1] - 1
-        _tokens(texts, start, end, spaceless, cut, tokens, 0)
+        cut_tokens(texts, start, end, spaceless, cut, tokens, 0)
         _hash_prefixes(texts, start, tokens[0, 1], prefixes)
         hashes[text] = _mixed(prefixes[tokens[0, 1] - start])
     return hashes
@@ -215,7 +215,7 @@ def _fill(
             continue
         start, end = starts[text], starts[text + 1] - 1
         _hash_prefixes(texts, start, end, prefixes)
-        count = _tokens(texts, start, end, spaceless, cut, tokens, 0)
+        count = cut_tokens(texts, start, end, spaceless, cut, tokens, 0)
         head = _mixed(prefixes[tokens[0, 1] - start])
         slot = _head_slot(heads, head)
         heads[slot, 0] |= (head >> np.uint64(32) | np.uint64(1)) << np.uint64(32)
@@ -319,7 +319,7 @@ def _block_tokens(
     number = 0
     for place in range(stop - first):
         bounds[place] = number
-        number = _tokens(data, starts[first + place], starts[first + place + 1], spaceless, cut, tokens, number)
+        number = cut_tokens(data, starts[first + place], starts[first + place + 1], spaceless, cut, tokens, number)
     bounds[stop - first] = number
     hashes = np.empty(number, np.uint64)
     for token in range(number):

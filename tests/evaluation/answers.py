@@ -1,0 +1,72 @@
+"""Prediction files as `zeroshot` writes them, of answers that a test makes up."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from evaluation.calibration import with_probabilities
+from evaluation.metrics import TOP
+from evaluation.overlap.tables import PREDICTIONS_VERSION
+from evaluation.zeroshot import PREDICTION_SCHEMA
+
+
+def digest(name: object) -> bytes:
+    return hashlib.sha256(str(name).encode()).digest()
+
+
+def write_answers(
+    place: Path,
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    *,
+    scale: float | None = 20.0,
+    pictures: Sequence[object] | None = None,
+    groups: Sequence[str | None] | None = None,
+    keep_scores: bool = True,
+    set_hash: str = "5e" * 32,
+    model: str = "aa" * 32,
+) -> str:
+    """A file of cosines float32[n, classes] and labels int32[n]; `pictures` name the pictures (repeats are the same picture)."""
+    n = len(labels)
+    best = np.argsort(-scores, axis=1, kind="stable").astype(np.int32)
+    table = pa.table(
+        {
+            "row": pa.array(np.arange(n)),
+            "eval_id": [f"e{row}" for row in range(n)],
+            "sha256": pa.array([digest(name) for name in (pictures or range(n))], pa.binary(32)),
+            "label": pa.array(labels),
+            "prediction": pa.array(best[:, 0]),
+            "top5": pa.array(best[:, :TOP].tolist(), pa.list_(pa.int32())),
+            "score": pa.array(scores.max(axis=1)),
+            "correct": pa.array(best[:, 0] == labels),
+            "subgroup": pa.array(groups or [None] * n, pa.string()),
+            "group": pa.nulls(n, pa.string()),
+            "scores": pa.array(scores.tolist() if keep_scores else [None] * n, pa.list_(pa.float32())),
+            "p": pa.nulls(n, pa.float32()),
+            "p_label": pa.nulls(n, pa.float32()),
+        },
+        schema=PREDICTION_SCHEMA,
+    )
+    if scale is not None:
+        table = with_probabilities(table, scores, scale)
+    metadata = {
+        "format_version": str(PREDICTIONS_VERSION),
+        "set_content_hash": set_hash,
+        "model_sha256": model,
+        "logit_scale": "" if scale is None else repr(scale),
+    }
+    place.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(metadata), place)
+    return str(place)
+
+
+def outcomes(correct: Sequence[bool], classes: int = 3) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Scores and labels of answers that are right where `correct` says so."""
+    labels = (np.arange(len(correct)) % classes).astype(np.int32)
+    answers = np.where(correct, labels, (labels + 1) % classes)
+    return np.eye(classes, dtype=np.float32)[answers], labels

@@ -1,0 +1,70 @@
+"""A report as the real command makes it, on a planted corpus."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evaluation.config import OverlapSet
+from evaluation.overlap.tables import PREDICTIONS_VERSION
+from evaluation.zeroshot import PREDICTION_SCHEMA
+from pipeline.content.labelled import open_set
+from pipeline.contracts.config import to_toml
+from tests.conftest import ROOT
+from tests.evaluation import planted
+
+
+def command(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "evaluation", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+class Made:
+    """A planted corpus, its config file, and the report that the command wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.planted = planted.plant(folder, repeats=2)
+        self.report = folder / "report"
+        predictions = folder / "predictions.parquet"
+        one = {"name": "scenes", "path": str(self.planted.evaluation), "id": "id", "label": "label", "limit": 0.1}
+        (folder / "names_zh.txt").write_text(planted.NAMES_ZH, "utf-8")
+        words = {"caption": "caption", "classes": list(planted.CLASSES), "names": [str(folder / "names_zh.txt")]}
+        config = planted.overlap_config(
+            self.planted,
+            self.report,
+            sets=[
+                {**one, **words, "predictions": str(predictions)},
+                {**one, "name": "blind", "limit": 0.5, "where": {"label": 3}},
+            ],
+        )
+        self.right = write_predictions(predictions, self.planted, config.sets[0])
+        self.config = folder / "overlap.toml"
+        self.config.write_text(to_toml(config), "utf-8")
+        self.result = command("overlap", "--config", str(self.config))
+
+
+def write_predictions(path: Path, made: planted.Planted, config: OverlapSet) -> dict[str, bool]:
+    """A model that knows what it has seen: right on leaked examples, on others every second time."""
+    labelled = open_set(config)
+    right = {name: name in made.answers or row % 2 == 0 for row, name in enumerate(labelled.ids)}
+    rows = [
+        {
+            "row": row,
+            "eval_id": name,
+            "sha256": labelled.sha256[row],
+            "label": int(labelled.labels[row]),
+            "prediction": int(labelled.labels[row]) + (not right[name]),
+            "top5": [1],
+            "score": 0.5,
+            "correct": right[name],
+        }
+        for row, name in enumerate(labelled.ids)
+    ]
+    table = pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
+    identity = {"format_version": str(PREDICTIONS_VERSION), "set_content_hash": labelled.content_hash}
+    pq.write_table(table.replace_schema_metadata(identity), path)
+    return right
