@@ -167,7 +167,10 @@ def _label(arguments: argparse.Namespace) -> int | None:
     if arguments.check:
         _show_check(config, labelling.plan(config))
         return None
-    for place, asked in labelling.write(config):
+    # Loads ray, whose stages know where the pictures of a corpus that others wrote lie.
+    from evaluation.overlap import corpus, job
+
+    for place, asked in labelling.write(config, corpus.pictures_of(config.corpus, job.work_folder(config))):
         print(f"{place}: {asked:,} pairs")
     print(
         f"open each page in a browser, answer, export; then: python -m evaluation thresholds {config.report.dir} labels-….jsonl"

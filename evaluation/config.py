@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.content.labelled import SET_NAME, LabelledSetConfig, check_template
+from pipeline.content.readers import Layout
 from pipeline.contracts.config import StrictModel, not_semantic
 
 Metric = Literal["accuracy", "mean_per_class", "map11", "roc_auc", "mean_top1_top5"]
@@ -65,9 +66,27 @@ class OverlapSet(EvaluationSet):
 
 
 class CorpusConfig(StrictModel):
-    """The training corpus."""
+    """The training corpus: one of this project by its manifest, or the files of one that others wrote."""
 
-    manifest: str = not_semantic(...)  # manifest.json or its folder
+    manifest: str | None = not_semantic(None)  # manifest.json or its folder
+    files: str | list[str] | None = not_semantic(None)  # files, folders and patterns (`*`, `?`, `[...]`, `**`)
+    layout: Layout | None = None  # how `files` are laid out
+    image: str | None = (
+        None  # column of encoded pictures (Parquet only, like the next three); none: image, jpg, png or webp
+    )
+    caption: str | None = None  # none: caption, where there is one; likewise url and key
+    url: str | None = None
+    key: str | None = None  # what the corpus calls a row
+
+    @model_validator(mode="after")
+    def _one_corpus(self) -> CorpusConfig:
+        if (self.manifest is None) == (self.files is None):
+            raise ValueError("give manifest (a corpus of this project) or files (one that others wrote)")
+        if (self.files is None) != (self.layout is None):
+            raise ValueError("files and layout belong together: webdataset, parquet or folder")
+        if self.layout != "parquet" and any((self.image, self.caption, self.url, self.key)):
+            raise ValueError("image, caption, url and key name columns, which only the layout parquet has")
+        return self
 
 
 class NearestConfig(StrictModel):

@@ -1,8 +1,10 @@
 """`python -m evaluation overlap`, from top to bottom: evaluation sets × corpus → report.
 
-1. Open the sets and the corpus manifest; refuse what cannot be compared.
+1. Open the sets and the corpus (`corpus`); refuse what cannot be compared. The files of a corpus that others wrote are listed and
+   indexed here, by two stages of their own.
 2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
-3. Stage `join`: one unit per shard, its index against all codes (`join.join_shard`), and the nearest picture of some (`nearest`).
+3. Stage `join`: one unit per index (of a shard, or of rows of a foreign file), against all codes (`join.join_shard`), and the nearest
+   picture of some (`nearest`).
 4. Stage `copies`: some pictures of each set, changed in stated ways and searched (`copies`).
 5. Stage `text`: captions and class names of the sets in the captions of each shard (`text_stage`).
 6. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
@@ -25,22 +27,23 @@ from numpy.typing import NDArray
 from evaluation.config import OverlapConfig, Thresholds
 from evaluation.datasets import open_set
 from evaluation.overlap import copies, join, nearest, text, text_stage, thresholds
+from evaluation.overlap import corpus as corpora
+from evaluation.overlap.corpus import Corpus
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
-from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
+from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, KEY, METHODS, PAIR_SCHEMA
 from evaluation.report import evidence, files, numbers, page, summary, text_evidence
-from evaluation.report.schema import Corpus, Report
+from evaluation.report.schema import Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import config as contracts_config
-from pipeline.contracts import manifest, parquet, storage
+from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
 NEAREST_SUFFIX = ".nearest.parquet"
-WITHHELD = ("url", "caption")  # what hash-only never writes; the picture search does not even read it
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 COPIES_VERSION = 1
@@ -48,25 +51,22 @@ COPIES_VERSION = 1
 
 def run(config: OverlapConfig) -> Report:
     """Do the whole job and return the report that was written to `config.report.dir`."""
-    corpus = manifest.load(config.corpus.manifest)
-    _check_comparable(config, corpus)
     sets = [open_set(one) for one in config.sets]
     predictions = [_predictions(config, number, one) for number, one in enumerate(sets)]
     texts = [
         text.open_text(one, one.text or config.text, labelled) for one, labelled in zip(config.sets, sets, strict=True)
     ]
+    corpus = _open_corpus(config)
     inputs = _inputs(config, corpus, sets, predictions, texts)
     files.check_free(config.report.dir, inputs)
     limits = [one.thresholds or config.match for one in config.sets]
-    engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
-    semantic = contracts_config.semantic(config)
-    with Run(work_folder(config), engine, semantic, contracts_config.digest(config)) as driver:
+    with _driver(config) as driver:
         codes, codes_root = _hash_sets(driver, sets)
         pairs, closest, hashless = _join(driver, config, corpus, codes, codes_root, limits)
         pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
         planted = _plant_copies(driver, config.copies.examples, sets, codes)
         withhold = config.report.evidence == "hash-only"
-        findings = text_stage.search(driver, config.corpus.manifest, corpus, texts, sets, pairs, withhold)
+        findings = text_stage.search(driver, corpus, texts, sets, pairs, withhold)
     results = [
         numbers.SetResult(
             one.name,
@@ -84,19 +84,11 @@ def run(config: OverlapConfig) -> Report:
         )
         for number, (one, known, words) in enumerate(zip(sets, predictions, texts, strict=True))
     ]
-    about = Corpus(
-        content_root=corpus.content_root,
-        rows=corpus.rows,
-        shards=len(corpus.shards),
-        rows_without_hashes=hashless,
-        hashes=corpus.hashes,
-        config_digest=corpus.config_digest,
-    )
     report = numbers.build_report(
         results,
         numbers.Tables(closest, planted, labels),
         findings,
-        about,
+        corpus.about.model_copy(update={"rows_without_hashes": hashless}),
         config.statistics,
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
@@ -110,7 +102,7 @@ def run(config: OverlapConfig) -> Report:
         files.TEXT_PAIRS: findings.text_pairs,
         files.CLASSES: findings.classes,
     }
-    _write(config, report, results, tables, sets, inputs)
+    _write(config, report, results, tables, sets, corpus, inputs)
     return report
 
 
@@ -119,32 +111,30 @@ def work_folder(config: OverlapConfig) -> str:
     return config.report.work or config.report.dir.rstrip("/") + ".work"
 
 
+def _driver(config: OverlapConfig) -> Run:
+    engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
+    return Run(work_folder(config), engine, contracts_config.semantic(config), contracts_config.digest(config))
+
+
 def plan(config: OverlapConfig) -> str:
-    """What a run would do, for `--check`: opens a local manifest and nothing else. Raises InputError where it is missing or is refused."""
-    place = manifest.manifest_path(config.corpus.manifest)
+    """What a run would do, for `--check`: opens a local manifest, or looks at the names of local files, and nothing else.
+
+    Raises InputError where they are missing or are refused.
+    """
     names = ", ".join(one.name for one in config.sets)
-    if storage.is_s3(place):
-        return f"sets: {names}; one unit per shard of {place!r} (not opened by --check); report in {config.report.dir}"
-    corpus = manifest.load(place)
-    _check_comparable(config, corpus)
-    size = sum(shard.index_bytes for shard in corpus.shards)
-    return (
-        f"sets: {names}; {len(corpus.shards):,} units of one shard each, {corpus.rows:,} rows, {size:,} bytes of indexes to read; "
-        f"report in {config.report.dir}, committed units in {work_folder(config)}"
-    )
+    end = f"report in {config.report.dir}, committed units in {work_folder(config)}"
+    return f"sets: {names}; {corpora.plan(config.corpus)}; {end}"
+
+
+def _open_corpus(config: OverlapConfig) -> Corpus:
+    if config.corpus.manifest is not None:
+        return corpora.of_manifest(config.corpus.manifest)
+    found = corpora.find_files(config.corpus)
+    with _driver(config) as driver:
+        return corpora.of_files(driver, found, config.corpus, withhold=config.report.evidence == "hash-only")
 
 
 # ---- what must fit together
-
-
-def _check_comparable(config: OverlapConfig, corpus: manifest.Manifest) -> None:
-    for name in ("phash64", "pdq256"):
-        stated = corpus.hashes.get(name)
-        if stated is not None and stated != HASH_VERSION[name]:
-            raise InputError(
-                f"{manifest.manifest_path(config.corpus.manifest)}: hashes.{name} is {stated!r}, this program computes "
-                f"{HASH_VERSION[name]!r}; use the matching release or rebuild the corpus"
-            )
 
 
 def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> Predictions | None:
@@ -156,13 +146,13 @@ def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> P
 
 def _inputs(
     config: OverlapConfig,
-    corpus: manifest.Manifest,
+    corpus: Corpus,
     sets: list[LabelledSet],
     predictions: list[Predictions | None],
     texts: list[text.SetText],
 ) -> dict[str, Json]:
     return {
-        "corpus_content_root": corpus.content_root,
+        "corpus_content_root": corpus.about.content_root,
         "config": contracts_config.semantic(config),
         "config_digest": contracts_config.digest(config),
         "sets": {one.name: one.content_hash for one in sets},
@@ -248,42 +238,32 @@ def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
 
 @dataclass(frozen=True)
 class _JoinWork:
-    """A shard's index → its matches, and the nearest rows of the `sample`. `corpus_path` is a place and stays out of every digest.
+    """An index → its matches, and the nearest rows of the `sample`. `folder`, below which indexes lie, is a place and in no digest.
 
     `withhold`: URLs and captions of the corpus are not even read, the pairs have null there.
     """
 
-    corpus_path: str
+    folder: str
     codes: EvalCodes
     sample: NDArray[np.int64]
     limits: list[Thresholds]
     withhold: bool
 
     def read(self, unit: Unit) -> pa.Table:
-        uri = storage.join(storage.parent(manifest.manifest_path(self.corpus_path)), str(unit.params["index"]))
-        with parquet.open_file(uri) as source:
-            present = source.schema_arrow.names
-        absent = [column for column in INDEX_COLUMNS if column not in present]
-        if absent:
-            raise InputError(f"{uri}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
-        if not self.withhold:
-            return parquet.read(uri, INDEX_COLUMNS)
-        index = parquet.read(uri, [column for column in INDEX_COLUMNS if column not in WITHHELD])
-        for column in WITHHELD:
-            index = index.append_column(column, pa.nulls(index.num_rows, pa.string()))
-        return index
+        return corpora.read_index(self.folder, str(unit.params["index"]), withhold=self.withhold)
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
         hashless, shard = index["pdq256"].null_count, str(unit.params["shard"])
-        rows = join.join_shard(index, shard, self.codes, self.limits)
+        rows = corpora.keyed(join.join_shard(index, shard, self.codes, self.limits), index)
         closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
-        return Result(rows, beside={NEAREST_SUFFIX: closest}, notes={"rows_without_hashes": hashless})
+        beside = {NEAREST_SUFFIX: corpora.in_files(closest, index)}
+        return Result(rows, beside=beside, notes={"rows_without_hashes": hashless})
 
 
 def _join(
     driver: Run,
     config: OverlapConfig,
-    corpus: manifest.Manifest,
+    corpus: Corpus,
     codes: EvalCodes,
     codes_root: str,
     limits: list[Thresholds],
@@ -291,18 +271,18 @@ def _join(
     """All pairs, the nearest corpus row of every sampled example, and how many corpus rows have no hashes."""
     shown, examples = config.report.evidence, config.nearest.examples
     sample = nearest.sample_sets(codes, limits, examples)
-    work = _JoinWork(config.corpus.manifest, codes, sample, limits, withhold=shown == "hash-only")
+    work = _JoinWork(corpus.folder, codes, sample, limits, withhold=shown == "hash-only")
     levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, limits, strict=True)]
-    semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "nearest": examples}
+    semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "nearest": examples, "keys": KEY.name}
     digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
     stage = Stage("join", digest, work.read, work.work, accounted=False)
     units = [
         Unit(
-            f"{number:06d}-{shard.index_sha256[:12]}",
-            (shard.index_sha256,),
-            {"shard": shard.path, "index": shard.index_path},
+            f"{number:06d}-{index.sha256[:12]}",
+            (index.sha256,),
+            {"shard": index.shard, "index": index.path},
         )
-        for number, shard in enumerate(corpus.shards)
+        for number, index in enumerate(corpus.indexes)
     ]
     records = driver.stage(stage, units)
     folder = stage_folder(driver.out, stage)
@@ -310,7 +290,7 @@ def _join(
     hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
     near = (parquet.read(storage.join(folder, record.beside[NEAREST_SUFFIX].name)) for record in records)
     closest = nearest.nearest_of_all(near, codes.names)
-    return pa.concat_tables([PAIR_SCHEMA.empty_table(), *tables]), closest, hashless
+    return pa.concat_tables([PAIR_SCHEMA.append(KEY).empty_table(), *tables]), closest, hashless
 
 
 # ---- stage copies
@@ -374,6 +354,7 @@ def _write(
     results: list[numbers.SetResult],
     tables: dict[str, pa.Table],
     sets: list[LabelledSet],
+    corpus: Corpus,
     inputs: dict[str, Json],
 ) -> None:
     def of_set(name: str, wanted: str) -> pa.Table:
@@ -386,7 +367,7 @@ def _write(
             result.split,
             of_set(files.PAIRS, labelled.name),
             of_set(files.NEAREST, labelled.name),
-            config.corpus.manifest,
+            corpus.pictures,
             config.report,
         )
         for labelled, result in zip(sets, results, strict=True)
@@ -394,16 +375,14 @@ def _write(
     said = [
         text_evidence.show(result.split, tables[files.TEXT_PAIRS], result.name, config.report) for result in results
     ]
-    uids = {uid.hex() for uid in tables[files.PAIRS]["uid"].to_pylist()}
-    by_text = {uid.hex() for uid in tables[files.TEXT_PAIRS]["uid"].to_pylist()} - uids
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
         files.PAGE: page.render(report, shown, said, hashlib.sha256(figures).hexdigest()).encode(),
         **{name: files.table_bytes(table) for name, table in tables.items()},
         files.SUMMARY: summary.as_csv(report),
-        files.REMOVAL: "".join(f"{uid}\n" for uid in sorted(uids)).encode(),
-        files.REMOVAL_TEXT: "".join(f"{uid}\n" for uid in sorted(by_text)).encode(),
+        files.REMOVAL: files.removal_bytes(tables[files.PAIRS], report.corpus),
+        files.REMOVAL_TEXT: files.removal_bytes(tables[files.TEXT_PAIRS], report.corpus, tables[files.PAIRS]),
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
     }
     files.publish(config.report.dir, content, inputs)

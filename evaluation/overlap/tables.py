@@ -51,6 +51,23 @@ PAIR_SCHEMA = pa.schema(
 )
 """One matched pair. The hashes are the corpus side's, so that every distance can be computed again; `method` is the strongest match."""
 
+PLACED_INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("source_sha256", pa.binary(32)),
+        pa.field("image_sha256", pa.binary(32), nullable=False),
+        pa.field("phash64", pa.uint64(), nullable=False),
+        pa.field("pdq256", pa.binary(32), nullable=False),
+        pa.field("pdq_quality", pa.uint8(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("key", pa.string()),
+    ]
+)
+"""The index that the job makes of a file that others wrote: INDEX_COLUMNS, and where in the file the row is. `source_sha256` is null unless
+the corpus states the hash of the bytes as they were fetched."""
+
 NEAREST_SCHEMA = pa.schema(
     [
         pa.field("set", pa.string(), nullable=False),
@@ -157,7 +174,12 @@ CLASS_SCHEMA = pa.schema(
 """One class of a set that has a name: what it may be called, with `|` between names, and how many corpus rows have a caption in which one
 of these stands."""
 
-PUBLISHED_PAIR_SCHEMA = PAIR_SCHEMA.append(pa.field("names_label", pa.bool_()))
+KEY = pa.field("key", pa.string())
+"""What a corpus that others wrote calls a row: a sample's name, a key column, a file's path. Null in a corpus of this project."""
+
+PUBLISHED_PAIR_SCHEMA = PAIR_SCHEMA.append(KEY).append(pa.field("names_label", pa.bool_()))
 """`names_label`: does the corpus row's caption name the example's class? Null where there is no caption, no label or no name."""
+
+PUBLISHED_TEXT_PAIR_SCHEMA = TEXT_PAIR_SCHEMA.append(KEY)
 
 PUBLISHED_SPLIT_SCHEMA = pa.schema([*SPLIT_SCHEMA, *TEXT_COLUMNS])

@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from evaluation.overlap import text
-from evaluation.overlap.tables import CLASS_SCHEMA, TEXT_METHODS, TEXT_PAIR_SCHEMA
+from evaluation.overlap.corpus import Corpus, Texts, keyed
+from evaluation.overlap.tables import CLASS_SCHEMA, KEY, PUBLISHED_TEXT_PAIR_SCHEMA, TEXT_METHODS, TEXT_PAIR_SCHEMA
 from evaluation.overlap.text import CaptionIndex, ClassNames, Findings, SetText, Written
 from pipeline.content.labelled import UNLABELLED, LabelledSet
-from pipeline.contracts import manifest, parquet, storage
+from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, digest_json
 from pipeline.engine import Result, Run, Stage, Unit, stage_digest, stage_folder
 
-COLUMNS = ["uid", "url", "caption"]
 _ROWS = 1 << 16  # of a shard whose token forms are held at once
 _CLASSES, _MATCHED = ".classes.parquet", ".matched.parquet"
 _CLASS_ROWS = pa.schema([pa.field("class", pa.int64(), nullable=False), pa.field("rows", pa.int64(), nullable=False)])
@@ -35,8 +35,7 @@ _MATCHED_ROWS = pa.schema(
 
 def search(
     driver: Run,
-    corpus_path: str,
-    corpus: manifest.Manifest,
+    corpus: Corpus,
     sets: Sequence[SetText],
     labelled: Sequence[LabelledSet],
     pairs: pa.Table,
@@ -50,7 +49,7 @@ def search(
     if any(len(one.written.text) and one.written.text.max() >= 0 for one in sets) or any(
         given for one in sets for given in one.names
     ):
-        stage, units = _stage(corpus_path, corpus, sets, labelled, names, _matched_rows(pairs), withhold)
+        stage, units = _stage(corpus, sets, labelled, names, _matched_rows(pairs), withhold)
         folder = stage_folder(driver.out, stage)
         for unit, record in zip(units, driver.stage(stage, units), strict=True):
             found, classes, rows = (
@@ -64,7 +63,9 @@ def search(
                 (shard, row): named
                 for row, named in zip(rows["row"].to_pylist(), rows["named"].to_pylist(), strict=True)
             }
-    text_pairs = _in_order(pa.concat_tables([TEXT_PAIR_SCHEMA.empty_table(), *tables]), [one.name for one in sets])
+    text_pairs = _in_order(
+        pa.concat_tables([PUBLISHED_TEXT_PAIR_SCHEMA.empty_table(), *tables]), [one.name for one in sets]
+    )
     return Findings(
         text_pairs, _class_table(sets, names, counts), _with_labels(pairs, sets, labelled, names.first, matched)
     )
@@ -72,21 +73,21 @@ def search(
 
 @dataclass(frozen=True)
 class _TextWork:
-    """A shard's captions → what is in them. `corpus_path` is a place and stays out of every digest."""
+    """An index's captions → what is in them. `texts` reads them (`Corpus.texts`); places stay out of every digest."""
 
-    corpus_path: str
+    texts: Texts
     sets: list[tuple[str, Written, CaptionIndex]]
     names: ClassNames
     matched: dict[str, list[int]]
     withhold: bool
 
     def read(self, unit: Unit) -> pa.Table:
-        uri = storage.join(storage.parent(manifest.manifest_path(self.corpus_path)), str(unit.params["index"]))
-        return parquet.read(uri, COLUMNS)
+        return self.texts(str(unit.params["shard"]), str(unit.params["index"]))
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
         shard = str(unit.params["shard"])
-        wanted = np.array(self.matched.get(shard, []), np.int64)
+        places = np.asarray(index["row"]) if "row" in index.column_names else np.arange(index.num_rows)
+        wanted = np.flatnonzero(np.isin(places, np.array(self.matched.get(shard, []), np.int64)))
         tables, counts = [TEXT_PAIR_SCHEMA.empty_table()], np.zeros(self.names.size, np.int64)
         answers: dict[int, list[int] | None] = {}
         for start in range(0, index.num_rows, _ROWS):
@@ -99,16 +100,15 @@ class _TextWork:
             counts += np.bincount(keys, minlength=self.names.size)
             for row in wanted[(wanted >= start) & (wanted < start + part.num_rows)].tolist():
                 here = slice(*np.searchsorted(rows, [row - start, row - start + 1]))
-                answers[row] = keys[here].tolist() if forms[row - start].is_valid else None
+                answers[int(places[row])] = keys[here].tolist() if forms[row - start].is_valid else None
         named = np.flatnonzero(counts)
         classes = pa.table({"class": named, "rows": counts[named]}, schema=_CLASS_ROWS)
         matched = pa.table({"row": list(answers), "named": list(answers.values())}, schema=_MATCHED_ROWS)
-        return Result(pa.concat_tables(tables), beside={_CLASSES: classes, _MATCHED: matched})
+        return Result(keyed(pa.concat_tables(tables), index), beside={_CLASSES: classes, _MATCHED: matched})
 
 
 def _stage(
-    corpus_path: str,
-    corpus: manifest.Manifest,
+    corpus: Corpus,
     sets: Sequence[SetText],
     labelled: Sequence[LabelledSet],
     names: ClassNames,
@@ -116,19 +116,22 @@ def _stage(
     withhold: bool,
 ) -> tuple[Stage, list[Unit]]:
     indexes = [(one.name, one.written, CaptionIndex(one.written, one.rule)) for one in sets]
-    work = _TextWork(corpus_path, indexes, names, matched, withhold)
+    work = _TextWork(corpus.texts, indexes, names, matched, withhold)
     semantic: Json = {
         "sets": [[one.name, one.rule.model_dump(), list[Json](one.names_sha256)] for one in sets],
         "withhold": withhold,
+        "keys": KEY.name,
     }
-    digest = stage_digest("text", text.FORMAT_VERSION, semantic, [one.content_hash for one in labelled])
+    # An index of others may lack the captions: then the files say what was read.
+    roots = [] if corpus.about.kind == "shards" else [corpus.about.content_root]
+    digest = stage_digest("text", text.FORMAT_VERSION, semantic, [*roots, *(one.content_hash for one in labelled)])
     units = [
         Unit(
-            f"{number:06d}-{shard.index_sha256[:12]}",
-            (shard.index_sha256, digest_json(list[Json](matched.get(shard.path, [])))),
-            {"shard": shard.path, "index": shard.index_path},
+            f"{number:06d}-{index.sha256[:12]}",
+            (index.sha256, digest_json(list[Json](matched.get(index.shard, [])))),
+            {"shard": index.shard, "index": index.path},
         )
-        for number, shard in enumerate(corpus.shards)
+        for number, index in enumerate(corpus.indexes)
     ]
     return Stage("text", digest, work.read, work.work, accounted=False), units
 

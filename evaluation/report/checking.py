@@ -30,7 +30,7 @@ from evaluation.overlap.tables import (
     NEAREST_SCHEMA,
     PUBLISHED_PAIR_SCHEMA,
     PUBLISHED_SPLIT_SCHEMA,
-    TEXT_PAIR_SCHEMA,
+    PUBLISHED_TEXT_PAIR_SCHEMA,
 )
 from evaluation.report import files, summary, text_check, twin
 from evaluation.report.numbers import NOT_CHECKED
@@ -40,6 +40,7 @@ from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import HouseError, InputError
+from pipeline.contracts.schema import Reason
 
 _NO_PLACE = "-"
 TOLERANCE = 1e-9  # of scipy's interval search; the report's own figures are good to 1e-12
@@ -104,15 +105,15 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         if data != storage.read_bytes(storage.join(directory, name)):
             yield f"{storage.join(directory, name)}: differs from what report.json says; write the report again"
     pairs = _table(directory, files.PAIRS, PUBLISHED_PAIR_SCHEMA)
-    text_pairs = _table(directory, files.TEXT_PAIRS, TEXT_PAIR_SCHEMA)
+    text_pairs = _table(directory, files.TEXT_PAIRS, PUBLISHED_TEXT_PAIR_SCHEMA)
     classes = _table(directory, files.CLASSES, CLASS_SCHEMA)
-    matched = {_digest(row["uid"]) for row in pairs}
-    for name, uids in {
-        files.REMOVAL: matched,
-        files.REMOVAL_TEXT: {_digest(row["uid"]) for row in text_pairs} - matched,
-    }.items():
-        if storage.read_text(storage.join(directory, name)).split() != sorted(uids):
-            yield f"{storage.join(directory, name)}: is not the list of uids that the pairs give; write the report again"
+    matched = _removal(report, pairs)
+    by_text = {row: line for row, line in _removal(report, text_pairs).items() if row not in matched}
+    what = "uids" if report.corpus.kind == "shards" else "rows"
+    for name, lines in {files.REMOVAL: matched, files.REMOVAL_TEXT: by_text}.items():
+        stated = storage.read_bytes(storage.join(directory, name)).decode("utf-8", "replace").split("\n")
+        if stated != [*(lines[row] for row in sorted(lines)), ""]:
+            yield f"{storage.join(directory, name)}: is not the list of {what} that the pairs give; write the report again"
     splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
     for name, rows in {files.PAIRS: pairs, files.TEXT_PAIRS: text_pairs, files.CLASSES: classes}.items():
         for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
@@ -185,11 +186,19 @@ def _check_text(
         yield from _differ(place, f"sets.{one.name}.text.{name}", stated, computed)
 
 
+def _removal(report: Report, pairs: list[_Row]) -> dict[tuple[str, int], str]:
+    """The lines of removal_ids.txt, by what they are sorted by."""
+    if report.corpus.kind == "shards":
+        return {(_digest(row["uid"]), 0): _digest(row["uid"]) for row in pairs}
+    places = {(str(row["shard"]), int(str(row["row"]))): str(row["key"] or "") for row in pairs}
+    return {place: "\t".join((place[0], str(place[1]), key)) for place, key in places.items()}
+
+
 def _config(seal: files.Seal) -> OverlapConfig:
     """The settings that the seal states. Places are no part of a report: they get a word that no path has."""
     body = json.loads(json.dumps(seal.inputs.get("config")))
     try:
-        body["corpus"]["manifest"] = body["report"]["dir"] = _NO_PLACE
+        body["corpus"]["files" if body["corpus"]["layout"] else "manifest"] = body["report"]["dir"] = _NO_PLACE
         for one in body["sets"]:
             one["path"] = _NO_PLACE
         return OverlapConfig.model_validate(body)
@@ -227,6 +236,7 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
     yield from _differ(place, "config_digest", report.config_digest, digest_json(seal.inputs.get("config")))
     config = _config(seal)
     yield from _differ(place, "evidence", report.evidence, config.report.evidence)
+    yield from _differ(place, "corpus.kind", report.corpus.kind, config.corpus.layout or "shards")
     yield from _differ(place, "statistics.alpha", report.statistics.alpha, config.statistics.alpha)
     yield from _differ(place, "statistics.confidence", report.statistics.confidence, config.statistics.confidence)
     stated = [(one.name, one.limit, one.thresholds, one.text.rule) for one in report.sets]
@@ -238,6 +248,11 @@ def _check_corpus(place: str, report: Report, pairs: list[_Row]) -> Iterator[str
     """The corpus is not in the folder: its sizes are only held against the rows that the pairs name."""
     corpus = report.corpus
     yield from _differ(place, "not_checked", report.not_checked, NOT_CHECKED)
+    refused = sum(corpus.rejected.values()) + corpus.damaged_files
+    if set(corpus.rejected) - set(Reason) or min(corpus.rejected.values(), default=1) < 1 or corpus.damaged_files < 0:
+        yield f"{place}: corpus.rejected is {corpus.rejected!r}, no count by the reasons of a corpus; write the report again"
+    elif refused and corpus.kind == "shards":
+        yield f"{place}: corpus.rejected counts {refused} rows, and a corpus of this project has none; write the report again"
     for name, version in corpus.hashes.items():
         yield from _differ(place, f"corpus.hashes.{name}", version, HASH_VERSION.get(name))
     rows = {(row["shard"], row["row"]): row["pdq256"] for row in pairs}
@@ -361,7 +376,9 @@ def _check_set(place: str, report: Report, one: SetReport, own: list[_Row], spli
     yield from _check_share(place, f"{name}.found.share", one.found.share, overlap, len(split), confidence)
     yield from _differ(place, f"{name}.found.by_method", one.found.by_method, {key: methods[key] for key in METHODS})
     yield from _differ(place, f"{name}.found.pairs", one.found.pairs, len(own))
-    yield from _differ(place, f"{name}.found.corpus_rows", one.found.corpus_rows, len({row["uid"] for row in own}))
+    yield from _differ(
+        place, f"{name}.found.corpus_rows", one.found.corpus_rows, len({(row["shard"], row["row"]) for row in own})
+    )
     yield from _differ(place, f"{name}.over_limit", one.over_limit, overlap > one.limit * len(split))
     scored = [row for row in split if row["correct"] is not None]
     if one.effect is None:

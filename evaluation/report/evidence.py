@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -23,7 +23,9 @@ from evaluation.config import ReportConfig
 from evaluation.overlap.tables import METHODS
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet
-from pipeline.contracts import manifest, parquet
+
+Pictures = Callable[[Iterable[tuple[str, int]]], Mapping[tuple[str, int], bytes | None]]
+"""The corpus's stored bytes at places, each a shard's (or file's) name and a row; None where it keeps none."""
 
 Row = Mapping[str, object]
 Ranked = TypeVar("Ranked")
@@ -104,7 +106,7 @@ def unmatched(split: Sequence[Row], closest: Sequence[Row]) -> list[Row]:
 
 
 def show(
-    labelled: LabelledSet, split: pa.Table, own: pa.Table, closest: pa.Table, corpus_path: str, shown: ReportConfig
+    labelled: LabelledSet, split: pa.Table, own: pa.Table, closest: pa.Table, pictures: Pictures, shown: ReportConfig
 ) -> SetEvidence:
     """The cards of one set, from its split, its pairs and the nearest rows of its sample.
 
@@ -115,7 +117,7 @@ def show(
     sides = (
         [(Side(str(row["eval_id"])), Side(_hex(row["uid"]))) for row in rows]
         if shown.evidence == "hash-only"
-        else picture_pairs(labelled, rows, corpus_path, shown.thumbnail)
+        else picture_pairs(labelled, rows, pictures, shown.thumbnail)
     )
     cards = [
         Pair(left, right, facts(row, _class(labelled, row), shown.evidence))
@@ -126,13 +128,13 @@ def show(
 
 
 def picture_pairs(
-    labelled: LabelledSet, rows: Sequence[Row], corpus_path: str, longest: int
+    labelled: LabelledSet, rows: Sequence[Row], pictures: Pictures, longest: int
 ) -> list[tuple[Side, Side]]:
     """Thumbnails of the evaluation and the corpus picture of each row (of pairs or nearest pictures)."""
     ours = {
         picture.row: picture.data for picture in labelled.pictures(sorted({int(str(row["eval_row"])) for row in rows}))
     }
-    theirs = _corpus_pictures(corpus_path, rows)
+    theirs = pictures((str(row["shard"]), int(str(row["row"]))) for row in rows)
     return [
         (
             _side(str(row["eval_id"]), ours[int(str(row["eval_row"]))], longest),
@@ -156,7 +158,9 @@ def facts(pair: Row, class_name: str | None, mode: str) -> list[tuple[str, str]]
     if pair.get("phash_distance") is not None:
         lines.append(("distance", f"PDQ {pair['pdq_distance']} of 256 bits, pHash {pair['phash_distance']} of 64 bits"))
     lines.append(("example", f"{pair['eval_id']}" + ("" if class_name is None else f" ({class_name})")))
-    lines.append(("corpus row", f"{_hex(pair['uid'])} ({pair['shard']}, row {pair['row']})"))
+    key = pair.get("key")
+    named = "" if key is None else f", {key}"
+    lines.append(("corpus row", f"{_hex(pair['uid'])} ({pair['shard']}, row {pair['row']}{named})"))
     if pair.get("names_label") is not None:
         lines.append(("its caption", "names the class" if pair["names_label"] else "does not name the class"))
     if mode == "hash-only":
@@ -168,24 +172,6 @@ def facts(pair: Row, class_name: str | None, mode: str) -> list[tuple[str, str]]
 
 def _hex(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else "unknown"
-
-
-def _corpus_pictures(corpus_path: str, chosen: Sequence[Row]) -> dict[tuple[str, int], bytes | None]:
-    """The stored pictures of the chosen pairs; each row group is read once."""
-    wanted: dict[str, set[int]] = {}
-    for pair in chosen:
-        wanted.setdefault(str(pair["shard"]), set()).add(int(str(pair["row"])))
-    found: dict[tuple[str, int], bytes | None] = {}
-    for shard in manifest.load(corpus_path).shards:
-        rows = wanted.get(shard.path, set())
-        first = 0
-        for number, group in enumerate(shard.row_groups):
-            inside = sorted(row for row in rows if first <= row < first + group.rows)
-            if inside:
-                column = parquet.read_row_group(manifest.shard_uri(corpus_path, shard), number, ["image"])["image"]
-                found |= {(shard.path, row): column[row - first].as_py() for row in inside}
-            first += group.rows
-    return found
 
 
 def _side(name: str, data: bytes | None, longest: int) -> Side:

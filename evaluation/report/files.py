@@ -19,7 +19,7 @@ import pyarrow as pa
 import pydantic
 from pydantic import Field
 
-from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Report
+from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Corpus, Report
 from pipeline.content.labelled import SET_NAME
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, StrictModel, digest_json
@@ -77,6 +77,26 @@ def table_bytes(table: pa.Table) -> bytes:
         place = os.path.join(folder, "table.parquet")
         parquet.write(table, place)
         return storage.read_bytes(place, limit=1 << 40)
+
+
+def removal_bytes(pairs: pa.Table, corpus: Corpus, without: pa.Table | None = None) -> bytes:
+    """removal_ids.txt: which rows to take out of the corpus, sorted; less those of `without`.
+
+    Of a corpus of this project their uids, one a line, as `pipeline exclude --ids` takes them; of another one the file, the row in it and
+    the corpus's own name for it (empty where it has none), separated by tabs.
+    """
+    names = ("uid",) if corpus.kind == "shards" else ("shard", "row", "key")
+    found, others = (
+        set() if table is None else set(zip(*(table[name].to_pylist() for name in names), strict=True))
+        for table in (pairs, without)
+    )
+    rows = sorted(found - others, key=lambda row: row[:2])
+    lines = ["\t".join(_cell(value) for value in row) for row in rows]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _cell(value: bytes | str | int | None) -> str:
+    return "" if value is None else value.hex() if isinstance(value, bytes) else str(value)
 
 
 def canonical(value: Json) -> bytes:

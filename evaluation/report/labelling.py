@@ -22,7 +22,7 @@ from evaluation.config import OverlapConfig
 from evaluation.datasets import open_set
 from evaluation.overlap.thresholds import BIN
 from evaluation.report import files
-from evaluation.report.evidence import Row, picture_pairs
+from evaluation.report.evidence import Pictures, Row, picture_pairs
 from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError
@@ -41,8 +41,8 @@ def folder(config: OverlapConfig) -> str:
     return config.labelling.dir or config.report.dir.rstrip("/") + ".labelling"
 
 
-def write(config: OverlapConfig) -> list[tuple[str, int]]:
-    """One page for each set of a finished report: its place, and how many pairs it asks.
+def write(config: OverlapConfig, pictures: Pictures) -> list[tuple[str, int]]:
+    """One page for each set of a finished report: its place, and how many pairs it asks. `pictures` are those of its corpus.
 
     Raises InputError without a report, for a set of other content than the report's, and where nearest pictures were not looked for.
     """
@@ -64,9 +64,7 @@ def write(config: OverlapConfig) -> list[tuple[str, int]]:
             )
         questions = choose(own, config.labelling.per_bin)
         place = storage.join(folder(config), f"{one.name}.html")
-        storage.write_atomic(
-            place, page(labelled, questions, config.corpus.manifest, config.labelling.longest).encode()
-        )
+        storage.write_atomic(place, page(labelled, questions, pictures, config.labelling.longest).encode())
         written.append((place, len(questions)))
     return written
 
@@ -88,7 +86,7 @@ def _rank(row: Row) -> bytes:
     return hashlib.blake2b(name, digest_size=16, key=b"labelling").digest()
 
 
-def page(labelled: LabelledSet, questions: Sequence[Row], corpus_path: str, longest: int) -> str:
+def page(labelled: LabelledSet, questions: Sequence[Row], pictures: Pictures, longest: int) -> str:
     """The page of one set; pictures are scaled to `longest` pixels at most."""
     asked = [
         {
@@ -98,7 +96,7 @@ def page(labelled: LabelledSet, questions: Sequence[Row], corpus_path: str, long
             "right": right.thumbnail or right.missing,
         }
         for question, (left, right) in zip(
-            questions, picture_pairs(labelled, questions, corpus_path, longest), strict=True
+            questions, picture_pairs(labelled, questions, pictures, longest), strict=True
         )
     ]
     script = (_FOLDER / "labelling.js").read_text("utf-8")

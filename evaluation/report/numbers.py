@@ -155,7 +155,7 @@ def set_report(
         share=share(overlapping, split.num_rows, levels.confidence),
         by_method={method: int(pc.sum(pc.equal(split["method"], method)).as_py() or 0) for method in METHODS},
         pairs=own.num_rows,
-        corpus_rows=pc.count_distinct(own["uid"]).as_py(),
+        corpus_rows=own.group_by(["shard", "row"]).aggregate([]).num_rows,
     )
     return SetReport(
         name=result.name,

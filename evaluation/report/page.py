@@ -16,7 +16,7 @@ from evaluation.overlap.statistics import Verdict
 from evaluation.report import figure
 from evaluation.report.evidence import SetEvidence
 from evaluation.report.schema import Report
-from evaluation.report.summary import headline, sentence, text_sentence
+from evaluation.report.summary import corpus_rows, headline, sentence, text_sentence
 from evaluation.report.text_evidence import TextEvidence
 
 TONES: dict[Verdict, str] = {
@@ -48,6 +48,7 @@ def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[Text
         text_lines=[line for line in map(text_sentence, report.sets) if line],
         headline=title,
         lines=lines,
+        corpus_rows=corpus_rows(report.corpus),
         tone=tone,
         tones=TONES,
         scored=any(one.effect is not None for one in report.sets),

@@ -18,7 +18,7 @@ from pipeline.contracts.config import StrictModel
 SCHEMA_NAME = "evaluation.overlap.report"
 SCHEMA_VERSION = 3
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
-labels, words."""
+labels, words, corpora that others wrote."""
 
 
 class Share(StrictModel):
@@ -40,12 +40,20 @@ class Difference(StrictModel):
 
 
 class Corpus(StrictModel):
-    """Which corpus was searched. `rows_without_hashes` could only be compared by their exact bytes."""
+    """Which corpus was searched: `shards` of this project, or the files of one that others wrote, by their layout.
 
+    `rows_without_hashes` could only be compared by their exact bytes. Of foreign files (`shards` counts them, or blocks of a folder's
+    pictures), `rows` were searched, those in `rejected`, by reason, have no picture that can be, and `damaged_files` were searched up to
+    the place where they are damaged.
+    """
+
+    kind: Literal["shards", "webdataset", "parquet", "folder"]
     content_root: str
     rows: int
     shards: int
     rows_without_hashes: int
+    rejected: dict[str, int]
+    damaged_files: int
     hashes: dict[str, str]
     config_digest: str | None
 

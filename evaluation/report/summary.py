@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from evaluation.overlap import thresholds
 from evaluation.overlap.tables import METHODS, TEXT_METHODS
 from evaluation.report import files
-from evaluation.report.schema import Difference, Effect, Report, SetReport, Share, TextReport
+from evaluation.report.schema import Corpus, Difference, Effect, Report, SetReport, Share, TextReport
 from pipeline.contracts import parquet, storage
 
 COLUMNS = [
@@ -112,6 +112,20 @@ def sentence(one: SetReport) -> str:
     return f"{said}; {moved}: an effect."
 
 
+def corpus_rows(corpus: Corpus) -> str:
+    """How much of the corpus was searched, and how much could not be."""
+    if corpus.kind == "shards":
+        return f"{corpus.rows:,} rows in {corpus.shards:,} shards; {corpus.rows_without_hashes:,} without perceptual hashes"
+    files = "blocks of pictures" if corpus.kind == "folder" else f"{corpus.kind} files"
+    said = f"{corpus.rows:,} rows in {corpus.shards:,} {files}"
+    refused = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(corpus.rejected.items()))
+    if refused:
+        said += f"; not searched: {refused}"
+    if corpus.damaged_files:
+        said += f"; {corpus.damaged_files:,} damaged, searched up to the damage"
+    return said
+
+
 def text_sentence(one: SetReport) -> str | None:
     """What the report says of a set's words; None where there was nothing to ask."""
     captions, labels = one.text.captions, one.text.labels
@@ -133,7 +147,7 @@ def text_sentence(one: SetReport) -> str | None:
 
 def as_text(report: Report) -> str:
     """For a terminal."""
-    lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {report.corpus.rows:,} rows", ""]
+    lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {corpus_rows(report.corpus)}", ""]
     lines += [f"  {'!' if one.over_limit else ' '} {sentence(one)}" for one in report.sets]
     lines += [f"    {line}" for line in map(text_sentence, report.sets) if line]
     return "\n".join(lines)

@@ -100,6 +100,7 @@ class Reason(enum.StrEnum):
     OPT_OUT = "opt_out"  # the server or the page asks not to be used
     TOO_MANY_BYTES = "too_many_bytes"
     # crawl: the picture
+    NO_IMAGE = "no_image"  # the source says that there is none: a sample, or a cell, without a picture
     NOT_AN_IMAGE = "not_an_image"
     IMAGE_FORMAT = "image_format"  # a picture, but of a format that is not on the allow-list
     IMAGE_TOO_LARGE = (

@@ -18,6 +18,7 @@ import errno
 import fnmatch
 import functools
 import hashlib
+import itertools
 import os
 import posixpath
 import re
@@ -81,6 +82,14 @@ def holds(folder: str, uri: str) -> bool:
     """Whether `uri` is the folder or lies in it, however the two are spelt."""
     outer, inner = absolute(folder), absolute(uri)
     return inner == outer or inner.startswith(outer.rstrip("/") + "/")
+
+
+def names_below(uris: Sequence[str]) -> list[str]:
+    """What files are called, wherever the folder is that holds all of them: their paths below it."""
+    parts = [uri.split("/") for uri in uris]
+    levels = zip(*(folders for *folders, _ in parts), strict=False)
+    above = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
+    return ["/".join(each[above:]) for each in parts]
 
 
 def _bucket_key(uri: str) -> tuple[str, str]:
@@ -319,6 +328,25 @@ def sizes_of(uris: Sequence[str]) -> list[int | None]:
     """Bytes of each of many files, None for one that is not there; by one listing of each folder they are in."""
     listed = {folder: sizes(folder) for folder in {parent(uri) for uri in uris}}
     return [listed[parent(uri)].get(name(uri)) for uri in uris]
+
+
+def stamps_of(uris: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Bytes and time of last change (nanoseconds) of each of many files, None for one that is not there; by one listing of each folder.
+
+    Who finds the same stamp again may take a file for unchanged, as make and rsync do; who must be sure reads it.
+    """
+    listed = {folder: _stamps(folder) for folder in {parent(uri) for uri in uris}}
+    return [listed[parent(uri)].get(name(uri)) for uri in uris]
+
+
+def _stamps(folder: str) -> dict[str, tuple[int, int]]:
+    files, path = filesystem(folder)
+    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
+    with plain_errors(folder, "list"):
+        found = files.get_file_info(selector)
+    return {
+        entry.base_name: (entry.size, entry.mtime_ns or 0) for entry in found if entry.type == pyarrow.fs.FileType.File
+    }
 
 
 def folders(folder: str) -> list[str]:

@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 
 from evaluation.config import OverlapConfig
 from evaluation.overlap import job
+from evaluation.overlap.corpus import of_manifest
 from evaluation.overlap.join import EvalCodes
-from pipeline.contracts import manifest, parquet
+from pipeline.contracts import parquet
 from pipeline.engine import EngineConfig, Run
 from pipeline.records import read_record
 from tests.benchmarks.data import overlap_corpus
@@ -49,7 +50,7 @@ PEAK_BYTES, EXPONENT = 2e9, 1.1
 
 def join(corpus_path: str, out: str) -> None:
     """The stage `join` from manifest and codes to the pairs in the report's order, `out`/pairs.parquet."""
-    corpus = manifest.load(corpus_path)
+    corpus = of_manifest(corpus_path)
     folder = Path(corpus_path).parent
     codes = EvalCodes(SETS, [parquet.read(str(folder / f"{name}.parquet")) for name in SETS])
     sets = [{"name": name, "path": "given as codes"} for name in SETS]

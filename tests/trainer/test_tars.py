@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from pipeline.content import image as images
+from pipeline.content import webdataset
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from tests.trainer.launching import Alone
@@ -110,7 +111,7 @@ def test_members_are_those_that_tarfile_finds(format: str, tmp_path: Path) -> No
     data = path.read_bytes()
     with tarfile.open(path) as tar:
         expected = [(each.name, each.offset_data, each.size) for each in tar if each.isreg() and not each.islnk()]
-    found = list(tars.members(lambda at, size: data[at : at + size], 0, len(data)))
+    found = list(webdataset.members(lambda at, size: data[at : at + size], 0, len(data)))
     assert [(each.name, each.data, each.size) for each in found] == expected
     assert [each.name for each in found] == names
 
@@ -130,7 +131,7 @@ def test_a_size_in_base_256_and_one_in_a_pax_header(tmp_path: Path) -> None:
     pax[1024 + 148 : 1024 + 156] = b"%06o\0 " % (sum(body) - sum(body[148:156]) + 256)
     padded = data.ljust(512, b"\0")
     whole = bytes(header) + padded + bytes(pax) + padded
-    found = list(tars.members(lambda at, size: whole[at : at + size], 0, len(whole)))
+    found = list(webdataset.members(lambda at, size: whole[at : at + size], 0, len(whole)))
     assert [(each.name, each.size, whole[each.data : each.data + each.size]) for each in found] == [
         ("large.jpg", 10, data)
     ] * 2
@@ -174,7 +175,7 @@ def test_samples_are_neighbours_of_one_name(tmp_path: Path) -> None:
         ("txt", b"", None),
         ("txt", b" \n", None),
         ("json", b'{"caption": ""}', None),
-        ("txt", b"x" * (tars.MAX_CAPTION_BYTES + 1), None),
+        ("txt", b"x" * (webdataset.MAX_CAPTION_BYTES + 1), None),
         ("json", b"{", None),
         ("json", b"[" * 200_000, None),
         ("json", b'["caption"]', None),
@@ -189,7 +190,7 @@ def test_a_caption_is_text_or_it_is_none(name: str, data: bytes, caption: str | 
     assert all_rows(opened(str(tmp_path), tmp_path / "run")) == [Row(caption, b"picture"), Row("two", b"")]
 
 
-@pytest.mark.parametrize("text", [b"", b"\n", b"\xff\xfe", b"x" * (tars.MAX_CAPTION_BYTES + 1)])
+@pytest.mark.parametrize("text", [b"", b"\n", b"\xff\xfe", b"x" * (webdataset.MAX_CAPTION_BYTES + 1)])
 def test_a_text_that_says_nothing_leaves_it_to_the_json(text: bytes, tmp_path: Path) -> None:
     said = json.dumps({"caption": "good"}).encode()
     write_tar(tmp_path / "x.tar", [("1.jpg", b"picture"), ("1.txt", text), ("1.json", said)])

@@ -1,0 +1,424 @@
+"""What a corpus is to the job: an index of every file, one root over all of it, and pictures to show.
+
+A corpus of this project brings the indexes, in its manifest. For one that others wrote (`corpus.files`) two stages make them:
+
+- `list`: which rows a file has, where, and SHA-256 over all of its bytes; a unit is named by its file's name, size and time;
+- `index`: every picture decoded and hashed by the corpus's own rule; a unit is ROWS_PER_UNIT rows of a file, named by its SHA-256. So
+  files that were copied or touched are read again but not decoded again, and one that changed is.
+
+Rows in the files = rows in the indexes + rows refused by a reason (`Corpus.rejected`). The content root is a digest over the files' own, in
+the order in which they are given; of tars it is the one that the trainer writes into its checkpoints.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evaluation.config import CorpusConfig
+from evaluation.overlap.tables import INDEX_COLUMNS, KEY, PLACED_INDEX_SCHEMA
+from evaluation.report import schema
+from pipeline.content import readers
+from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes, sha256
+from pipeline.content.image import ImageRejected, decode
+from pipeline.content.readers import Columns, CorpusFile, Entry, Layout
+from pipeline.contracts import manifest, parquet, storage
+from pipeline.contracts.config import Json, digest_json
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.schema import REJECTED_SCHEMA, uid
+from pipeline.engine import Result, Run, Stage, Unit, matching_records, stage_digest, stage_folder
+
+log = logging.getLogger("evaluation")
+
+INDEX_VERSION = 1
+ROWS_PER_UNIT = 10_000
+_ROOTS: dict[Layout, str] = {"webdataset": "tars", "parquet": "parquet", "folder": "folder"}
+_TEXT_KEPT = 8192  # characters of a URL or caption that go into an index; the uid is over the whole
+
+Place = tuple[str, int]
+"""A shard's name and a row in it, as pairs.parquet has them."""
+
+
+class IndexFile(NamedTuple):
+    """A table with INDEX_COLUMNS: of which shard, where below `Corpus.folder`, and its SHA-256."""
+
+    shard: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that is ready to be joined. `pictures` gives the stored bytes at places, None where there are none.
+
+    `texts` takes an index's shard and path and gives its uids, URLs and captions (and rows and keys, where it has them), in its order.
+    """
+
+    about: schema.Corpus
+    folder: str
+    indexes: list[IndexFile]
+    pictures: Pictures
+    texts: Texts
+
+
+Pictures = Callable[[Iterable[Place]], Mapping[Place, bytes | None]]
+Texts = Callable[[str, str], pa.Table]
+
+
+def plan(config: CorpusConfig) -> str:
+    """What there is to do, as far as a look at local names, or at a local manifest, tells. Raises InputError where that is refused."""
+    if config.manifest is None:
+        return _plan_of_files(config)
+    place = manifest.manifest_path(config.manifest)
+    if storage.is_s3(place):
+        return f"one unit per shard of {place!r} (not opened by --check)"
+    found = of_manifest(place).about
+    size = sum(shard.index_bytes for shard in manifest.load(place).shards)
+    return f"{found.shards:,} units of one shard each, {found.rows:,} rows, {size:,} bytes of indexes to read"
+
+
+def _plan_of_files(config: CorpusConfig) -> str:
+    places = _given(config)
+    if any(storage.is_s3(place) for place in places):
+        return f"one unit per {config.layout} file of {config.files!r} (not looked at by --check), listed, indexed and joined"
+    found = find_files(config)
+    size = sum(file.bytes for file in found)
+    pictures = sum(len(file.pictures) for file in found)
+    what = f"blocks of {pictures:,} pictures" if config.layout == "folder" else f"{config.layout} files"
+    return f"{len(found):,} {what}, {size:,} bytes to read twice, each listed, indexed (every picture decoded once) and joined"
+
+
+def pictures_of(config: CorpusConfig, work_folder: str) -> Pictures:
+    """The pictures of a corpus that was searched before, with the listings that this left in `work_folder`. Raises InputError without."""
+    if config.manifest is not None:
+        return functools.partial(_shard_pictures, config.manifest, manifest.load(config.manifest))
+    files, layout = find_files(config), _layout(config)
+    lists, units = _lists(files, layout, _columns(config))
+    folder = stage_folder(work_folder, lists)
+    done = matching_records(folder, lists.digest, units)
+    if len(done) < len(units):
+        raise InputError(
+            f"{work_folder}: has no listing of {len(units) - len(done):,} of {len(units):,} files, as they are now; run `overlap` again"
+        )
+    tables = [storage.join(folder, done[unit.id].output.name) for unit in units]
+    return functools.partial(_file_pictures, _IndexWork(files, layout, _columns(config), tables, True))
+
+
+# ---- a corpus of this project
+
+
+def of_manifest(path: str) -> Corpus:
+    """The corpus of a manifest. Raises InputError when there is none, or its hashes are of another version."""
+    found = manifest.load(path)
+    for name in ("phash64", "pdq256"):
+        stated = found.hashes.get(name)
+        if stated is not None and stated != HASH_VERSION[name]:
+            raise InputError(
+                f"{manifest.manifest_path(path)}: hashes.{name} is {stated!r}, this program computes "
+                f"{HASH_VERSION[name]!r}; use the matching release or rebuild the corpus"
+            )
+    about = schema.Corpus(
+        kind="shards",
+        content_root=found.content_root,
+        rows=found.rows,
+        shards=len(found.shards),
+        rows_without_hashes=0,
+        rejected={},
+        damaged_files=0,
+        hashes=found.hashes,
+        config_digest=found.config_digest,
+    )
+    indexes = [IndexFile(shard.path, shard.index_path, shard.index_sha256) for shard in found.shards]
+    folder = storage.parent(manifest.manifest_path(path))
+    pictures = functools.partial(_shard_pictures, path, found)
+    return Corpus(about, folder, indexes, pictures, functools.partial(_index_texts, folder))
+
+
+def _shard_pictures(path: str, found: manifest.Manifest, places: Iterable[Place]) -> dict[Place, bytes | None]:
+    """Each row group is read once."""
+    wanted = _by_shard(places)
+    pictures: dict[Place, bytes | None] = {}
+    for shard in found.shards:
+        rows = wanted.get(shard.path, [])
+        first = 0
+        for number, group in enumerate(shard.row_groups):
+            inside = [row for row in rows if first <= row < first + group.rows]
+            if inside:
+                column = parquet.read_row_group(manifest.shard_uri(path, shard), number, ["image"])["image"]
+                pictures |= {(shard.path, row): column[row - first].as_py() for row in inside}
+            first += group.rows
+    return pictures
+
+
+def _by_shard(places: Iterable[Place]) -> dict[str, list[int]]:
+    """The rows of each shard, rising."""
+    rows: dict[str, set[int]] = {}
+    for shard, row in places:
+        rows.setdefault(shard, set()).add(row)
+    return {shard: sorted(found) for shard, found in rows.items()}
+
+
+# ---- a corpus that others wrote
+
+
+def find_files(config: CorpusConfig) -> list[CorpusFile]:
+    """What `corpus.files` names, by its names only. Raises InputError where it names nothing."""
+    return readers.find_files(_layout(config), _given(config))
+
+
+def _given(config: CorpusConfig) -> list[str]:
+    return [config.files] if isinstance(config.files, str) else list(config.files or [])
+
+
+def _lists(files: list[CorpusFile], layout: Layout, columns: Columns) -> tuple[Stage, list[Unit]]:
+    work = _ListWork(files, layout, columns)
+    semantic: dict[str, Json] = {"layout": layout, "columns": list(columns)}
+    digest = stage_digest("list", readers.LISTING_VERSION, semantic, [])
+    units = [
+        Unit(f"{number:06d}-{_short(file.name, file.stamp)}", (file.name, file.stamp), {"file": number})
+        for number, file in enumerate(files)
+    ]
+    return Stage("list", digest, work.read, work.work, accounted=False), units
+
+
+def of_files(driver: Run, files: list[CorpusFile], config: CorpusConfig, *, withhold: bool) -> Corpus:
+    """Run the stages `list` and `index` over the files, as far as they are not done.
+
+    `withhold`: no URL and no caption goes into an index. Raises InputError for a file that is none of the layout, or has no row at all.
+    """
+    layout, columns = _layout(config), _columns(config)
+    lists, units = _lists(files, layout, columns)
+    listed = driver.stage(lists, units)
+    damaged = [(file.uri, record.notes["damage"]) for file, record in zip(files, listed, strict=True)]
+    damaged = [(uri, damage) for uri, damage in damaged if damage is not None]
+    for uri, damage in damaged:
+        log.warning("%s: %s; the whole samples before it are searched", uri, damage)
+
+    tables = [storage.join(stage_folder(driver.out, lists), record.output.name) for record in listed]
+    digests = [str(record.notes["sha256"]) for record in listed]
+    indexing = _IndexWork(files, layout, columns, tables, withhold)
+    semantic: dict[str, Json] = {
+        "layout": layout,
+        "columns": list(columns),
+        "hashes": dict(HASH_VERSION),
+        "withhold": withhold,
+    }
+    makes = Stage(
+        "index", stage_digest("index", INDEX_VERSION, semantic, []), indexing.read, indexing.work, row_wise=True
+    )
+    units = [
+        Unit(
+            f"{number:06d}-{start:07d}-{_short(files[number].name, digest)}",
+            (files[number].name, digest),
+            {"file": number, "start": start, "rows": ROWS_PER_UNIT},
+        )
+        for number, (record, digest) in enumerate(zip(listed, digests, strict=True))
+        for start in range(0, record.rows_out, ROWS_PER_UNIT)
+    ]
+    if not units:
+        raise InputError(f"corpus.files: {config.files!r} holds no row at all; check the layout and the place")
+    indexed = driver.stage(makes, units)
+    rejected: Counter[str] = Counter()
+    for record in indexed:
+        rejected.update(record.rejected)
+    about = schema.Corpus(
+        kind=layout,
+        content_root=f"{_ROOTS[layout]}:{hashlib.sha256(''.join(digests).encode()).hexdigest()}",
+        rows=sum(record.rows_out for record in indexed),
+        shards=len(files),
+        rows_without_hashes=0,
+        rejected=dict(sorted(rejected.items())),
+        damaged_files=len(damaged),
+        hashes=dict(HASH_VERSION),
+        config_digest=None,
+    )
+    below = storage.join("index", makes.digest[:12])
+    indexes = [
+        IndexFile(
+            files[int(str(unit.params["file"]))].name,
+            storage.join(below, record.output.name),
+            record.output.sha256,
+        )
+        for unit, record in zip(units, indexed, strict=True)
+    ]
+    texts = functools.partial(_file_texts, indexing, driver.out)
+    return Corpus(about, driver.out, indexes, functools.partial(_file_pictures, indexing), texts)
+
+
+def _short(*inputs: str) -> str:
+    """What a unit reads, as a part of its name: what the file was before stays committed under the name it had."""
+    return digest_json(list(inputs))[:12]
+
+
+def _layout(config: CorpusConfig) -> Layout:
+    if config.layout is None:
+        raise InputError("corpus.layout: is not set; say how corpus.files are laid out")
+    return config.layout
+
+
+def _columns(config: CorpusConfig) -> Columns:
+    return Columns(config.image, config.caption, config.url, config.key)
+
+
+@dataclass(frozen=True)
+class _ListWork:
+    """A file → its LISTED_SCHEMA rows; its digest, and where it is damaged, in the notes."""
+
+    files: list[CorpusFile]
+    layout: Layout
+    columns: Columns
+
+    def read(self, unit: Unit) -> pa.Table:
+        return pa.table({"file": pa.array([int(str(unit.params["file"]))], pa.int64())})
+
+    def work(self, rows: pa.Table, unit: Unit) -> Result:
+        file = self.files[rows["file"][0].as_py()]
+        found = readers.list_file(self.layout, file, self.columns)
+        return Result(found.rows, notes={"sha256": found.sha256, "damage": found.damage})
+
+
+@dataclass(frozen=True)
+class _IndexWork:
+    """Some listed rows of a file → PLACED_INDEX_SCHEMA rows, and those that are refused. `tables` are the listings, one a file."""
+
+    files: list[CorpusFile]
+    layout: Layout
+    columns: Columns
+    tables: list[str]
+    withhold: bool
+
+    def read(self, unit: Unit) -> pa.Table:
+        listed = parquet.read(self.tables[int(str(unit.params["file"]))])
+        return listed.slice(int(str(unit.params["start"])), int(str(unit.params["rows"])))
+
+    def work(self, listed: pa.Table, unit: Unit) -> Result:
+        file = self.files[int(str(unit.params["file"]))]
+        return hash_rows(readers.read_file(self.layout, file, listed, self.columns), withhold=self.withhold)
+
+
+def hash_rows(entries: Iterable[Entry], *, withhold: bool) -> Result:
+    """PLACED_INDEX_SCHEMA rows of the entries whose picture can be decoded, REJECTED_SCHEMA rows of the others."""
+    kept: list[dict[str, object]] = []
+    refused: list[dict[str, object]] = []
+    for entry in entries:
+        url, caption = entry.url, entry.caption
+        row: dict[str, object] = {
+            "uid": uid(url, caption or "") if url is not None else uid(entry.source, ""),
+            "url": None if withhold else _kept(url),
+        }
+        try:
+            if entry.refused is not None or entry.data is None:
+                raise entry.refused or ValueError(f"{entry.source}: neither a picture nor a reason")
+            hashes = picture_hashes(decode(entry.data, min_short_side=HASH_SHORT_SIDE))
+        except ImageRejected as rejected:
+            caption_raw = None if withhold else _kept(caption)
+            told = {"source": entry.source, "reason": rejected.reason.value, "detail": rejected.detail}
+            refused.append({**row, "caption_raw": caption_raw, **told})
+            continue
+        row |= {
+            "caption": None if withhold else _kept(caption),
+            "source_sha256": entry.fetched,
+            "image_sha256": sha256(entry.data),
+            "phash64": hashes.phash64,
+            "pdq256": hashes.pdq256,
+            "pdq_quality": hashes.pdq_quality,
+            "row": entry.row,
+            "key": entry.key,
+        }
+        kept.append(row)
+    rejected_rows = pa.Table.from_pylist(refused, REJECTED_SCHEMA)
+    return Result(pa.Table.from_pylist(kept, PLACED_INDEX_SCHEMA), rejected_rows)
+
+
+def _kept(text: str | None) -> str | None:
+    """A text as a table can hold it: cut, and lone surrogates (JSON may escape them) spelt out."""
+    return None if text is None else text[:_TEXT_KEPT].encode("utf-8", "backslashreplace").decode()
+
+
+def _file_pictures(work: _IndexWork, places: Iterable[Place]) -> dict[Place, bytes | None]:
+    """Reads the samples, row groups or files that hold them; nothing else of a file."""
+    numbers = {file.name: number for number, file in enumerate(work.files)}
+    pictures: dict[Place, bytes | None] = {}
+    for shard, rows in _by_shard(places).items():
+        number = numbers[shard]
+        listed = parquet.read(work.tables[number])
+        chosen = listed.filter(pc.is_in(listed["row"], value_set=pa.array(rows, pa.int64())))
+        for entry in readers.read_file(work.layout, work.files[number], chosen, work.columns):
+            pictures[shard, entry.row] = entry.data
+    return pictures
+
+
+def _file_texts(work: _IndexWork, folder: str, shard: str, path: str) -> pa.Table:
+    """Texts that were withheld from the index are read from the file again; nothing is decoded."""
+    index = _index_texts(folder, shard, path)
+    if not work.withhold:
+        return index
+    number = next(number for number, file in enumerate(work.files) if file.name == shard)
+    listed = parquet.read(work.tables[number])
+    chosen = listed.filter(pc.is_in(listed["row"], value_set=index["row"].combine_chunks()))
+    entries = readers.read_file(work.layout, work.files[number], chosen, work.columns)
+    told = {entry.row: (_kept(entry.url), _kept(entry.caption)) for entry in entries}
+    said = [told[row] for row in index["row"].to_pylist()]
+    texts = pa.table(
+        {
+            "url": pa.array([url for url, _ in said], pa.string()),
+            "caption": pa.array([one for _, one in said], pa.string()),
+        }
+    )
+    for name in texts.column_names:
+        index = index.set_column(index.column_names.index(name), name, texts[name])
+    return index
+
+
+# ---- indexes, and places in them
+
+
+def _index_texts(folder: str, shard: str, path: str) -> pa.Table:
+    uri = storage.join(folder, path)
+    with parquet.open_file(uri) as source:
+        present = source.schema_arrow.names
+    return parquet.read(uri, [name for name in ("uid", "url", "caption", "row", "key") if name in present])
+
+
+def read_index(folder: str, path: str, *, withhold: bool) -> pa.Table:
+    """INDEX_COLUMNS of an index, and `row` and `key` where it has them. `withhold`: URLs and captions are not even read, null stands there.
+
+    Raises InputError when a column is missing.
+    """
+    uri = storage.join(folder, path)
+    with parquet.open_file(uri) as source:
+        present = source.schema_arrow.names
+    absent = [column for column in INDEX_COLUMNS if column not in present]
+    if absent:
+        raise InputError(f"{uri}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
+    withheld = ["url", "caption"] if withhold else []
+    names = [*INDEX_COLUMNS, *(name for name in ("row", "key") if name in present)]
+    index = parquet.read(uri, [name for name in names if name not in withheld])
+    for name in withheld:
+        index = index.append_column(name, pa.nulls(index.num_rows, pa.string()))
+    return index
+
+
+def in_files(found: pa.Table, index: pa.Table) -> pa.Table:
+    """What was found in `index`, with the `row` in the corpus's own file.
+
+    The index of a foreign file is ordered by uid and lacks the rows that were refused; one of our shards has every row, in its order.
+    """
+    if "row" not in index.column_names:
+        return found
+    place = found.column_names.index("row")
+    return found.set_column(place, found.schema.field("row"), index["row"].take(found["row"]))
+
+
+def keyed(found: pa.Table, index: pa.Table) -> pa.Table:
+    """`in_files`, and the corpus's own names for the rows behind (tables.KEY)."""
+    keys = index["key"].take(found["row"]) if "key" in index.column_names else pa.nulls(found.num_rows, KEY.type)
+    return in_files(found, index).append_column(KEY, keys)
