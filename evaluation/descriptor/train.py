@@ -33,6 +33,7 @@ from evaluation.descriptor.config import OptimiserConfig, TrainDescriptorConfig
 from evaluation.descriptor.embed import WHOLE, Embedder, view
 from evaluation.descriptor.model import Network, build
 from evaluation.descriptor.search import cosines
+from evaluation.device import usable
 from pipeline.contracts import config as contracts_config
 from pipeline.contracts import storage
 from pipeline.contracts.cli import Progress
@@ -83,7 +84,7 @@ def train(config: TrainDescriptorConfig) -> weights.Card:
     """
     if storage.exists(storage.join(config.run.out, weights.CARD)):
         return _finished(config)
-    device = _device(config.run.device)
+    device = usable(config.run.device, "run.device")
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     how, seed = config.optimiser, config.run.seed
@@ -128,16 +129,6 @@ def train(config: TrainDescriptorConfig) -> weights.Card:
                 _save(work_folder(config), identity, network, optimiser, state)
         coming.cancel()
     return _write_artefact(config, network.cpu(), found, held, kept, state.step)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"run.device: {name!r} is no device of torch; use for example 'cpu' or 'cuda'") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"run.device: {name!r} is not there (torch sees no GPU); use run.device=cpu")
-    return device
 
 
 def _finished(config: TrainDescriptorConfig) -> weights.Card:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.prompts import OPENAI_SECTIONS
 from pipeline.content.labelled import check_template
 
 SETS = Path(__file__).resolve().parents[2] / "evaluation" / "prompts" / "sets"
@@ -139,36 +140,6 @@ def test_numbers_in_names_are_the_same_in_both_languages(name: str) -> None:
 # ---- the order, against what OpenAI published
 
 
-OPENAI = {
-    "birdsnap": "Birdsnap",
-    "caltech101": "Caltech101",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "clevr_counts": "CLEVRCounts",
-    "country211": "Country211",
-    "dtd": "DescribableTextures",
-    "eurosat": "EuroSAT",
-    "fer2013": "FacialEmotionRecognition2013",
-    "fgvc_aircraft": "FGVCAircraft",
-    "flowers102": "Flowers102",
-    "food101": "Food101",
-    "gtsrb": "GTSRB",
-    "hateful_memes": "HatefulMemes",
-    "kinetics700": "Kinetics700",
-    "kitti_distance": "KITTI",
-    "mnist": "MNIST",
-    "oxford_pets": "OxfordPets",
-    "patch_camelyon": "PatchCamelyon",
-    "rendered_sst2": "SST2",
-    "resisc45": "RESISC45",
-    "stanford_cars": "StanfordCars",
-    "stl10": "STL10",
-    "sun397": "SUN397",
-    "ucf101": "UCF101",
-    "voc2007": "PascalVOC2007",
-}
-
-
 def as_one_word(name: str) -> str:
     return name.casefold().replace(" ", "")
 
@@ -213,7 +184,12 @@ def published(folder: Path, name: str) -> tuple[list[list[str]], list[str]]:
         classes = json.loads((place / "openai_imagenet_classes.json").read_text())
         templates = json.loads((place / "openai_imagenet_templates.json").read_text())
     else:
-        page = (place / "openai_prompts.md").read_text().partition(f"\n## {OPENAI[name]}\n")[2].partition("\n## ")[0]
+        page = (
+            (place / "openai_prompts.md")
+            .read_text()
+            .partition(f"\n## {OPENAI_SECTIONS[name]}\n")[2]
+            .partition("\n## ")[0]
+        )
         lists = [re.search(rf"{key} = (\[.*?\n\])", page, re.DOTALL) for key in ("classes", "templates")]
         classes, templates = [ast.literal_eval(found[1]) for found in lists if found is not None]
     if name in LABEL_ORDER:

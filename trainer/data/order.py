@@ -40,24 +40,15 @@ def _mix(values: UInt64s) -> UInt64s:
 
 def permute(places: Int64s, n: int, keys: UInt64s) -> Int64s:
     """Where the permutation of [0, n) named by `keys` sends each of `places` (int64, each in [0, n)); any shape, O(1) a place."""
-    if n < 2:
-        return places.copy()
-    half = np.uint64((max(2, (n - 1).bit_length()) + 1) // 2)
-    mask = np.uint64((1 << int(half)) - 1)
-    result = places.astype(np.uint64)
-    outside = np.ones(result.shape, dtype=bool)
-    while outside.any():
-        walking = result[outside]
-        left, right = walking >> half, walking & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
-        result[outside] = (left << half) | right
-        outside = result >= np.uint64(n)
-    return result.astype(np.int64)
+    return _walk(places, n, keys, backwards=False)
 
 
 def unpermute(places: Int64s, n: int, keys: UInt64s) -> Int64s:
     """What `permute` sends to each of `places`: the same cycle, walked backwards."""
+    return _walk(places, n, keys, backwards=True)
+
+
+def _walk(places: Int64s, n: int, keys: UInt64s, *, backwards: bool) -> Int64s:
     if n < 2:
         return places.copy()
     half = np.uint64((max(2, (n - 1).bit_length()) + 1) // 2)
@@ -67,8 +58,11 @@ def unpermute(places: Int64s, n: int, keys: UInt64s) -> Int64s:
     while outside.any():
         walking = result[outside]
         left, right = walking >> half, walking & mask
-        for key in keys[::-1]:
-            left, right = right ^ (_mix(left + key) & mask), left
+        for key in keys[::-1] if backwards else keys:
+            if backwards:
+                left, right = right ^ (_mix(left + key) & mask), left
+            else:
+                left, right = right, left ^ (_mix(right + key) & mask)
         result[outside] = (left << half) | right
         outside = result >= np.uint64(n)
     return result.astype(np.int64)
