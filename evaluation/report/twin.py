@@ -22,6 +22,11 @@ Table = tuple[int, int, int, int]
 _BLOCK = 2048
 
 
+def in_hex(digest: object) -> str:
+    """A digest as reports print it; nothing where a row has none."""
+    return digest.hex() if isinstance(digest, bytes) else ""
+
+
 def units(scored: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """(Clean, Overlap) of the first scored example of each cluster; a cluster is in Overlap if any of it is."""
     touched = {row["cluster"] for row in scored if row["in_overlap"]}

@@ -1,0 +1,166 @@
+"""The second hand for a set's tables: every pair, nearest picture, answer and copy is what its hashes say, and the split follows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from statistics import median
+
+from evaluation.overlap.tables import METHODS
+from evaluation.report import twin
+from evaluation.report.differences import check_share, differ
+from evaluation.report.schema import SetReport
+from evaluation.report.twin import Row
+
+
+def check_pairs(place: str, one: SetReport, own: list[Row], split: list[Row]) -> Iterator[str]:
+    """Each pair must hold what it claims, and the split must follow from the pairs."""
+    limits = one.thresholds
+    best: dict[object, tuple[int, str]] = {}
+    rows = {row["eval_row"]: row for row in split}
+    for pair in own:
+        example = rows.get(pair["eval_row"], {})
+        where = f"{place}: set {one.name!r}: example {pair['eval_id']!r} with {twin.in_hex(pair['uid'])}"
+        if (example.get("eval_id"), example.get("sha256")) != (pair["eval_id"], pair["eval_sha256"]):
+            yield f"{where}: is another example, or none, in the split table"
+            continue
+        pdq, phash = _bits(example["pdq256"], pair["pdq256"]), _bits(example["phash64"], pair["phash64"])
+        known = pdq is not None and phash is not None and pair["pdq_quality"] is not None
+        if ((pdq, phash) if known else (None, None)) != (pair["pdq_distance"], pair["phash_distance"]):
+            yield f"{where}: its distances are not those of its hashes"
+        textured = known and min(int(str(example["pdq_quality"])), int(str(pair["pdq_quality"]))) >= limits.pdq_quality
+        holds = {
+            "source_sha256": pair["source_sha256"] == pair["eval_sha256"],
+            "image_sha256": pair["image_sha256"] == pair["eval_sha256"],
+            "pdq": textured and pdq is not None and pdq <= limits.pdq_distance,
+            "phash": textured
+            and (phash is not None and phash <= limits.phash_distance)
+            and (pdq is not None and pdq <= limits.phash_pdq_distance),
+        }
+        if (pair["source_exact"], pair["stored_exact"]) != (holds["source_sha256"], holds["image_sha256"]):
+            yield f"{where}: source_exact and stored_exact are not what its sha256 say"
+        strongest = next((method for method in METHODS if holds[method]), None)
+        if strongest != pair["method"]:
+            yield f"{where}: is a match by {strongest or 'no method'}, not by {pair['method']}"
+        rank = METHODS.index(str(pair["method"]))
+        best[pair["eval_row"]] = min(best.get(pair["eval_row"], (rank, "")), (rank, ""))
+    yield from _check_distances(place, one, own, split)
+    for row in split:
+        method = METHODS[best[row["eval_row"]][0]] if row["eval_row"] in best else None
+        if row["in_overlap"] != (method is not None) or row["method"] != method:
+            yield f"{place}: set {one.name!r}: example {row['eval_id']!r}: its pairs say {method}, its split {row['method']}"
+
+
+def _check_distances(place: str, one: SetReport, own: list[Row], split: list[Row]) -> Iterator[str]:
+    """How many pairs an example has, and the smallest distances over them."""
+    of_row: dict[object, list[Row]] = {}
+    for pair in own:
+        of_row.setdefault(pair["eval_row"], []).append(pair)
+    for number, row in enumerate(split):
+        pairs = of_row.get(row["eval_row"], [])
+        where = f"{place}: set {one.name!r}: example {row['eval_id']!r}"
+        if row["eval_row"] != number:
+            yield f"{where}: is row {row['eval_row']} of the set, in the split table {number}"
+        if row["pairs"] != len(pairs):
+            yield f"{where}: has {len(pairs)} pairs, its split says {row['pairs']}"
+        for name in ("pdq_distance", "phash_distance"):
+            least = min((int(str(pair[name])) for pair in pairs if pair[name] is not None), default=None)
+            if row[name] != least:
+                yield f"{where}: the least {name} of its pairs is {least}, its split says {row[name]}"
+
+
+def check_nearest(
+    place: str, one: SetReport, near: list[Row], own: list[Row], split: list[Row], sampled: list[int]
+) -> Iterator[str]:
+    """The sample is the one that the ids choose, distances are those of the hashes, and no match is nearer than the nearest."""
+    rows = [row["eval_row"] for row in near]
+    if rows not in (sampled, []):
+        yield f"{place}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"
+        return
+    matched: dict[object, int] = {}
+    for pair in own:
+        least = one.thresholds.pdq_quality
+        if pair["pdq_distance"] is not None and int(str(pair["pdq_quality"])) >= least:
+            bits = int(str(pair["pdq_distance"]))
+            matched[pair["eval_row"]] = min(bits, matched.get(pair["eval_row"], bits))
+    for row in near:
+        example = split[int(str(row["eval_row"]))]
+        where = f"{place}: set {one.name!r}: example {row['eval_id']!r}"
+        if example["eval_id"] != row["eval_id"] or int(str(row["pdq_quality"])) < one.thresholds.pdq_quality:
+            yield f"{where}: is another example in the split table, or its nearest picture has too little texture"
+        if _bits(example["pdq256"], row["pdq256"]) != row["pdq_distance"]:
+            yield f"{where}: its distance is not that of its hashes"
+        bits, match = int(str(row["pdq_distance"])), matched.get(row["eval_row"])
+        if match is not None and match < bits:
+            yield f"{where}: a pair of it is nearer than the nearest picture"
+        if bits <= one.thresholds.pdq_distance and match != bits:
+            yield f"{where}: its nearest picture is within the threshold and not among its pairs"
+
+
+def check_histogram(place: str, one: SetReport, near: list[Row]) -> Iterator[str]:
+    name = f"sets.{one.name}.nearest"
+    distances = [int(str(row["pdq_distance"])) for row in near]
+    counts = Counter(bits >> 3 for bits in distances)
+    yield from differ(place, f"{name}.sampled", one.nearest.sampled, len(distances))
+    yield from differ(place, f"{name}.counts", one.nearest.counts, [counts[bin] for bin in range(33)])
+    yield from differ(place, f"{name}.median", one.nearest.median, float(median(distances)) if distances else None)
+
+
+def check_labels(table: str, place: str, one: SetReport, answers: list[Row], near: list[Row]) -> Iterator[str]:
+    """Answers are to pairs of the sample, and the curve, the agreement, the choice and the band follow from them."""
+    asked = {(row["eval_row"], row["eval_id"], row["uid"], row["pdq_distance"]) for row in near}
+    for row in answers:
+        if (row["eval_row"], row["eval_id"], row["uid"], row["pdq_distance"]) not in asked:
+            yield f"{table}: set {one.name!r}: example {row['eval_id']!r} is not among the nearest pictures; write the report again"
+            return
+    if len({(row["eval_row"], row["rater"]) for row in answers}) != len(answers):
+        yield f"{table}: set {one.name!r}: a rater answers a pair twice; write the report again"
+        return
+    name, stated = f"sets.{one.name}.calibration", one.calibration
+    if stated is None or not answers:
+        yield from differ(place, name, stated is None, not answers)
+        return
+    found = twin.calibration(answers, near)
+    for key in ("raters", "answers", "kappa", "chosen", "band"):
+        yield from differ(place, f"{name}.{key}", getattr(stated, key), found[key])
+    curve = found["curve"]
+    yield from differ(
+        place, f"{name}.curve", [point.distance for point in stated.curve], [row["distance"] for row in curve]
+    )
+    for point, row in zip(stated.curve, curve, strict=False):
+        for key, value in row.items():
+            yield from differ(place, f"{name}.curve.{point.distance}.{key}", getattr(point, key), value)
+
+
+def check_copies(
+    table: str, place: str, one: SetReport, copied: list[Row], asked: set[int], confidence: float
+) -> Iterator[str]:
+    """The recalls from the distances of the copies, counted one by one; the copies are of the sampled examples only."""
+    if not {row["eval_row"] for row in copied} <= asked:
+        yield f"{table}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"
+    if len({(row["eval_row"], row["transform"]) for row in copied}) != len(copied):
+        yield f"{table}: set {one.name!r}: a copy comes twice; write the report again"
+    limits, name = one.thresholds, f"sets.{one.name}.copies"
+    counts: dict[str, list[int]] = {}
+    for row in copied:
+        pdq, phash, quality = (int(str(row[key])) for key in ("pdq_distance", "phash_distance", "pdq_quality"))
+        near = quality >= limits.pdq_quality and pdq <= limits.pdq_distance
+        alike = quality >= limits.pdq_quality and phash <= limits.phash_distance and pdq <= limits.phash_pdq_distance
+        before = counts.setdefault(str(row["transform"]), [0, 0, 0, 0])
+        for slot, value in enumerate((1, near or alike, near, alike)):
+            before[slot] += value
+    yield from differ(place, f"{name}.transform", [recall.transform for recall in one.copies], list(counts))
+    for recall in one.copies:
+        n, both, near_, alike_ = counts.get(recall.transform, [0, 0, 0, 0])
+        yield from check_share(place, f"{name}.{recall.transform}.found", recall.found, both, n, confidence)
+        yield from differ(place, f"{name}.{recall.transform}.pdq", recall.pdq, near_)
+        yield from differ(place, f"{name}.{recall.transform}.phash", recall.phash, alike_)
+
+
+def _bits(left: object, right: object) -> int | None:
+    """Differing bits of two hashes; None where one is unknown."""
+    if isinstance(left, bytes) and isinstance(right, bytes):
+        return (int.from_bytes(left) ^ int.from_bytes(right)).bit_count()
+    if isinstance(left, int) and isinstance(right, int):
+        return (left ^ right).bit_count()
+    return None
