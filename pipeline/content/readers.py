@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from pipeline.content import webdataset
 from pipeline.content.formats import ImageRejected
 from pipeline.content.labelled import PICTURE_ENDINGS
+from pipeline.content.tars import Damaged
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.at_once import READERS, at_once
 from pipeline.contracts.errors import InputError
@@ -276,7 +277,7 @@ def _list_tar(file: CorpusFile) -> Listing:
                 _refuse_rows(file.uri, number + 1)
                 place = f"{file.name}#{number}"
                 rows.append((number, place, plain(sample.name), sample.start, sample.end, sample.digest))
-        except webdataset.Damaged as error:
+        except Damaged as error:
             if not rows:
                 raise InputError(
                     f"{file.uri}: {error}; give tars as webdataset writes them, or leave this one out"
@@ -318,7 +319,7 @@ def _sample(file: CorpusFile, row: dict[str, Any], data: bytes) -> Entry:
 
     try:
         found = list(webdataset.samples(webdataset.members(read, 0, len(data)), read, _TAR_PICTURES))
-    except webdataset.Damaged:
+    except Damaged:
         found = []
     if len(found) != 1 or found[0].digest != row["sha256"]:
         raise _changed(file.uri, row["source"])
