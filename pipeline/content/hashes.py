@@ -262,10 +262,8 @@ def _jarosz_64(rgb: npt.NDArray[np.uint8]) -> _Float32s:
         _luma(rgb, samples)
         return samples
     along_row, along_column = (width + 127) // 128, (height + 127) // 128
-    rows = -(-height // 64) * 64
-    columns = (
-        -(-width // 32) * 2 + 1
-    ) * 16  # an odd number of tiles: the lines of a tile do not compete for one place in the cache
+    # Whole tiles; an odd number of them across, so that the lines of one do not compete for a place in the cache.
+    rows, columns = -(-height // 64) * 64, (-(-width // 32) * 2 + 1) * 16
     above = along_column - along_column // 2
     memory = np.empty((above + rows, columns), np.float32)
     plane = memory[above:]

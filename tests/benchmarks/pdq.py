@@ -5,8 +5,8 @@
 The pictures are photographs where the real data is, else drawn scenes, decoded once, as they are and halved; both sides get the same
 uint8[h, w, 3] (imagehash gets Pillow's picture of it, made before the clock starts). Timed is hashing alone, picture after picture, in
 processor seconds, in five passes in which ours and theirs take turns; the ratio is the median of the five pairs'. Hashes are compared bit
-by bit: PDQ's are equal, and pHash's where no coefficient is zero but for rounding noise (see `phash64`). The peers live in an environment of
-their own (--peers: where it stays for the next time).
+by bit: PDQ's are equal, and pHash's where no coefficient is zero but for rounding noise (see `phash64`). The peers live in an environment
+of their own (--peers: where it stays for the next time).
 
 The decision that it supports: a corpus is hashed by our kernels, and `pdqhash` and `imagehash` are what tests hold them against.
 """
