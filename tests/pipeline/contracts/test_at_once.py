@@ -18,7 +18,7 @@ def test_values_come_in_order_and_no_more_are_held_than_are_read_at_once() -> No
         time.sleep(0.002 * (number % 3))
         return number
 
-    taken = []
+    taken: list[int] = []
     for number in in_turn(read, range(5 * READERS)):
         held.append(started - len(taken))
         taken.append(number)
