@@ -120,8 +120,8 @@ def score_pairs(index: Index, queries: Int8s, picture: Int64s, query: Int64s) ->
     Pairs of a picture without views, or of a query that is zero, are left out.
     """
     first, stop = (np.searchsorted(index.picture, picture, side) for side in ("left", "right"))
-    known = queries.any(axis=1)[query]
-    views = np.where(known, stop - first, 0)
+    known = np.any(queries != 0, axis=1)
+    views = np.where(known[query], stop - first, 0)
     columns: list[Columns] = []
     starts = np.cumsum(views) - views
     for at in range(0, int(views.sum()), _BLOCK):

@@ -107,7 +107,7 @@ class Learned(NamedTuple):
     """What the descriptor sees: views of all sets, whose pictures are places in EvalCodes, and a shard's vectors int8[rows, d], zero where
     a row has none."""
 
-    index: Index
+    views: Index
     vectors: Int8s
 
 
@@ -205,7 +205,7 @@ def _likeness(learned: Learned | None, left: NDArray[np.int64], right: NDArray[n
     unknown = _Likeness(np.full(len(left), np.nan), np.full(len(left), np.nan), np.zeros(len(left), np.int64))
     if learned is None:
         return unknown
-    hits = score_pairs(learned.index, learned.vectors, left, right)
+    hits = score_pairs(learned.views, learned.vectors, left, right)
     rows = max(len(learned.vectors), 1)
     found = np.searchsorted(left * rows + right, hits.picture * rows + hits.query)
     for values, known in zip(unknown, (hits.cosine, hits.score, hits.view), strict=True):
@@ -251,7 +251,7 @@ def _candidates(
     if learned is not None:
         seen = np.zeros_like(learned.vectors)
         seen[textured] = learned.vectors[textured]
-        hits = search_vectors(learned.index, seen, _least_scores(thresholds)[codes.set_number[learned.index.picture]])
+        hits = search_vectors(learned.views, seen, _least_scores(thresholds)[codes.set_number[learned.views.picture]])
         keys.append(hits.picture * index.num_rows + hits.query)
     key = np.unique(np.concatenate(keys))
     return key // max(index.num_rows, 1), key % max(index.num_rows, 1)
