@@ -126,12 +126,16 @@ class DescriptorConfig(StrictModel):
         None
     )  # where the corpus's vectors are kept; none: `derived` beside the shards, for `files` in `report.work`
     beta: float = Field(1.0, ge=0, le=1)  # how much a score is lowered where the example is near to everything
-    views: list[ViewKind] = Field(list(VIEWS), min_length=1)  # what is looked at of an example: up to 16 parts
+    views: list[ViewKind] = Field(
+        list(VIEWS), min_length=1
+    )  # what is looked at of an example: up to 16 parts, and mirrored
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         if len(set(self.views)) < len(self.views):
             raise ValueError(f"views: {self.views!r} names one twice; name each once")
+        if self.views == ["mirrored"]:
+            raise ValueError("views: ['mirrored'] names no part to mirror; name 'whole' too")
         return self
 
 

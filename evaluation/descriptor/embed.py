@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.descriptor.artefact import Descriptor
+from evaluation.descriptor.frame import unframed
 from evaluation.descriptor.model import Network
 from evaluation.descriptor.pictures import is_flat
-from evaluation.descriptor.views import Box, ViewKind, boxes
+from evaluation.descriptor.views import MIRRORED, Box, ViewKind, boxes
 from evaluation.descriptor.weights import network
 from pipeline.content.image import ImageRejected, decode
 from pipeline.contracts.errors import RunError
@@ -29,8 +30,8 @@ from pipeline.contracts.errors import RunError
 UInt8s = NDArray[np.uint8]
 Int8s = NDArray[np.int8]
 
-EMBED_VERSION = 2
-"""Of how pictures are decoded, looked at and rounded; part of every digest. 2: a part of a picture has the same number everywhere."""
+EMBED_VERSION = 3
+"""Of how pictures are decoded, looked at and rounded; part of every digest. 3: frames are cut away; parts are looked at mirrored too."""
 BATCH = 32
 _DECODED = 2  # pictures are decoded to at least this many times the network's size, so that a quarter of the area is seen sharply
 
@@ -49,10 +50,14 @@ def view(rgb: UInt8s, box: Box, size: int) -> UInt8s | None:
 
 def views(data: bytes, size: int, kinds: Sequence[ViewKind]) -> list[tuple[int, UInt8s]]:
     """(number of the part, pixels) of the views of an encoded picture that are not flat. Raises ImageRejected for a broken one."""
-    rgb = decode(data, min_short_side=_DECODED * size).rgb
+    rgb = unframed(decode(data, min_short_side=_DECODED * size).rgb)
     parts = boxes(kinds, rgb.shape[1], rgb.shape[0])
     found = [(number, view(rgb, box, size)) for number, box in parts.items()]
-    return [(number, pixels) for number, pixels in found if pixels is not None]
+    return [
+        (number, np.ascontiguousarray(pixels[:, ::-1]) if number >= MIRRORED else pixels)
+        for number, pixels in found
+        if pixels is not None
+    ]
 
 
 def quantised(vectors: NDArray[np.float32]) -> Int8s:

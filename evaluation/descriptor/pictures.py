@@ -19,6 +19,7 @@ from PIL import Image
 
 from evaluation.descriptor.artefact import Kind
 from evaluation.descriptor.config import PicturesConfig
+from evaluation.descriptor.frame import spread, unframed
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet, open_set
 from pipeline.contracts import manifest, parquet
@@ -93,9 +94,9 @@ def load(config: PicturesConfig, seed: int) -> Pictures:
 
 
 def small(data: bytes, short_side: int, least: int = 1) -> UInt8s | None:
-    """A picture's pixels, uint8[h, w, 3], the shorter side at most `short_side`; None where it is broken, smaller than `least` or flat."""
+    """Pixels without a frame, uint8[h, w, 3], the shorter side at most `short_side`; None where broken, smaller than `least` or flat."""
     try:
-        rgb = decode(data, min_short_side=short_side).rgb
+        rgb = unframed(decode(data, min_short_side=short_side).rgb)
     except ImageRejected:
         return None
     height, width = rgb.shape[:2]
@@ -114,8 +115,7 @@ def small(data: bytes, short_side: int, least: int = 1) -> UInt8s | None:
 
 def is_flat(rgb: UInt8s) -> bool:
     """Whether uint8[h, w, 3] has too little contrast to be told from another flat picture (see FLAT)."""
-    grey = rgb.reshape(-1, 3).astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    return bool(grey.std() < FLAT)
+    return spread(rgb) < FLAT
 
 
 def _of_set(labelled: LabelledSet, most: int, seed: int) -> Iterator[tuple[bytes, bytes]]:

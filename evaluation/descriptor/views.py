@@ -2,7 +2,8 @@
 them.
 
 A corpus picture that is a crop of an evaluation picture is nearest to that part of it. A part has the same number whichever others are
-looked at: 0 the whole, 1 its largest centred square, 2 to 6 parts of half the area, 7 to 15 parts of a quarter of it.
+looked at: 0 the whole, 1 its largest centred square, 2 to 6 parts of half the area, 7 to 15 parts of a quarter of it; 16 to 31 the same
+parts mirrored.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-ViewKind = Literal["whole", "square", "halves", "quarters"]
+ViewKind = Literal["whole", "square", "halves", "quarters", "mirrored"]
 Box = tuple[float, float, float, float]
 """left, top, right, bottom as shares of the sides"""
 
-VIEWS: tuple[ViewKind, ...] = ("whole", "square", "halves", "quarters")
+VIEWS: tuple[ViewKind, ...] = ("whole", "square", "halves", "quarters", "mirrored")
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-NAMES = (
+_PARTS = (
     "the whole picture",
     "its centre square",
     *(f"half of it, {place}" for place in ("middle", "upper left", "upper right", "lower left", "lower right")),
@@ -29,6 +30,9 @@ NAMES = (
         )
     ),
 )
+NAMES = (*_PARTS, *(f"{part}, mirrored" for part in _PARTS))
+MIRRORED = len(_PARTS)
+"""The number of a mirrored part is that of the part and this."""
 _HALF = 0.5**0.5
 
 
@@ -36,7 +40,8 @@ def boxes(kinds: Sequence[ViewKind], width: int, height: int) -> dict[int, Box]:
     """The parts of a picture of this size that are looked at, by number.
 
     "whole"; "square", the largest centred one (none where the picture is square); "halves", five parts of half the area (middle and
-    corners); "quarters", nine of a quarter (three rows of three, overlapping by half).
+    corners); "quarters", nine of a quarter (three rows of three, overlapping by half); "mirrored", each of those that are looked at once
+    more, to be mirrored.
     """
     found: dict[int, Box] = {}
     if "whole" in kinds:
@@ -51,4 +56,6 @@ def boxes(kinds: Sequence[ViewKind], width: int, height: int) -> dict[int, Box]:
     if "quarters" in kinds:
         corners = [(x, y) for y in (0.0, 0.25, 0.5) for x in (0.0, 0.25, 0.5)]
         found |= {number: (x, y, x + 0.5, y + 0.5) for number, (x, y) in enumerate(corners, 7)}
+    if "mirrored" in kinds:
+        found |= {number + MIRRORED: box for number, box in list(found.items())}
     return found

@@ -15,7 +15,7 @@ from evaluation.descriptor.artefact import Card, Descriptor, Proxy, TrainedOn
 from evaluation.descriptor.config import ArchitectureConfig, AugmentationConfig, OptimiserConfig
 from evaluation.descriptor.embed import BATCH, Embedder
 from evaluation.descriptor.search import search
-from evaluation.descriptor.views import NAMES, VIEWS, boxes
+from evaluation.descriptor.views import MIRRORED, NAMES, VIEWS, boxes
 from evaluation.overlap import corpus as corpora
 from evaluation.overlap.seen import as_vectors, with_vectors
 from evaluation.overlap.tables import VECTOR_SCHEMA
@@ -58,8 +58,10 @@ def descriptor() -> Descriptor:
 
 
 def test_views_of_a_picture() -> None:
-    parts = boxes(VIEWS, 200, 100)
-    assert list(parts) == list(range(1 + 1 + 5 + 9))
+    every = boxes(VIEWS, 200, 100)
+    assert list(every) == list(range(2 * (1 + 1 + 5 + 9)))
+    parts = {number: box for number, box in every.items() if number < MIRRORED}
+    assert [every[number + MIRRORED] for number in parts] == list(parts.values())
     assert list(parts[0]) == [0, 0, 1, 1]
     assert list(parts[1]) == [0.25, 0, 0.75, 1]
     areas = [(right - left) * (bottom - top) for left, top, right, bottom in parts.values()]
@@ -68,11 +70,11 @@ def test_views_of_a_picture() -> None:
     assert all(
         0 <= left < right <= 1 + 1e-12 and 0 <= top < bottom <= 1 + 1e-12 for left, top, right, bottom in parts.values()
     )
-    assert set(parts) - set(boxes(VIEWS, 100, 100)) == {1}, "a square has no centre square"
-    for kind in VIEWS:
+    assert set(every) - set(boxes(VIEWS, 100, 100)) == {1, 17}, "a square has no centre square"
+    for kind in ("whole", "square", "halves", "quarters"):
         assert boxes([kind], 200, 100).items() <= parts.items(), "a part has one number"
-    assert len(NAMES) == len(set(NAMES)) == 16
-    places = {name: parts[number][:2] for number, name in enumerate(NAMES)}
+    assert len(NAMES) == len(set(NAMES)) == 32
+    places = {name: parts[number][:2] for number, name in enumerate(NAMES[:MIRRORED])}
     assert places["a quarter of it, upper right"] == (0.5, 0.0)
     assert places["a quarter of it, lower middle"] == (0.25, 0.5)
     assert places["half of it, lower left"] == (0.0, 1 - 0.5**0.5)
@@ -85,11 +87,18 @@ def test_a_view_is_the_part_resized() -> None:
     np.testing.assert_array_equal(seen, rgb[16:48, 32:64])
 
 
+def test_a_mirrored_part_is_the_mirror_image() -> None:
+    found = dict(embed.views(png(scene(1, 64, 64)), 32, VIEWS))
+    assert set(found) == set(boxes(VIEWS, 64, 64))
+    for number in boxes(("whole", "halves", "quarters"), 64, 64):
+        np.testing.assert_array_equal(found[number + MIRRORED], found[number][:, ::-1])
+
+
 def test_flat_parts_are_not_looked_at() -> None:
     rgb = scene(1, 64, 64)
-    rgb[:, :40] = 90
+    rgb[:40, :40] = 90
     found = embed.views(png(rgb), 32, ("whole", "quarters"))
-    assert [number for number, _ in found] == [0, 8, 9, 11, 12, 14, 15]
+    assert [number for number, _ in found] == [0, *range(8, 16)]
     assert embed.views(flat(90), 32, VIEWS) == []
 
 

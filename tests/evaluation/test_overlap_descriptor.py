@@ -269,7 +269,7 @@ def test_forged_figures_are_found(copy: Path) -> None:
         ({"descriptor_score": 0.9985}, "score 0.9985 at beta = 0.0"),
         ({"descriptor_score": float("nan")}, "score nan at beta = 0.0"),
         ({"descriptor_score": 3.0, "descriptor_cosine": 3.0}, "cosine 3.0"),
-        ({"descriptor_view": 16}, "with view 16"),
+        ({"descriptor_view": 32}, "with view 32"),
         ({"descriptor_view": None}, "with view None"),
         ({"descriptor_cosine": None}, "has cosine None"),
     ],
