@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluation.config import CorpusConfig
-from evaluation.overlap.tables import INDEX_COLUMNS, KEY, PLACED_INDEX_SCHEMA
+from evaluation.overlap import exposure
+from evaluation.overlap.tables import CAPTIONED, INDEX_COLUMNS, KEY, PLACED_INDEX_SCHEMA, ROW_GROUP_SCHEMA
 from evaluation.report import schema
 from pipeline.content import readers
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes, sha256
@@ -57,7 +58,8 @@ class IndexFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that is ready to be joined. `pictures` gives the stored bytes at places, None where there are none.
+    """A corpus that is ready to be joined. `pictures` gives the stored bytes at places, None where there are none; `row_groups` is
+    ROW_GROUP_SCHEMA.
 
     `texts` takes an index's shard and path and gives its uids, URLs and captions (and rows and keys, where it has them), in its order.
     """
@@ -67,6 +69,7 @@ class Corpus:
     indexes: list[IndexFile]
     pictures: Pictures
     texts: Texts
+    row_groups: pa.Table
 
 
 Pictures = Callable[[Iterable[Place]], Mapping[Place, bytes | None]]
@@ -139,7 +142,8 @@ def of_manifest(path: str) -> Corpus:
     indexes = [IndexFile(shard.path, shard.index_path, shard.index_sha256) for shard in found.shards]
     folder = storage.parent(manifest.manifest_path(path))
     pictures = functools.partial(_shard_pictures, path, found)
-    return Corpus(about, folder, indexes, pictures, functools.partial(_index_texts, folder))
+    texts = functools.partial(_index_texts, folder)
+    return Corpus(about, folder, indexes, pictures, texts, exposure.row_groups(found))
 
 
 def _shard_pictures(path: str, found: manifest.Manifest, places: Iterable[Place]) -> dict[Place, bytes | None]:
@@ -250,7 +254,8 @@ def of_files(driver: Run, files: list[CorpusFile], config: CorpusConfig, *, with
         for unit, record in zip(units, indexed, strict=True)
     ]
     texts = functools.partial(_file_texts, indexing, driver.out)
-    return Corpus(about, driver.out, indexes, functools.partial(_file_pictures, indexing), texts)
+    pictures = functools.partial(_file_pictures, indexing)
+    return Corpus(about, driver.out, indexes, pictures, texts, ROW_GROUP_SCHEMA.empty_table())
 
 
 def _short(*inputs: str) -> str:
@@ -389,9 +394,9 @@ def _index_texts(folder: str, shard: str, path: str) -> pa.Table:
 
 
 def read_index(folder: str, path: str, *, withhold: bool) -> pa.Table:
-    """INDEX_COLUMNS of an index, and `row` and `key` where it has them. `withhold`: URLs and captions are not even read, null stands there.
+    """INDEX_COLUMNS of an index, `captioned`, and `row` and `key` where it has them. `withhold`: null stands for URLs and captions.
 
-    Raises InputError when a column is missing.
+    `captioned` is null where an index of foreign files withholds the captions itself. Raises InputError when a column is missing.
     """
     uri = storage.join(folder, path)
     with parquet.open_file(uri) as source:
@@ -399,12 +404,15 @@ def read_index(folder: str, path: str, *, withhold: bool) -> pa.Table:
     absent = [column for column in INDEX_COLUMNS if column not in present]
     if absent:
         raise InputError(f"{uri}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
-    withheld = ["url", "caption"] if withhold else []
+    foreign = "row" in present
     names = [*INDEX_COLUMNS, *(name for name in ("row", "key") if name in present)]
-    index = parquet.read(uri, [name for name in names if name not in withheld])
-    for name in withheld:
-        index = index.append_column(name, pa.nulls(index.num_rows, pa.string()))
-    return index
+    index = parquet.read(uri, [name for name in names if name != "url" or not withhold])
+    captioned = pc.is_valid(index["caption"])
+    if withhold:
+        index = index.drop_columns(["caption"])
+        for name in ("url", "caption"):
+            index = index.append_column(name, pa.nulls(index.num_rows, pa.string()))
+    return index.append_column(CAPTIONED, pa.nulls(index.num_rows, pa.bool_()) if foreign and withhold else captioned)
 
 
 def in_files(found: pa.Table, index: pa.Table) -> pa.Table:
