@@ -6,9 +6,9 @@ read is identified by content: the corpus by its `content_root`, an evaluation s
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.content.labelled import SET_NAME, LabelledSetConfig, check_template
 from pipeline.content.readers import Layout
@@ -16,6 +16,19 @@ from pipeline.contracts.config import StrictModel, not_semantic
 
 Metric = Literal["accuracy", "mean_per_class", "map11", "roc_auc", "mean_top1_top5"]
 """How a set is scored; `evaluation.metrics` computes them."""
+
+
+def _names_differ(sets: list[EvaluationSet | ProbeSet]) -> list[EvaluationSet | ProbeSet]:
+    names = [one.name.lower() for one in sets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the name {twice[0]!r} is used twice; each set needs its own")
+    return sets
+
+
+_Set = TypeVar("_Set", bound="EvaluationSet | ProbeSet")
+Sets = Annotated[list[_Set], Field(min_length=1), AfterValidator(_names_differ)]
+"""At least one set, each with a name of its own; case does not tell names apart, because there are files by these names."""
 
 
 class EvaluationSet(LabelledSetConfig):
@@ -140,7 +153,7 @@ class OverlapConfig(StrictModel):
     """`python -m evaluation overlap`: how much of each set is in the corpus, and did it matter?"""
 
     corpus: CorpusConfig
-    sets: list[OverlapSet] = Field(min_length=1)
+    sets: Sets[OverlapSet]
     match: Thresholds = Thresholds()
     nearest: NearestConfig = NearestConfig()
     copies: CopiesConfig = CopiesConfig()
@@ -150,14 +163,6 @@ class OverlapConfig(StrictModel):
     report: ReportConfig
     labelling: LabellingConfig = LabellingConfig()
     engine: ClusterConfig = ClusterConfig()
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> OverlapConfig:
-        names = [one.name.lower() for one in self.sets]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"sets: the name {twice[0]!r} is used twice; each set needs its own")
-        return self
 
 
 class PromptConfig(StrictModel):
@@ -197,7 +202,7 @@ class BiasConfig(StrictModel):
     """`python -m evaluation bias`: the CLIP paper's probes of bias (7.1) on sets that the user has."""
 
     model: str = not_semantic(...)  # folder or file that trainer.export wrote
-    sets: list[BiasSet] = Field(min_length=1)
+    sets: Sets[BiasSet]
     templates: list[str] = Field(["a photo of a {}"], min_length=1)  # the paper does not print its own
     identities: list[Annotated[int, Field(ge=2)]] = Field(
         [100, 1000, 2000], min_length=1
@@ -208,10 +213,7 @@ class BiasConfig(StrictModel):
     device: str = not_semantic("cpu")
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [one.name.lower() for one in self.sets]
-        if len(set(names)) != len(names):
-            raise ValueError("sets: two sets have the same name; each set needs its own")
+    def _has_a_place(self) -> Self:
         for template in self.templates:
             check_template(template)
         return self
@@ -297,7 +299,7 @@ class ZeroshotConfig(StrictModel):
     """`python -m evaluation zeroshot` and `retrieval`: one exported model, some labelled sets."""
 
     model: str = not_semantic(...)  # folder or file that trainer.export wrote
-    sets: list[ZeroshotSet] = Field(min_length=1)
+    sets: Sets[ZeroshotSet]
     prompts: PromptConfig = PromptConfig()
     caption_template: str = "{}"  # retrieval: the text of a picture's caption; the paper's is "a photo of {}"
     keep_scores: bool = (
@@ -310,10 +312,7 @@ class ZeroshotConfig(StrictModel):
     cache: str | None = not_semantic(None)  # folder of features kept by content; none: nothing is kept
 
     @model_validator(mode="after")
-    def _names_differ(self) -> ZeroshotConfig:
-        names = [one.name.lower() for one in self.sets]
-        if len(set(names)) != len(names):
-            raise ValueError("sets: two sets have the same name; each set needs its own")
+    def _has_a_place(self) -> ZeroshotConfig:
         check_template(self.caption_template)
         return self
 
@@ -330,7 +329,7 @@ class ProbeSet(StrictModel):
 
 class _ProbeConfig(StrictModel):
     model: str = not_semantic(...)  # folder or file that trainer.export wrote
-    sets: list[ProbeSet] = Field(min_length=1)
+    sets: Sets[ProbeSet]
     validation_share: float = Field(0.2, gt=0, lt=1)  # cut from train, class by class, where a set has no validation
     seed: int = Field(0, ge=0, lt=1 << 64)  # of that cut
     tolerance: float = Field(
@@ -341,13 +340,6 @@ class _ProbeConfig(StrictModel):
     batch: int = not_semantic(64, ge=1)
     device: str = not_semantic("cpu")
     cache: str | None = not_semantic(None)  # folder of features kept by content; none: nothing is kept
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [one.name.lower() for one in self.sets]
-        if len(set(names)) != len(names):
-            raise ValueError("sets: two sets have the same name; each set needs its own")
-        return self
 
 
 class ProbeConfig(_ProbeConfig):

@@ -15,7 +15,6 @@ import gzip
 import io
 import itertools
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -165,10 +164,10 @@ def _listed(uri: str, kind: Kind, folder: str) -> list[Member]:
         else:
             stream = cast("IO[bytes]", gzip.GzipFile(fileobj=source)) if kind == "tar.gz" else source
             found = []
-            for name, start, size in tars.plain_files(stream, seekable=kind == "tar"):
-                if start + size > _MOST_INFLATED or len(found) >= MOST_MEMBERS:
-                    raise tarfile.HeaderError("larger than any dataset")
-                found.append(Member(folder + name.removeprefix("./"), uri, kind, start, size))
+            for file in tars.plain_files(stream, most=None if kind == "tar" else _MOST_INFLATED):
+                if file.end > _MOST_INFLATED or len(found) >= MOST_MEMBERS:
+                    raise tars.Damaged("is larger than any dataset")
+                found.append(Member(folder + file.name.removeprefix("./"), uri, kind, file.data, file.size))
             if kind == "tar.gz":  # its checksum is at its end, behind the tar's
                 _drain(stream)
     return found
@@ -177,7 +176,7 @@ def _listed(uri: str, kind: Kind, folder: str) -> list[Member]:
 def _drain(stream: IO[bytes]) -> None:
     while stream.read(_BLOCK):
         if stream.tell() > _MOST_INFLATED:
-            raise tarfile.HeaderError("larger than any dataset")
+            raise tars.Damaged("is larger than any dataset")
 
 
 def _read(members: Iterable[Member], limit: int) -> Iterator[bytes]:
@@ -231,9 +230,9 @@ def _archive(uri: str) -> Iterator[io.BufferedReader]:
             except OSError as error:
                 if storage.is_the_stores(error) and not isinstance(error, gzip.BadGzipFile):
                     raise
-                raise tarfile.ReadError(str(error)) from None
+                raise tars.Damaged(str(error)) from None
     except (
-        tarfile.TarError,
+        tars.Damaged,
         zipfile.BadZipFile,
         zlib.error,
         struct.error,

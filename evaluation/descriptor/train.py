@@ -76,6 +76,11 @@ def work_folder(config: TrainDescriptorConfig) -> str:
     return config.run.out.rstrip("/") + ".work"
 
 
+def run(config: TrainDescriptorConfig) -> str:
+    """`train`, and what a person should know of it."""
+    return f"{summary(train(config))}\nweights and card: {config.run.out}"
+
+
 def train(config: TrainDescriptorConfig) -> weights.Card:
     """Train, or go on where a killed run was, and write the artefact to `config.run.out`; returns its card.
 

@@ -123,6 +123,14 @@ def run(config: OverlapConfig) -> Report:
     return report
 
 
+def run_and_tell(config: OverlapConfig) -> str:
+    """`run`, and what a person should know of it: the figures, where the page is, what comes next."""
+    return (
+        f"{summary.as_text(run(config))}\n\nopen: {storage.join(config.report.dir, files.PAGE)}\n"
+        f"next: python -m evaluation report {config.report.dir}   (exit code 3 when a set is over its limit)"
+    )
+
+
 def work_folder(config: OverlapConfig) -> str:
     """Where the committed units lie."""
     return config.report.work or config.report.dir.rstrip("/") + ".work"

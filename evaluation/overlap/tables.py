@@ -11,7 +11,7 @@ EXACT = METHODS[:2]
 TEXT_METHODS = ("exact", "contained", "near")  # strongest first
 
 PREDICTIONS_VERSION = 2
-"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read. 2: scores, p, p_label,
+"""Of the predictions file (PREDICTION_SCHEMA and its metadata); compared when it is read. 2: scores, p, p_label,
 logit_scale."""
 
 PREDICTION_SCHEMA = pa.schema(
@@ -50,10 +50,20 @@ PREDICTION_METADATA = (
 )
 """What a predictions file says of model and set. The last four, how far training had come, are absent where a card does not say it."""
 
+_SET = pa.field("set", pa.string(), nullable=False)
+_EXAMPLE = (pa.field("eval_row", pa.int64(), nullable=False), pa.field("eval_id", pa.string(), nullable=False))
+_CORPUS_ROW = (
+    pa.field("uid", pa.binary(16), nullable=False),
+    pa.field("shard", pa.string(), nullable=False),
+    pa.field("row", pa.int64(), nullable=False),
+    pa.field("url", pa.string()),
+    pa.field("caption", pa.string()),
+)
+"""Where a row of the corpus is, and what is said of it; URL and caption are withheld by hash-only."""
+
 CODE_SCHEMA = pa.schema(
     [
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
+        *_EXAMPLE,
         pa.field("sha256", pa.binary(32), nullable=False),
         pa.field("phash64", pa.uint64(), nullable=False),
         pa.field("pdq256", pa.binary(32), nullable=False),
@@ -64,15 +74,10 @@ CODE_SCHEMA = pa.schema(
 
 PAIR_SCHEMA = pa.schema(
     [
-        pa.field("set", pa.string(), nullable=False),
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
+        _SET,
+        *_EXAMPLE,
         pa.field("eval_sha256", pa.binary(32), nullable=False),
-        pa.field("uid", pa.binary(16), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("url", pa.string()),
-        pa.field("caption", pa.string()),
+        *_CORPUS_ROW,
         pa.field("method", pa.string(), nullable=False),
         pa.field("source_exact", pa.bool_(), nullable=False),
         pa.field("stored_exact", pa.bool_(), nullable=False),
@@ -106,15 +111,10 @@ the corpus states the hash of the bytes as they were fetched."""
 
 NEAREST_SCHEMA = pa.schema(
     [
-        pa.field("set", pa.string(), nullable=False),
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
+        _SET,
+        *_EXAMPLE,
         pa.field("pdq_distance", pa.int32(), nullable=False),
-        pa.field("uid", pa.binary(16), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("url", pa.string()),
-        pa.field("caption", pa.string()),
+        *_CORPUS_ROW,
         pa.field("pdq256", pa.binary(32), nullable=False),
         pa.field("pdq_quality", pa.uint8(), nullable=False),
     ]
@@ -123,9 +123,8 @@ NEAREST_SCHEMA = pa.schema(
 
 LABEL_SCHEMA = pa.schema(
     [
-        pa.field("set", pa.string(), nullable=False),
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
+        _SET,
+        *_EXAMPLE,
         pa.field("uid", pa.binary(16), nullable=False),
         pa.field("pdq_distance", pa.int32(), nullable=False),
         pa.field("rater", pa.string(), nullable=False),
@@ -136,9 +135,8 @@ LABEL_SCHEMA = pa.schema(
 
 COPY_SCHEMA = pa.schema(
     [
-        pa.field("set", pa.string(), nullable=False),
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
+        _SET,
+        *_EXAMPLE,
         pa.field("transform", pa.string(), nullable=False),
         pa.field("pdq_distance", pa.int32(), nullable=False),
         pa.field("phash_distance", pa.int32(), nullable=False),
@@ -149,8 +147,7 @@ COPY_SCHEMA = pa.schema(
 
 SPLIT_SCHEMA = pa.schema(
     [
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
+        *_EXAMPLE,
         pa.field("sha256", pa.binary(32), nullable=False),
         pa.field("cluster", pa.int64(), nullable=False),
         pa.field("label", pa.int32()),
@@ -183,14 +180,10 @@ hash-only."""
 
 TEXT_PAIR_SCHEMA = pa.schema(
     [
-        pa.field("set", pa.string(), nullable=False),
+        _SET,
         pa.field("text", pa.int64(), nullable=False),
         pa.field("text_sha256", pa.binary(32), nullable=False),
-        pa.field("uid", pa.binary(16), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("url", pa.string()),
-        pa.field("caption", pa.string()),
+        *_CORPUS_ROW,
         pa.field("caption_sha256", pa.binary(32), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("score", pa.float64(), nullable=False),
@@ -201,7 +194,7 @@ score."""
 
 CLASS_SCHEMA = pa.schema(
     [
-        pa.field("set", pa.string(), nullable=False),
+        _SET,
         pa.field("label", pa.int32(), nullable=False),
         pa.field("names", pa.string(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),

@@ -31,7 +31,7 @@ _FOLDER = Path(__file__).parent
 
 
 def plan(config: OverlapConfig) -> str:
-    """What `write` would do, for `--check`."""
+    """What `run` would do, for `--check`."""
     names = ", ".join(one.name for one in config.sets)
     return f"nearest pictures of {names} from {config.report.dir}; pages in {folder(config)}"
 
@@ -39,6 +39,20 @@ def plan(config: OverlapConfig) -> str:
 def folder(config: OverlapConfig) -> str:
     """Where the pages go."""
     return config.labelling.dir or config.report.dir.rstrip("/") + ".labelling"
+
+
+def run(config: OverlapConfig) -> str:
+    """Write the pages with the pictures of the corpus that the report is about; returns what to do with them.
+
+    Raises InputError where `write` does, and where the corpus is not the one that was searched.
+    """
+    # Loads ray, whose stages know where the pictures of a corpus that others wrote lie.
+    from evaluation.overlap import corpus, job
+
+    written = write(config, corpus.pictures_of(config.corpus, job.work_folder(config)))
+    pages = "".join(f"{place}: {asked:,} pairs\n" for place, asked in written)
+    step = f"python -m evaluation thresholds {config.report.dir} labels-….jsonl"
+    return f"{pages}open each page in a browser, answer, export; then: {step}"
 
 
 def write(config: OverlapConfig, pictures: Pictures) -> list[tuple[str, int]]:

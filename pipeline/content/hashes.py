@@ -18,8 +18,8 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from pipeline.content.grey import grey_32
 from pipeline.content.image import RGB, Picture
 from pipeline.content.kernels import compiled
 
@@ -87,8 +87,7 @@ def phash64(rgb: RGB) -> int:
     Coefficients are rounded to 1e-6 first. A flat or mirrored picture has coefficients that are zero up to rounding
     noise, and there ImageHash's bits are those of the noise; ours are the same everywhere.
     """
-    small = Image.fromarray(rgb).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
-    low = _dct_low8(np.asarray(small).astype(np.float64)).ravel()
+    low = _dct_low8(grey_32(rgb).astype(np.float64)).ravel()
     low = np.round(low, 6) + 0.0
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
@@ -174,8 +173,41 @@ def _halve(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 @compiled
-def _box_columns(source: _Float32s, target: _Float32s, window: int) -> None:
-    """Box filter down the columns of float32[n, m], all columns side by side; running sums, shorter at both ends."""
+def _luma(rgb: npt.NDArray[np.uint8], target: _Float32s) -> None:
+    """Luma of uint8[n, w, 3] into float32[>= n, >= w].
+
+    The reference adds the three products in float64 and rounds to float32. Here the sum is a whole number below 2^24, so exact, and the
+    division rounds once: the same number, because no thousandth is as near to the middle between two float32 as float64's errors reach.
+    """
+    lines = rgb.reshape(rgb.shape[0], rgb.shape[1] * 3)
+    for i in range(rgb.shape[0]):
+        line, out = lines[i], target[i]
+        for j in range(rgb.shape[1]):
+            thousandths = (
+                np.float32(line[3 * j]) * np.float32(299)
+                + np.float32(line[3 * j + 1]) * np.float32(587)
+                + np.float32(line[3 * j + 2]) * np.float32(114)
+            )
+            out[j] = thousandths / np.float32(1000)
+
+
+@compiled
+def _turn(source: _Float32s, target: _Float32s) -> None:
+    """`target` becomes `source` turned over its diagonal; all sides are multiples of 16. By tiles: their lines stay in the cache."""
+    for top in range(0, source.shape[0], 16):
+        for left in range(0, source.shape[1], 16):
+            tile, turned = source[top : top + 16, left : left + 16], target[left : left + 16, top : top + 16]
+            for j in range(16):
+                for i in range(16):
+                    turned[j, i] = tile[i, j]
+
+
+@compiled
+def _box_down(source: _Float32s, target: _Float32s, window: int, picked: npt.NDArray[np.int64]) -> None:
+    """Box filter down the columns of float32[n, m]: running sums, shorter at both ends; only the `picked` rows (rising) are written.
+
+    Whole lines are added to a line of sums, which becomes vector instructions without changing the order of any sum.
+    """
     n, m = source.shape
     ahead = (window + 2) // 2 - 1  # rows read before the first is written
     total = np.zeros(m, np.float32)
@@ -184,85 +216,75 @@ def _box_columns(source: _Float32s, target: _Float32s, window: int) -> None:
         for j in range(m):
             total[j] += source[i, j]
         count += np.float32(1)
+    written = 0
     for i in range(n):
         enters, leaves = i + ahead, i + ahead - window
-        if enters < n:
+        if enters < n and leaves >= 0:
+            new, old = source[enters], source[leaves]
             for j in range(m):
-                total[j] += source[enters, j]
+                total[j] = total[j] + new[j] - old[j]
+        elif enters < n:
+            new = source[enters]
+            for j in range(m):
+                total[j] += new[j]
             count += np.float32(1)
-        if leaves >= 0:
+        elif leaves >= 0:
+            old = source[leaves]
             for j in range(m):
-                total[j] -= source[leaves, j]
+                total[j] -= old[j]
             count -= np.float32(1)
-        for j in range(m):
-            target[i, j] = total[j] / count
+        while written < len(picked) and picked[written] == i:
+            out = target[written]
+            for j in range(m):
+                out[j] = total[j] / count
+            written += 1
+
+
+@compiled
+def _sampled(length: int) -> npt.NDArray[np.int64]:
+    """The 64 places of a line that are sampled."""
+    places = np.empty(64, np.int64)
+    for i in range(64):
+        places[i] = int((i + 0.5) * length / 64)
+    return places
 
 
 @compiled
 def _jarosz_64(rgb: npt.NDArray[np.uint8]) -> _Float32s:
     """Luma of uint8[h, w, 3], tent-filtered and sampled to float32[64, 64].
 
-    Memory is what costs here, so each pass works through strips that stay in the cache and ends in place: 16 rows at a
-    time, turned, for the passes along rows; 64 columns at a time for the passes along columns. Either way whole lines are
-    added to a line of running sums, which becomes vector instructions without changing the order of any sum. The last
-    pass along rows keeps only the 64 columns that are sampled in the end.
+    Box filters along rows, down columns, along rows, down columns, as the reference has them. Along rows 64 rows are turned at a time: they
+    stay in the cache, and are filtered down. What is not sampled is not written by the last two.
     """
     height, width = rgb.shape[0], rgb.shape[1]
-    along_row, along_column = (width + 127) // 128, (height + 127) // 128
-    flat = rgb.reshape(height, width * 3)
-    red, green, blue = np.empty(width, np.uint8), np.empty(width, np.uint8), np.empty(width, np.uint8)
-    luma = np.empty(width, np.float32)
-    turned, turned_out = np.zeros((width, 16), np.float32), np.empty((width, 16), np.float32)
-    plane = np.empty((height, width), np.float32)
-
-    for top in range(0, height, 16):
-        rows = min(16, height - top)
-        for k in range(rows):
-            line = flat[top + k]
-            for j in range(width):
-                red[j], green[j], blue[j] = line[3 * j], line[3 * j + 1], line[3 * j + 2]
-            for j in range(width):
-                # float64 and rounded once, left to right: what the Python package of the reference computes.
-                luma[j] = np.float64(red[j]) * 0.299 + np.float64(green[j]) * 0.587 + np.float64(blue[j]) * 0.114
-            for j in range(width):
-                turned[j, k] = luma[j]
-        if height == 64 and width == 64:
-            turned_out[:] = turned
-        else:
-            _box_columns(turned, turned_out, along_row)
-        for left in range(0, width, 64):
-            for k in range(rows):
-                for j in range(left, min(left + 64, width)):
-                    plane[top + k, j] = turned_out[j, k]
-    if height == 64 and width == 64:
-        return plane
-
-    strip, strip_out = np.zeros((height, 64), np.float32), np.empty((height, 64), np.float32)
-    for left in range(0, width, 64):
-        columns = min(64, width - left)
-        for i in range(height):
-            for j in range(columns):
-                strip[i, j] = plane[i, left + j]
-        _box_columns(strip, strip_out, along_column)
-        for i in range(height):
-            for j in range(columns):
-                plane[i, left + j] = strip_out[i, j]
-
-    for top in range(0, height, 16):
-        rows = min(16, height - top)
-        for left in range(0, width, 64):
-            for k in range(rows):
-                for j in range(left, min(left + 64, width)):
-                    turned[j, k] = plane[top + k, j]
-        _box_columns(turned, turned_out, along_row)
-        for j in range(64):
-            for k in range(rows):
-                strip[top + k, j] = turned_out[int((j + 0.5) * width / 64), k]
-
-    _box_columns(strip, strip_out, along_column)
     samples = np.empty((64, 64), np.float32)
-    for i in range(64):
-        samples[i, :] = strip_out[int((i + 0.5) * height / 64), :]
+    if height == 64 and width == 64:
+        _luma(rgb, samples)
+        return samples
+    along_row, along_column = (width + 127) // 128, (height + 127) // 128
+    # Whole tiles; an odd number of them across, so that the lines of one do not compete for a place in the cache.
+    rows, columns = -(-height // 64) * 64, (-(-width // 32) * 2 + 1) * 16
+    above = along_column - along_column // 2
+    memory = np.empty((above + rows, columns), np.float32)
+    plane = memory[above:]
+    plane[height:] = 0.0
+    turned, turned_filtered = np.empty((columns, 64), np.float32), np.zeros((columns, 64), np.float32)
+    for top in range(0, height, 64):
+        strip = plane[top : top + 64]
+        _luma(rgb[top : top + 64], strip)
+        _turn(strip, turned)
+        _box_down(turned[:width], turned_filtered, along_row, np.arange(width))
+        _turn(turned_filtered, strip)
+
+    # Each row is written over the one that has just left the sums, `above` rows before it: one plane is enough.
+    _box_down(plane[:height], memory, along_column, np.arange(height))
+
+    across, narrow = np.empty((64, 64), np.float32), np.empty((rows, 64), np.float32)
+    for top in range(0, height, 64):
+        _turn(memory[top : top + 64], turned)
+        _box_down(turned[:width], across, along_row, _sampled(width))
+        _turn(across, narrow[top : top + 64])
+    _box_down(narrow[:height], samples, along_column, _sampled(height))
     return samples
 
 

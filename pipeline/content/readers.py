@@ -31,8 +31,9 @@ import pyarrow.parquet as pq
 from pipeline.content import webdataset
 from pipeline.content.formats import ImageRejected
 from pipeline.content.labelled import PICTURE_ENDINGS
+from pipeline.content.tars import Damaged
 from pipeline.contracts import parquet, storage
-from pipeline.contracts.at_once import READERS, at_once
+from pipeline.contracts.at_once import at_once, in_turn
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import Reason
 
@@ -276,7 +277,7 @@ def _list_tar(file: CorpusFile) -> Listing:
                 _refuse_rows(file.uri, number + 1)
                 place = f"{file.name}#{number}"
                 rows.append((number, place, plain(sample.name), sample.start, sample.end, sample.digest))
-        except webdataset.Damaged as error:
+        except Damaged as error:
             if not rows:
                 raise InputError(
                     f"{file.uri}: {error}; give tars as webdataset writes them, or leave this one out"
@@ -318,7 +319,7 @@ def _sample(file: CorpusFile, row: dict[str, Any], data: bytes) -> Entry:
 
     try:
         found = list(webdataset.samples(webdataset.members(read, 0, len(data)), read, _TAR_PICTURES))
-    except webdataset.Damaged:
+    except Damaged:
         found = []
     if len(found) != 1 or found[0].digest != row["sha256"]:
         raise _changed(file.uri, row["source"])
@@ -521,11 +522,9 @@ def _list_block(file: CorpusFile) -> Listing:
 
 def _read_block(file: CorpusFile, listed: pa.Table) -> Iterator[Entry]:
     rows = listed.to_pylist()
-    for start in range(0, len(rows), READERS):
-        some = rows[start : start + READERS]
-        loaded = at_once(_load, [file.pictures[row["row"]] for row in some])
-        for row, (data, size, texts, digest) in zip(some, loaded, strict=True):
-            if digest != row["sha256"]:
-                raise _changed(file.pictures[row["row"]].uri, row["source"])
-            entry = _with_texts(row, data, "", texts)
-            yield entry if data is not None else entry._replace(refused=_too_many_bytes(size))
+    loaded = in_turn(_load, [file.pictures[row["row"]] for row in rows])
+    for row, (data, size, texts, digest) in zip(rows, loaded, strict=True):
+        if digest != row["sha256"]:
+            raise _changed(file.pictures[row["row"]].uri, row["source"])
+        entry = _with_texts(row, data, "", texts)
+        yield entry if data is not None else entry._replace(refused=_too_many_bytes(size))

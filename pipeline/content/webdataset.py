@@ -4,86 +4,37 @@ A sample is what neighbouring files of one name have in common up to the first d
 blank or unreadable the string "caption" in `.json`). Nothing is unpacked to a disk, no link is followed. The trainer and the overlap job
 number the samples of a tar alike, because both find them here.
 
-Sizes are bounded before anything is read (`MAX_SAMPLE_BYTES`, `MAX_CAPTION_BYTES`, `MAX_NAME_BYTES`), every header lies behind the last,
-and where a tar does not go on as it must, `Damaged` says so: what stands before that place is whole.
+The members are those of the house's one walker (`tars.walk`). Sizes are bounded before anything is read (`MAX_SAMPLE_BYTES`,
+`MAX_CAPTION_BYTES`), and where a tar does not go on as it must, `Damaged` says so: what stands before that place is whole.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
+
+from pipeline.content.tars import Damaged, Member, ReadAt, walk
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CAPTIONS = ("txt", "json")
 
 MAX_SAMPLE_BYTES = 64 << 20
 MAX_CAPTION_BYTES = 1 << 20
-MAX_NAME_BYTES = 64 << 10
-_BLOCK = 512
 _READ_BYTES = 8 << 20
 _STEP = 1 << 20
-
-ReadAt = Callable[[int, int], bytes]
-"""`read(offset, length)`: the bytes there, fewer at the end."""
 
 
 # ---- members
 
 
-class Damaged(Exception):
-    """A tar that does not go on as a tar must; says where and why."""
-
-
-class Member(NamedTuple):
-    """A regular file of a tar: its name, where its first header starts, where its data is."""
-
-    name: str
-    start: int
-    data: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        return self.data + _padded(self.size)
-
-
 def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
     """The regular files between two offsets of a tar, the first of which is that of a header. Raises Damaged.
 
-    POSIX ustar and pax (IEEE 1003.1, pax), and GNU's long names and large numbers. Links, folders and devices are passed over.
+    A range of whole samples ends without a mark, and so do tars of some writers; behind a mark stands nothing.
     """
-    at, first, name, size = start, start, "", -1
-    while at < end:
-        header = read(at, _BLOCK)
-        if len(header) < _BLOCK:
-            raise Damaged(f"ends inside a header at byte {at:,}")
-        if not any(header):
-            _expect_zeros(read, at, end)
-            return  # the end mark; what follows is padding
-        _check_sum(header, at)
-        kind, length, data = header[156:157], _number(header[124:136], at), at + _BLOCK
-        if kind in b"123456":
-            length = 0  # these have no data, whatever they say
-        elif kind in b"0\x007" and size >= 0:
-            length = size  # a pax header may say it better than the field can
-        if data + length > end:
-            raise Damaged(f"ends inside the file at byte {at:,}")
-        if kind in b"Lx":
-            if length > MAX_NAME_BYTES:
-                raise Damaged(f"has {length:,} bytes of names at byte {at:,}, more than {MAX_NAME_BYTES:,}")
-            said = read(data, length)
-            if kind == b"L":
-                name = _text(said)
-            else:
-                name, size = _pax(said, at, name, size)
-        elif kind == b"S":
-            raise Damaged(f"has a sparse file at byte {at:,}, which is not read")
-        elif kind not in b"Kg":
-            if kind in b"0\x007":
-                yield Member(name or _name(header), first, data, length)
-            first, name, size = data + _padded(length), "", -1
-        at = data + _padded(length)
-    # A range of whole samples ends here without an end mark, and so do tars of some writers.
+    mark = yield from walk(read, start, end)
+    if mark is not None:
+        _expect_zeros(read, mark, end)
 
 
 def _expect_zeros(read: ReadAt, at: int, end: int) -> None:
@@ -93,61 +44,6 @@ def _expect_zeros(read: ReadAt, at: int, end: int) -> None:
         zeros = len(block) - len(block.lstrip(b"\0"))
         if zeros < len(block):
             raise Damaged(f"goes on at byte {place + zeros:,} after the mark of its end at byte {at:,}")
-
-
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
-
-
-def _check_sum(header: bytes, at: int) -> None:
-    if sum(header) - sum(header[148:156]) + 8 * 0x20 != _number(header[148:156], at):
-        raise Damaged(f"has no header at byte {at:,}")
-
-
-def _number(field: bytes, at: int) -> int:
-    """Octal digits, or GNU's base 256."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    try:
-        number = int(field.split(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise Damaged(f"has a header with the number {field!r} at byte {at:,}")
-    return number
-
-
-def _name(header: bytes) -> str:
-    prefix = header[345:500] if header[257:263] == b"ustar\0" else b""
-    return "/".join(part for part in (_text(prefix), _text(header[:100])) if part)
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0")[0].decode("utf-8", "surrogateescape")
-
-
-def _pax(records: bytes, at: int, name: str, size: int) -> tuple[str, int]:
-    """Name and size from the records "LENGTH KEY=VALUE\\n" of a pax header, or those given where it is silent."""
-    place = 0
-    while place < len(records) and records[place]:
-        digits, _, _ = records[place : place + 20].partition(b" ")
-        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(records) - place:
-            raise Damaged(f"has a pax header that cannot be read at byte {at:,}")
-        key, _, value = records[place + len(digits) + 1 : place + int(digits) - 1].partition(b"=")
-        if key.startswith(b"GNU.sparse."):
-            raise Damaged(f"has a sparse file at byte {at:,}, which is not read")
-        if key == b"path":
-            name = _text(value)
-        elif key == b"size":
-            size = _decimal(value, at)
-        place += int(digits)
-    return name, size
-
-
-def _decimal(value: bytes, at: int) -> int:
-    if not value.isdigit() or len(value) > 20:
-        raise Damaged(f"has a pax header with the size {value[:40]!r} at byte {at:,}")
-    return int(value)
 
 
 # ---- samples

@@ -12,7 +12,6 @@ Read off img2dataset 1.47 (writer.py, ParquetSampleWriter, WebDatasetSampleWrite
 
 import contextlib
 import io
-import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -108,11 +107,11 @@ def _opened(uri: str) -> Iterator[io.BufferedReader]:
 def _walk(source: io.BufferedReader, uri: str) -> Iterator[_Member]:
     """The plain files of a tar in its order; the caller may seek. Raises InputError where it is no tar, is damaged, or was cut off."""
     try:
-        for name, start, size in tars.plain_files(source):
-            folder, _, last = name.rpartition("/")
+        for member in tars.plain_files(source):
+            folder, _, last = member.name.rpartition("/")
             stem, _, suffix = last.partition(".")
-            yield _Member(f"{folder}/{stem}" if folder else stem, suffix.lower(), start, size)
-    except tarfile.TarError as error:
+            yield _Member(f"{folder}/{stem}" if folder else stem, suffix.lower(), member.data, member.size)
+    except tars.Damaged as error:
         raise InputError(f"{uri}: not a whole tar file ({str(error)[:200]}); replace it or take it out") from None
 
 

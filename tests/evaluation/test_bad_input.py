@@ -12,11 +12,11 @@ import pytest
 import tomli_w
 
 from evaluation.__main__ import main
-from evaluation.config import Thresholds
+from evaluation.config import BiasConfig, FewshotConfig, ProbeConfig, Thresholds, ZeroshotConfig
 from evaluation.overlap.job import _JoinWork
 from evaluation.overlap.join import EvalCodes
 from pipeline.contracts import manifest
-from pipeline.contracts.config import to_toml
+from pipeline.contracts.config import StrictModel, to_toml
 from pipeline.contracts.errors import InputError
 from pipeline.engine import Unit
 from tests.evaluation import planted
@@ -102,9 +102,20 @@ def test_a_missing_hash_column_of_a_shard(small: planted.Planted, tmp_path: Path
 def test_two_sets_of_one_name(small: planted.Planted, tmp_path: Path) -> None:
     config = tmp_path / "overlap.toml"
     config.write_text(to_toml(planted.overlap_config(small, tmp_path / "report")), "utf-8")
-    one = f"{{name='scenes', path='{small.evaluation}'}}"
-    with pytest.raises(InputError, match="the name 'scenes' is used twice"):
-        main(["overlap", "--config", str(config), f"sets=[{one}, {one}]"])
+    one, other = (f"{{name='{name}', path='{small.evaluation}'}}" for name in ("scenes", "Scenes"))
+    with pytest.raises(InputError, match="override 'sets': the name 'scenes' is used twice; each set needs its own"):
+        main(["overlap", "--config", str(config), f"sets=[{one}, {other}]"])
+
+
+@pytest.mark.parametrize("model", [BiasConfig, FewshotConfig, ProbeConfig, ZeroshotConfig])
+def test_two_sets_of_one_name_elsewhere(model: type[StrictModel]) -> None:
+    one = {"name": "a", "path": "p", "label": "label"}
+    kinds = {BiasConfig: {"probe": "race", "subgroup": "group"}, ZeroshotConfig: {}}
+    whole = {**one, **kinds[model]} if model in kinds else {"name": "a", "train": one, "test": one}
+    table = {"model": "m", "out": "o", "sets": [whole]}
+    model.model_validate(table)
+    with pytest.raises(ValueError, match="the name 'a' is used twice"):
+        model.model_validate({**table, "sets": [whole, {**whole, "name": "A"}]})
 
 
 @pytest.mark.parametrize("name", ["no corpus", "other version", "other hashes"])

@@ -24,11 +24,11 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pydantic
 
+from pipeline.content.tars import Damaged
 from pipeline.content.webdataset import (
     CAPTIONS,
     MAX_SAMPLE_BYTES,
     PICTURES,
-    Damaged,
     Sample,
     Stream,
     caption,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from pipeline.content import hashes
 from pipeline.content.hashes import (
     HASH_SHORT_SIDE,
     HASH_VERSION,
@@ -71,6 +72,18 @@ def test_pdq_equals_the_reference_bit_for_bit(height: int, width: int) -> None:
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(5, 90), st.integers(5, 90), st.just(3))))
 def test_pdq_equals_the_reference_on_anything(rgb: Pixels) -> None:
     assert pdq(rgb) == reference_pdq(rgb)
+
+
+def test_luma_of_every_colour_is_the_references() -> None:
+    """Ours divides a whole number once; the reference adds products in float64 and rounds to float32."""
+    colours = np.zeros((256, 256, 3), np.uint8)
+    colours[..., 1], colours[..., 2] = np.arange(256)[:, None], np.arange(256)[None, :]
+    found = np.empty((256, 256), np.float32)
+    for red in range(256):
+        colours[..., 0] = red
+        hashes._luma(colours, found)
+        sums = colours[..., 0] * 0.299 + colours[..., 1] * 0.587 + colours[..., 2] * 0.114
+        assert np.array_equal(found, sums.astype(np.float32))
 
 
 def test_pdq_of_views_flat_and_tiny_pictures() -> None:
