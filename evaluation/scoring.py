@@ -20,6 +20,7 @@ from evaluation.datasets.catalogue import known
 from evaluation.features import CachedEncoder, Encoder, normalise
 from evaluation.metrics import Rate
 from evaluation.model import ModelEncoder
+from evaluation.overlap.exposure import Training
 from evaluation.overlap.tables import PREDICTIONS_VERSION
 from evaluation.prompts import Prompts, check_classes, load_prompts, load_templates, shipped_sets
 from evaluation.report.files import canonical, table_bytes
@@ -36,11 +37,12 @@ _CLASSES_OF = {"imagenetv2": "imagenet", "imagenet_sketch": "imagenet"}
 
 @dataclasses.dataclass(frozen=True)
 class ModelIdentity:
-    """Which weights, trained on which corpus; goes into every file. `logit_scale` is what they multiply cosines by."""
+    """Which weights, trained on which corpus and how far; goes into every file. `logit_scale` is what they multiply cosines by."""
 
     sha256: str
     content_root: str | None
     logit_scale: float | None = None
+    training: Training | None = None
 
 
 def run_zeroshot(config: ZeroshotConfig) -> str:
@@ -171,7 +173,9 @@ def load_encoder(
 ) -> tuple[ModelEncoder | CachedEncoder, ModelIdentity]:
     """The exported model, behind the cache where the configuration names one, and who it is."""
     encoder = ModelEncoder(config.model, batch=config.batch, device=config.device)
-    identity = ModelIdentity(encoder.card.weights_sha256, encoder.card.content_root, encoder.logit_scale)
+    card = encoder.card
+    training = Training(card.samples_seen, card.seed, card.window_row_groups, card.init_sha256)
+    identity = ModelIdentity(card.weights_sha256, card.content_root, encoder.logit_scale, training)
     return encoder if config.cache is None else CachedEncoder(encoder, config.cache), identity
 
 
@@ -195,6 +199,7 @@ def write_rows(out: str, folder: str, labelled: LabelledSet, table: pa.Table, mo
         "model_sha256": model.sha256,
         "content_root": model.content_root or "",
         "logit_scale": "" if model.logit_scale is None else repr(model.logit_scale),
+        **({} if model.training is None else model.training.metadata()),
     }
     place = storage.join(out, folder, f"{labelled.name}.parquet")
     storage.write_atomic(place, table_bytes(table.replace_schema_metadata(metadata)))

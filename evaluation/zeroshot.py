@@ -28,6 +28,7 @@ from evaluation.calibration import probabilities, with_probabilities
 from evaluation.config import Metric
 from evaluation.features import Encoder, normalise
 from evaluation.metrics import TOP, Answers, Rate
+from evaluation.overlap.tables import PREDICTION_SCHEMA
 from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts.errors import InputError
 
@@ -38,29 +39,6 @@ _SEED = 0  # of the shuffled class names
 _BLOCK = 4096  # frames whose probabilities are held at a time
 _REORDERED = 0.2  # points by which another order of the classes must be better to be spoken of
 _ENOUGH = 10  # examples a class, below which the best of all orders is luck
-
-PREDICTION_SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("eval_id", pa.string(), nullable=False),
-        pa.field("sha256", pa.binary(32), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("prediction", pa.int32(), nullable=False),
-        pa.field("top5", pa.list_(pa.int32()), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-        pa.field("correct", pa.bool_(), nullable=False),
-        pa.field("subgroup", pa.string()),
-        pa.field("group", pa.string()),
-        pa.field("scores", pa.list_(pa.float32())),
-        pa.field("p", pa.float32()),
-        pa.field("p_label", pa.float32()),
-    ]
-)
-"""One row per labelled example (frame). `score` is the cosine of the predicted class, of a video its mean probability, of a probe its
-probability; all frames of a video have its answer. `label` is -1 where an example has several; `scores` (of every class) are written
-where the metric needs them or they are asked for. `p` and `p_label` are the probabilities of the predicted class and of the label at the
-model's logit scale, null where it has none.
-"""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ ALLOWED = {
         "trainer.models",
         "trainer.tokenizer",
         "trainer.data.transforms",
+        "trainer.data.order",  # which rows a run has read; loads numpy only
         "trainer.export",
         "evaluation",
     ),

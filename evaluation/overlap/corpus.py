@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluation.config import CorpusConfig
-from evaluation.overlap.tables import INDEX_COLUMNS, KEY, PLACED_INDEX_SCHEMA
+from evaluation.overlap import exposure
+from evaluation.overlap.tables import CAPTIONED, INDEX_COLUMNS, KEY, PLACED_INDEX_SCHEMA, ROW_GROUP_SCHEMA
 from evaluation.report import schema
 from pipeline.content import readers
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes, sha256
@@ -57,7 +58,8 @@ class IndexFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that is ready to be joined. `pictures` gives the stored bytes at places, None where there are none.
+    """A corpus that is ready to be joined. `pictures` gives the stored bytes at places, None where there are none; `row_groups` is
+    ROW_GROUP_SCHEMA.
 
     `texts` takes an index's shard and path and gives its uids, URLs and captions (and rows and keys, where it has them), in its order;
     `stored` gives the stored bytes of every row of an index, each with its place in the index, in the order in which they lie.
@@ -69,6 +71,7 @@ class Corpus:
     pictures: Pictures
     texts: Texts
     stored: Stored
+    row_groups: pa.Table
 
 
 Pictures = Callable[[Iterable[Place]], Mapping[Place, bytes | None]]
@@ -143,7 +146,7 @@ def of_manifest(path: str) -> Corpus:
     folder = folder_of(path)
     pictures = functools.partial(_shard_pictures, path, found)
     texts, stored = functools.partial(_index_texts, folder), functools.partial(_shard_stored, folder)
-    return Corpus(about, folder, indexes, pictures, texts, stored)
+    return Corpus(about, folder, indexes, pictures, texts, stored, exposure.row_groups(found))
 
 
 def folder_of(path: str) -> str:
@@ -268,7 +271,8 @@ def of_files(driver: Run, files: list[CorpusFile], config: CorpusConfig, *, with
         for unit, record in zip(units, indexed, strict=True)
     ]
     texts, stored = (functools.partial(read, indexing, driver.out) for read in (_file_texts, _file_stored))
-    return Corpus(about, driver.out, indexes, functools.partial(_file_pictures, indexing), texts, stored)
+    pictures = functools.partial(_file_pictures, indexing)
+    return Corpus(about, driver.out, indexes, pictures, texts, stored, ROW_GROUP_SCHEMA.empty_table())
 
 
 def _short(*inputs: str) -> str:
@@ -419,9 +423,9 @@ def _index_texts(folder: str, shard: str, path: str) -> pa.Table:
 
 
 def read_index(folder: str, path: str, *, withhold: bool) -> pa.Table:
-    """INDEX_COLUMNS of an index, and `row` and `key` where it has them. `withhold`: URLs and captions are not even read, null stands there.
+    """INDEX_COLUMNS of an index, `captioned`, and `row` and `key` where it has them. `withhold`: null stands for URLs and captions.
 
-    Raises InputError when a column is missing.
+    `captioned` is null where an index of foreign files withholds the captions itself. Raises InputError when a column is missing.
     """
     uri = storage.join(folder, path)
     with parquet.open_file(uri) as source:
@@ -429,12 +433,15 @@ def read_index(folder: str, path: str, *, withhold: bool) -> pa.Table:
     absent = [column for column in INDEX_COLUMNS if column not in present]
     if absent:
         raise InputError(f"{uri}: column {absent[0]!r} is missing; rebuild the corpus with this program's format")
-    withheld = ["url", "caption"] if withhold else []
+    foreign = "row" in present
     names = [*INDEX_COLUMNS, *(name for name in ("row", "key") if name in present)]
-    index = parquet.read(uri, [name for name in names if name not in withheld])
-    for name in withheld:
-        index = index.append_column(name, pa.nulls(index.num_rows, pa.string()))
-    return index
+    index = parquet.read(uri, [name for name in names if name != "url" or not withhold])
+    captioned = pc.is_valid(index["caption"])
+    if withhold:
+        index = index.drop_columns(["caption"])
+        for name in ("url", "caption"):
+            index = index.append_column(name, pa.nulls(index.num_rows, pa.string()))
+    return index.append_column(CAPTIONED, pa.nulls(index.num_rows, pa.bool_()) if foreign and withhold else captioned)
 
 
 def in_files(found: pa.Table, index: pa.Table) -> pa.Table:

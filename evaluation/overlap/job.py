@@ -19,8 +19,9 @@ depend on what happened on the way.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,14 +32,14 @@ from evaluation.config import OverlapConfig, Thresholds
 from evaluation.datasets import open_set
 from evaluation.descriptor.artefact import Descriptor
 from evaluation.descriptor.search import Index
-from evaluation.overlap import copies, join, nearest, text, text_stage, thresholds
+from evaluation.overlap import copies, exposure, join, nearest, text, text_stage, thresholds
 from evaluation.overlap import corpus as corpora
 from evaluation.overlap.corpus import Corpus
 from evaluation.overlap.join import EvalCodes, Learned
 from evaluation.overlap.seen import CopyScores, Seen, as_vectors, with_vectors
 from evaluation.overlap.set_stage import tables_of_sets
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
-from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, KEY, METHODS, PAIR_SCHEMA
+from evaluation.overlap.tables import CAPTIONED, CODE_SCHEMA, COPY_SCHEMA, KEY, METHODS, PAIR_SCHEMA
 from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
@@ -51,6 +52,7 @@ from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
 NEAREST_SUFFIX = ".nearest.parquet"
+UNUSABLE_SUFFIX = ".unusable.parquet"
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 COPIES_VERSION = 2
@@ -71,7 +73,15 @@ def run(config: OverlapConfig) -> Report:
     with _driver(config) as driver:
         codes, codes_root = _hash_sets(driver, sets)
         seen = _look(driver, config, corpus, sets, descriptor)
-        pairs, closest, hashless = _join(driver, config, corpus, codes, codes_root, limits, seen)
+        joined = _join(driver, config, corpus, codes, codes_root, limits, seen)
+        closest, hashless = joined.closest, joined.hashless
+        about = corpus.about
+        trainings = {
+            one.name: training
+            for one, known in zip(sets, predictions, strict=True)
+            if known is not None and (training := known.training_over(about.content_root, about.kind)) is not None
+        }
+        pairs = exposure.with_exposure(joined.pairs, corpus.row_groups, _unusable(joined), trainings)
         pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
         planted = _plant_copies(driver, config.copies.examples, sets, codes, seen)
         withhold = config.report.evidence == "hash-only"
@@ -82,11 +92,16 @@ def run(config: OverlapConfig) -> Report:
             one.content_hash,
             limits[number],
             config.sets[number].limit,
-            text.with_text(
-                split_set(number, codes, one.labels, pairs, limits[number], None if known is None else known.correct),
-                words.written,
-                findings.text_pairs.filter(pc.equal(findings.text_pairs["set"], one.name)),
-                withhold,
+            exposure.split_exposure(
+                text.with_text(
+                    split_set(
+                        number, codes, one.labels, pairs, limits[number], None if known is None else known.correct
+                    ),
+                    words.written,
+                    findings.text_pairs.filter(pc.equal(findings.text_pairs["set"], one.name)),
+                    withhold,
+                ),
+                pairs.filter(pc.equal(pairs["set"], one.name)),
             ),
             known,
             words,
@@ -111,6 +126,7 @@ def run(config: OverlapConfig) -> Report:
         files.LABELS: labels,
         files.TEXT_PAIRS: findings.text_pairs,
         files.CLASSES: findings.classes,
+        files.ROW_GROUPS: corpus.row_groups,
     }
     _write(config, report, results, tables, sets, corpus, inputs)
     return report
@@ -287,8 +303,8 @@ def _plan_of_descriptor(config: OverlapConfig, descriptor: Descriptor) -> str:
 class _JoinWork:
     """An index → its matches, and the nearest rows of the `sample`. `folder`, below which indexes lie, is a place and in no digest.
 
-    `withhold`: URLs and captions of the corpus are not even read, the pairs have null there. With a descriptor: its `views` of all sets,
-    and the folder of the corpus's `vectors`, a place too.
+    `withhold`: the pairs have null for URLs and captions of the corpus. With a descriptor: its `views` of all sets, and the folder of the
+    corpus's `vectors`, a place too.
     """
 
     folder: str
@@ -309,10 +325,24 @@ class _JoinWork:
         if self.views is not None:
             vectors = as_vectors(index["vector"], self.views.vectors.shape[1], f"the vectors of {shard}")
             learned = Learned(self.views, vectors)
-        rows = corpora.keyed(join.join_shard(index, shard, self.codes, self.limits, learned), index)
+        matches = join.join_shard(index, shard, self.codes, self.limits, learned)
+        rows = corpora.keyed(matches, index).append_column(CAPTIONED, index["captioned"].take(matches["row"]))
         closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
         beside = {NEAREST_SUFFIX: corpora.in_files(closest, index)}
+        absent = exposure.unusable(index) if "row" not in index.column_names else np.empty(0, np.int64)
+        if len(absent):
+            beside[UNUSABLE_SUFFIX] = pa.table({"row": absent})
         return Result(rows, beside=beside, notes={"rows_without_hashes": hashless})
+
+
+class _Joined(NamedTuple):
+    """All pairs, the nearest corpus row of every sampled example, how many corpus rows have no hashes, and for each shard that has any the
+    URI of the rows which the trainer cannot use."""
+
+    pairs: pa.Table
+    closest: pa.Table
+    hashless: int
+    unusable: list[tuple[str, str]]
 
 
 def _join(
@@ -323,14 +353,18 @@ def _join(
     codes_root: str,
     limits: list[Thresholds],
     seen: Seen | None,
-) -> tuple[pa.Table, pa.Table, int]:
-    """All pairs, the nearest corpus row of every sampled example, and how many corpus rows have no hashes."""
+) -> _Joined:
     shown, examples = config.report.evidence, config.nearest.examples
     sample = nearest.sample_sets(codes, limits, examples)
     views, vectors = (None, "") if seen is None else (seen.index, seen.vectors.folder)
     work = _JoinWork(corpus.folder, codes, sample, limits, shown == "hash-only", views, vectors)
     levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, limits, strict=True)]
-    semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "nearest": examples, "keys": KEY.name}
+    semantic: dict[str, Json] = {
+        "sets": levels,
+        "evidence": shown,
+        "nearest": examples,
+        "beside": [KEY.name, CAPTIONED.name],
+    }
     if seen is not None:
         semantic["descriptor"] = seen.identity
     digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
@@ -350,7 +384,19 @@ def _join(
     hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
     near = (parquet.read(storage.join(folder, record.beside[NEAREST_SUFFIX].name)) for record in records)
     closest = nearest.nearest_of_all(near, codes.names)
-    return pa.concat_tables([PAIR_SCHEMA.append(KEY).empty_table(), *tables]), closest, hashless
+    pairs = pa.concat_tables([PAIR_SCHEMA.append(KEY).append(CAPTIONED).empty_table(), *tables])
+    unusable = [
+        (index.shard, storage.join(folder, record.beside[UNUSABLE_SUFFIX].name))
+        for index, record in zip(corpus.indexes, records, strict=True)
+        if UNUSABLE_SUFFIX in record.beside
+    ]
+    return _Joined(pairs, closest, hashless, unusable)
+
+
+def _unusable(joined: _Joined) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Shard by shard the rows that the trainer cannot use."""
+    for shard, uri in joined.unusable:
+        yield shard, np.asarray(parquet.read(uri)["row"], np.int64)
 
 
 # ---- stage copies
@@ -449,5 +495,10 @@ def _write(
         files.REMOVAL: files.removal_bytes(tables[files.PAIRS], report.corpus),
         files.REMOVAL_TEXT: files.removal_bytes(tables[files.TEXT_PAIRS], report.corpus, tables[files.PAIRS]),
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
+        **{
+            files.predictions_name(result.name): result.predictions.data()
+            for result in results
+            if result.predictions is not None
+        },
     }
     files.publish(config.report.dir, content, inputs)

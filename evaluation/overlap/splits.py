@@ -7,6 +7,7 @@ given, whether the model was right.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +18,42 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from evaluation.config import Thresholds
+from evaluation.overlap.exposure import Training, known, read_training
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.repeats import clusters
-from evaluation.overlap.tables import METHODS, PREDICTIONS_VERSION, SPLIT_SCHEMA
+from evaluation.overlap.tables import (
+    METHODS,
+    PREDICTION_METADATA,
+    PREDICTION_SCHEMA,
+    PREDICTIONS_VERSION,
+    SPLIT_SCHEMA,
+)
 from pipeline.content.labelled import UNLABELLED, LabelledSet
-from pipeline.contracts import parquet
+from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outcomes of one model on one set: `correct` bool or None per example, and what the file says of the model."""
+    """Outcomes of one model on one set: `correct` bool or None per example; the file, and what it says of the model."""
 
     correct: list[bool | None]
+    place: str
     sha256: str
     model: str | None
     content_root: str | None
+    training: Training | None
+
+    def training_over(self, root: str, kind: str) -> Training | None:
+        """The training, where its order over the corpus `root` of this kind is known: see `exposure.known`."""
+        return known(self.training, self.content_root, root=root, kind=kind)
+
+    def data(self) -> bytes:
+        """The file as it was read. Raises InputError where it has changed since."""
+        data = storage.read_bytes(self.place, limit=1 << 34)
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise InputError(f"{self.place}: changed while the job ran; run it again when nobody writes there")
+        return data
 
 
 def split_set(
@@ -88,7 +109,8 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str) -> Predict
 
     Raises InputError when a column is missing or of another type, an id is unknown, comes twice or has no outcome, when a picture or a
     label is another one, a labelled example has no score, or the file was scored on a set of another content hash (class list,
-    captions, subgroups, separators): predictions of another version of the set would silently change every split.
+    captions, subgroups, separators): predictions of another version of the set would silently change every split. Nothing else may be in
+    the file, because it becomes a part of the report.
     """
     place = f"predictions of set {labelled.name!r} ({uri})"
     table = parquet.read(uri)
@@ -104,13 +126,35 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str) -> Predict
     correct = _outcomes(place, table, labelled)
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     _check_identity(place, metadata, labelled)
+    stranger = strange(table.schema)
+    if stranger is not None:
+        raise InputError(
+            f"{place}: has {stranger}, which no predictions have, and the report would show it; leave it out of the file"
+        )
     unscored = [row for row, label in enumerate(labelled.labels) if label != UNLABELLED and correct[row] is None]
     if unscored:
         raise InputError(
             f"{place}: {len(unscored):,} of {len(labelled):,} examples have a label and no score, the first is "
             f"{labelled.ids[unscored[0]]!r}; score the set again"
         )
-    return Predictions(correct, file_hash, metadata.get("model_sha256") or None, metadata.get("content_root") or None)
+    return Predictions(
+        correct,
+        uri,
+        file_hash,
+        metadata.get("model_sha256") or None,
+        metadata.get("content_root") or None,
+        read_training(place, metadata),
+    )
+
+
+def strange(found: pa.Schema) -> str | None:
+    """What a predictions file has beside columns and metadata of predictions; None: nothing."""
+    columns = {field.name: field.type for field in PREDICTION_SCHEMA}
+    for field in found:
+        if columns.get(field.name) != field.type:
+            return f"a column {field.name!r} of {field.type}"
+    others = sorted({key.decode("utf-8", "replace") for key in found.metadata or {}} - set(PREDICTION_METADATA))
+    return f"metadata {others[0]!r}" if others else None
 
 
 def _outcomes(place: str, table: pa.Table, labelled: LabelledSet) -> list[bool | None]:

@@ -11,8 +11,44 @@ EXACT = METHODS[:2]
 TEXT_METHODS = ("exact", "contained", "near")  # strongest first
 
 PREDICTIONS_VERSION = 2
-"""Of the predictions file (`zeroshot.PREDICTION_SCHEMA` and its metadata); compared when it is read. 2: scores, p, p_label,
+"""Of the predictions file (PREDICTION_SCHEMA and its metadata); compared when it is read. 2: scores, p, p_label,
 logit_scale."""
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("prediction", pa.int32(), nullable=False),
+        pa.field("top5", pa.list_(pa.int32()), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("subgroup", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("scores", pa.list_(pa.float32())),
+        pa.field("p", pa.float32()),
+        pa.field("p_label", pa.float32()),
+    ]
+)
+"""One row per labelled example (frame). `score` is the cosine of the predicted class, of a video its mean probability, of a probe its
+probability; all frames of a video have its answer. `label` is -1 where an example has several; `scores` (of every class) are written
+where the metric needs them or they are asked for. `p` and `p_label` are the probabilities of the predicted class and of the label at the
+model's logit scale, null where it has none.
+"""
+
+PREDICTION_METADATA = (
+    "format_version",
+    "set_content_hash",
+    "model_sha256",
+    "content_root",
+    "logit_scale",
+    "samples_seen",
+    "seed",
+    "window_row_groups",
+    "init_sha256",
+)
+"""What a predictions file says of model and set. The last four, how far training had come, are absent where a card does not say it."""
 
 _SET = pa.field("set", pa.string(), nullable=False)
 _EXAMPLE = (pa.field("eval_row", pa.int64(), nullable=False), pa.field("eval_id", pa.string(), nullable=False))
@@ -191,9 +227,24 @@ of these stands."""
 KEY = pa.field("key", pa.string())
 """What a corpus that others wrote calls a row: a sample's name, a key column, a file's path. Null in a corpus of this project."""
 
-PUBLISHED_PAIR_SCHEMA = PAIR_SCHEMA.append(KEY).append(pa.field("names_label", pa.bool_()))
+CAPTIONED = pa.field("captioned", pa.bool_())
+"""Whether a corpus row has a caption, withheld or not; null where a foreign index does not say."""
+
+EXPOSURE_COLUMNS = (pa.field("first_sample", pa.int64()), pa.field("seen", pa.bool_()))
+"""Of a pair's corpus row, or of an example over its pairs: at which sample the model's training run first showed it (from 0; null: never,
+or not known), and whether the checkpoint had come so far (null: not known, or the example is Clean). See `exposure`."""
+
+ROW_GROUP_SCHEMA = pa.schema(
+    [pa.field("shard", pa.string(), nullable=False), pa.field("rows", pa.int64(), nullable=False)]
+)
+"""One row group of the corpus, in the manifest's order: what a sample order depends on beside a seed and a window. None of foreign
+files."""
+
+PUBLISHED_PAIR_SCHEMA = pa.schema(
+    [*PAIR_SCHEMA, KEY, CAPTIONED, *EXPOSURE_COLUMNS, pa.field("names_label", pa.bool_())]
+)
 """`names_label`: does the corpus row's caption name the example's class? Null where there is no caption, no label or no name."""
 
 PUBLISHED_TEXT_PAIR_SCHEMA = TEXT_PAIR_SCHEMA.append(KEY)
 
-PUBLISHED_SPLIT_SCHEMA = pa.schema([*SPLIT_SCHEMA, *TEXT_COLUMNS])
+PUBLISHED_SPLIT_SCHEMA = pa.schema([*SPLIT_SCHEMA, *TEXT_COLUMNS, *EXPOSURE_COLUMNS])

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pydantic
 
 from evaluation.config import OverlapConfig
+from evaluation.overlap.exposure import known
 from evaluation.overlap.tables import (
     CLASS_SCHEMA,
     COPY_SCHEMA,
@@ -27,13 +28,15 @@ from evaluation.overlap.tables import (
     PUBLISHED_PAIR_SCHEMA,
     PUBLISHED_SPLIT_SCHEMA,
     PUBLISHED_TEXT_PAIR_SCHEMA,
+    ROW_GROUP_SCHEMA,
 )
-from evaluation.report import files, summary, text_check, twin
+from evaluation.report import exposure_check, files, summary, text_check, twin
 from evaluation.report.descriptor_check import check_score_sweep, check_scores, check_settings, impossible_scores
 from evaluation.report.differences import differ
 from evaluation.report.numbers import not_checked
 from evaluation.report.page_check import check_page
 from evaluation.report.pair_check import check_copies, check_histogram, check_labels, check_nearest, check_pairs
+from evaluation.report.predictions_check import check_copy, read_copy
 from evaluation.report.schema import Report, SetReport
 from evaluation.report.set_check import check_figures
 from evaluation.report.twin import Row
@@ -45,10 +48,11 @@ from pipeline.contracts.schema import Reason
 
 _NO_PLACE = "-"
 NOT_RECOMPUTED = (
-    "the hashes of pictures, the outcomes of the model and labels in the tables (they are compared with each other, not with pictures "
-    "and predictions), what the learned descriptor says (its card, the scores in the tables), the corpus's size, how many of its rows "
-    "name a class, and the thumbnails and class names on the page; where captions are withheld, also near and contained captions with "
-    "their scores, and whether a caption names a class"
+    "the hashes of pictures and labels in the tables (they are compared with each other, not with pictures), what the model answered (the "
+    "predictions in the folder are taken as given), what the learned descriptor says (its card, the scores in the tables), the corpus's "
+    "size, its row groups and which of its rows cannot be trained on, how many of its rows name a class, and the thumbnails and class "
+    "names on the page; where captions are withheld, also near and contained captions with their scores, and whether a caption names a "
+    "class"
 )
 
 
@@ -91,6 +95,7 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     report = files.read_report(directory)
     place = storage.join(directory, files.REPORT)
     names = {*files.FIXED, *(files.split_name(one.name) for one in report.sets)}
+    names |= {files.predictions_name(one.name) for one in report.sets if one.effect is not None}
     if set(seal.files) != names:
         wrong = sorted(set(seal.files) ^ names)
         yield f"{storage.join(directory, files.MANIFEST)}: {', '.join(wrong)}: named here or in report.json, not in both"
@@ -151,6 +156,11 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
             yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
     for problem in check_page(text, report, pairs, closest, text_pairs, splits, config.report):
         yield f"{storage.join(directory, files.PAGE)}: {problem}; write the report again"
+    groups = _table(directory, files.ROW_GROUPS, ROW_GROUP_SCHEMA)
+    uncut = exposure_check.check_row_groups(report.corpus, groups)
+    if uncut is not None:
+        yield f"{storage.join(directory, files.ROW_GROUPS)}: {uncut}; write the report again"
+        return
     for one in report.sets:
         own = [row for row in pairs if row["set"] == one.name]
         yield from check_pairs(storage.join(directory, files.PAIRS), one, own, splits[one.name])
@@ -170,6 +180,30 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         )
         words, named = ([row for row in rows if row["set"] == one.name] for rows in (text_pairs, classes))
         yield from _check_text(directory, report, one, own, words, named, splits[one.name])
+        yield from _check_model(directory, seal, report, one, own, groups, splits[one.name])
+
+
+def _check_model(
+    directory: str,
+    seal: files.Seal,
+    report: Report,
+    one: SetReport,
+    pairs: list[Row],
+    groups: list[Row],
+    split: list[Row],
+) -> Iterator[str]:
+    """The outcomes by `predictions_check`, and what the model had seen by `exposure_check`."""
+    place, copy = storage.join(directory, files.REPORT), read_copy(directory, one)
+    training = None
+    if one.effect is not None and copy is not None:
+        sha256 = seal.files[files.predictions_name(one.name)].sha256
+        yield from check_copy(place, one, one.effect, split, copy, sha256)
+        about = report.corpus
+        training = known(copy.training, copy.content_root, root=about.content_root, kind=about.kind)
+    withheld = report.evidence == "hash-only"
+    for problem in exposure_check.check_pairs(report.corpus, pairs, split, groups, training, withheld=withheld):
+        yield f"{storage.join(directory, files.PAIRS)}: set {one.name!r}: {problem}; write the report again"
+    yield from exposure_check.check_figures(place, report, one, pairs, split, training)
 
 
 def _check_text(

@@ -171,11 +171,25 @@ def facts(pair: Row, class_name: str | None, mode: str) -> list[tuple[str, str]]
     lines.append(("corpus row", f"{_hex(pair['uid'])} ({pair['shard']}, row {pair['row']}{named})"))
     if pair.get("names_label") is not None:
         lines.append(("its caption", "names the class" if pair["names_label"] else "does not name the class"))
+    if pair.get("seen") is not None:
+        lines.append(("in training", _shown(pair)))
     if mode == "hash-only":
         if "method" in pair:
             lines += [("example sha256", _hex(pair["eval_sha256"])), ("corpus sha256", _hex(pair["source_sha256"]))]
         return [*lines, ("corpus PDQ", _hex(pair["pdq256"]))]
     return [*lines, ("URL", str(pair["url"] or "none")), ("caption", str(pair["caption"] or "none"))]
+
+
+def _shown(pair: Row) -> str:
+    """When the run of the checkpoint came to the corpus row."""
+    if pair["first_sample"] is None:
+        return "never shown, for it has no caption or no picture"
+    sample = f"{int(str(pair['first_sample'])):,}"
+    return (
+        f"seen by this checkpoint, first as sample {sample}"
+        if pair["seen"]
+        else f"not seen yet, comes as sample {sample}"
+    )
 
 
 def _hex(value: object) -> str:

@@ -34,16 +34,31 @@ COPIES = "copies.parquet"
 LABELS = "labels.parquet"
 TEXT_PAIRS = "text_pairs.parquet"
 CLASSES = "classes.parquet"
+ROW_GROUPS = "row_groups.parquet"
 SUMMARY = "summary.csv"
 REMOVAL = "removal_ids.txt"
 REMOVAL_TEXT = "removal_ids_text.txt"
 SCHEMA = "report.schema.json"
 
 
-FIXED = (PAGE, REPORT, SCHEMA, SUMMARY, PAIRS, NEAREST, COPIES, LABELS, TEXT_PAIRS, CLASSES, REMOVAL, REMOVAL_TEXT)
-"""What every report has; beside these, a split table per set and nothing else."""
+FIXED = (
+    PAGE,
+    REPORT,
+    SCHEMA,
+    SUMMARY,
+    PAIRS,
+    NEAREST,
+    COPIES,
+    LABELS,
+    TEXT_PAIRS,
+    CLASSES,
+    ROW_GROUPS,
+    REMOVAL,
+    REMOVAL_TEXT,
+)
+"""What every report has; beside these, a split table per set, the predictions of each scored one, and nothing else."""
 
-_FILE_NAME = rf"^(?:{'|'.join(re.escape(name) for name in FIXED)}|splits/{SET_NAME[1:-1]}\.parquet)$"
+_FILE_NAME = rf"^(?:{'|'.join(re.escape(name) for name in FIXED)}|(?:splits|predictions)/{SET_NAME[1:-1]}\.parquet)$"
 
 
 class FileEntry(StrictModel):
@@ -69,6 +84,11 @@ class Seal(StrictModel):
 def split_name(set_name: str) -> str:
     """The file of one set's split table."""
     return f"splits/{set_name}.parquet"
+
+
+def predictions_name(set_name: str) -> str:
+    """The copy of the predictions that one set was scored by."""
+    return f"predictions/{set_name}.parquet"
 
 
 def table_bytes(table: pa.Table) -> bytes:

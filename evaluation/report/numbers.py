@@ -21,6 +21,7 @@ from evaluation.overlap import statistics, thresholds
 from evaluation.overlap.splits import Predictions
 from evaluation.overlap.tables import EXACT, METHODS
 from evaluation.overlap.text import Findings, SetText
+from evaluation.report.exposure_numbers import exposure_report
 from evaluation.report.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -55,6 +56,8 @@ NOT_CHECKED = [
     "Flat pictures (PDQ quality below the threshold): all of them hash alike, so only their exact bytes were compared.",
     "Captions that say the same in other words, or in another language; class names in another form (plural, case) than the given ones.",
     "Pictures that the training run used but that are not in this corpus.",
+    "Whether a checkpoint had seen a picture otherwise than in the matched rows of this corpus: in weights that its run started from, or "
+    "in another order, where the run read the same rows in other row groups.",
 ]
 
 
@@ -185,6 +188,7 @@ def set_report(
         over_limit=overlapping > result.limit * split.num_rows,
         found=found,
         effect=_effect(analysis, holm_p, result.predictions, corpus),
+        exposure=exposure_report(split, own, result.predictions, corpus, levels.confidence),
         sweep=_sweep(result, levels, tests),
         score_sweep=_score_sweep(result, levels, tests),
         nearest=_nearest(closest),

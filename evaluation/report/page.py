@@ -16,7 +16,7 @@ from evaluation.overlap.statistics import Verdict
 from evaluation.report import figure
 from evaluation.report.evidence import SetEvidence
 from evaluation.report.schema import Report
-from evaluation.report.summary import corpus_rows, headline, sentence, text_sentence
+from evaluation.report.summary import corpus_rows, exposure_sentence, headline, sentence, text_sentence
 from evaluation.report.text_evidence import TextEvidence
 
 TONES: dict[Verdict, str] = {
@@ -51,6 +51,8 @@ def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[Text
         corpus_rows=corpus_rows(report.corpus),
         tone=tone,
         tones=TONES,
+        exposed=[one for one in report.sets if one.exposure is not None],
+        exposure_lines=[line for line in map(exposure_sentence, report.sets) if line],
         scored=any(one.effect is not None for one in report.sets),
         # Our own drawings; set names follow a strict pattern.
         overview=Markup(figure.overview(report.sets)),

@@ -20,7 +20,7 @@ from pipeline.contracts.config import StrictModel
 SCHEMA_NAME = "evaluation.overlap.report"
 SCHEMA_VERSION = 4
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
-labels, words, corpora that others wrote. 4: the learned descriptor."""
+labels, words, corpora that others wrote. 4: the learned descriptor, what a checkpoint had seen, predictions."""
 
 
 class Share(StrictModel):
@@ -34,7 +34,7 @@ class Share(StrictModel):
 
 
 class Difference(StrictModel):
-    """Accuracy on Overlap minus accuracy on Clean, with the ends of its interval."""
+    """One accuracy minus another (Overlap minus Clean, where nothing else is said), with the ends of its interval."""
 
     value: float
     low: float
@@ -116,6 +116,27 @@ class Effect(StrictModel):
     largest_inflation: float | None
     exact_p: float | None
     by_class: Classes | None
+
+
+class Exposure(StrictModel):
+    """What the checkpoint behind the scores had seen of the overlapping examples; known where it was trained on this corpus.
+
+    Its run had come to `samples_seen` samples, in the order of `seed` and `window_row_groups`, from random weights or those of
+    `init_sha256`. `share`: of the overlapping examples, those with a matched row that it had shown; `corpus_rows` of the matched rows are
+    such. `seen` and `unseen`: accuracies on the scored ones of both kinds, `difference` the first minus the second over units.
+    """
+
+    samples_seen: int
+    seed: int
+    window_row_groups: int
+    init_sha256: str | None
+    share: Share
+    corpus_rows: int
+    seen: Share
+    unseen: Share
+    seen_units: Share
+    unseen_units: Share
+    difference: Difference | None
 
 
 class Step(StrictModel):
@@ -246,6 +267,7 @@ class SetReport(StrictModel):
     over_limit: bool
     found: Found
     effect: Effect | None
+    exposure: Exposure | None
     sweep: list[Step]
     score_sweep: list[ScoreStep]  # empty where the descriptor does not decide
     nearest: Nearest

@@ -14,7 +14,17 @@ import pyarrow.compute as pc
 from evaluation.overlap import thresholds
 from evaluation.overlap.tables import METHODS, TEXT_METHODS
 from evaluation.report import files
-from evaluation.report.schema import Corpus, DescriptorReport, Difference, Effect, Report, SetReport, Share, TextReport
+from evaluation.report.schema import (
+    Corpus,
+    DescriptorReport,
+    Difference,
+    Effect,
+    Exposure,
+    Report,
+    SetReport,
+    Share,
+    TextReport,
+)
 from pipeline.contracts import parquet, storage
 
 COLUMNS = [
@@ -65,6 +75,17 @@ COLUMNS = [
     "labels_low",
     "labels_high",
     "labels_expected",
+    "samples_seen",
+    "seen",
+    "seen_share",
+    "seen_low",
+    "seen_high",
+    "seen_corpus_rows",
+    "accuracy_seen",
+    "accuracy_unseen",
+    "seen_difference",
+    "seen_difference_low",
+    "seen_difference_high",
 ]
 
 
@@ -154,12 +175,26 @@ def text_sentence(one: SetReport) -> str | None:
     return f"{one.name}: {'; '.join(said)}." if said else None
 
 
+def exposure_sentence(one: SetReport) -> str | None:
+    """What the report says of what the checkpoint had seen; None where that is not known, or nothing was found."""
+    found = one.exposure
+    if found is None or not found.share.n:
+        return None
+    said = (
+        f"{one.name}: after {found.samples_seen:,} samples of its training this checkpoint had seen {found.share.hits:,} of the "
+        f"{found.share.n:,} examples that are in the corpus ({_percent(found.share.value)})"
+    )
+    if found.init_sha256 is not None:
+        said += "; what the weights that it started from had seen is not known"
+    return f"{said}."
+
+
 def as_text(report: Report) -> str:
     """For a terminal."""
     lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {corpus_rows(report.corpus)}"]
     lines += [*([] if report.descriptor is None else [descriptor_sentence(report.descriptor)]), ""]
     lines += [f"  {'!' if one.over_limit else ' '} {sentence(one)}" for one in report.sets]
-    lines += [f"    {line}" for line in map(text_sentence, report.sets) if line]
+    lines += [f"    {line}" for words in (exposure_sentence, text_sentence) for line in map(words, report.sets) if line]
     return "\n".join(lines)
 
 
@@ -216,6 +251,7 @@ def as_csv(report: Report) -> bytes:
                 found.corpus_rows,
                 *_effect(effect),
                 *_text(one.text),
+                *_exposure(one.exposure),
             ]
         )
     return sink.getvalue().encode()
@@ -244,7 +280,7 @@ def _effect(effect: Effect | None) -> list[float | None]:
 
 
 def _text(text: TextReport) -> list[float | None]:
-    """The last 16 columns."""
+    """The 16 columns of words."""
     captions, labels = text.captions, text.labels
     return [
         *([None] * 5 if captions is None else [captions.share.n, captions.share.hits, *_row(captions.share)]),
@@ -252,6 +288,21 @@ def _text(text: TextReport) -> list[float | None]:
         *([None] * 3 if captions is None else [captions.pairs, captions.corpus_rows, captions.with_picture]),
         *([None] * 5 if labels is None else [labels.named.n, labels.named.hits, *_row(labels.named)]),
         None if labels is None else labels.expected,
+    ]
+
+
+def _exposure(exposure: Exposure | None) -> list[float | None]:
+    """The last 11 columns."""
+    if exposure is None:
+        return [None] * 11
+    return [
+        exposure.samples_seen,
+        exposure.share.hits,
+        *_row(exposure.share),
+        exposure.corpus_rows,
+        exposure.seen.value,
+        exposure.unseen.value,
+        *_row(exposure.difference),
     ]
 
 

@@ -59,7 +59,7 @@ def join(corpus_path: str, out: str) -> None:
     with Run(out, EngineConfig(workers=WORKERS), {}, "overlap-scale") as driver:
         started = time.perf_counter()
         limits = [config.match] * len(SETS)
-        pairs, closest, hashless = job._join(driver, config, corpus, codes, "generated", limits, None)
+        pairs, closest, hashless, _ = job._join(driver, config, corpus, codes, "generated", limits, None)
         seconds = time.perf_counter() - started
     pq.write_table(job._in_order(pairs, codes.names), f"{out}/pairs.parquet")
     pq.write_table(closest, f"{out}/nearest.parquet")

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from evaluation.calibration import with_probabilities
 from evaluation.metrics import TOP
-from evaluation.overlap.tables import PREDICTIONS_VERSION
-from evaluation.zeroshot import PREDICTION_SCHEMA
+from evaluation.overlap.tables import PREDICTION_SCHEMA, PREDICTIONS_VERSION
 
 
 def digest(name: object) -> bytes:

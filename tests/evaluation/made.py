@@ -8,12 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evaluation.config import OverlapSet
-from evaluation.overlap.tables import PREDICTIONS_VERSION
-from evaluation.zeroshot import PREDICTION_SCHEMA
+from evaluation.overlap.exposure import Training
+from evaluation.overlap.tables import PREDICTION_SCHEMA, PREDICTIONS_VERSION
 from pipeline.content.labelled import open_set
+from pipeline.contracts import manifest
 from pipeline.contracts.config import to_toml
 from tests.conftest import ROOT
 from tests.evaluation import planted
+
+TRAINING = Training(samples_seen=90, seed=5, window_row_groups=2)
+"""The model behind the predictions had read half of an epoch."""
 
 
 def command(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -65,6 +69,11 @@ def write_predictions(path: Path, made: planted.Planted, config: OverlapSet) -> 
         for row, name in enumerate(labelled.ids)
     ]
     table = pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
-    identity = {"format_version": str(PREDICTIONS_VERSION), "set_content_hash": labelled.content_hash}
+    identity = {
+        "format_version": str(PREDICTIONS_VERSION),
+        "set_content_hash": labelled.content_hash,
+        "content_root": manifest.load(str(made.corpus)).content_root,
+        **TRAINING.metadata(),
+    }
     pq.write_table(table.replace_schema_metadata(identity), path)
     return right

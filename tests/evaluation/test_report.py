@@ -6,23 +6,28 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from evaluation.report import files, verify
 from evaluation.report.files import read_report
+from pipeline.contracts import manifest
 from pipeline.contracts.errors import InputError
 from tests.conftest import ROOT
 from tests.evaluation import planted
-from tests.evaluation.made import Made, command
+from tests.evaluation.forging import with_value
+from tests.evaluation.made import TRAINING, Made, command
+from trainer.data.order import SampleOrder
 
 SEALED = {
-    "classes.parquet", "copies.parquet", "labels.parquet", "manifest.json", "nearest.parquet", "pairs.parquet", "removal_ids.txt",
-    "removal_ids_text.txt", "report.html", "report.json", "report.schema.json", "splits/blind.parquet", "splits/scenes.parquet",
-    "summary.csv", "text_pairs.parquet",
+    "classes.parquet", "copies.parquet", "labels.parquet", "manifest.json", "nearest.parquet", "pairs.parquet",
+    "predictions/scenes.parquet", "removal_ids.txt", "removal_ids_text.txt", "report.html", "report.json", "report.schema.json",
+    "row_groups.parquet", "splits/blind.parquet", "splits/scenes.parquet", "summary.csv", "text_pairs.parquet",
 }  # fmt: skip
 
 
@@ -78,6 +83,49 @@ def test_the_figures(made: Made) -> None:
         "r001": 1,
     }
     assert {row["eval_id"] for row in split if row["in_overlap"]} == set(made.planted.answers)
+
+
+def test_what_the_checkpoint_had_seen(made: Made) -> None:
+    """Against a walk through the run's first samples, row by row."""
+    scenes, blind = read_report(str(made.report)).sets
+    found = manifest.load(str(made.planted.corpus))
+    rows = [(shard.path, row) for shard in found.shards for row in range(shard.rows)]
+    groups = [group.rows for shard in found.shards for group in shard.row_groups]
+    order = SampleOrder(groups, seed=TRAINING.seed, window_row_groups=TRAINING.window_row_groups)
+    walked = [rows[number] for number in order.rows(np.arange(TRAINING.samples_seen))]
+    pairs = pq.read_table(made.report / "pairs.parquet").to_pylist()
+    own = [pair for pair in pairs if pair["set"] == "scenes"]
+    assert all(pair["seen"] == ((pair["shard"], pair["row"]) in walked) for pair in own)
+    assert all(walked[pair["first_sample"]] == (pair["shard"], pair["row"]) for pair in own if pair["seen"])
+    assert {(pair["first_sample"], pair["seen"]) for pair in pairs if pair["set"] == "blind"} == {(None, None)}
+    seen = {pair["eval_id"] for pair in own if (pair["shard"], pair["row"]) in walked}
+    split = pq.read_table(made.report / "splits" / "scenes.parquet").to_pylist()
+    assert {row["eval_id"] for row in split if row["seen"]} == seen
+    assert {row["eval_id"] for row in split if row["seen"] is None} == {
+        row["eval_id"] for row in split if not row["in_overlap"]
+    }
+    exposure = scenes.exposure
+    assert exposure is not None
+    assert 3 < len(seen) < 14, "some of each"
+    assert (exposure.share.n, exposure.share.hits) == (17, len(seen))
+    assert exposure.corpus_rows == len({pair["uid"] for pair in own if pair["seen"]})
+    assert (exposure.seen.n, exposure.seen.hits) == (len(seen), len(seen)), "a model that is right on all that leaked"
+    assert (exposure.unseen.n, exposure.unseen.hits) == (17 - len(seen), 17 - len(seen))
+    assert exposure.seen_units.n == len(seen - {"r000", "r001"} | {f"e{one[1:]}" for one in seen if one[0] == "r"})
+    assert exposure.seen_units.n + exposure.unseen_units.n == 15
+    assert exposure.difference is not None
+    assert exposure.difference.value == 0.0
+    assert blind.exposure is None
+    told = f"after 90 samples of its training this checkpoint had seen {len(seen)} of the 17 examples that are in the corpus"
+    assert told in made.result.stdout
+    page = (made.report / "report.html").read_text("utf-8")
+    assert told in page
+    assert "not seen yet, comes as sample" in page
+
+
+def test_predictions_are_the_models_own(made: Made) -> None:
+    copied = (made.report / "predictions" / "scenes.parquet").read_bytes()
+    assert copied == (made.folder / "predictions.parquet").read_bytes()
 
 
 def test_the_words(made: Made) -> None:
@@ -250,6 +298,9 @@ def reseal(folder: Path, name: str, data: bytes) -> None:
         (("sets", 0, "effect", "by_class", "p_value"), 0.5),
         (("sets", 0, "effect", "by_class", "difference", "value"), 0.0),
         (("sets", 0, "effect", "by_class"), None),
+        (("sets", 0, "effect", "model_content_root"), "00" * 32),
+        (("sets", 0, "effect", "same_corpus"), None),
+        (("sets", 0, "exposure", "share", "hits"), 0),
         (("sets", 0, "text", "captions", "share", "hits"), 7),
         (("sets", 0, "text", "captions", "share", "high"), 0.9),
         (("sets", 0, "text", "captions", "texts"), 39),
@@ -348,6 +399,39 @@ def test_a_forged_split_is_found(copy: Path, column: str) -> None:
     pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "splits" / "scenes.parquet")
     reseal(copy, "splits/scenes.parquet", (copy / "splits" / "scenes.parquet").read_bytes())
     assert any(row["eval_id"] in problem for problem in verify(str(copy)))
+
+
+def rewrite(folder: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """What a forger would do to a table."""
+    pq.write_table(change(pq.read_table(folder / name)), folder / name)
+    reseal(folder, name, (folder / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "said"),
+    [
+        ("predictions/scenes.parquet", "correct", False, "'e001': correct is False, its split says True"),
+        ("splits/scenes.parquet", "correct", False, "'e001': correct is True, its split says False"),
+        ("splits/scenes.parquet", "seen", None, "'e001': first_sample and seen are"),
+        ("pairs.parquet", "first_sample", 178, "and the run's order shows another row there"),
+    ],
+)
+def test_forged_outcomes_and_exposures_are_found(copy: Path, name: str, column: str, value: object, said: str) -> None:
+    rewrite(copy, name, with_value("e001", column, value))
+    assert any(said in problem and "'e001'" in problem for problem in verify(str(copy)))
+
+
+def test_forged_row_groups_are_found(copy: Path) -> None:
+    rewrite(copy, "row_groups.parquet", lambda table: table.slice(1))
+    assert any("row_groups.parquet: lists 128 rows, report.json says 178" in problem for problem in verify(str(copy)))
+
+
+def test_predictions_cannot_be_left_out(copy: Path) -> None:
+    seal = files.read_seal(str(copy))
+    (copy / "predictions" / "scenes.parquet").unlink()
+    inside = {one: (copy / one).read_bytes() for one in seal.files if one != "predictions/scenes.parquet"}
+    (copy / "manifest.json").write_bytes(files.seal(inside, seal.inputs))
+    assert any("predictions/scenes.parquet: named here or in report.json" in problem for problem in verify(str(copy)))
 
 
 @pytest.mark.parametrize(

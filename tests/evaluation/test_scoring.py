@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evaluation.__main__ import main
 from evaluation.config import BiasConfig, PromptConfig, ZeroshotConfig
 from evaluation.datasets import open_set
+from evaluation.overlap.exposure import Training
 from evaluation.overlap.splits import read_predictions
 from evaluation.prompts import load_prompts, load_templates
 from evaluation.scoring import retrieve_set
@@ -104,6 +105,7 @@ def test_predictions_enter_the_overlap_job(config: Path, model: Path, tmp_path: 
     labelled = open_set(one)
     found = read_predictions(place, labelled, "hash")
     assert (found.content_root, found.model) == (ROOT_HASH, export.load_model(str(model))[2].weights_sha256)
+    assert found.training == Training(samples_seen=1, seed=0, window_row_groups=512)
     table = pq.read_table(place)
     assert found.correct == table["correct"].to_pylist()
 
@@ -129,6 +131,18 @@ def test_predictions_enter_the_overlap_job(config: Path, model: Path, tmp_path: 
     refused("example '0' has no outcome", column("correct", pa.array([None, *[True] * 11])))
     refused("'correct' is int64, not bool", column("correct", pa.array([0, 1] * 6)))
     refused("does not say which set was scored", table.replace_schema_metadata({}))
+    refused(
+        "has a column 'caption' of string, which no predictions have", table.append_column("caption", table["eval_id"])
+    )
+    refused("has a column 'row' of string", column("row", table["eval_id"]))
+    metadata = table.schema.metadata or {}
+    refused(
+        "has metadata 'notes', which no predictions have", table.replace_schema_metadata({**metadata, b"notes": b"x"})
+    )
+    refused("samples_seen is '', no number", table.replace_schema_metadata({**metadata, b"samples_seen": b""}))
+    older = {key: value for key, value in metadata.items() if key.decode() not in Training(1, 1, 1).metadata()}
+    pq.write_table(table.replace_schema_metadata(older), tmp_path / "older.parquet")
+    assert read_predictions(str(tmp_path / "older.parquet"), labelled, "hash").training is None
     refused(
         "format version 9", table.replace_schema_metadata({**(table.schema.metadata or {}), b"format_version": b"9"})
     )

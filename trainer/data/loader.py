@@ -26,13 +26,12 @@ from pipeline.contracts.errors import HouseError, InputError, RunError
 from trainer import tokenizer as tokenizers
 from trainer.config import AugmentationConfig
 from trainer.data import transforms
-from trainer.data.order import Int64s, SampleOrder, replacement_row
+from trainer.data.order import REPLACEMENT_TRIES, Int64s, SampleOrder, replacement_row
 from trainer.data.reader import Corpus, Row, RowReader
 from trainer.data.shared import SharedArrays
 
 log = logging.getLogger("trainer")
 
-_REPLACEMENT_TRIES = 32
 _SPARE_WINDOW = 1.5
 """Windows that a process keeps row groups of: a batch at the border of two reads from both."""
 
@@ -173,7 +172,7 @@ class Pieces(torch.utils.data.Dataset["Piece | HouseError"]):
         plan, trouble, by = self._plan, "", row
         # A crop that is resized wants all the pixels there are; the others take the shorter side to image_size anyway.
         least = None if plan.augmentation.crop == "random_resized" else plan.image_size
-        for attempt in range(_REPLACEMENT_TRIES):
+        for attempt in range(REPLACEMENT_TRIES):
             if attempt:
                 by = replacement_row(row, attempt, seed=plan.seed, rows=order.rows_per_epoch, group=order.group_of(row))
                 found = next(reader.read(np.array([by])))
@@ -188,7 +187,7 @@ class Pieces(torch.utils.data.Dataset["Piece | HouseError"]):
             transforms.training_pixels(rgb, plan.augmentation, seed=plan.seed, sample=sample, into=pixels)
             return found.caption, [Replacement(sample, row, by, trouble)] if attempt else []
         raise InputError(
-            f"{plan.corpus.place}: row {row} ({trouble}) and the {_REPLACEMENT_TRIES - 1} rows named to stand in for it are all unusable;"
+            f"{plan.corpus.place}: row {row} ({trouble}) and the {REPLACEMENT_TRIES - 1} rows named to stand in for it are all unusable;"
             " train on a corpus with pictures and captions"
         )
 

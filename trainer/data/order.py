@@ -143,6 +143,8 @@ class SampleOrder:
         self._epoch = epoch
 
 
+REPLACEMENT_TRIES = 32
+"""Attempts at a row, itself counted as attempt 0, before a run gives up."""
 OWN_GROUP_TRIES = 8
 """So many rows stand in for a bad one from its own group before others are asked: that group is in memory."""
 

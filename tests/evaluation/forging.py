@@ -1,0 +1,22 @@
+"""What a forger would do to the tables of a report."""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+Change = Callable[[pa.Table], pa.Table]
+
+
+def with_value(eval_id: str, column: str, value: object) -> Change:
+    """The same table but for one value of one example."""
+
+    def change(table: pa.Table) -> pa.Table:
+        rows = [row | {column: value} if row["eval_id"] == eval_id else row for row in table.to_pylist()]
+        return pa.Table.from_pylist(rows, table.schema)
+
+    return change
+
+
+def stated(key: str, value: str) -> Change:
+    """The same table with one thing said otherwise in its metadata."""
+    return lambda table: table.replace_schema_metadata({**(table.schema.metadata or {}), key.encode(): value})
