@@ -349,17 +349,12 @@ def test_a_corpus_of_others(looked: Looked, tmp_path: Path, layout: str) -> None
 @pytest.mark.prove
 @pytest.mark.timeout(900)
 def test_killed_while_it_looks(looked: Looked, tmp_path: Path) -> None:
-    """One output is killed after steps of a unit's commit, of the corpus's vectors, of the sets' and of the join; then it goes on."""
+    """One output is killed after every step of a unit's commit, of the corpus's vectors, of the sets' and of the join; then it goes on."""
     derived, work = looked.planted.corpus / "derived" / "vectors", Path(f"{looked.report}.work")
-    folders = {"vectors": derived, "views": work / "views", "join": work / "join"}
-    units = {stage: sorted(folder.glob("????????????/*.json"))[-1].stem for stage, folder in folders.items()}
-    steps = [
-        ("vectors", "temporary"),
-        ("vectors", "renamed"),
-        ("vectors", "record"),
-        ("views", "record"),
-        ("join", "renamed"),
-    ]
+    units = {
+        stage: sorted(folder.glob("????????????/*.json"))[-1].stem
+        for stage, folder in (("vectors", derived), ("views", work / "views"), ("join", work / "join"))
+    }
     config = tmp_path / "overlap.toml"
     config.write_text(to_toml(looked.config), "utf-8")
     places = [f"report.dir={tmp_path}/report", f"descriptor.vectors={tmp_path}/derived", "engine.workers=1"]
@@ -367,12 +362,13 @@ def test_killed_while_it_looks(looked: Looked, tmp_path: Path) -> None:
     with pipelines.ray_folder() as folder:
         usual = pipelines.environment(folder)
         path = os.pathsep.join([str(ROOT / "tests" / "e2e" / "kill_point"), usual["PYTHONPATH"]])
-        for stage, step in steps:
-            armed = {**usual, "PYTHONPATH": path, "KILL_POINT": f"{stage}/{units[stage]}/{step}"}
-            launch = pipelines.start(command, tmp_path / "log", armed)
-            assert launch.wait() == -signal.SIGKILL, launch.text()
-            [inside] = tmp_path.rglob(f"{stage}/????????????")
-            assert (inside / f"{units[stage]}.json").exists() == (step == "record")
+        for stage, unit in units.items():
+            for step in ("temporary", "renamed", "record"):
+                armed = {**usual, "PYTHONPATH": path, "KILL_POINT": f"{stage}/{unit}/{step}"}
+                launch = pipelines.start(command, tmp_path / "log", armed)
+                assert launch.wait() == -signal.SIGKILL, launch.text()
+                [inside] = tmp_path.rglob(f"{stage}/????????????")
+                assert (inside / f"{unit}.json").exists() == (step == "record")
         launch = pipelines.start(command, tmp_path / "log", usual)
         assert launch.wait() == 0, launch.text()
     assert contents(tmp_path / "report") == contents(looked.report)
