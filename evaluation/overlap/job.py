@@ -17,7 +17,9 @@ depend on what happened on the way.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +28,13 @@ from numpy.typing import NDArray
 
 from evaluation.config import OverlapConfig, Thresholds
 from evaluation.datasets import open_set
-from evaluation.overlap import copies, join, nearest, text, text_stage, thresholds
+from evaluation.datasets.catalogue import metric_of
+from evaluation.overlap import copies, join, kept, nearest, text, text_stage, thresholds
 from evaluation.overlap import corpus as corpora
 from evaluation.overlap.corpus import Corpus
 from evaluation.overlap.join import EvalCodes
-from evaluation.overlap.splits import Predictions, read_predictions, split_set
-from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, KEY, METHODS, PAIR_SCHEMA
+from evaluation.overlap.splits import Predictions, read_predictions, split_set, with_scores
+from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, FOUND_SCHEMA, KEY, METHODS, PAIR_SCHEMA
 from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
@@ -44,6 +47,8 @@ from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
 NEAREST_SUFFIX = ".nearest.parquet"
+FOUND_SUFFIX = ".found.parquet"
+MATCHED_SUFFIX = ".matched.parquet"
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 COPIES_VERSION = 1
@@ -62,48 +67,70 @@ def run(config: OverlapConfig) -> Report:
     limits = [one.thresholds or config.match for one in config.sets]
     with _driver(config) as driver:
         codes, codes_root = _hash_sets(driver, sets)
-        pairs, closest, hashless = _join(driver, config, corpus, codes, codes_root, limits)
-        pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
+        joined = _join(driver, config, corpus, codes, codes_root, limits)
+        labels = thresholds.read_labels(config.labels, joined.closest)
         planted = _plant_copies(driver, config.copies.examples, sets, codes)
-        withhold = config.report.evidence == "hash-only"
-        findings = text_stage.search(driver, corpus, texts, sets, pairs, withhold)
+        findings = text_stage.search(driver, corpus, texts, sets, joined.pairs, config.report)
     results = [
         numbers.SetResult(
             one.name,
             one.content_hash,
             limits[number],
             config.sets[number].limit,
-            text.with_text(
-                split_set(number, codes, one.labels, pairs, limits[number], None if known is None else known.correct),
-                words.written,
-                findings.text_pairs.filter(pc.equal(findings.text_pairs["set"], one.name)),
-                withhold,
-            ),
+            metric_of(config.sets[number].dataset, config.sets[number].metric),
+            _split(number, codes, one, joined, limits[number], known, words, findings, config.report.evidence),
             known,
             words,
+            joined.corpus_rows[one.name],
+            findings.corpus_rows[one.name],
         )
         for number, (one, known, words) in enumerate(zip(sets, predictions, texts, strict=True))
     ]
+    kind = corpus.about.kind
+    removed = files.removal_bytes(joined.matched, kind), files.removal_bytes(findings.matched, kind, joined.matched)
     report = numbers.build_report(
         results,
-        numbers.Tables(closest, planted, labels),
+        numbers.Tables(joined.closest, planted, labels),
         findings,
-        corpus.about.model_copy(update={"rows_without_hashes": hashless}),
+        corpus.about.model_copy(update={"rows_without_hashes": joined.hashless}),
         config.statistics,
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
+        pairs_kept=config.report.pairs_kept,
+        removed=[lines.count(b"\n") for lines in removed],
         labels=[storage.sha256_file(place) for place in config.labels],
     )
     tables = {
         files.PAIRS: findings.pairs,
-        files.NEAREST: closest,
+        files.NEAREST: joined.closest,
         files.COPIES: planted,
         files.LABELS: labels,
         files.TEXT_PAIRS: findings.text_pairs,
         files.CLASSES: findings.classes,
     }
-    _write(config, report, results, tables, sets, corpus, inputs)
+    lists = dict(zip((files.REMOVAL, files.REMOVAL_TEXT), removed, strict=True))
+    _write(config, report, results, tables, lists, sets, corpus, inputs)
     return report
+
+
+def _split(
+    number: int,
+    codes: EvalCodes,
+    labelled: LabelledSet,
+    joined: Joined,
+    limits: Thresholds,
+    known: Predictions | None,
+    words: text.SetText,
+    findings: text.Findings,
+    evidence: str,
+) -> pa.Table:
+    """The published split of one set: what was found of its pictures and captions, and what the model said."""
+    correct = None if known is None else known.correct
+    split = split_set(number, codes, labelled.labels, joined.pairs, joined.found, limits, correct)
+    own, counts = (
+        table.filter(pc.equal(table["set"], labelled.name)) for table in (findings.text_pairs, findings.found)
+    )
+    return with_scores(text.with_text(split, words.written, own, counts, evidence == "hash-only"), known)
 
 
 def work_folder(config: OverlapConfig) -> str:
@@ -141,7 +168,8 @@ def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> P
     uri = config.sets[number].predictions
     if uri is None:
         return None
-    return read_predictions(uri, labelled, storage.sha256_file(uri))
+    one = config.sets[number]
+    return read_predictions(uri, labelled, storage.sha256_file(uri), metric_of(one.dataset, one.metric))
 
 
 def _inputs(
@@ -238,7 +266,8 @@ def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
 
 @dataclass(frozen=True)
 class _JoinWork:
-    """An index → its matches, and the nearest rows of the `sample`. `folder`, below which indexes lie, is a place and in no digest.
+    """An index → its matches (pairs: the nearest `keep` of each example and method), and the nearest rows of the `sample`. `folder`, below
+    which indexes lie, is a place and in no digest.
 
     `withhold`: URLs and captions of the corpus are not even read, the pairs have null there.
     """
@@ -247,6 +276,7 @@ class _JoinWork:
     codes: EvalCodes
     sample: NDArray[np.int64]
     limits: list[Thresholds]
+    keep: int
     withhold: bool
 
     def read(self, unit: Unit) -> pa.Table:
@@ -254,10 +284,28 @@ class _JoinWork:
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
         hashless, shard = index["pdq256"].null_count, str(unit.params["shard"])
-        rows = corpora.keyed(join.join_shard(index, shard, self.codes, self.limits), index)
+        joined = join.join_shard(index, shard, self.codes, self.limits, keep=self.keep)
         closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
-        beside = {NEAREST_SUFFIX: corpora.in_files(closest, index)}
-        return Result(rows, beside=beside, notes={"rows_without_hashes": hashless})
+        beside = {
+            NEAREST_SUFFIX: corpora.in_files(closest, index),
+            FOUND_SUFFIX: joined.found,
+            MATCHED_SUFFIX: corpora.keyed(joined.matched, index),
+        }
+        notes: dict[str, Json] = {"rows_without_hashes": hashless, "corpus_rows": dict[str, Json](joined.corpus_rows)}
+        return Result(corpora.keyed(joined.pairs, index), beside=beside, notes=notes)
+
+
+class Joined(NamedTuple):
+    """What the stage gives of the whole corpus: the pairs that are held, in order; the nearest row of every sampled example; FOUND_SCHEMA
+    rows of every example, the matched rows as `files.matched_rows` has them, how many of them each set has, and how many of the corpus's
+    rows have no hashes."""
+
+    pairs: pa.Table
+    closest: pa.Table
+    found: pa.Table
+    matched: pa.Table
+    corpus_rows: dict[str, int]
+    hashless: int
 
 
 def _join(
@@ -267,13 +315,18 @@ def _join(
     codes: EvalCodes,
     codes_root: str,
     limits: list[Thresholds],
-) -> tuple[pa.Table, pa.Table, int]:
-    """All pairs, the nearest corpus row of every sampled example, and how many corpus rows have no hashes."""
-    shown, examples = config.report.evidence, config.nearest.examples
+) -> Joined:
+    shown, examples, keep = config.report.evidence, config.nearest.examples, config.report.pairs_kept
     sample = nearest.sample_sets(codes, limits, examples)
-    work = _JoinWork(corpus.folder, codes, sample, limits, withhold=shown == "hash-only")
+    work = _JoinWork(corpus.folder, codes, sample, limits, keep, withhold=shown == "hash-only")
     levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, limits, strict=True)]
-    semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "nearest": examples, "keys": KEY.name}
+    semantic: dict[str, Json] = {
+        "sets": levels,
+        "evidence": shown,
+        "nearest": examples,
+        "keys": KEY.name,
+        "pairs_kept": keep,
+    }
     digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
     stage = Stage("join", digest, work.read, work.work, accounted=False)
     units = [
@@ -286,11 +339,24 @@ def _join(
     ]
     records = driver.stage(stage, units)
     folder = stage_folder(driver.out, stage)
-    tables = [parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out]
-    hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
-    near = (parquet.read(storage.join(folder, record.beside[NEAREST_SUFFIX].name)) for record in records)
-    closest = nearest.nearest_of_all(near, codes.names)
-    return pa.concat_tables([PAIR_SCHEMA.append(KEY).empty_table(), *tables]), closest, hashless
+
+    def beside(suffix: str) -> Iterator[pa.Table]:
+        return (parquet.read(storage.join(folder, record.beside[suffix].name)) for record in records)
+
+    tables = (parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out)
+    pairs = kept.folded(tables, PAIR_SCHEMA.append(KEY).empty_table(), lambda rows: kept.nearest_pairs(rows, keep))
+    return Joined(
+        _in_order(pairs, codes.names),
+        nearest.nearest_of_all(beside(NEAREST_SUFFIX), codes.names),
+        kept.folded(
+            beside(FOUND_SUFFIX),
+            FOUND_SCHEMA.empty_table(),
+            lambda rows: kept.summed(rows, ("set", "eval_row"), ("phash_distance",)).cast(FOUND_SCHEMA),
+        ),
+        files.matched_rows(beside(MATCHED_SUFFIX), corpus.about.kind),
+        kept.added((record.notes["corpus_rows"] for record in records), codes.names),
+        sum(int(str(record.notes["rows_without_hashes"])) for record in records),
+    )
 
 
 # ---- stage copies
@@ -336,11 +402,9 @@ def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: Ev
 
 def _in_order(pairs: pa.Table, names: list[str]) -> pa.Table:
     """By set (as configured), example, strength of the match, place in the corpus."""
-    rank = [[names.index(name) for name in pairs["set"].to_pylist()]]
-    strength = [[METHODS.index(method) for method in pairs["method"].to_pylist()]]
-    keyed = pairs.append_column("set_rank", pa.chunked_array(rank, pa.int32())).append_column(
-        "method_rank", pa.chunked_array(strength, pa.int32())
-    )
+    rank = pc.index_in(pairs["set"], value_set=pa.array(names, pa.string()))
+    strength = pc.index_in(pairs["method"], value_set=pa.array(METHODS))
+    keyed = pairs.append_column("set_rank", rank).append_column("method_rank", strength)
     keys = ("set_rank", "eval_row", "method_rank", "pdq_distance", "shard", "row")
     return keyed.sort_by([(key, "ascending") for key in keys]).select(pairs.column_names).combine_chunks()
 
@@ -353,6 +417,7 @@ def _write(
     report: Report,
     results: list[numbers.SetResult],
     tables: dict[str, pa.Table],
+    lists: dict[str, bytes],
     sets: list[LabelledSet],
     corpus: Corpus,
     inputs: dict[str, Json],
@@ -360,7 +425,7 @@ def _write(
     def of_set(name: str, wanted: str) -> pa.Table:
         return tables[name].filter(pc.equal(tables[name]["set"], wanted))
 
-    figures = files.report_bytes(report)
+    figures, room = files.report_bytes(report), evidence.page_room(config.report, len(sets))
     shown = [
         evidence.show(
             labelled,
@@ -368,21 +433,18 @@ def _write(
             of_set(files.PAIRS, labelled.name),
             of_set(files.NEAREST, labelled.name),
             corpus.pictures,
-            config.report,
+            room,
         )
         for labelled, result in zip(sets, results, strict=True)
     ]
-    said = [
-        text_evidence.show(result.split, tables[files.TEXT_PAIRS], result.name, config.report) for result in results
-    ]
+    said = [text_evidence.show(result.split, tables[files.TEXT_PAIRS], result.name, room) for result in results]
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
         files.PAGE: page.render(report, shown, said, hashlib.sha256(figures).hexdigest()).encode(),
         **{name: files.table_bytes(table) for name, table in tables.items()},
         files.SUMMARY: summary.as_csv(report),
-        files.REMOVAL: files.removal_bytes(tables[files.PAIRS], report.corpus),
-        files.REMOVAL_TEXT: files.removal_bytes(tables[files.TEXT_PAIRS], report.corpus, tables[files.PAIRS]),
+        **lists,
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
     }
     files.publish(config.report.dir, content, inputs)

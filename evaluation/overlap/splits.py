@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from evaluation.config import Thresholds
+from evaluation.config import Metric, Thresholds
+from evaluation.metrics import check
 from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.own_metric import score_columns
 from evaluation.overlap.repeats import clusters
-from evaluation.overlap.tables import METHODS, PREDICTIONS_VERSION, SPLIT_SCHEMA
+from evaluation.overlap.tables import METHODS, PREDICTIONS_VERSION, SCORE_COLUMNS, SPLIT_SCHEMA
 from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts import parquet
 from pipeline.contracts.errors import InputError
@@ -26,9 +28,11 @@ from pipeline.contracts.errors import InputError
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outcomes of one model on one set: `correct` bool or None per example, and what the file says of the model."""
+    """Outcomes of one model on one set: `correct` bool or None per example, SCORE_COLUMNS of every example, and what the file says of the
+    model."""
 
     correct: list[bool | None]
+    scores: pa.Table
     sha256: str
     model: str | None
     content_root: str | None
@@ -39,14 +43,17 @@ def split_set(
     codes: EvalCodes,
     labels: NDArray[np.int32],
     pairs: pa.Table,
+    found: pa.Table,
     limits: Thresholds,
     correct: Sequence[bool | None] | None,
 ) -> pa.Table:
-    """The SPLIT_SCHEMA rows of set `number`, in its own order; `pairs` may hold other sets' pairs too."""
+    """The SPLIT_SCHEMA rows of set `number`, in its own order; `pairs` (those that are held) and `found` (FOUND_SCHEMA, of all pairs) may
+    be of other sets too."""
     ours = codes.of_set(number)
-    own = pairs.filter(pc.equal(pairs["set"], codes.names[number]))
+    own, counted = (table.filter(pc.equal(table["set"], codes.names[number])) for table in (pairs, found))
     rows = ours.num_rows
-    count = np.bincount(np.asarray(own["eval_row"], np.int64), minlength=rows)
+    count = np.zeros(rows, np.int64)
+    count[np.asarray(counted["eval_row"], np.int64)] = np.asarray(counted["pairs"], np.int64)
     strength = _smallest(own, pc.index_in(own["method"], value_set=pa.array(METHODS)), rows)
     return pa.table(
         {
@@ -59,7 +66,7 @@ def split_set(
             "method": pa.array([None if best is None else METHODS[best] for best in strength], pa.string()),
             "pairs": pa.array(count, pa.int64()),
             "pdq_distance": pa.array(_smallest(own, own["pdq_distance"], rows), pa.int32()),
-            "phash_distance": pa.array(_smallest(own, own["phash_distance"], rows), pa.int32()),
+            "phash_distance": pa.array(_smallest(counted, counted["phash_distance"], rows), pa.int32()),
             "pdq256": ours["pdq256"],
             "phash64": ours["phash64"],
             "pdq_quality": ours["pdq_quality"],
@@ -79,13 +86,22 @@ def _smallest(own: pa.Table, values: pa.ChunkedArray, rows: int) -> list[int | N
     return best
 
 
-def read_predictions(uri: str, labelled: LabelledSet, file_hash: str) -> Predictions:
+def with_scores(split: pa.Table, known: Predictions | None) -> pa.Table:
+    """A set's split with SCORE_COLUMNS behind."""
+    for field in SCORE_COLUMNS:
+        column = pa.nulls(split.num_rows, field.type) if known is None else known.scores[field.name]
+        split = split.append_column(field, column)
+    return split
+
+
+def read_predictions(uri: str, labelled: LabelledSet, file_hash: str, metric: Metric = "accuracy") -> Predictions:
     """Match a `predictions.parquet` of `evaluation zeroshot` with a set: by id, picture and label, and by the set's content hash.
 
     Raises InputError when a column is missing or of another type, an id is unknown, comes twice or has no outcome, when a picture or a
-    label is another one, a labelled example has no score, or the file was scored on a set of another content hash (class list,
-    captions, subgroups, separators): predictions of another version of the set would silently change every split.
+    label is another one, a labelled example has no score, the file lacks what the set's metric needs, or it was scored on a set of another
+    content hash (class list, captions, subgroups, separators): predictions of another version of the set would silently change every split.
     """
+    check(metric, f"set {labelled.name!r} ({labelled.path})", len(labelled.classes), labelled.marks is not None)
     place = f"predictions of set {labelled.name!r} ({uri})"
     table = parquet.read(uri)
     for column in ("eval_id", "sha256", "label", "correct"):
@@ -97,24 +113,29 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str) -> Predict
         )
     if not table.num_rows:
         raise InputError(f"{place}: no rows; score the set first or leave `predictions` out")
-    correct = _outcomes(place, table, labelled)
+    rows = _rows(place, table, labelled)
+    outcomes = table["correct"].to_pylist()
+    correct = [None if row is None else outcomes[row] for row in rows]
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     _check_identity(place, metadata, labelled)
-    unscored = [row for row, label in enumerate(labelled.labels) if label != UNLABELLED and correct[row] is None]
+    known = labelled.labels != UNLABELLED if labelled.marks is None else np.ones(len(labelled), np.bool_)
+    unscored = [row for row in np.flatnonzero(known).tolist() if correct[row] is None]
     if unscored:
         raise InputError(
             f"{place}: {len(unscored):,} of {len(labelled):,} examples have a label and no score, the first is "
             f"{labelled.ids[unscored[0]]!r}; score the set again"
         )
-    return Predictions(correct, file_hash, metadata.get("model_sha256") or None, metadata.get("content_root") or None)
+    scores = score_columns(place, table, rows, labelled, metric)
+    model, root = (metadata.get(name) or None for name in ("model_sha256", "content_root"))
+    return Predictions(correct, scores, file_hash, model, root)
 
 
-def _outcomes(place: str, table: pa.Table, labelled: LabelledSet) -> list[bool | None]:
-    """`correct` per example of the set, None where the file has no row."""
+def _rows(place: str, table: pa.Table, labelled: LabelledSet) -> list[int | None]:
+    """For each example of the set its row in the file, None where it has none."""
     row_of = {row_id: row for row, row_id in enumerate(labelled.ids)}
-    correct: list[bool | None] = [None] * len(labelled)
+    found: list[int | None] = [None] * len(labelled)
     columns = (table[name].to_pylist() for name in ("eval_id", "sha256", "label", "correct"))
-    for row_id, digest, label, outcome in zip(*columns, strict=True):
+    for number, (row_id, digest, label, outcome) in enumerate(zip(*columns, strict=True)):
         row = row_of.get(row_id)
         if row is None:
             raise InputError(f"{place}: example {row_id!r} is not in the set; score this version of the set again")
@@ -122,15 +143,17 @@ def _outcomes(place: str, table: pa.Table, labelled: LabelledSet) -> list[bool |
             raise InputError(f"{place}: example {row_id!r} is another picture than in the set; score the set again")
         if outcome is None:
             raise InputError(f"{place}: example {row_id!r} has no outcome; score the set again")
-        if correct[row] is not None:
+        if found[row] is not None:
             raise InputError(f"{place}: example {row_id!r} comes twice; score the set again")
         if label != labelled.labels[row]:
             raise InputError(
                 f"{place}: example {row_id!r} was scored against label {label!r}, in the set it has "
                 f"{int(labelled.labels[row])}; score the set again"
             )
-        correct[row] = outcome
-    return correct
+        if label == UNLABELLED and labelled.marks is None:
+            raise InputError(f"{place}: example {row_id!r} has no label, and an outcome; score the set again")
+        found[row] = number
+    return found
 
 
 def _check_identity(place: str, metadata: Mapping[str, str], labelled: LabelledSet) -> None:

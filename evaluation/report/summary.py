@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 
+from evaluation.metrics import TITLES
 from evaluation.overlap import thresholds
 from evaluation.overlap.tables import METHODS, TEXT_METHODS
 from evaluation.report import files
-from evaluation.report.schema import Corpus, Difference, Effect, Report, SetReport, Share, TextReport
+from evaluation.report.schema import Corpus, Difference, Effect, MetricEffect, Report, SetReport, Share, TextReport
 from pipeline.contracts import parquet, storage
 
 COLUMNS = [
@@ -30,6 +31,7 @@ COLUMNS = [
     "over_limit",
     *METHODS,
     "pairs",
+    "pairs_held",
     "corpus_rows",
     "accuracy_all",
     "accuracy_clean",
@@ -65,6 +67,16 @@ COLUMNS = [
     "labels_low",
     "labels_high",
     "labels_expected",
+    "metric",
+    "metric_all",
+    "metric_clean",
+    "metric_overlap",
+    "metric_all_minus_clean",
+    "metric_low",
+    "metric_high",
+    "metric_least",
+    "metric_p",
+    "metric_detectable_gain",
 ]
 
 
@@ -98,18 +110,32 @@ def sentence(one: SetReport) -> str:
     unscored = one.examples - effect.all.n
     if unscored:
         said += f" ({unscored:,} not scored)"
-    points = f"{100 * effect.all_minus_clean:+.2f}".replace("-", "−")
-    moved = f"they move the accuracy by {points} points (p = {effect.p_value:.3g})"
+    test = effect if effect.own is None else effect.own
+    if test.all_minus_clean is None or test.p_value is None:
+        return (
+            f"{said}; its {TITLES[one.metric]} is not defined on one side of the split, so the effect cannot be tested."
+        )
+    moved = f"they move the {_name(one)} by {_points(test.all_minus_clean)} points (p = {test.p_value:.3g})"
     if one.verdict == "not testable":
-        gain = effect.detectable_gain
+        gain = test.detectable_gain
         least = "any gain" if gain is None else f"a gain under {100 * gain:.0f} points"
         return f"{said}; {moved}, and so few examples could not show {least}: not testable."
     if one.verdict != "overlap, effect":
         return f"{said}; {moved}: no effect seen."
+    if effect.own is not None:
+        return f"{said}; {moved}: an effect."
     within = effect.by_class
     if within is not None and within.p_value > effect.alpha:
         return f"{said}; {moved}: an effect, but not one that is seen within classes (p = {within.p_value:.3g})."
     return f"{said}; {moved}: an effect."
+
+
+def _name(one: SetReport) -> str:
+    return "accuracy" if one.metric == "accuracy" else TITLES[one.metric]
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}".replace("-", "−")
 
 
 def corpus_rows(corpus: Corpus) -> str:
@@ -203,9 +229,12 @@ def as_csv(report: Report) -> bytes:
                 one.over_limit,
                 *(found.by_method[method] for method in METHODS),
                 found.pairs,
+                found.pairs_held,
                 found.corpus_rows,
                 *_effect(effect),
                 *_text(one.text),
+                one.metric,
+                *_own(None if effect is None else effect.own),
             ]
         )
     return sink.getvalue().encode()
@@ -234,7 +263,7 @@ def _effect(effect: Effect | None) -> list[float | None]:
 
 
 def _text(text: TextReport) -> list[float | None]:
-    """The last 16 columns."""
+    """The 16 columns of the words."""
     captions, labels = text.captions, text.labels
     return [
         *([None] * 5 if captions is None else [captions.share.n, captions.share.hits, *_row(captions.share)]),
@@ -243,6 +272,14 @@ def _text(text: TextReport) -> list[float | None]:
         *([None] * 5 if labels is None else [labels.named.n, labels.named.hits, *_row(labels.named)]),
         None if labels is None else labels.expected,
     ]
+
+
+def _own(own: MetricEffect | None) -> list[float | None]:
+    """The last nine columns: the set's own metric, where that is no proportion."""
+    if own is None:
+        return [None] * 9
+    tests = (own.all_minus_clean, own.low, own.high, own.least, own.p_value, own.detectable_gain)
+    return [own.all.value, own.clean.value, own.overlap.value, *tests]
 
 
 def _row(figure: Share | Difference | None) -> list[float | None]:
