@@ -75,6 +75,7 @@ class OverlapSet(EvaluationSet):
 
     limit: float = Field(0.0, ge=0, le=1)  # the largest share of overlapping examples that is still accepted
     predictions: str | None = not_semantic(None)  # predictions.parquet of `zeroshot` (its hash enters the report)
+    metric: Metric | None = None  # by which its score is judged; none: the dataset's, else accuracy
     thresholds: Thresholds | None = None  # of this set; none: those of [match]
     text: TextRule | None = None  # of this set; none: that of [text]
     names: list[str] = not_semantic([])  # files of further names of the classes (their hashes enter the report)
@@ -144,6 +145,8 @@ class StatisticsConfig(StrictModel):
 
     alpha: float = Field(0.05, gt=0, lt=1)  # one-tailed, before Bonferroni
     confidence: float = Field(0.995, gt=0, lt=1)  # of every interval in the report
+    draws: int = Field(5000, ge=100, le=1_000_000)  # of each resampling of a metric that is no proportion
+    seed: int = Field(0, ge=0, lt=1 << 63)  # of these
 
 
 class ReportConfig(StrictModel):
@@ -154,7 +157,11 @@ class ReportConfig(StrictModel):
     evidence: Literal["thumbs", "hash-only"] = (
         "thumbs"  # hash-only: no picture, caption or URL of the corpus is written
     )
-    pairs_shown: int = Field(60, ge=0, le=2000)  # matched pairs per set that the page shows; the tables hold all
+    pairs_shown: int = Field(60, ge=0, le=2000)  # matched pairs per set that the page shows; the tables hold more
+    page_pairs: int = Field(600, ge=1, le=20_000)  # the same of all sets together, each set's share alike
+    pairs_kept: int = Field(
+        100, ge=1, le=100_000
+    )  # pairs of each example, or caption, and method that the tables hold, the nearest; counts and removal lists are of all
     misses_shown: int = Field(12, ge=0, le=2000)  # near misses per set that the page shows
     thumbnail: int = Field(240, ge=32, le=512)  # longest side in pixels
 

@@ -17,7 +17,7 @@ from scipy.special import betainc, betaincinv, ndtr, ndtri
 DRAWS = 2000
 _JACKKNIFE_GROUPS = 200
 _SEED = 0
-_FLAT = 1e-12
+FLAT = 1e-12
 """Of a bootstrap: draws that are nearer to each other than this differ by rounding only."""
 
 
@@ -87,7 +87,7 @@ def paired_difference(wins: int, losses: int, n: int, confidence: float) -> Inte
         for _ in range(60):
             middle = (inside + outside) / 2.0
             inside, outside = (middle, outside) if accepted(middle) else (inside, middle)
-        ends.append(inside if abs(inside - rejected) > _FLAT else rejected)
+        ends.append(inside if abs(inside - rejected) > FLAT else rejected)
     return Interval(difference, ends[0], ends[1])
 
 
@@ -115,6 +115,56 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """A figure, and what it is on sets `drawn` with replacement and, for the acceleration, on sets `without` a part of the units.
+
+    Both are float64, less the sets on which the figure has no value.
+    """
+
+    value: float
+    drawn: NDArray[np.float64]
+    without: NDArray[np.float64]
+
+    def end(self, level: float) -> float | None:
+        """The BCa quantile (Efron, 1987) at `level` of 0..1: the end of a one-sided interval, or one end of a two-sided one.
+
+        None where the draws do not vary, or the value lies beyond all of them.
+        """
+        below = (self.drawn < self.value - FLAT).sum() + 0.5 * (np.abs(self.drawn - self.value) <= FLAT).sum()
+        if not 0.0 < below < len(self.drawn) or np.ptp(self.drawn) < FLAT:
+            return None
+        bias = float(ndtri(below / len(self.drawn)))
+        tail = float(ndtri(level)) + bias
+        return float(np.quantile(self.drawn, ndtr(bias + tail / (1.0 - _acceleration(self.without) * tail))))
+
+
+def resample(
+    metric: Callable[[NDArray[np.int64]], float], units: NDArray[np.int64], *, draws: int = DRAWS, seed: int = _SEED
+) -> Resampled:
+    """The value of `metric` over all rows, and over the rows of whole units drawn with replacement, `draws` times.
+
+    `units` int64[n] numbers each row's unit from 0 on; `metric` takes rows int64[m], some of them repeated, and may return nan for a draw
+    on which it has no value, which is left out. The jackknife leaves out one of at most 200 groups of units (by number, modulo), so that
+    its cost does not grow with the set. Of fewer than two units there is nothing to draw.
+    """
+    rows_of, starts, sizes = _grouped(units)
+    count = len(sizes)
+    value = metric(np.arange(len(units), dtype=np.int64))
+    if count < 2:
+        return Resampled(value, np.empty(0), np.empty(0))
+    random = np.random.default_rng(seed)
+    drawn = np.array([metric(_rows(random.integers(0, count, count), rows_of, starts, sizes)) for _ in range(draws)])
+    groups = min(count, _JACKKNIFE_GROUPS)
+    without = np.array(
+        [
+            metric(_rows(np.flatnonzero(np.arange(count) % groups != group), rows_of, starts, sizes))
+            for group in range(groups)
+        ]
+    )
+    return Resampled(value, drawn[~np.isnan(drawn)], without[~np.isnan(without)])
+
+
 def bootstrap(
     metric: Callable[[NDArray[np.int64]], float],
     units: NDArray[np.int64],
@@ -123,46 +173,16 @@ def bootstrap(
     draws: int = DRAWS,
     seed: int = _SEED,
 ) -> Interval:
-    """The value of `metric` over all rows, with the BCa interval (Efron, 1987) of drawing whole units with replacement.
-
-    `units` int64[n] numbers each row's unit from 0 on; `metric` takes rows int64[m], some of them repeated, and may return nan for a draw
-    on which it has no value, which is left out. The acceleration comes from a jackknife that leaves out one of at most 200 groups of
-    units (by number, modulo), so that its cost does not grow with the set. Where the draws do not vary, or the value lies beyond all of
-    them, there is no interval.
-    """
-    rows_of, starts, sizes = _grouped(units)
-    count = len(sizes)
-    value = metric(np.arange(len(units), dtype=np.int64))
-    if count < 2:
-        return Interval(value, None, None)
-    random = np.random.default_rng(seed)
-    found = np.empty(draws)
-    for draw in range(draws):
-        drawn = random.integers(0, count, count)
-        found[draw] = metric(_rows(drawn, rows_of, starts, sizes))
-    found = found[~np.isnan(found)]
-    below = (found < value - _FLAT).mean() + 0.5 * (np.abs(found - value) <= _FLAT).mean() if len(found) else 0.0
-    if not len(found) or np.ptp(found) < _FLAT or not 0.0 < below < 1.0:
-        return Interval(value, None, None)
-    bias = float(ndtri(below))
-    groups = min(count, _JACKKNIFE_GROUPS)
-    without = np.array(
-        [
-            metric(_rows(np.flatnonzero(np.arange(count) % groups != group), rows_of, starts, sizes))
-            for group in range(groups)
-        ]
-    )
-    acceleration = _acceleration(without[~np.isnan(without)])
-    tails = ndtri(np.array([(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])) + bias
-    low, high = np.quantile(found, ndtr(bias + tails / (1.0 - acceleration * tails)))
-    return Interval(value, float(low), float(high))
+    """The value of `metric` over all rows with its BCa interval; the arguments are those of `resample`."""
+    found = resample(metric, units, draws=draws, seed=seed)
+    return Interval(found.value, found.end((1.0 - confidence) / 2.0), found.end((1.0 + confidence) / 2.0))
 
 
 def _acceleration(without: NDArray[np.float64]) -> float:
     """Efron's skewness of the jackknife's values."""
     away = without.mean() - without if len(without) else without
     spread = float((away**2).sum())
-    return 0.0 if spread < _FLAT**2 else float((away**3).sum() / (6.0 * spread**1.5))
+    return 0.0 if spread < FLAT**2 else float((away**3).sum() / (6.0 * spread**1.5))
 
 
 def _grouped(units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

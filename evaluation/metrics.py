@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from evaluation.config import Metric
 from evaluation.intervals import bootstrap, clopper_pearson
 from pipeline.content.labelled import IGNORED
+from pipeline.contracts.errors import InputError
 
 Counts = NDArray[np.int64]
 """int64[n]: how often each example is in the (resampled) set."""
@@ -80,6 +81,17 @@ class Answers:
         scores = np.empty_like(self.scores)
         scores[:, order] = self.scores
         return dataclasses.replace(self, scores=scores, best=order[self.best].astype(np.int32))
+
+
+def check(metric: Metric, place: str, classes: int, several: bool) -> None:
+    """Raises InputError where a metric does not go with a set of so many classes, with one label an example or `several`."""
+    if (metric == "map11") != several and metric != "accuracy":
+        kind = "several labels" if several else "one label"
+        raise InputError(
+            f"{place}: {metric} does not go with {kind} an example; give the labels that belong to this dataset"
+        )
+    if metric == "roc_auc" and classes != 2:
+        raise InputError(f"{place}: roc_auc needs two classes, there are {classes}; check `dataset`")
 
 
 def rate(hits: NDArray[np.bool_], confidence: float) -> Rate:

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from evaluation import metrics, retrieval, zeroshot
-from evaluation.config import FewshotConfig, Metric, ProbeConfig, PromptConfig, ZeroshotConfig, ZeroshotSet
+from evaluation.config import FewshotConfig, ProbeConfig, PromptConfig, ZeroshotConfig, ZeroshotSet
 from evaluation.datasets import open_set
-from evaluation.datasets.catalogue import known
+from evaluation.datasets.catalogue import metric_of
 from evaluation.features import CachedEncoder, Encoder, normalise
 from evaluation.metrics import Rate
 from evaluation.model import ModelEncoder
@@ -57,7 +57,7 @@ def run_zeroshot(config: ZeroshotConfig) -> str:
             labelled,
             words.templates or [],
             class_names=words.classes,
-            metric=metric_of(one),
+            metric=metric_of(one.dataset, one.metric),
             confidence=config.confidence,
             logit_scale=model.logit_scale,
             keep_scores=config.keep_scores,
@@ -100,14 +100,6 @@ def prompts_of(one: ZeroshotSet, config: PromptConfig, labelled: LabelledSet) ->
     else:
         templates = named.templates
     return Prompts(named.source, named.classes or [[text] for text in labelled.class_texts], templates)
-
-
-def metric_of(one: ZeroshotSet) -> Metric:
-    """The headline metric of a set: as configured, else the dataset's, else accuracy."""
-    if one.metric is not None:
-        return one.metric
-    metric = "accuracy" if one.dataset is None else known(one.dataset).metric
-    return "accuracy" if metric == "recall" else metric
 
 
 def run_retrieval(config: ZeroshotConfig) -> str:
@@ -181,7 +173,7 @@ def load_encoder(
 
 def plan(config: ZeroshotConfig) -> str:
     """What a run would do, for `--check`."""
-    names = ", ".join(f"{one.name} ({metric_of(one)})" for one in config.sets)
+    names = ", ".join(f"{one.name} ({metric_of(one.dataset, one.metric)})" for one in config.sets)
     templates = load_templates(config.prompts)
     return f"model {config.model!r} on {names}; {len(templates)} templates for sets without their own; figures in {config.out!r}"
 

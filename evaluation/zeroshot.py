@@ -169,13 +169,7 @@ def _check(labelled: LabelledSet, rows: NDArray[np.int64], metric: Metric) -> No
             f"{place} has {len(rows)} labelled pictures of {len(labelled.classes)} classes; "
             "zero-shot needs at least two classes: name the column with `label`"
         )
-    if (metric == "map11") != (labelled.marks is not None) and metric != "accuracy":
-        kind = "one label" if labelled.marks is None else "several labels"
-        raise InputError(
-            f"{place}: {metric} does not go with {kind} an example; give the labels that belong to this dataset"
-        )
-    if metric == "roc_auc" and len(labelled.classes) != 2:
-        raise InputError(f"{place}: roc_auc needs two classes, there are {len(labelled.classes)}; check `dataset`")
+    metrics.check(metric, place, len(labelled.classes), labelled.marks is not None)
 
 
 def _videos(

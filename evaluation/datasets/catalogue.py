@@ -52,6 +52,14 @@ def known(name: str) -> Dataset:
     return found
 
 
+def metric_of(dataset: str | None, asked: Metric | None) -> Metric:
+    """The headline metric of a set: as asked for, else its dataset's, else accuracy (also where the dataset is one of retrieval)."""
+    if asked is not None:
+        return asked
+    metric = "accuracy" if dataset is None else known(dataset).metric
+    return "accuracy" if metric == "recall" else metric
+
+
 def check_size(dataset: Dataset, split: str, *, place: str, examples: int, classes: int, accept: bool) -> str | None:
     """Who uses a split of this size; None where no size is known of this split, or any is accepted.
 

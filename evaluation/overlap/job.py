@@ -30,16 +30,17 @@ from numpy.typing import NDArray
 
 from evaluation.config import OverlapConfig, Thresholds
 from evaluation.datasets import open_set
+from evaluation.datasets.catalogue import metric_of
 from evaluation.descriptor.artefact import Descriptor
 from evaluation.descriptor.search import Index
-from evaluation.overlap import copies, exposure, join, nearest, text, text_stage, thresholds
+from evaluation.overlap import copies, exposure, join, kept, nearest, text, text_stage, thresholds
 from evaluation.overlap import corpus as corpora
 from evaluation.overlap.corpus import Corpus
 from evaluation.overlap.join import EvalCodes, Learned
 from evaluation.overlap.seen import CopyScores, Seen, as_vectors, with_vectors
 from evaluation.overlap.set_stage import tables_of_sets
-from evaluation.overlap.splits import Predictions, read_predictions, split_set
-from evaluation.overlap.tables import CAPTIONED, CODE_SCHEMA, COPY_SCHEMA, KEY, METHODS, PAIR_SCHEMA
+from evaluation.overlap.splits import Predictions, read_predictions, split_set, with_scores
+from evaluation.overlap.tables import CAPTIONED, CODE_SCHEMA, COPY_SCHEMA, FOUND_SCHEMA, KEY, METHODS, PAIR_SCHEMA
 from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
@@ -53,6 +54,8 @@ from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest
 
 NEAREST_SUFFIX = ".nearest.parquet"
 UNUSABLE_SUFFIX = ".unusable.parquet"
+FOUND_SUFFIX = ".found.parquet"
+MATCHED_SUFFIX = ".matched.parquet"
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 COPIES_VERSION = 2
@@ -74,61 +77,53 @@ def run(config: OverlapConfig) -> Report:
         codes, codes_root = _hash_sets(driver, sets)
         seen = _look(driver, config, corpus, sets, descriptor)
         joined = _join(driver, config, corpus, codes, codes_root, limits, seen)
-        closest, hashless = joined.closest, joined.hashless
-        about = corpus.about
-        trainings = {
-            one.name: training
-            for one, known in zip(sets, predictions, strict=True)
-            if known is not None and (training := known.training_over(about.content_root, about.kind)) is not None
-        }
-        pairs = exposure.with_exposure(joined.pairs, corpus.row_groups, _unusable(joined), trainings)
-        pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
+        pairs = _with_exposure(joined, corpus, sets, predictions)
+        labels = thresholds.read_labels(config.labels, joined.closest)
         planted = _plant_copies(driver, config.copies.examples, sets, codes, seen)
-        withhold = config.report.evidence == "hash-only"
-        findings = text_stage.search(driver, corpus, texts, sets, pairs, withhold)
+        findings = text_stage.search(driver, corpus, texts, sets, pairs, config.report)
     results = [
         numbers.SetResult(
             one.name,
             one.content_hash,
             limits[number],
             config.sets[number].limit,
-            exposure.split_exposure(
-                text.with_text(
-                    split_set(
-                        number, codes, one.labels, pairs, limits[number], None if known is None else known.correct
-                    ),
-                    words.written,
-                    findings.text_pairs.filter(pc.equal(findings.text_pairs["set"], one.name)),
-                    withhold,
-                ),
-                pairs.filter(pc.equal(pairs["set"], one.name)),
+            metric_of(config.sets[number].dataset, config.sets[number].metric),
+            _split(
+                number, codes, one, pairs, joined.found, limits[number], known, words, findings, config.report.evidence
             ),
             known,
             words,
+            joined.corpus_rows[one.name],
+            findings.corpus_rows[one.name],
         )
         for number, (one, known, words) in enumerate(zip(sets, predictions, texts, strict=True))
     ]
+    kind = corpus.about.kind
+    removed = files.removal_bytes(joined.matched, kind), files.removal_bytes(findings.matched, kind, joined.matched)
     report = numbers.build_report(
         results,
-        numbers.Tables(closest, planted, labels),
+        numbers.Tables(joined.closest, planted, labels),
         findings,
-        corpus.about.model_copy(update={"rows_without_hashes": hashless}),
+        corpus.about.model_copy(update={"rows_without_hashes": joined.hashless}),
         config.statistics,
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
+        pairs_kept=config.report.pairs_kept,
+        removed=[lines.count(b"\n") for lines in removed],
         labels=[storage.sha256_file(place) for place in config.labels],
         descriptor=None if seen is None else seen.about(),
     )
     tables = {
         files.PAIRS: findings.pairs,
-        files.NEAREST: closest,
+        files.NEAREST: joined.closest,
         files.COPIES: planted,
         files.LABELS: labels,
         files.TEXT_PAIRS: findings.text_pairs,
         files.CLASSES: findings.classes,
         files.ROW_GROUPS: corpus.row_groups,
     }
-    _write(config, report, results, tables, sets, corpus, inputs)
+    lists = dict(zip((files.REMOVAL, files.REMOVAL_TEXT), removed, strict=True))
+    _write(config, report, results, tables, lists, sets, corpus, inputs)
     return report
 
 
@@ -138,6 +133,28 @@ def run_and_tell(config: OverlapConfig) -> str:
         f"{summary.as_text(run(config))}\n\nopen: {storage.join(config.report.dir, files.PAGE)}\n"
         f"next: python -m evaluation report {config.report.dir}   (exit code 3 when a set is over its limit)"
     )
+
+
+def _split(
+    number: int,
+    codes: EvalCodes,
+    labelled: LabelledSet,
+    pairs: pa.Table,
+    found: pa.Table,
+    limits: Thresholds,
+    known: Predictions | None,
+    words: text.SetText,
+    findings: text.Findings,
+    evidence: str,
+) -> pa.Table:
+    """The published split of one set: what was found of its pictures and captions, and what the model said."""
+    correct = None if known is None else known.correct
+    split = split_set(number, codes, labelled.labels, pairs, found, limits, correct)
+    own, counts = (
+        table.filter(pc.equal(table["set"], labelled.name)) for table in (findings.text_pairs, findings.found)
+    )
+    split = with_scores(text.with_text(split, words.written, own, counts, evidence == "hash-only"), known)
+    return exposure.split_exposure(split, pairs.filter(pc.equal(pairs["set"], labelled.name)))
 
 
 def work_folder(config: OverlapConfig) -> str:
@@ -180,7 +197,8 @@ def _predictions(config: OverlapConfig, number: int, labelled: LabelledSet) -> P
     uri = config.sets[number].predictions
     if uri is None:
         return None
-    return read_predictions(uri, labelled, storage.sha256_file(uri))
+    one = config.sets[number]
+    return read_predictions(uri, labelled, storage.sha256_file(uri), metric_of(one.dataset, one.metric))
 
 
 def _inputs(
@@ -301,7 +319,8 @@ def _plan_of_descriptor(config: OverlapConfig, descriptor: Descriptor) -> str:
 
 @dataclass(frozen=True)
 class _JoinWork:
-    """An index → its matches, and the nearest rows of the `sample`. `folder`, below which indexes lie, is a place and in no digest.
+    """An index → its matches (pairs: the nearest `keep` of each example and method), and the nearest rows of the `sample`. `folder`, below
+    which indexes lie, is a place and in no digest.
 
     `withhold`: the pairs have null for URLs and captions of the corpus. With a descriptor: its `views` of all sets, and the folder of the
     corpus's `vectors`, a place too.
@@ -311,6 +330,7 @@ class _JoinWork:
     codes: EvalCodes
     sample: NDArray[np.int64]
     limits: list[Thresholds]
+    keep: int
     withhold: bool
     views: Index | None = None
     vectors: str = ""
@@ -325,22 +345,33 @@ class _JoinWork:
         if self.views is not None:
             vectors = as_vectors(index["vector"], self.views.vectors.shape[1], f"the vectors of {shard}")
             learned = Learned(self.views, vectors)
-        matches = join.join_shard(index, shard, self.codes, self.limits, learned)
-        rows = corpora.keyed(matches, index).append_column(CAPTIONED, index["captioned"].take(matches["row"]))
+        joined = join.join_shard(index, shard, self.codes, self.limits, learned, keep=self.keep)
+        captioned = index["captioned"].take(joined.pairs["row"])
         closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
-        beside = {NEAREST_SUFFIX: corpora.in_files(closest, index)}
+        beside = {
+            NEAREST_SUFFIX: corpora.in_files(closest, index),
+            FOUND_SUFFIX: joined.found,
+            MATCHED_SUFFIX: corpora.keyed(joined.matched, index),
+        }
         absent = exposure.unusable(index) if "row" not in index.column_names else np.empty(0, np.int64)
         if len(absent):
             beside[UNUSABLE_SUFFIX] = pa.table({"row": absent})
-        return Result(rows, beside=beside, notes={"rows_without_hashes": hashless})
+        notes: dict[str, Json] = {"rows_without_hashes": hashless, "corpus_rows": dict[str, Json](joined.corpus_rows)}
+        return Result(
+            corpora.keyed(joined.pairs, index).append_column(CAPTIONED, captioned), beside=beside, notes=notes
+        )
 
 
-class _Joined(NamedTuple):
-    """All pairs, the nearest corpus row of every sampled example, how many corpus rows have no hashes, and for each shard that has any the
-    URI of the rows which the trainer cannot use."""
+class Joined(NamedTuple):
+    """What the stage gives of the whole corpus: the pairs that are held, in order; the nearest row of every sampled example; FOUND_SCHEMA
+    rows of every example, the matched rows as `files.matched_rows` has them, how many of them each set has, how many of the corpus's
+    rows have no hashes, and for each shard that has any the URI of the rows which the trainer cannot use."""
 
     pairs: pa.Table
     closest: pa.Table
+    found: pa.Table
+    matched: pa.Table
+    corpus_rows: dict[str, int]
     hashless: int
     unusable: list[tuple[str, str]]
 
@@ -353,17 +384,18 @@ def _join(
     codes_root: str,
     limits: list[Thresholds],
     seen: Seen | None,
-) -> _Joined:
-    shown, examples = config.report.evidence, config.nearest.examples
+) -> Joined:
+    shown, examples, keep = config.report.evidence, config.nearest.examples, config.report.pairs_kept
     sample = nearest.sample_sets(codes, limits, examples)
     views, vectors = (None, "") if seen is None else (seen.index, seen.vectors.folder)
-    work = _JoinWork(corpus.folder, codes, sample, limits, shown == "hash-only", views, vectors)
+    work = _JoinWork(corpus.folder, codes, sample, limits, keep, shown == "hash-only", views, vectors)
     levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, limits, strict=True)]
     semantic: dict[str, Json] = {
         "sets": levels,
         "evidence": shown,
         "nearest": examples,
         "beside": [KEY.name, CAPTIONED.name],
+        "pairs_kept": keep,
     }
     if seen is not None:
         semantic["descriptor"] = seen.identity
@@ -380,23 +412,48 @@ def _join(
         ]
     records = driver.stage(stage, units)
     folder = stage_folder(driver.out, stage)
-    tables = [parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out]
-    hashless = sum(int(str(record.notes["rows_without_hashes"])) for record in records)
-    near = (parquet.read(storage.join(folder, record.beside[NEAREST_SUFFIX].name)) for record in records)
-    closest = nearest.nearest_of_all(near, codes.names)
-    pairs = pa.concat_tables([PAIR_SCHEMA.append(KEY).append(CAPTIONED).empty_table(), *tables])
+
+    def beside(suffix: str) -> Iterator[pa.Table]:
+        return (parquet.read(storage.join(folder, record.beside[suffix].name)) for record in records)
+
+    tables = (parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out)
+    pairs = kept.folded(
+        tables, PAIR_SCHEMA.append(KEY).append(CAPTIONED).empty_table(), lambda rows: kept.nearest_pairs(rows, keep)
+    )
     unusable = [
         (index.shard, storage.join(folder, record.beside[UNUSABLE_SUFFIX].name))
         for index, record in zip(corpus.indexes, records, strict=True)
         if UNUSABLE_SUFFIX in record.beside
     ]
-    return _Joined(pairs, closest, hashless, unusable)
+    return Joined(
+        _in_order(pairs, codes.names),
+        nearest.nearest_of_all(beside(NEAREST_SUFFIX), codes.names),
+        kept.folded(
+            beside(FOUND_SUFFIX),
+            FOUND_SCHEMA.empty_table(),
+            lambda rows: kept.summed(rows, ("set", "eval_row"), ("phash_distance",), ("descriptor_score",)).cast(
+                FOUND_SCHEMA
+            ),
+        ),
+        files.matched_rows(beside(MATCHED_SUFFIX), corpus.about.kind),
+        kept.added((record.notes["corpus_rows"] for record in records), codes.names),
+        sum(int(str(record.notes["rows_without_hashes"])) for record in records),
+        unusable,
+    )
 
 
-def _unusable(joined: _Joined) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Shard by shard the rows that the trainer cannot use."""
-    for shard, uri in joined.unusable:
-        yield shard, np.asarray(parquet.read(uri)["row"], np.int64)
+def _with_exposure(
+    joined: Joined, corpus: Corpus, sets: list[LabelledSet], predictions: list[Predictions | None]
+) -> pa.Table:
+    """The pairs, and whether the checkpoint behind the predictions of their set had seen the row."""
+    about = corpus.about
+    trainings = {
+        one.name: training
+        for one, known in zip(sets, predictions, strict=True)
+        if known is not None and (training := known.training_over(about.content_root, about.kind)) is not None
+    }
+    absent = ((shard, np.asarray(parquet.read(uri)["row"], np.int64)) for shard, uri in joined.unusable)
+    return exposure.with_exposure(joined.pairs, corpus.row_groups, absent, trainings)
 
 
 # ---- stage copies
@@ -447,11 +504,9 @@ def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: Ev
 
 def _in_order(pairs: pa.Table, names: list[str]) -> pa.Table:
     """By set (as configured), example, strength of the match, place in the corpus."""
-    rank = [[names.index(name) for name in pairs["set"].to_pylist()]]
-    strength = [[METHODS.index(method) for method in pairs["method"].to_pylist()]]
-    keyed = pairs.append_column("set_rank", pa.chunked_array(rank, pa.int32())).append_column(
-        "method_rank", pa.chunked_array(strength, pa.int32())
-    )
+    rank = pc.index_in(pairs["set"], value_set=pa.array(names, pa.string()))
+    strength = pc.index_in(pairs["method"], value_set=pa.array(METHODS))
+    keyed = pairs.append_column("set_rank", rank).append_column("method_rank", strength)
     keys = ("set_rank", "eval_row", "method_rank", "pdq_distance", "shard", "row")
     return keyed.sort_by([(key, "ascending") for key in keys]).select(pairs.column_names).combine_chunks()
 
@@ -464,6 +519,7 @@ def _write(
     report: Report,
     results: list[numbers.SetResult],
     tables: dict[str, pa.Table],
+    lists: dict[str, bytes],
     sets: list[LabelledSet],
     corpus: Corpus,
     inputs: dict[str, Json],
@@ -471,7 +527,7 @@ def _write(
     def of_set(name: str, wanted: str) -> pa.Table:
         return tables[name].filter(pc.equal(tables[name]["set"], wanted))
 
-    figures = files.report_bytes(report)
+    figures, room = files.report_bytes(report), evidence.page_room(config.report, len(sets))
     shown = [
         evidence.show(
             labelled,
@@ -479,21 +535,18 @@ def _write(
             of_set(files.PAIRS, labelled.name),
             of_set(files.NEAREST, labelled.name),
             corpus.pictures,
-            config.report,
+            room,
         )
         for labelled, result in zip(sets, results, strict=True)
     ]
-    said = [
-        text_evidence.show(result.split, tables[files.TEXT_PAIRS], result.name, config.report) for result in results
-    ]
+    said = [text_evidence.show(result.split, tables[files.TEXT_PAIRS], result.name, room) for result in results]
     content = {
         files.REPORT: figures,
         files.SCHEMA: files.schema_bytes(),
         files.PAGE: page.render(report, shown, said, hashlib.sha256(figures).hexdigest()).encode(),
         **{name: files.table_bytes(table) for name, table in tables.items()},
         files.SUMMARY: summary.as_csv(report),
-        files.REMOVAL: files.removal_bytes(tables[files.PAIRS], report.corpus),
-        files.REMOVAL_TEXT: files.removal_bytes(tables[files.TEXT_PAIRS], report.corpus, tables[files.PAIRS]),
+        **lists,
         **{files.split_name(result.name): files.table_bytes(result.split) for result in results},
         **{
             files.predictions_name(result.name): result.predictions.data()

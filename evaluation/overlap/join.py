@@ -29,13 +29,23 @@ from evaluation.config import Thresholds
 from evaluation.descriptor.search import Float64s, Index, Int8s, score_pairs
 from evaluation.descriptor.search import search as search_vectors
 from evaluation.overlap.index import HammingIndex
-from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
+from evaluation.overlap.kept import first_of_each
+from evaluation.overlap.tables import (
+    CODE_SCHEMA,
+    FOUND_SCHEMA,
+    INDEX_COLUMNS,
+    MATCHED_SCHEMA,
+    METHODS,
+    PAIR_SCHEMA,
+)
 from pipeline.content.hashes import hamming
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import INDEX_SCHEMA
 
-FORMAT_VERSION = 3  # of PAIR_SCHEMA, NEAREST_SCHEMA and of the matching rule; part of every unit's digest
+FORMAT_VERSION = 4
+"""Of PAIR_SCHEMA, FOUND_SCHEMA, MATCHED_SCHEMA, NEAREST_SCHEMA and of the rules; part of every unit's digest."""
 
+_UNKNOWN = 1 << 30  # bits, where a hash is not known
 _HASHES = ("source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality")
 
 
@@ -138,6 +148,16 @@ def hash_column(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.bo
     return values, known
 
 
+class Joined(NamedTuple):
+    """All matches of one shard. `pairs`: PAIR_SCHEMA rows, the ones that are held; `found`: FOUND_SCHEMA, `matched`: MATCHED_SCHEMA rows of
+    all, rows in the index's order; `corpus_rows`: how many rows each set has among these."""
+
+    pairs: pa.Table
+    found: pa.Table
+    matched: pa.Table
+    corpus_rows: dict[str, int]
+
+
 def join_shard(
     index: pa.Table,
     shard: str,
@@ -145,9 +165,10 @@ def join_shard(
     thresholds: Sequence[Thresholds],
     learned: Learned | None = None,
     *,
+    keep: int = 1 << 30,
     place: str = "the index",
-) -> pa.Table:
-    """All matches of one shard: PAIR_SCHEMA rows ordered by set, evaluation row, shard row.
+) -> Joined:
+    """All matches of one shard; pairs are ordered by set, evaluation row, index row, and those held are chosen by `kept`.
 
     `thresholds` has one entry per set, in the order of `codes.names`. Raises InputError when the index lacks a column or has hashes of
     another type than the corpus format.
@@ -172,10 +193,52 @@ def join_shard(
     )
     likeness = _likeness(learned, left, right)
     copied = textured & (likeness.score >= _least_scores(thresholds)[per_set])
-    kept = np.flatnonzero(source_exact | stored_exact | near | alike | copied)
+    found = np.flatnonzero(source_exact | stored_exact | near | alike | copied)
     method = np.select([source_exact, stored_exact, near, alike], [0, 1, 2, 3], 4)
-    return _pair_table(
-        index, shard, codes, corpus, left, right, kept, method, source_exact, stored_exact, pdq, phash, likeness
+    unknown = ~corpus.known[right]
+    row = np.asarray(index["row"], np.int64)[right] if "row" in index.column_names else right
+    # As `kept` has it: the descriptor's own pairs by their score, all others by PDQ.
+    distance = np.where(method == 4, -likeness.score, np.where(unknown, _UNKNOWN, pdq))
+    held = found[first_of_each([left[found], method[found]], [distance[found], row[found]], keep)]
+    bits = np.where(unknown, _UNKNOWN, phash)[found]
+    return Joined(
+        _pair_table(
+            index, shard, codes, corpus, left, right, held, method, source_exact, stored_exact, pdq, phash, likeness
+        ),
+        _found_table(codes, left[found], bits, likeness.score[found]),
+        matched_table(index, shard, np.unique(right[found])),
+        corpus_rows(codes.names, per_set[found], right[found]),
+    )
+
+
+def matched_table(index: pa.Table, shard: str, rows: NDArray[np.int64]) -> pa.Table:
+    """MATCHED_SCHEMA of these rows of an index."""
+    uids = index["uid"].take(pa.array(rows, pa.int64()))
+    return pa.table([uids, pa.array([shard] * len(rows), pa.string()), pa.array(rows)], schema=MATCHED_SCHEMA)
+
+
+def corpus_rows(names: Sequence[str], sets: NDArray[np.integer], rows: NDArray[np.int64]) -> dict[str, int]:
+    """How many different rows each set has, from one entry a pair: the set's number and the row."""
+    width = int(rows.max(initial=0)) + 1
+    numbers = np.unique(sets.astype(np.int64) * width + rows) // width
+    return dict(zip(names, np.bincount(numbers, minlength=len(names)).tolist(), strict=True))
+
+
+def _found_table(codes: EvalCodes, left: NDArray[np.int64], bits: NDArray[np.int64], scores: Float64s) -> pa.Table:
+    """FOUND_SCHEMA from the evaluation place, the pHash distance (_UNKNOWN: none) and the score (nan: none) of every pair, ascending by
+    place."""
+    places, first, pairs = np.unique(left, return_index=True, return_counts=True)
+    least = np.minimum.reduceat(bits, first) if len(first) else bits
+    largest = np.fmax.reduceat(scores, first) if len(first) else scores
+    return pa.table(
+        {
+            "set": pa.array([codes.names[number] for number in codes.set_number[places]], pa.string()),
+            "eval_row": codes.table["eval_row"].take(pa.array(places)),
+            "pairs": pa.array(pairs, pa.int64()),
+            "phash_distance": pa.array(least, pa.int32(), mask=least == _UNKNOWN),
+            "descriptor_score": pa.array(largest, pa.float64(), mask=np.isnan(largest)),
+        },
+        schema=FOUND_SCHEMA,
     )
 
 

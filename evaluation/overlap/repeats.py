@@ -22,12 +22,19 @@ def clusters(codes: pa.Table, limits: Thresholds) -> NDArray[np.int64]:
     """For each row of a set's CODE_SCHEMA table the first row of its cluster: int64[n]."""
     pdq = as_codes(codes["pdq256"].to_pylist())
     phash = np.ascontiguousarray(codes["phash64"], np.uint64)
+    short = phash.view(np.uint8).reshape(-1, 8)
     textured = np.flatnonzero(np.asarray(codes["pdq_quality"], np.uint8) >= limits.pdq_quality)
     edges = [_same_bytes(codes["sha256"].to_pylist())]
+    if len(
+        textured
+    ):  # pictures of which every pair is alike would be as many pairs as their number squared: one of them is searched
+        both = np.concatenate([pdq, short], axis=1)[textured]
+        _, first, same = np.unique(both, axis=0, return_index=True, return_inverse=True)
+        edges.append((textured, textured[first[same.reshape(-1)]]))
+        textured = textured[first]
     left, right, _ = HammingIndex(pdq[textured]).search(pdq[textured], limits.pdq_distance)
     edges.append((textured[left], textured[right]))
-    short = phash[textured].view(np.uint8).reshape(-1, 8)
-    left, right, _ = HammingIndex(short).search(short, limits.phash_distance)
+    left, right, _ = HammingIndex(short[textured]).search(short[textured], limits.phash_distance)
     left, right = textured[left], textured[right]
     agreed = hamming(pdq[left], pdq[right]) <= limits.phash_pdq_distance
     edges.append((left[agreed], right[agreed]))

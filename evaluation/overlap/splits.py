@@ -17,15 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from evaluation.config import Thresholds
+from evaluation.config import Metric, Thresholds
+from evaluation.metrics import check
 from evaluation.overlap.exposure import Training, known, read_training
 from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.own_metric import score_columns
 from evaluation.overlap.repeats import clusters
 from evaluation.overlap.tables import (
     METHODS,
     PREDICTION_METADATA,
     PREDICTION_SCHEMA,
     PREDICTIONS_VERSION,
+    SCORE_COLUMNS,
     SPLIT_SCHEMA,
 )
 from pipeline.content.labelled import UNLABELLED, LabelledSet
@@ -35,9 +38,11 @@ from pipeline.contracts.errors import InputError
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outcomes of one model on one set: `correct` bool or None per example; the file, and what it says of the model."""
+    """Outcomes of one model on one set: `correct` bool or None per example, SCORE_COLUMNS of every example; the file, and what it says of
+    the model."""
 
     correct: list[bool | None]
+    scores: pa.Table
     place: str
     sha256: str
     model: str | None
@@ -61,14 +66,17 @@ def split_set(
     codes: EvalCodes,
     labels: NDArray[np.int32],
     pairs: pa.Table,
+    found: pa.Table,
     limits: Thresholds,
     correct: Sequence[bool | None] | None,
 ) -> pa.Table:
-    """The SPLIT_SCHEMA rows of set `number`, in its own order; `pairs` may hold other sets' pairs too."""
+    """The SPLIT_SCHEMA rows of set `number`, in its own order; `pairs` (those that are held) and `found` (FOUND_SCHEMA, of all pairs) may
+    be of other sets too."""
     ours = codes.of_set(number)
-    own = pairs.filter(pc.equal(pairs["set"], codes.names[number]))
+    own, counted = (table.filter(pc.equal(table["set"], codes.names[number])) for table in (pairs, found))
     rows = ours.num_rows
-    count = np.bincount(np.asarray(own["eval_row"], np.int64), minlength=rows)
+    count = np.zeros(rows, np.int64)
+    count[np.asarray(counted["eval_row"], np.int64)] = np.asarray(counted["pairs"], np.int64)
     strength = _smallest(own, pc.index_in(own["method"], value_set=pa.array(METHODS)), rows)
     return pa.table(
         {
@@ -81,9 +89,9 @@ def split_set(
             "method": pa.array([None if best is None else METHODS[best] for best in strength], pa.string()),
             "pairs": pa.array(count, pa.int64()),
             "pdq_distance": pa.array(_smallest(own, own["pdq_distance"], rows), pa.int32()),
-            "phash_distance": pa.array(_smallest(own, own["phash_distance"], rows), pa.int32()),
+            "phash_distance": pa.array(_smallest(counted, counted["phash_distance"], rows), pa.int32()),
             "descriptor_score": pc.negate(
-                pa.array(_smallest(own, pc.negate(own["descriptor_score"]), rows), pa.float64())
+                pa.array(_smallest(counted, pc.negate(counted["descriptor_score"]), rows), pa.float64())
             ),
             "pdq256": ours["pdq256"],
             "phash64": ours["phash64"],
@@ -104,14 +112,23 @@ def _smallest(own: pa.Table, values: pa.ChunkedArray, rows: int) -> list[Any]:
     return best
 
 
-def read_predictions(uri: str, labelled: LabelledSet, file_hash: str) -> Predictions:
+def with_scores(split: pa.Table, known: Predictions | None) -> pa.Table:
+    """A set's split with SCORE_COLUMNS behind."""
+    for field in SCORE_COLUMNS:
+        column = pa.nulls(split.num_rows, field.type) if known is None else known.scores[field.name]
+        split = split.append_column(field, column)
+    return split
+
+
+def read_predictions(uri: str, labelled: LabelledSet, file_hash: str, metric: Metric = "accuracy") -> Predictions:
     """Match a `predictions.parquet` of `evaluation zeroshot` with a set: by id, picture and label, and by the set's content hash.
 
     Raises InputError when a column is missing or of another type, an id is unknown, comes twice or has no outcome, when a picture or a
-    label is another one, a labelled example has no score, or the file was scored on a set of another content hash (class list,
-    captions, subgroups, separators): predictions of another version of the set would silently change every split. Nothing else may be in
-    the file, because it becomes a part of the report.
+    label is another one, a labelled example has no score, the file lacks what the set's metric needs, or it was scored on a set of another
+    content hash (class list, captions, subgroups, separators): predictions of another version of the set would silently change every split.
+    Nothing else may be in the file, because it becomes a part of the report.
     """
+    check(metric, f"set {labelled.name!r} ({labelled.path})", len(labelled.classes), labelled.marks is not None)
     place = f"predictions of set {labelled.name!r} ({uri})"
     table = parquet.read(uri)
     for column in ("eval_id", "sha256", "label", "correct"):
@@ -123,7 +140,9 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str) -> Predict
         )
     if not table.num_rows:
         raise InputError(f"{place}: no rows; score the set first or leave `predictions` out")
-    correct = _outcomes(place, table, labelled)
+    rows = _rows(place, table, labelled)
+    outcomes = table["correct"].to_pylist()
+    correct = [None if row is None else outcomes[row] for row in rows]
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     _check_identity(place, metadata, labelled)
     stranger = strange(table.schema)
@@ -131,14 +150,17 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str) -> Predict
         raise InputError(
             f"{place}: has {stranger}, which no predictions have, and the report would show it; leave it out of the file"
         )
-    unscored = [row for row, label in enumerate(labelled.labels) if label != UNLABELLED and correct[row] is None]
+    known = labelled.labels != UNLABELLED if labelled.marks is None else np.ones(len(labelled), np.bool_)
+    unscored = [row for row in np.flatnonzero(known).tolist() if correct[row] is None]
     if unscored:
         raise InputError(
             f"{place}: {len(unscored):,} of {len(labelled):,} examples have a label and no score, the first is "
             f"{labelled.ids[unscored[0]]!r}; score the set again"
         )
+    scores = score_columns(place, table, rows, labelled, metric)
     return Predictions(
         correct,
+        scores,
         uri,
         file_hash,
         metadata.get("model_sha256") or None,
@@ -157,12 +179,12 @@ def strange(found: pa.Schema) -> str | None:
     return f"metadata {others[0]!r}" if others else None
 
 
-def _outcomes(place: str, table: pa.Table, labelled: LabelledSet) -> list[bool | None]:
-    """`correct` per example of the set, None where the file has no row."""
+def _rows(place: str, table: pa.Table, labelled: LabelledSet) -> list[int | None]:
+    """For each example of the set its row in the file, None where it has none."""
     row_of = {row_id: row for row, row_id in enumerate(labelled.ids)}
-    correct: list[bool | None] = [None] * len(labelled)
+    found: list[int | None] = [None] * len(labelled)
     columns = (table[name].to_pylist() for name in ("eval_id", "sha256", "label", "correct"))
-    for row_id, digest, label, outcome in zip(*columns, strict=True):
+    for number, (row_id, digest, label, outcome) in enumerate(zip(*columns, strict=True)):
         row = row_of.get(row_id)
         if row is None:
             raise InputError(f"{place}: example {row_id!r} is not in the set; score this version of the set again")
@@ -170,15 +192,17 @@ def _outcomes(place: str, table: pa.Table, labelled: LabelledSet) -> list[bool |
             raise InputError(f"{place}: example {row_id!r} is another picture than in the set; score the set again")
         if outcome is None:
             raise InputError(f"{place}: example {row_id!r} has no outcome; score the set again")
-        if correct[row] is not None:
+        if found[row] is not None:
             raise InputError(f"{place}: example {row_id!r} comes twice; score the set again")
         if label != labelled.labels[row]:
             raise InputError(
                 f"{place}: example {row_id!r} was scored against label {label!r}, in the set it has "
                 f"{int(labelled.labels[row])}; score the set again"
             )
-        correct[row] = outcome
-    return correct
+        if label == UNLABELLED and labelled.marks is None:
+            raise InputError(f"{place}: example {row_id!r} has no label, and an outcome; score the set again")
+        found[row] = number
+    return found
 
 
 def _check_identity(place: str, metadata: Mapping[str, str], labelled: LabelledSet) -> None:

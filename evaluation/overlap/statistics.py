@@ -16,6 +16,9 @@ Four things are added to the paper's.
 - **Power.** A small Overlap decides nothing, whatever its p: `detectable_gain` says which gain would have been found with 80 % power,
   and `verdict` says "not testable" where only a large one would.
 
+A metric that is no proportion (a mean over classes, an average precision, an area under a curve) has no binomial test: `inflation` draws
+its All − Clean anew, by a bootstrap over clusters and by placements of Overlap at random, and these decide instead.
+
 Binomial tails and intervals come from the regularised incomplete beta function and its inverse: the interval is always the two-sided one (a
 trap: scipy's `binomtest(..., alternative="greater").proportion_ci` is one-sided, its upper end is always 1).
 """
@@ -251,24 +254,102 @@ def _log_choose(n: np.int64, k: NDArray[np.int64] | np.int64) -> NDArray[np.floa
 # ---- scores that are no proportions, and other thresholds
 
 
+@dataclass(frozen=True)
+class Inflation:
+    """All − Clean of a metric that is no proportion, and whether it is more than luck. Figures in units of the metric (0..1).
+
+    `value` counts every example; `low`, `high` are its two-sided BCa interval, `least` the lower end of the one-sided interval at level
+    `alpha`, all over clusters drawn with replacement. `p_value` is of another question, which needs no large Overlap: how often would as
+    many units, chosen at random, have moved the score as much? `detectable_gain` is the gain on Overlap that would be seen. `drawn` says
+    how many draws of the bootstrap had a value. None: one side is empty, or the metric is not defined on it.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    least: float | None
+    p_value: float | None
+    alpha: float
+    detectable_gain: float | None
+    drawn: int
+    clean_units: int
+    overlap_units: int
+
+
 def inflation(
     metric: Callable[[NDArray[np.int64]], float],
     overlap: NDArray[np.bool_],
-    clusters: NDArray[np.int64] | None = None,
+    clusters: NDArray[np.int64] | Sequence[int] | None = None,
     *,
+    alpha: float = ALPHA,
+    tests: int = 1,
     confidence: float = CONFIDENCE,
-) -> Interval:
-    """All − Clean of any metric of rows (a mean over classes, an average precision, an area under a curve), bootstrapped over clusters.
+    draws: int = intervals.DRAWS,
+    seed: int = 0,
+) -> Inflation:
+    """All − Clean of any metric (a mean over classes, an average precision, an area under a curve), from two resamplings.
 
-    nan where a draw has no Clean row, or the metric no value.
+    `metric` takes how often each example counts, int64[n], and may return nan. Two questions, because one is not enough: the bootstrap over
+    clusters says how far the estimate could be off, but believes an Overlap of three right answers to be always right; the placement test
+    (units dealt out to Overlap at random, as many as there are) is exact for any size. Both draw `draws` times: the bootstrap from
+    `default_rng(seed)`, clusters numbered in the order in which they come; the placements from `default_rng((seed, 1))`, the first of a
+    permutation of the units. A placement on which the metric has no value counts against the effect.
+
+    The detectable gain: All − Clean must exceed what all but `alpha` of the placements reach, by as many standard errors of the bootstrap
+    as give 80 % power; divided by Overlap's share of the units it is a gain on Overlap.
     """
-    units = np.arange(len(overlap)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    n = len(overlap)
+    groups = None if clusters is None else _integers("clusters", clusters, n)
+    units, touched = collapse(overlap, groups)
+    level = alpha / max(tests, 1)
+    k, m = int(touched.sum()), len(units)
 
-    def difference(rows: NDArray[np.int64]) -> float:
-        clean = rows[~overlap[rows]]
-        return metric(rows) - metric(clean) if len(clean) else float("nan")
+    def difference(counts: NDArray[np.int64], side: NDArray[np.bool_]) -> float:
+        clean = np.where(side, 0, counts)
+        return metric(counts) - metric(clean) if clean.any() else float("nan")
 
-    return intervals.bootstrap(difference, units.astype(np.int64), confidence=confidence)
+    value = difference(np.ones(n, np.int64), overlap) if n else float("nan")
+    if not 0 < k < m or np.isnan(value):
+        return Inflation(None if np.isnan(value) else value, None, None, None, None, level, None, 0, m - k, k)
+    numbers = np.arange(n) if groups is None else _in_order_of_appearance(groups)
+    found = intervals.resample(
+        lambda rows: difference(np.bincount(rows, minlength=n), overlap), numbers, draws=draws, seed=seed
+    )
+    once = np.zeros(n, np.int64)
+    once[units] = 1
+    whole = metric(once)
+
+    def placed(rows: NDArray[np.int64]) -> float:
+        clean = once.copy()
+        clean[rows] = 0
+        return whole - metric(clean)
+
+    random = np.random.default_rng((seed, 1))
+    by_chance = np.array([placed(units[random.permutation(m)[:k]]) for _ in range(draws)])
+    by_chance = np.sort(np.where(np.isnan(by_chance), np.inf, by_chance))[::-1]
+    seen = placed(units[touched])
+    p_value = (1 + int((by_chance >= seen - intervals.FLAT).sum())) / (draws + 1)
+    allowed = int(level * (draws + 1)) - 1  # so many placements may reach what is called an effect
+    limit = float(by_chance[allowed]) if 0 <= allowed < draws else np.inf
+    gain = (limit + float(ndtri(POWER)) * float(found.drawn.std(ddof=1))) * m / k if len(found.drawn) > 1 else np.inf
+    return Inflation(
+        value=value,
+        low=found.end((1.0 - confidence) / 2.0),
+        high=found.end((1.0 + confidence) / 2.0),
+        least=found.end(level),
+        p_value=None if np.isnan(seen) else p_value,
+        alpha=level,
+        detectable_gain=gain if np.isfinite(gain) else None,
+        drawn=len(found.drawn),
+        clean_units=m - k,
+        overlap_units=k,
+    )
+
+
+def _in_order_of_appearance(clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Clusters numbered from 0 on as they come, int64[n]."""
+    _, first, number = np.unique(clusters, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number].astype(np.int64)
 
 
 def sweep(
@@ -291,20 +372,23 @@ def sweep(
 # ---- in words
 
 
-def verdict(analysis: Analysis | None, overlapping: int) -> Verdict:
-    """What may be said about one set, in one place.
+def verdict(analysis: Analysis | None, overlapping: int, own: Inflation | None = None) -> Verdict:
+    """What may be said about one set, in one place. `own`: the set's own metric, where it is no proportion.
 
-    No overlapping example: clean. No predictions: overlap, not scored. The paper's p, over units, at or below the corrected alpha: overlap,
-    effect. Else the set is not testable when Clean or Overlap is empty or when a gain of more than 10 points (or none at all) would have
-    been needed to be seen with 80 % power; and only otherwise no effect was seen. The other tests do not decide: they say how an effect is
-    to be read.
+    No overlapping example: clean. No predictions: overlap, not scored. An effect is, of a set that is scored by accuracy, the paper's p
+    (one-tailed binomial, over units) at or below the corrected alpha; of one with another metric, the one-sided BCa interval of All − Clean
+    at the corrected alpha above zero, and the p of the placements at or below it. Else the set is not testable when Clean or Overlap is
+    empty, the metric is not defined, or a gain of more than 10 points (or none at all) would have been needed to be seen with 80 % power;
+    and only otherwise no effect was seen. The other tests do not decide: they say how an effect is to be read.
     """
     if overlapping == 0:
         return "clean"
     if analysis is None:
         return "overlap, not scored"
-    if analysis.p_value is not None and analysis.p_value <= analysis.alpha:
+    test = analysis if own is None else own
+    above_zero = own is None or (own.least is not None and own.least > 0)
+    if test.p_value is not None and test.p_value <= test.alpha and above_zero:
         return "overlap, effect"
-    if analysis.p_value is None or analysis.detectable_gain is None or analysis.detectable_gain > LARGEST_BLIND_GAIN:
+    if test.p_value is None or test.detectable_gain is None or test.detectable_gain > LARGEST_BLIND_GAIN:
         return "not testable"
     return "overlap, no effect seen"

@@ -93,9 +93,9 @@ PAIR_SCHEMA = pa.schema(
         pa.field("pdq_quality", pa.uint8()),
     ]
 )
-"""One matched pair. The hashes are the corpus side's, so that every distance can be computed again; `method` is the strongest match. What
-the descriptor says, whatever found the pair: the score, its cosine, and which part of the example it is of (`descriptor.views`); null where
-the job had no descriptor, or one of the two pictures has no vector."""
+"""One matched pair (which of many are held: `overlap.kept`). The hashes are the corpus side's, so that every distance can be computed
+again; `method` is the strongest match. What the descriptor says, whatever found the pair: the score, its cosine, and which part of the
+example it is of (`descriptor.views`); null where the job had no descriptor, or one of the two pictures has no vector."""
 
 VIEW_SCHEMA = pa.schema(
     [
@@ -109,6 +109,27 @@ VIEW_SCHEMA = pa.schema(
 VECTOR_SCHEMA = pa.schema([pa.field("uid", pa.binary(16), nullable=False), pa.field("vector", pa.binary())])
 """A row of an index's side table, in the index's order; `vector` is int8[d] as bytes, null where there is no picture, or it cannot be
 opened or is flat."""
+
+FOUND_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("eval_row", pa.int64(), nullable=False),
+        pa.field("pairs", pa.int64(), nullable=False),
+        pa.field("phash_distance", pa.int32()),
+        pa.field("descriptor_score", pa.float64()),
+    ]
+)
+"""What there is of one example: the number of all its pairs, the least pHash distance and the largest score over them (null: of no pair
+known)."""
+
+MATCHED_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+    ]
+)
+"""One corpus row that matches an example, or a caption, of any set."""
 
 PLACED_INDEX_SCHEMA = pa.schema(
     [
@@ -184,7 +205,7 @@ SPLIT_SCHEMA = pa.schema(
     ]
 )
 """One example. `cluster` is the first example (its `eval_row`) of those that show the same picture; `method` is the strongest match, the
-distances are the smallest and the score is the largest over its pairs; `correct` is null where not scored."""
+distances are the smallest and the score is the largest over its `pairs`, held or not; `correct` is null where not scored."""
 
 TEXT_COLUMNS = (
     pa.field("caption", pa.string()),
@@ -196,8 +217,17 @@ TEXT_COLUMNS = (
     pa.field("text_pairs", pa.int64()),
 )
 """What a split says of an example's caption; null without one. `text` is the first example (its `eval_row`) with the same token form
-(see `text.py`), whose sha256 is `text_sha256`; `text_method` and `text_score` are those of its best pair. `caption` is withheld by
-hash-only."""
+(see `text.py`), whose sha256 is `text_sha256`; `text_method` and `text_score` are those of its best pair, `text_pairs` counts all.
+`caption` is withheld by hash-only."""
+
+SCORE_COLUMNS = (
+    pa.field("group", pa.string()),
+    pa.field("top5", pa.list_(pa.int32())),
+    pa.field("scores", pa.list_(pa.float32())),
+    pa.field("marks", pa.list_(pa.int8())),
+)
+"""What a set's own metric needs of an example beside `label` and `correct`, null where it does not: the video that a frame is of, the
+best classes (mean_top1_top5), every class's score (roc_auc, map11), every class's mark (map11: 1, 0, IGNORED)."""
 
 TEXT_PAIR_SCHEMA = pa.schema(
     [
@@ -208,10 +238,20 @@ TEXT_PAIR_SCHEMA = pa.schema(
         pa.field("caption_sha256", pa.binary(32), nullable=False),
         pa.field("method", pa.string(), nullable=False),
         pa.field("score", pa.float64(), nullable=False),
+        pa.field("with_picture", pa.bool_(), nullable=False),
     ]
 )
 """One caption of a set in one corpus row. `caption` is the corpus's, `caption_sha256` that of its token form; see `text.py` for the
-score."""
+score. `with_picture`: the same row shows, by a pair of the table, an example with this caption."""
+
+TEXT_FOUND_SCHEMA = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("text", pa.int64(), nullable=False),
+        pa.field("pairs", pa.int64(), nullable=False),
+    ]
+)
+"""How many pairs one caption of a set has."""
 
 CLASS_SCHEMA = pa.schema(
     [
@@ -247,4 +287,4 @@ PUBLISHED_PAIR_SCHEMA = pa.schema(
 
 PUBLISHED_TEXT_PAIR_SCHEMA = TEXT_PAIR_SCHEMA.append(KEY)
 
-PUBLISHED_SPLIT_SCHEMA = pa.schema([*SPLIT_SCHEMA, *TEXT_COLUMNS, *EXPOSURE_COLUMNS])
+PUBLISHED_SPLIT_SCHEMA = pa.schema([*SPLIT_SCHEMA, *TEXT_COLUMNS, *SCORE_COLUMNS, *EXPOSURE_COLUMNS])

@@ -38,7 +38,7 @@ from pipeline.content.text import normal_form
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 
-FORMAT_VERSION = 1  # of TEXT_PAIR_SCHEMA and of the matching rule; part of every unit's digest
+FORMAT_VERSION = 2  # of TEXT_PAIR_SCHEMA, TEXT_FOUND_SCHEMA and of the rules; part of every unit's digest
 _EXACT, _CONTAINED, _NEAR = range(len(TEXT_METHODS))
 _Ints = NDArray[np.int64]
 
@@ -219,11 +219,19 @@ def _listed_names(place: str, written: str) -> list[list[str]]:
 
 
 def pair_table(
-    index: pa.Table, shard: str, start: int, forms: pa.Array, name: str, written: Written, found: Found, withhold: bool
+    index: pa.Table,
+    shard: str,
+    start: int,
+    forms: pa.Array,
+    name: str,
+    written: Written,
+    found: Found,
+    with_picture: NDArray[np.bool_],
+    withhold: bool,
 ) -> pa.Table:
     """TEXT_PAIR_SCHEMA rows of what one set has in a shard's rows from `start` on (`index` and `forms` are of these rows).
 
-    `withhold`: no URL and no caption.
+    `with_picture` bool[matches] says which rows show an example with the caption. `withhold`: no URL and no caption.
     """
     rows = pa.array(found.rows)
     if withhold:
@@ -243,6 +251,7 @@ def pair_table(
             "caption_sha256": digests(forms.take(rows)),
             "method": pa.array([TEXT_METHODS[number] for number in found.method], pa.string()),
             "score": pa.array(found.score),
+            "with_picture": pa.array(with_picture),
         },
         schema=TEXT_PAIR_SCHEMA,
     )
@@ -254,14 +263,14 @@ def digests(forms: pa.Array) -> pa.Array:
     return pa.array(hashed, pa.binary(32))
 
 
-def with_text(split: pa.Table, written: Written, own: pa.Table, withhold: bool) -> pa.Table:
-    """A set's split with TEXT_COLUMNS behind; `own` are the set's TEXT_PAIR_SCHEMA rows. `withhold`: its captions are left out, for an
-    exact match would say what the corpus has."""
+def with_text(split: pa.Table, written: Written, own: pa.Table, found: pa.Table, withhold: bool) -> pa.Table:
+    """A set's split with TEXT_COLUMNS behind; `own` are the set's TEXT_PAIR_SCHEMA rows that are held, `found` its TEXT_FOUND_SCHEMA rows.
+    `withhold`: its captions are left out, for an exact match would say what the corpus has."""
     rank = pc.index_in(own["method"], value_set=pa.array(TEXT_METHODS)).to_pylist()
     pairs = np.zeros(len(written.text), np.int64)
+    pairs[np.asarray(found["text"], np.int64)] = np.asarray(found["pairs"], np.int64)
     best: dict[int, tuple[int, float]] = {}
     for text, method, score in zip(own["text"].to_pylist(), rank, own["score"].to_pylist(), strict=True):
-        pairs[text] += 1
         best[text] = min(best.get(text, (method, -score)), (method, -score))
     absent = written.text < 0
     of_text = [best.get(text) for text in written.text.tolist()]
@@ -294,11 +303,15 @@ class SetText:
 
 
 class Findings(NamedTuple):
-    """What the stage found: TEXT_PAIR_SCHEMA rows, CLASS_SCHEMA rows, and `pairs` with `names_label`."""
+    """What the stage found: TEXT_PAIR_SCHEMA rows (those that are held), CLASS_SCHEMA rows, `pairs` with `names_label`; TEXT_FOUND_SCHEMA
+    rows, the matched corpus rows, and how many of these each set has."""
 
     text_pairs: pa.Table
     classes: pa.Table
     pairs: pa.Table
+    found: pa.Table
+    matched: pa.Table
+    corpus_rows: dict[str, int]
 
 
 def open_text(config: OverlapSet, rule: TextRule, labelled: LabelledSet) -> SetText:

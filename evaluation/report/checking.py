@@ -18,6 +18,7 @@ import pyarrow as pa
 import pydantic
 
 from evaluation.config import OverlapConfig
+from evaluation.datasets.catalogue import metric_of
 from evaluation.overlap.exposure import known
 from evaluation.overlap.tables import (
     CLASS_SCHEMA,
@@ -37,6 +38,7 @@ from evaluation.report.numbers import not_checked
 from evaluation.report.page_check import check_page
 from evaluation.report.pair_check import check_copies, check_histogram, check_labels, check_nearest, check_pairs
 from evaluation.report.predictions_check import check_copy, read_copy
+from evaluation.report.removal_check import check_removal
 from evaluation.report.schema import Report, SetReport
 from evaluation.report.set_check import check_figures
 from evaluation.report.twin import Row
@@ -51,8 +53,9 @@ NOT_RECOMPUTED = (
     "the hashes of pictures and labels in the tables (they are compared with each other, not with pictures), what the model answered (the "
     "predictions in the folder are taken as given), what the learned descriptor says (its card, the scores in the tables), the corpus's "
     "size, its row groups and which of its rows cannot be trained on, how many of its rows name a class, and the thumbnails and class "
-    "names on the page; where captions are withheld, also near and contained captions with their scores, and whether a caption names a "
-    "class"
+    "names on the page; of an example or caption with as many pairs by a method as the tables hold, how many more it has, their corpus "
+    "rows, the least pHash distance and the largest score; where captions are withheld, also near and contained captions with their "
+    "scores, and whether a caption names a class"
 )
 
 
@@ -112,13 +115,7 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     pairs = _table(directory, files.PAIRS, PUBLISHED_PAIR_SCHEMA)
     text_pairs = _table(directory, files.TEXT_PAIRS, PUBLISHED_TEXT_PAIR_SCHEMA)
     classes = _table(directory, files.CLASSES, CLASS_SCHEMA)
-    matched = _removal(report, pairs)
-    by_text = {row: line for row, line in _removal(report, text_pairs).items() if row not in matched}
-    what = "uids" if report.corpus.kind == "shards" else "rows"
-    for name, lines in {files.REMOVAL: matched, files.REMOVAL_TEXT: by_text}.items():
-        stated = storage.read_bytes(storage.join(directory, name)).decode("utf-8", "replace").split("\n")
-        if stated != [*(lines[row] for row in sorted(lines)), ""]:
-            yield f"{storage.join(directory, name)}: is not the list of {what} that the pairs give; write the report again"
+    yield from check_removal(directory, report, pairs, text_pairs)
     splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
     for name, rows in {files.PAIRS: pairs, files.TEXT_PAIRS: text_pairs, files.CLASSES: classes}.items():
         for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
@@ -163,7 +160,7 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         return
     for one in report.sets:
         own = [row for row in pairs if row["set"] == one.name]
-        yield from check_pairs(storage.join(directory, files.PAIRS), one, own, splits[one.name])
+        yield from check_pairs(storage.join(directory, files.PAIRS), one, own, splits[one.name], report.pairs_kept)
         yield from check_scores(storage.join(directory, files.PAIRS), one, own, splits[one.name])
         yield from check_figures(place, report, one, own, splits[one.name])
         yield from check_score_sweep(place, report, one, splits[one.name])
@@ -217,21 +214,13 @@ def _check_text(
 ) -> Iterator[str]:
     """The set's captions and class names, by `text_check`."""
     place, shown = storage.join(directory, files.REPORT), report.evidence != "hash-only"
-    for problem in text_check.check_pairs(one, split, words, shown):
+    for problem in text_check.check_pairs(one, split, pairs, words, shown, report.pairs_kept):
         yield f"{storage.join(directory, files.TEXT_PAIRS)}: set {one.name!r}: {problem}; write the report again"
     for problem in text_check.check_labels(pairs, split, classes, shown):
         yield f"{storage.join(directory, files.PAIRS)}: set {one.name!r}: {problem}; write the report again"
     rows, confidence = report.corpus.rows, report.statistics.confidence
     for name, stated, computed in text_check.check_figures(one, split, pairs, words, classes, rows, confidence):
         yield from differ(place, f"sets.{one.name}.text.{name}", stated, computed)
-
-
-def _removal(report: Report, pairs: list[Row]) -> dict[tuple[str, int], str]:
-    """The lines of removal_ids.txt, by what they are sorted by."""
-    if report.corpus.kind == "shards":
-        return {(twin.in_hex(row["uid"]), 0): twin.in_hex(row["uid"]) for row in pairs}
-    places = {(str(row["shard"]), int(str(row["row"]))): str(row["key"] or "") for row in pairs}
-    return {place: "\t".join((place[0], str(place[1]), key)) for place, key in places.items()}
 
 
 def _config(seal: files.Seal) -> OverlapConfig:
@@ -279,13 +268,19 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
     yield from differ(place, "config_digest", report.config_digest, digest_json(seal.inputs.get("config")))
     config = _config(seal)
     yield from differ(place, "evidence", report.evidence, config.report.evidence)
+    yield from differ(place, "pairs_kept", report.pairs_kept, config.report.pairs_kept)
     yield from differ(place, "corpus.kind", report.corpus.kind, config.corpus.layout or "shards")
     yield from differ(place, "statistics.alpha", report.statistics.alpha, config.statistics.alpha)
     yield from differ(place, "statistics.confidence", report.statistics.confidence, config.statistics.confidence)
     yield from check_settings(place, report, config.descriptor)
+    for key in ("draws", "seed"):
+        yield from differ(place, f"statistics.{key}", getattr(report.statistics, key), getattr(config.statistics, key))
     stated = [(one.name, one.limit, one.thresholds, one.text.rule) for one in report.sets]
     asked = [(one.name, one.limit, one.thresholds or config.match, one.text or config.text) for one in config.sets]
     yield from differ(place, "sets: name, limit, thresholds, text", stated, asked)
+    metrics = {one.name: metric_of(one.dataset, one.metric) for one in config.sets}
+    for one in report.sets:
+        yield from differ(place, f"sets.{one.name}.metric", one.metric, metrics.get(one.name))
 
 
 def _check_corpus(place: str, report: Report, pairs: list[Row]) -> Iterator[str]:
@@ -307,6 +302,9 @@ def _check_corpus(place: str, report: Report, pairs: list[Row]) -> Iterator[str]
             yield f"{place}: corpus.{name} is {getattr(corpus, name)!r}, the pairs name {least}; write the report again"
     if corpus.rows_without_hashes > corpus.rows - len(rows) + hashless:
         yield f"{place}: corpus.rows_without_hashes is {corpus.rows_without_hashes}, more than the rows left; write the report again"
+    most = max((one.found.corpus_rows for one in report.sets), default=0)
+    if corpus.rows < most:
+        yield f"{place}: corpus.rows is {corpus.rows}, a set has {most} matched rows; write the report again"
     if len({(row["set"], row["eval_row"], row["shard"], row["row"]) for row in pairs}) != len(pairs):
         yield f"{place}: a pair comes twice in {files.PAIRS}; write the report again"
     if report.evidence == "hash-only" and any(row["url"] is not None or row["caption"] is not None for row in pairs):
@@ -329,7 +327,8 @@ def _both_sides(split: list[Row]) -> bool:
 
 def _check_holm(place: str, report: Report) -> Iterator[str]:
     """Holm's correction by its definition: the largest of the corrected p values up to a set's own."""
-    p_values = {one.name: one.effect.p_value for one in report.sets if one.effect and one.effect.p_value is not None}
+    deciding = {one.name: (one.effect.own or one.effect).p_value for one in report.sets if one.effect}
+    p_values = {name: p for name, p in deciding.items() if p is not None}
     for one in report.sets:
         if one.effect is None:
             continue

@@ -38,3 +38,9 @@ def check_difference(
         return
     for key, value in zip(("value", "low", "high"), computed, strict=True):
         yield from differ(place, f"{name}.{key}", getattr(stated, key), value)
+
+
+def check_rows(place: str, name: str, stated: int, seen: int, unseen: int) -> Iterator[str]:
+    """A count of corpus rows, of which the table shows `seen`, and of `unseen` pairs only the number: each may be of one row more."""
+    if not seen <= stated <= seen + unseen:
+        yield from differ(place, name, stated, seen if not unseen else f"{seen} to {seen + unseen}")

@@ -70,6 +70,12 @@ class SetEvidence:
     misses: list[Pair] = field(default_factory=list)
 
 
+def page_room(shown: ReportConfig, sets: int) -> ReportConfig:
+    """The settings with a set's share of `page_pairs` as its room (one pair at least): a page of forty sets must open too."""
+    share = max(1, shown.page_pairs // max(sets, 1))
+    return shown.model_copy(update={"pairs_shown": min(shown.pairs_shown, share)})
+
+
 def choose(own: Sequence[Row], room: int) -> list[Row]:
     """The rows to show of one set's pairs: the strongest pair of each example, weakest first, at most `room`."""
     best: dict[object, tuple[tuple[int, float, str, int], Row]] = {}

@@ -8,18 +8,22 @@ gives the same bytes, and a run that was killed between two files is completed b
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 import pydantic
+from numpy.typing import NDArray
 from pydantic import Field
 
-from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Corpus, Report
+from evaluation.overlap.tables import KEY, MATCHED_SCHEMA
+from evaluation.report.schema import SCHEMA_NAME, SCHEMA_VERSION, Report
 from pipeline.content.labelled import SET_NAME
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, StrictModel, digest_json
@@ -99,24 +103,47 @@ def table_bytes(table: pa.Table) -> bytes:
         return storage.read_bytes(place, limit=1 << 40)
 
 
-def removal_bytes(pairs: pa.Table, corpus: Corpus, without: pa.Table | None = None) -> bytes:
-    """removal_ids.txt: which rows to take out of the corpus, sorted; less those of `without`.
+def matched_rows(tables: Iterable[pa.Table], kind: str) -> pa.Table:
+    """MATCHED_SCHEMA rows (with the key) of all units, with the columns that name a row of such a corpus, and no others."""
+    names = _names_of_rows(kind)
+    empty = MATCHED_SCHEMA.append(KEY).empty_table()
+    return pa.concat_tables(table.select(names) for table in itertools.chain([empty], tables))
+
+
+def _names_of_rows(kind: str) -> list[str]:
+    return ["uid"] if kind == "shards" else ["shard", "row", "key"]
+
+
+def removal_bytes(rows: pa.Table, kind: str, without: pa.Table | None = None) -> bytes:
+    """removal_ids.txt: which rows to take out of the corpus, sorted, each once; less those of `without` (both come from `matched_rows`).
 
     Of a corpus of this project their uids, one a line, as `pipeline exclude --ids` takes them; of another one the file, the row in it and
-    the corpus's own name for it (empty where it has none), separated by tabs.
+    the corpus's own name for it (empty where it has none), separated by tabs. The corpus may have millions of them: they stay columns.
     """
-    names = ("uid",) if corpus.kind == "shards" else ("shard", "row", "key")
-    found, others = (
-        set() if table is None else set(zip(*(table[name].to_pylist() for name in names), strict=True))
-        for table in (pairs, without)
-    )
-    rows = sorted(found - others, key=lambda row: row[:2])
-    lines = ["\t".join(_cell(value) for value in row) for row in rows]
-    return "".join(f"{line}\n" for line in lines).encode()
+    if kind == "shards":
+        mine, theirs = (_uids(rows["uid"]), _uids(without["uid"] if without is not None else rows["uid"].slice(0, 0)))
+        left = np.setdiff1d(mine, theirs)  # sorted, each once
+        lines = np.empty((len(left), 33), np.uint8)
+        lines[:, :32] = _HEX[left.view(np.uint8)].reshape(-1, 32)
+        lines[:, 32] = ord("\n")
+        return lines.tobytes()
+    names, place = _names_of_rows(kind), ["shard", "row"]
+    rows = rows.group_by(names).aggregate([])
+    if without is not None:
+        rows = rows.join(without.select(place).group_by(place).aggregate([]), keys=place, join_type="left anti")
+    rows = rows.sort_by([(name, "ascending") for name in place])
+    columns = (rows[name].to_pylist() for name in names)
+    return "".join(f"{shard}\t{row}\t{key or ''}\n" for shard, row, key in zip(*columns, strict=True)).encode()
 
 
-def _cell(value: bytes | str | int | None) -> str:
-    return "" if value is None else value.hex() if isinstance(value, bytes) else str(value)
+_HEX = np.array([list(b"%02x" % value) for value in range(256)], np.uint8)
+
+
+def _uids(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    """Arrow's own memory, where it is one chunk; bytes16[n]."""
+    whole = column.combine_chunks()
+    data = whole.buffers()[1] if len(whole) else None
+    return np.empty(0, "S16") if data is None else np.frombuffer(data, "S16")[whole.offset : whole.offset + len(whole)]
 
 
 def canonical(value: Json) -> bytes:

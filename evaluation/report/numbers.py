@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from evaluation import intervals
-from evaluation.config import StatisticsConfig, Thresholds
+from evaluation.config import Metric, StatisticsConfig, Thresholds
 from evaluation.overlap import statistics, thresholds
 from evaluation.overlap.splits import Predictions
 from evaluation.overlap.tables import EXACT, METHODS
 from evaluation.overlap.text import Findings, SetText
 from evaluation.report.exposure_numbers import exposure_report
+from evaluation.report.metric_numbers import OwnMetric, own_figures
 from evaluation.report.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -69,15 +70,19 @@ def not_checked(limits: Sequence[Thresholds]) -> list[str]:
 
 @dataclass(frozen=True)
 class SetResult:
-    """What the job hands over for one set: identity, thresholds and its published split table."""
+    """What the job hands over for one set: identity, thresholds and its published split table; how many corpus rows show one of its
+    pictures, and how many have one of its captions."""
 
     name: str
     content_hash: str
     thresholds: Thresholds
     limit: float
+    metric: Metric
     split: pa.Table
     predictions: Predictions | None
     text: SetText
+    corpus_rows: int
+    caption_rows: int
 
 
 class Tables(NamedTuple):
@@ -97,18 +102,21 @@ def build_report(
     *,
     config_digest: str,
     evidence: str,
+    pairs_kept: int,
+    removed: Sequence[int],
     labels: Sequence[str],
     descriptor: DescriptorReport | None,
 ) -> Report:
-    """All figures of a report."""
+    """All figures of a report; `removed` are the lines of the two lists of rows to take out."""
     tests = max(1, sum(is_testable(result) for result in results))
     analyses = [analyse(result, levels, tests) for result in results]
-    held = [None if one is None else one.p_value for one in analyses]
+    owns = [own_figures(result.metric, scored(result), levels, tests) for result in results]
+    held = [_deciding_p(analysis, own) for analysis, own in zip(analyses, owns, strict=True)]
     adjusted = iter(intervals.holm([p for p in held if p is not None]))
     holm = [None if p is None else next(adjusted) for p in held]
     sets = [
-        set_report(result, tables, findings, corpus, levels, analysis, holm_p, tests)
-        for result, analysis, holm_p in zip(results, analyses, holm, strict=True)
+        set_report(result, tables, findings, corpus, levels, analysis, own, holm_p, tests)
+        for result, analysis, own, holm_p in zip(results, analyses, owns, holm, strict=True)
     ]
     return Report.model_validate(
         {
@@ -116,10 +124,14 @@ def build_report(
             "schema_version": SCHEMA_VERSION,
             "config_digest": config_digest,
             "evidence": evidence,
+            "pairs_kept": pairs_kept,
+            "removal": dict(zip(("pictures", "captions"), removed, strict=True)),
             "corpus": corpus,
             "descriptor": descriptor,
             "labels": list(labels),
-            "statistics": Statistics(alpha=levels.alpha, confidence=levels.confidence, tests=tests),
+            "statistics": Statistics(
+                alpha=levels.alpha, confidence=levels.confidence, tests=tests, draws=levels.draws, seed=levels.seed
+            ),
             "over_limit": [one.name for one in sets if one.over_limit],
             "sets": sets,
             "not_checked": not_checked([result.thresholds for result in results]),
@@ -144,15 +156,21 @@ def analyse(result: SetResult, levels: StatisticsConfig, tests: int) -> statisti
     if result.predictions is None:
         return None
     rows = scored(result)
+    one_label = not rows["label"].null_count
     return statistics.analyse(
         np.asarray(rows["correct"], np.bool_),
         np.asarray(rows["in_overlap"], np.bool_),
-        classes=np.asarray(rows["label"], np.int64),
+        classes=np.asarray(rows["label"], np.int64) if one_label else None,
         clusters=np.asarray(rows["cluster"], np.int64),
         alpha=levels.alpha,
         tests=tests,
         confidence=levels.confidence,
     )
+
+
+def _deciding_p(analysis: statistics.Analysis | None, own: OwnMetric | None) -> float | None:
+    """The p that the verdict rests on."""
+    return own.inflation.p_value if own is not None else None if analysis is None else analysis.p_value
 
 
 def set_report(
@@ -162,19 +180,24 @@ def set_report(
     corpus: Corpus,
     levels: StatisticsConfig,
     analysis: statistics.Analysis | None,
+    judged: OwnMetric | None,
     holm_p: float | None,
     tests: int,
 ) -> SetReport:
     """The figures of one set."""
     split = result.split
     closest, copies, labels = (table.filter(pc.equal(table["set"], result.name)) for table in tables)
-    text_pairs, classes, own = (table.filter(pc.equal(table["set"], result.name)) for table in findings)
+    text_pairs, classes, own = (
+        table.filter(pc.equal(table["set"], result.name))
+        for table in (findings.text_pairs, findings.classes, findings.pairs)
+    )
     overlapping = int(pc.sum(split["in_overlap"]).as_py())
     found = Found(
         share=share(overlapping, split.num_rows, levels.confidence),
         by_method={method: int(pc.sum(pc.equal(split["method"], method)).as_py() or 0) for method in METHODS},
-        pairs=own.num_rows,
-        corpus_rows=own.group_by(["shard", "row"]).aggregate([]).num_rows,
+        pairs=int(pc.sum(split["pairs"]).as_py() or 0),
+        pairs_held=own.num_rows,
+        corpus_rows=result.corpus_rows,
     )
     return SetReport(
         name=result.name,
@@ -187,15 +210,18 @@ def set_report(
         limit=result.limit,
         over_limit=overlapping > result.limit * split.num_rows,
         found=found,
-        effect=_effect(analysis, holm_p, result.predictions, corpus),
+        metric=result.metric,
+        effect=_effect(analysis, judged, holm_p, result.predictions, corpus),
         exposure=exposure_report(split, own, result.predictions, corpus, levels.confidence),
         sweep=_sweep(result, levels, tests),
         score_sweep=_score_sweep(result, levels, tests),
         nearest=_nearest(closest),
         copies=_recalls(copies, result.thresholds, levels.confidence),
         calibration=_calibration(thresholds.calibrate(labels, closest)),
-        text=text_report(result.text, split, own, text_pairs, classes, corpus.rows, levels.confidence),
-        verdict=statistics.verdict(analysis, overlapping),
+        text=text_report(
+            result.text, split, own, text_pairs, classes, result.caption_rows, corpus.rows, levels.confidence
+        ),
+        verdict=statistics.verdict(analysis, overlapping, None if judged is None else judged.inflation),
     )
 
 
@@ -322,7 +348,11 @@ def _difference(one: intervals.Interval | None) -> Difference | None:
 
 
 def _effect(
-    analysis: statistics.Analysis | None, holm_p: float | None, predictions: Predictions | None, corpus: Corpus
+    analysis: statistics.Analysis | None,
+    own: OwnMetric | None,
+    holm_p: float | None,
+    predictions: Predictions | None,
+    corpus: Corpus,
 ) -> Effect | None:
     if analysis is None or predictions is None:
         return None
@@ -356,4 +386,5 @@ def _effect(
             difference=_difference(within.difference),
             p_value=within.p_value,
         ),
+        own=None if own is None else own.figures,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from evaluation.metrics import TITLES
 from evaluation.overlap.statistics import Verdict
 from evaluation.report import figure
 from evaluation.report.evidence import SetEvidence
@@ -54,6 +55,8 @@ def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[Text
         exposed=[one for one in report.sets if one.exposure is not None],
         exposure_lines=[line for line in map(exposure_sentence, report.sets) if line],
         scored=any(one.effect is not None for one in report.sets),
+        titles=TITLES,
+        otherwise=[one for one in report.sets if one.effect is not None and one.effect.own is not None],
         # Our own drawings; set names follow a strict pattern.
         overview=Markup(figure.overview(report.sets)),
         sweeps=Markup(figure.sweeps(touched)) if touched else None,

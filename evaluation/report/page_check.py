@@ -17,7 +17,7 @@ import matplotlib as mpl
 
 from evaluation.config import ReportConfig
 from evaluation.report import files, page
-from evaluation.report.evidence import Pair, Row, SetEvidence, Side, choose, facts, unmatched
+from evaluation.report.evidence import Pair, Row, SetEvidence, Side, choose, facts, page_room, unmatched
 from evaluation.report.schema import Report
 from evaluation.report.text_evidence import cards as text_cards
 
@@ -39,7 +39,7 @@ def check_page(
     room: ReportConfig,
 ) -> Iterator[str]:
     """What is wrong with the page, as the end of a sentence; `room` says how many cards a set may show."""
-    text = stated.decode("utf-8", "replace")
+    text, room = stated.decode("utf-8", "replace"), page_room(room, len(report.sets))
     evidence, _, misses = text.partition("<h2>The evidence</h2>")[2].partition("<h2>Near misses</h2>")
     pieces = [(part.split("<h3>")[1:]) for part in (evidence, misses)]
     if any(len(part) != len(report.sets) for part in pieces):

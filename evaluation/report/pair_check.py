@@ -13,8 +13,8 @@ from evaluation.report.schema import SetReport
 from evaluation.report.twin import Row
 
 
-def check_pairs(place: str, one: SetReport, own: list[Row], split: list[Row]) -> Iterator[str]:
-    """Each pair must hold what it claims, and the split must follow from the pairs."""
+def check_pairs(place: str, one: SetReport, own: list[Row], split: list[Row], keep: int) -> Iterator[str]:
+    """Each pair must hold what it claims, and the split must follow from the pairs, of which the table holds `keep` by each method."""
     limits = one.thresholds
     best: dict[object, tuple[int, str]] = {}
     rows = {row["eval_row"]: row for row in split}
@@ -45,15 +45,16 @@ def check_pairs(place: str, one: SetReport, own: list[Row], split: list[Row]) ->
             yield f"{where}: is a match by {strongest or 'no method'}, not by {pair['method']}"
         rank = METHODS.index(str(pair["method"]))
         best[pair["eval_row"]] = min(best.get(pair["eval_row"], (rank, "")), (rank, ""))
-    yield from _check_distances(place, one, own, split)
+    yield from _check_distances(place, one, own, split, keep)
     for row in split:
         method = METHODS[best[row["eval_row"]][0]] if row["eval_row"] in best else None
         if row["in_overlap"] != (method is not None) or row["method"] != method:
             yield f"{place}: set {one.name!r}: example {row['eval_id']!r}: its pairs say {method}, its split {row['method']}"
 
 
-def _check_distances(place: str, one: SetReport, own: list[Row], split: list[Row]) -> Iterator[str]:
-    """How many pairs an example has, and the smallest distances over them."""
+def _check_distances(place: str, one: SetReport, own: list[Row], split: list[Row], keep: int) -> Iterator[str]:
+    """How many pairs an example has, and the smallest distances over them; of an example that may have more pairs than the table holds,
+    neither more pairs in the table than in all, nor a larger pHash distance than theirs."""
     of_row: dict[object, list[Row]] = {}
     for pair in own:
         of_row.setdefault(pair["eval_row"], []).append(pair)
@@ -62,12 +63,19 @@ def _check_distances(place: str, one: SetReport, own: list[Row], split: list[Row
         where = f"{place}: set {one.name!r}: example {row['eval_id']!r}"
         if row["eval_row"] != number:
             yield f"{where}: is row {row['eval_row']} of the set, in the split table {number}"
-        if row["pairs"] != len(pairs):
+        most = max(Counter(pair["method"] for pair in pairs).values(), default=0)
+        if most > keep:
+            yield f"{where}: has {most} pairs by one method, more than the {keep} that the table holds"
+        all_pairs = int(str(row["pairs"]))
+        if all_pairs != len(pairs) and (most < keep or all_pairs < len(pairs)):
             yield f"{where}: has {len(pairs)} pairs, its split says {row['pairs']}"
         for name in ("pdq_distance", "phash_distance"):
             least = min((int(str(pair[name])) for pair in pairs if pair[name] is not None), default=None)
-            if row[name] != least:
-                yield f"{where}: the least {name} of its pairs is {least}, its split says {row[name]}"
+            stated = row[name]
+            unseen = name == "phash_distance" and all_pairs > len(pairs)
+            nearer = isinstance(stated, int) and 0 <= stated <= (64 if least is None else least)
+            if stated != least and not (unseen and nearer):
+                yield f"{where}: the least {name} of its pairs is {least}, its split says {stated}"
 
 
 def check_nearest(

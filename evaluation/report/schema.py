@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from evaluation.config import TextRule, Thresholds
+from evaluation.config import Metric, TextRule, Thresholds
 from evaluation.descriptor.artefact import Card
 from evaluation.descriptor.views import ViewKind
 from evaluation.overlap.statistics import Verdict
@@ -20,7 +20,8 @@ from pipeline.contracts.config import StrictModel
 SCHEMA_NAME = "evaluation.overlap.report"
 SCHEMA_VERSION = 4
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
-labels, words, corpora that others wrote. 4: the learned descriptor, what a checkpoint had seen, predictions."""
+labels, words, corpora that others wrote. 4: the learned descriptor, what a checkpoint had seen, predictions, metrics that are no
+proportions, tables that hold the nearest pairs of many."""
 
 
 class Share(StrictModel):
@@ -74,11 +75,15 @@ class DescriptorReport(StrictModel):
 
 
 class Found(StrictModel):
-    """What the search found in one set; `by_method` counts each overlapping example once, under its strongest match."""
+    """What the search found in one set; `by_method` counts each overlapping example once, under its strongest match.
+
+    `pairs` and `corpus_rows` count all, `pairs_held` those that pairs.parquet holds (see `Report.pairs_kept`).
+    """
 
     share: Share
     by_method: dict[str, int]
     pairs: int
+    pairs_held: int
     corpus_rows: int
 
 
@@ -91,10 +96,43 @@ class Classes(StrictModel):
     p_value: float
 
 
+class Value(StrictModel):
+    """A metric over `n` examples (videos); `undefined` says why there is no value, `classes` how many a mean over classes is over."""
+
+    n: int
+    classes: int | None
+    value: float | None
+    undefined: str | None
+
+
+class MetricEffect(StrictModel):
+    """The same question asked of the set's own metric, where that is no proportion; what decides the verdict there.
+
+    All − Clean has its two-sided BCa interval (`low`, `high`), and `least`, the lower end of the one-sided one at the corrected alpha, from
+    those `drawn` of the bootstrap's draws on which the metric has a value; draws are of whole clusters. `p_value` is that of the placements
+    of Overlap at random over the units, `detectable_gain` the gain on Overlap that both would see four times in five
+    (`overlap.statistics.inflation`).
+    """
+
+    all: Value
+    clean: Value
+    overlap: Value
+    clean_units: int
+    overlap_units: int
+    all_minus_clean: float | None
+    low: float | None
+    high: float | None
+    least: float | None
+    drawn: int
+    p_value: float | None
+    detectable_gain: float | None
+
+
 class Effect(StrictModel):
     """Did it change the score? `all`, `clean` and `overlap` are over the scored examples of each split; tests are over units.
 
-    A unit is a cluster of repeats. `p_value` is the paper's test, `holm_p` the same after Holm's correction over the sets of the report,
+    A unit is a cluster of repeats. All of this is of top-1 answers; `own` is the set's own metric where that is another one. `p_value` is
+    the paper's test, `holm_p` the p that decides (that of `own` where there is one) after Holm's correction over the sets of the report,
     `exact_p` takes Clean for a sample too; `largest_inflation` is the most that the upper end of `difference` allows.
     """
 
@@ -116,6 +154,7 @@ class Effect(StrictModel):
     largest_inflation: float | None
     exact_p: float | None
     by_class: Classes | None
+    own: MetricEffect | None
 
 
 class Exposure(StrictModel):
@@ -216,7 +255,8 @@ class Captions(StrictModel):
     """A set's captions in the corpus's captions: of the `share.n` examples whose caption is long enough to be searched.
 
     `texts` is how many different captions those are, `too_short` how many examples have a shorter one; `by_method` counts each example
-    once, under its strongest match. `with_picture` examples have caption and picture in one and the same corpus row.
+    once, under its strongest match. `pairs` and `corpus_rows` count all, `pairs_held` those that text_pairs.parquet holds. `with_picture`
+    examples have caption and picture in one and the same corpus row, among the pairs that pairs.parquet holds.
     """
 
     share: Share
@@ -224,6 +264,7 @@ class Captions(StrictModel):
     too_short: int
     by_method: dict[str, int]
     pairs: int
+    pairs_held: int
     corpus_rows: int
     with_picture: int
 
@@ -231,10 +272,10 @@ class Captions(StrictModel):
 class Labels(StrictModel):
     """The names of a set's classes in the corpus's captions.
 
-    `named`: of the examples whose picture was found in a row that has a caption, and whose class has a name, those with a caption among
-    them that names the class. `expected` is what the same classes would have on average in any rows of the corpus (null where n is 0). Over
-    the whole corpus: `classes_named` of the `classes` with a name stand in a caption at all, `mentions` is the sum over classes of such
-    rows.
+    `named`: of the examples whose picture was found in a row that has a caption (by a pair that is held), and whose class has a name, those
+    with a caption among them that names the class. `expected` is what the same classes would have on average in any rows of the corpus
+    (null where n is 0). Over the whole corpus: `classes_named` of the `classes` with a name stand in a caption at all, `mentions` is the
+    sum over classes of such rows.
     """
 
     named: Share
@@ -266,6 +307,7 @@ class SetReport(StrictModel):
     limit: float
     over_limit: bool
     found: Found
+    metric: Metric
     effect: Effect | None
     exposure: Exposure | None
     sweep: list[Step]
@@ -278,20 +320,35 @@ class SetReport(StrictModel):
 
 
 class Statistics(StrictModel):
-    """The levels of every test in the report; `tests` is what Bonferroni divides by."""
+    """The levels of every test in the report; `tests` is what Bonferroni divides by, `draws` and `seed` are of every resampling."""
 
     alpha: float
     confidence: float
     tests: int
+    draws: int
+    seed: int
+
+
+class Removal(StrictModel):
+    """Lines of removal_ids.txt and removal_ids_text.txt: every corpus row that matches a picture, and those that only a caption matches."""
+
+    pictures: int
+    captions: int
 
 
 class Report(StrictModel):
-    """The whole report."""
+    """The whole report.
+
+    The tables of pairs hold, of each example (of each caption) and method, the best `pairs_kept`, of equal ones the first in the corpus,
+    and every caption that stands with its picture; all counts, distances and lists of rows are of all pairs.
+    """
 
     schema_name: Literal["evaluation.overlap.report"]
     schema_version: Literal[4]
     config_digest: str
     evidence: Literal["thumbs", "hash-only"]
+    pairs_kept: int
+    removal: Removal
     corpus: Corpus
     descriptor: DescriptorReport | None
     labels: list[str]  # sha256 of the files of labels

@@ -9,7 +9,8 @@ from scipy.stats import binomtest, fisher_exact
 
 from evaluation.overlap.tables import EXACT, METHODS
 from evaluation.report import twin
-from evaluation.report.differences import check_difference, check_share, differ
+from evaluation.report.differences import check_difference, check_rows, check_share, differ
+from evaluation.report.metric_check import check_metric
 from evaluation.report.schema import Effect, Report, ScoreStep, SetReport, Step
 from evaluation.report.twin import Row
 
@@ -37,16 +38,18 @@ def check_figures(place: str, report: Report, one: SetReport, own: list[Row], sp
     yield from differ(place, f"{name}.too_flat", one.too_flat, flat)
     yield from check_share(place, f"{name}.found.share", one.found.share, overlap, len(split), confidence)
     yield from differ(place, f"{name}.found.by_method", one.found.by_method, {key: methods[key] for key in METHODS})
-    yield from differ(place, f"{name}.found.pairs", one.found.pairs, len(own))
-    yield from differ(
-        place, f"{name}.found.corpus_rows", one.found.corpus_rows, len({(row["shard"], row["row"]) for row in own})
-    )
+    pairs = sum(int(str(row["pairs"])) for row in split)
+    yield from differ(place, f"{name}.found.pairs", one.found.pairs, pairs)
+    yield from differ(place, f"{name}.found.pairs_held", one.found.pairs_held, len(own))
+    rows = len({(row["shard"], row["row"]) for row in own})
+    yield from check_rows(place, f"{name}.found.corpus_rows", one.found.corpus_rows, rows, pairs - len(own))
     yield from differ(place, f"{name}.over_limit", one.over_limit, overlap > one.limit * len(split))
     scored = [row for row in split if row["correct"] is not None]
     if one.effect is None:
         yield from differ(place, f"{name}.effect", None, None if not scored else "scored examples in the split")
     else:
         yield from _check_effect(place, f"{name}.effect", report, one.effect, scored)
+        yield from check_metric(place, report, one, one.effect, scored)
     yield from differ(place, f"{name}.verdict", one.verdict, _verdict(one, overlap))
     yield from _check_sweep(place, f"{name}.sweep", report, one, split)
 
@@ -130,7 +133,9 @@ def _check_effect(place: str, name: str, report: Report, effect: Effect, scored:
         tables = twin.strata(clean_units, overlap_units)
         within = effect.by_class
         stated = None if within is None else (within.classes, within.units)
-        yield from differ(place, f"{name}.by_class", stated, (len(tables), sum(sum(one) for one in tables)))
+        one_label = all(row["label"] is not None for row in scored)
+        strata = (len(tables), sum(sum(one) for one in tables)) if one_label else None
+        yield from differ(place, f"{name}.by_class", stated, strata)
         if within is not None:
             yield from differ(place, f"{name}.by_class.p_value", within.p_value, twin.exact_p(tables))
             adjusted = twin.common_difference(tables, confidence)
@@ -146,7 +151,9 @@ def _verdict(one: SetReport, overlap: int) -> str:
         return "clean"
     if effect is None:
         return "overlap, not scored"
-    if effect.p_value is not None and effect.p_value <= effect.alpha:
+    test = effect if effect.own is None else effect.own
+    above_zero = effect.own is None or (effect.own.least is not None and effect.own.least > 0)
+    if test.p_value is not None and test.p_value <= effect.alpha and above_zero:
         return "overlap, effect"
-    blind = effect.p_value is None or effect.detectable_gain is None or effect.detectable_gain > 0.1
+    blind = test.p_value is None or test.detectable_gain is None or test.detectable_gain > 0.1
     return "not testable" if blind else "overlap, no effect seen"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 
+from evaluation.metrics import TITLES
 from evaluation.overlap import thresholds
 from evaluation.overlap.tables import METHODS, TEXT_METHODS
 from evaluation.report import files
@@ -20,6 +21,7 @@ from evaluation.report.schema import (
     Difference,
     Effect,
     Exposure,
+    MetricEffect,
     Report,
     SetReport,
     Share,
@@ -40,6 +42,7 @@ COLUMNS = [
     "over_limit",
     *METHODS,
     "pairs",
+    "pairs_held",
     "corpus_rows",
     "accuracy_all",
     "accuracy_clean",
@@ -86,6 +89,16 @@ COLUMNS = [
     "seen_difference",
     "seen_difference_low",
     "seen_difference_high",
+    "metric",
+    "metric_all",
+    "metric_clean",
+    "metric_overlap",
+    "metric_all_minus_clean",
+    "metric_low",
+    "metric_high",
+    "metric_least",
+    "metric_p",
+    "metric_detectable_gain",
 ]
 
 
@@ -119,18 +132,32 @@ def sentence(one: SetReport) -> str:
     unscored = one.examples - effect.all.n
     if unscored:
         said += f" ({unscored:,} not scored)"
-    points = f"{100 * effect.all_minus_clean:+.2f}".replace("-", "−")
-    moved = f"they move the accuracy by {points} points (p = {effect.p_value:.3g})"
+    test = effect if effect.own is None else effect.own
+    if test.all_minus_clean is None or test.p_value is None:
+        return (
+            f"{said}; its {TITLES[one.metric]} is not defined on one side of the split, so the effect cannot be tested."
+        )
+    moved = f"they move the {_name(one)} by {_points(test.all_minus_clean)} points (p = {test.p_value:.3g})"
     if one.verdict == "not testable":
-        gain = effect.detectable_gain
+        gain = test.detectable_gain
         least = "any gain" if gain is None else f"a gain under {100 * gain:.0f} points"
         return f"{said}; {moved}, and so few examples could not show {least}: not testable."
     if one.verdict != "overlap, effect":
         return f"{said}; {moved}: no effect seen."
+    if effect.own is not None:
+        return f"{said}; {moved}: an effect."
     within = effect.by_class
     if within is not None and within.p_value > effect.alpha:
         return f"{said}; {moved}: an effect, but not one that is seen within classes (p = {within.p_value:.3g})."
     return f"{said}; {moved}: an effect."
+
+
+def _name(one: SetReport) -> str:
+    return "accuracy" if one.metric == "accuracy" else TITLES[one.metric]
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}".replace("-", "−")
 
 
 def corpus_rows(corpus: Corpus) -> str:
@@ -248,10 +275,13 @@ def as_csv(report: Report) -> bytes:
                 one.over_limit,
                 *(found.by_method[method] for method in METHODS),
                 found.pairs,
+                found.pairs_held,
                 found.corpus_rows,
                 *_effect(effect),
                 *_text(one.text),
                 *_exposure(one.exposure),
+                one.metric,
+                *_own(None if effect is None else effect.own),
             ]
         )
     return sink.getvalue().encode()
@@ -292,7 +322,7 @@ def _text(text: TextReport) -> list[float | None]:
 
 
 def _exposure(exposure: Exposure | None) -> list[float | None]:
-    """The last 11 columns."""
+    """The 11 columns of what the checkpoint had seen."""
     if exposure is None:
         return [None] * 11
     return [
@@ -304,6 +334,14 @@ def _exposure(exposure: Exposure | None) -> list[float | None]:
         exposure.unseen.value,
         *_row(exposure.difference),
     ]
+
+
+def _own(own: MetricEffect | None) -> list[float | None]:
+    """The last nine columns: the set's own metric, where that is no proportion."""
+    if own is None:
+        return [None] * 9
+    tests = (own.all_minus_clean, own.low, own.high, own.least, own.p_value, own.detectable_gain)
+    return [own.all.value, own.clean.value, own.overlap.value, *tests]
 
 
 def _row(figure: Share | Difference | None) -> list[float | None]:

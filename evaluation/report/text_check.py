@@ -35,8 +35,11 @@ def strangers(text_pairs: Sequence[Row], splits: Mapping[str, Sequence[Row]]) ->
     return None
 
 
-def check_pairs(one: SetReport, split: Sequence[Row], own: Sequence[Row], shown: bool) -> Iterator[str]:
-    """What is wrong with a set's text pairs and its split's words, as the end of a sentence. `shown`: captions are in the tables."""
+def check_pairs(
+    one: SetReport, split: Sequence[Row], pictures: Sequence[Row], own: Sequence[Row], shown: bool, keep: int
+) -> Iterator[str]:
+    """What is wrong with a set's text pairs and its split's words, as the end of a sentence. `pictures` are its pairs of pictures; `shown`:
+    captions are in the tables, which hold `keep` pairs of a caption by each method."""
     yield from _check_captions(split, shown)
     by_text = {row["text"]: row for row in split if row["text"] == row["eval_row"]}
     captions = [_words(_form(row["caption"])) for row in by_text.values()] if shown else []
@@ -50,12 +53,25 @@ def check_pairs(one: SetReport, split: Sequence[Row], own: Sequence[Row], shown:
             yield f"{where}: is not the caption of that example in the split"
             continue
         yield from (f"{where}: {problem}" for problem in _check_pair(one.text.rule, ours, pair, weights, shown))
+    text_of = {row["eval_row"]: row["text"] for row in split}
+    beside = {(text_of.get(pair["eval_row"]), pair["shard"], pair["row"]) for pair in pictures}
+    for pair in own:
+        if pair["with_picture"] != ((pair["text"], pair["shard"], pair["row"]) in beside):
+            yield f"caption of example {pair['text']} in row {pair['row']} of {pair['shard']}: with_picture is not what the pictures say"
+    alone = Counter((pair["text"], pair["method"]) for pair in own if not pair["with_picture"])
+    for (text, method), count in alone.items():
+        if count > keep:
+            yield f"caption of example {text}: has {count} pairs by {method}, more than the {keep} that the table holds"
+    full = {
+        text for (text, _), count in Counter((pair["text"], pair["method"]) for pair in own).items() if count >= keep
+    }
     found = _by_text(own)
     for row in split:
-        expected = found.get(row["text"], (0, None, None)) if row["text"] is not None else (None, None, None)
-        stated = (row["text_pairs"], row["text_method"], row["text_score"])
-        if stated != expected:
-            yield f"example {row['eval_id']!r}: its text pairs give {expected}, its split {stated}"
+        pairs, *expected = found.get(row["text"], (0, None, None)) if row["text"] is not None else (None, None, None)
+        stated = [row["text_method"], row["text_score"]]
+        more = row["text"] in full and _number(row["text_pairs"]) >= _number(pairs)
+        if stated != expected or (row["text_pairs"] != pairs and not more):
+            yield f"example {row['eval_id']!r}: its text pairs give {[pairs, *expected]}, its split {[row['text_pairs'], *stated]}"
 
 
 def check_labels(pairs: Sequence[Row], split: Sequence[Row], classes: Sequence[Row], shown: bool) -> Iterator[str]:
@@ -95,8 +111,12 @@ def check_figures(
         yield "captions.too_short", captions.too_short, len(with_text) - len(searched)
         methods = Counter(row["text_method"] for row in hits)
         yield "captions.by_method", captions.by_method, {key: methods[key] for key in TEXT_METHODS}
-        yield "captions.pairs", captions.pairs, len(own)
-        yield "captions.corpus_rows", captions.corpus_rows, len({row["uid"] for row in own})
+        pairs_of_all = sum(_number(row["text_pairs"]) for row in split if row["text"] == row["eval_row"])
+        yield "captions.pairs", captions.pairs, pairs_of_all
+        yield "captions.pairs_held", captions.pairs_held, len(own)
+        seen, unseen = len({(row["shard"], row["row"]) for row in own}), pairs_of_all - len(own)
+        possible = seen <= captions.corpus_rows <= seen + unseen
+        yield "captions.corpus_rows", captions.corpus_rows, captions.corpus_rows if possible else seen
         text_at: dict[object, set[object]] = {}
         for pair in own:
             text_at.setdefault(pair["text"], set()).add((pair["shard"], pair["row"]))

@@ -17,29 +17,31 @@ def text_report(
     pairs: pa.Table,
     text_pairs: pa.Table,
     classes: pa.Table,
+    matched: int,
     corpus_rows: int,
     confidence: float,
 ) -> TextReport:
-    """All figures of one set; the tables are its own rows of the published ones."""
+    """All figures of one set; the tables are its own rows of the published ones, `matched` of the `corpus_rows` have a caption of it."""
     has_captions = split["text"].null_count < split.num_rows
     return TextReport(
         rule=one.rule,
         names_sha256=one.names_sha256,
-        captions=_captions(one, split, pairs, text_pairs, confidence) if has_captions else None,
+        captions=_captions(one, split, pairs, text_pairs, matched, confidence) if has_captions else None,
         labels=_labels(split, pairs, classes, corpus_rows, confidence) if classes.num_rows else None,
     )
 
 
-def _captions(one: SetText, split: pa.Table, pairs: pa.Table, text_pairs: pa.Table, confidence: float) -> Captions:
+def _captions(
+    one: SetText, split: pa.Table, pairs: pa.Table, text_pairs: pa.Table, matched: int, confidence: float
+) -> Captions:
     searched = split.filter(pc.greater_equal(split["text_tokens"], one.rule.least))
     found = int(pc.sum(pc.is_valid(searched["text_method"])).as_py() or 0)
     # One corpus row with a picture and a caption of one example: the pair has leaked, not only its words.
-    places = {
-        (text, shard, row)
-        for text, shard, row in zip(*(text_pairs[name].to_pylist() for name in ("text", "shard", "row")), strict=True)
-    }
+    together = text_pairs.filter(text_pairs["with_picture"])
+    places = set(zip(*(together[name].to_pylist() for name in ("text", "shard", "row")), strict=True))
     text_of = split["text"].to_pylist()
     rows = zip(*(pairs[name].to_pylist() for name in ("eval_row", "shard", "row")), strict=True)
+    first = split.filter(pc.equal(split["text"], split["eval_row"]))  # each caption once
     return Captions(
         share=share(found, searched.num_rows, confidence),
         texts=pc.count_distinct(searched["text"]).as_py(),
@@ -47,8 +49,9 @@ def _captions(one: SetText, split: pa.Table, pairs: pa.Table, text_pairs: pa.Tab
         by_method={
             method: int(pc.sum(pc.equal(searched["text_method"], method)).as_py() or 0) for method in TEXT_METHODS
         },
-        pairs=text_pairs.num_rows,
-        corpus_rows=pc.count_distinct(text_pairs["uid"]).as_py(),
+        pairs=int(pc.sum(first["text_pairs"]).as_py() or 0),
+        pairs_held=text_pairs.num_rows,
+        corpus_rows=matched,
         with_picture=len({example for example, shard, row in rows if (text_of[example], shard, row) in places}),
     )
 

@@ -19,7 +19,7 @@ from scipy.stats import beta, binom, binomtest, hypergeom, norm
 Row = dict[str, object]
 Table = tuple[int, int, int, int]
 """One stratum: Overlap right and wrong, Clean right and wrong."""
-_BLOCK = 2048
+_BLOCK = 512
 
 
 def in_hex(digest: object) -> str:
@@ -104,28 +104,21 @@ def exact_p(tables: Sequence[Table]) -> float:
 
 
 def clusters(split: Sequence[Row], pdq_distance: int, quality: int, phash_distance: int, phash_pdq: int) -> list[int]:
-    """The first row of each row's cluster, by a product of all bits with all bits and a walk over neighbours."""
+    """The first row of each row's cluster, by a product of all bits with all bits; clusters that a row's neighbours are in become one."""
     pdq, phash = (_signs([_bytes(row[name]) for row in split]) for name in ("pdq256", "phash64"))
     textured = np.array([int(str(row["pdq_quality"])) >= quality for row in split], np.bool_)
-    digests: dict[object, list[int]] = {}
-    for number, row in enumerate(split):
-        digests.setdefault(row["sha256"], []).append(number)
-    neighbours: list[set[int]] = [set(digests[row["sha256"]]) for row in split]
+    digests: dict[object, int] = {}
+    first = np.array([digests.setdefault(row["sha256"], number) for number, row in enumerate(split)], np.int64)
     for start in range(0, len(split), _BLOCK):
         block = slice(start, start + _BLOCK)
-        far, bits = ((side.shape[1] - side[block] @ side.T) / 2 for side in (pdq, phash))
+        far, bits = ((side.shape[1] - side[block] @ side[start:].T) / 2 for side in (pdq, phash))
         near = (far <= pdq_distance) | ((bits <= phash_distance) & (far <= phash_pdq))
-        for one, other in np.argwhere(near & textured[block, None] & textured[None, :]):
-            neighbours[start + int(one)].add(int(other))
-    first = [-1] * len(split)
-    for number in range(len(split)):
-        waiting = [number] if first[number] < 0 else []
-        while waiting:
-            place = waiting.pop()
-            if first[place] < 0:
-                first[place] = number
-                waiting += neighbours[place]
-    return first
+        near &= textured[block, None] & textured[None, start:]
+        for one in np.flatnonzero(near.sum(axis=1) > 1):
+            together = np.unique(first[start:][near[one]])
+            if len(together) > 1:
+                first[np.isin(first, together)] = together[0]
+    return [int(number) for number in first]
 
 
 def sample(split: Sequence[Row], quality: int, count: int) -> list[int]:

@@ -59,12 +59,12 @@ def join(corpus_path: str, out: str) -> None:
     with Run(out, EngineConfig(workers=WORKERS), {}, "overlap-scale") as driver:
         started = time.perf_counter()
         limits = [config.match] * len(SETS)
-        pairs, closest, hashless, _ = job._join(driver, config, corpus, codes, "generated", limits, None)
+        joined = job._join(driver, config, corpus, codes, "generated", limits, None)
         seconds = time.perf_counter() - started
-    pq.write_table(job._in_order(pairs, codes.names), f"{out}/pairs.parquet")
-    pq.write_table(closest, f"{out}/nearest.parquet")
+    pq.write_table(joined.pairs, f"{out}/pairs.parquet")
+    pq.write_table(joined.closest, f"{out}/nearest.parquet")
     Path(out, "told.json").write_text(
-        json.dumps({"seconds": seconds, "hashless": hashless, "peak": _peak(Path("/proc/self"))})
+        json.dumps({"seconds": seconds, "hashless": joined.hashless, "peak": _peak(Path("/proc/self"))})
     )
 
 

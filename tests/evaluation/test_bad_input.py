@@ -113,7 +113,7 @@ def test_a_missing_hash_column_of_a_shard(small: planted.Planted, tmp_path: Path
     shard = manifest.load(str(small.corpus)).shards[0]
     table = pq.read_table(small.corpus / shard.index_path).drop_columns(["pdq256"])
     pq.write_table(table, tmp_path / shard.index_path)
-    work = _JoinWork(str(tmp_path), EvalCodes([], []), np.empty(0, np.int64), [Thresholds()], withhold=False)
+    work = _JoinWork(str(tmp_path), EvalCodes([], []), np.empty(0, np.int64), [Thresholds()], 1, withhold=False)
     with pytest.raises(InputError, match="column 'pdq256' is missing; rebuild the corpus"):
         work.read(Unit("0", (), {"shard": shard.path, "index": shard.index_path}))
 

@@ -76,7 +76,7 @@ def test_the_same_matches_as_in_our_own_shards(small: planted.Planted, tmp_path:
     expected = set()
     for index in own.indexes:
         table = corpora.read_index(own.folder, index.path, withhold=False)
-        expected |= foreign.by_picture(join_shard(table, index.shard, codes, [Thresholds()]).to_pylist())
+        expected |= foreign.by_picture(join_shard(table, index.shard, codes, [Thresholds()]).pairs.to_pylist())
     assert {name for name, _ in expected} == set(small.answers)
     pairs = foreign.pairs_of(small)
     config = config_of(small, foreign.LAYOUTS[layout](tmp_path / "in", pairs), tmp_path / "report").corpus
@@ -91,7 +91,7 @@ def test_the_same_matches_as_in_our_own_shards(small: planted.Planted, tmp_path:
         assert made.rows.num_rows + made.rejected.num_rows == listing.rows.num_rows
         seen += made.rows.num_rows
         rows = made.rows.sort_by("uid").combine_chunks()
-        found += corpora.keyed(join_shard(rows, file.name, codes, [Thresholds()]), rows).to_pylist()
+        found += corpora.keyed(join_shard(rows, file.name, codes, [Thresholds()]).pairs, rows).to_pylist()
         if layout == "webdataset":
             assert set(made.rows["uid"].to_pylist()) <= {uid(pair.url, pair.caption) for pair in pairs}
     assert foreign.by_picture(found) == expected

@@ -13,6 +13,7 @@ from evaluation.descriptor.search import Index
 from evaluation.overlap import join
 from evaluation.overlap.job import hash_pictures
 from evaluation.overlap.join import EvalCodes, Learned, join_shard
+from evaluation.overlap.kept import nearest_pairs
 from evaluation.overlap.splits import split_set
 from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, PAIR_SCHEMA
 from pipeline.content.labelled import open_set
@@ -36,17 +37,19 @@ def test_every_plant_and_no_look_alike(tmp_path: Path) -> None:
     labelled = open_set(config.sets[0])
     codes = EvalCodes([labelled.name], [hash_pictures(labelled, list(range(len(labelled))))])
     corpus = manifest.load(str(answers.corpus))
-    tables = [
+    joined = [
         join_shard(parquet.read(manifest.index_uri(str(answers.corpus), shard)), shard.path, codes, [config.match])
         for shard in corpus.shards
     ]
-    pairs = pa.concat_tables(tables)
+    pairs, counts = (
+        pa.concat_tables(tables) for tables in zip(*((one.pairs, one.found) for one in joined), strict=True)
+    )
     found = {pair["eval_id"]: pair["method"] for pair in pairs.to_pylist()}
     assert {name: EXPECTED[manner] for name, manner in answers.answers.items()} == {
         name: "pdq" if method == "phash" else method for name, method in found.items()
     }
     assert pairs.num_rows == len(answers.answers)
-    split = split_set(0, codes, labelled.labels, pairs, config.match, None)
+    split = split_set(0, codes, labelled.labels, pairs, counts, config.match, None)
     assert [row["eval_id"] for row in split.to_pylist() if row["in_overlap"]] == sorted(answers.answers)
 
 
@@ -93,7 +96,7 @@ def test_equal_to_a_naive_twin() -> None:
         Thresholds(pdq_distance=28, pdq_quality=60),
     ]
     index = random_index(theirs)
-    found = join_shard(index, "s", codes, limits).to_pylist()
+    found = join_shard(index, "s", codes, limits).pairs.to_pylist()
     expected = []
     for place, our in enumerate(table.to_pylist()):
         which = 0 if place < sizes[0] else 1
@@ -131,9 +134,10 @@ def test_the_descriptor_equals_a_naive_twin() -> None:
     vectors[::3] = index.vectors[draws.choice(100, 67)]
     vectors[5] = 0
     rows = random_index(theirs)
-    found = join_shard(rows, "s", codes, limits, Learned(index, vectors)).to_pylist()
+    joined = join_shard(rows, "s", codes, limits, Learned(index, vectors))
+    found = joined.pairs.to_pylist()
     without = {
-        (one["set"], one["eval_row"], one["row"]): one for one in join_shard(rows, "s", codes, limits).to_pylist()
+        (one["set"], one["eval_row"], one["row"]): one for one in join_shard(rows, "s", codes, limits).pairs.to_pylist()
     }
     expected, methods = {}, []
     for place, our in enumerate(table.to_pylist()):
@@ -157,6 +161,17 @@ def test_the_descriptor_equals_a_naive_twin() -> None:
         stated = one["descriptor_score"], one["descriptor_cosine"], one["descriptor_view"]
         assert stated == (pytest.approx(best) if best is not None else (None, None, None))
     assert any(best is None for best in expected.values())
+    largest = {
+        (name, row): max((best[0] for key, best in expected.items() if key[:2] == (name, row) and best), default=None)
+        for name, row, _ in expected
+    }
+    assert {(one["set"], one["eval_row"]): one["descriptor_score"] for one in joined.found.to_pylist()} == {
+        key: None if score is None else pytest.approx(score) for key, score in largest.items()
+    }
+    few = join_shard(rows, "s", codes, limits, Learned(index, vectors), keep=1)
+    assert few.pairs.equals(nearest_pairs(joined.pairs, 1))
+    assert few.found.equals(joined.found)
+    assert few.pairs.num_rows < joined.pairs.num_rows
     kept = [name for name in PAIR_SCHEMA.names if not name.startswith("descriptor_")]
     again = [{name: one[name] for name in kept} for one in found if one["method"] != "descriptor"]
     assert again == [{name: one[name] for name in kept} for one in without.values()]
@@ -183,7 +198,7 @@ def test_nulls_match_nothing() -> None:
     zero = pa.table([[0], ["e"], [bytes(32)], [0], [bytes(32)], [100]], schema=CODE_SCHEMA)
     nothing = {name: pa.nulls(2, INDEX_SCHEMA.field(name).type) for name in INDEX_COLUMNS}
     index = pa.table({**nothing, "uid": pa.array([bytes(16), bytes(15) + b"1"], pa.binary(16))})
-    assert join_shard(index, "s", EvalCodes(["a"], [zero]), [Thresholds()]).num_rows == 0
+    assert join_shard(index, "s", EvalCodes(["a"], [zero]), [Thresholds()]).pairs.num_rows == 0
 
 
 def test_tables_in_pieces_and_cut_from_larger_ones() -> None:
@@ -193,7 +208,7 @@ def test_tables_in_pieces_and_cut_from_larger_ones() -> None:
         theirs["pdq256"][row] = None
     index = random_index(theirs)
     table = pa.table({"eval_row": range(60), "eval_id": [str(n) for n in range(60)], **random_side(60, 1)}, CODE_SCHEMA)
-    whole = join_shard(index, "s", EvalCodes(["a"], [table]), [Thresholds()])
+    whole = join_shard(index, "s", EvalCodes(["a"], [table]), [Thresholds()]).pairs
     assert whole.num_rows > 20
     pieces = pa.concat_tables([index.slice(0, 70), index.slice(70)])
     inside = pa.concat_tables([index.slice(150), index, index.slice(0, 9)]).combine_chunks().slice(50, 200)
@@ -201,7 +216,7 @@ def test_tables_in_pieces_and_cut_from_larger_ones() -> None:
     assert pieces["pdq256"].num_chunks == 2
     assert inside["pdq256"].chunk(0).offset == 50
     for form in (pieces, inside):
-        assert join_shard(form, "s", EvalCodes(["a"], [cut]), [Thresholds()]).equals(whole)
+        assert join_shard(form, "s", EvalCodes(["a"], [cut]), [Thresholds()]).pairs.equals(whole)
 
 
 def test_tables_are_made_once_in_a_process() -> None:
@@ -214,13 +229,13 @@ def test_tables_are_made_once_in_a_process() -> None:
     for one, quality in ((codes, 40), (codes, 40), (codes, 60), (fewer, 60), (fewer, 60)):
         task: EvalCodes = pickle.loads(pickle.dumps(one))
         limits = [Thresholds(pdq_quality=quality)]
-        again = join_shard(index, "s", task, limits)
+        again = join_shard(index, "s", task, limits).pairs
         made.append(join._searches.cache_info().misses)
-        assert again.equals(join_shard(index, "s", one, limits))
+        assert again.equals(join_shard(index, "s", one, limits).pairs)
     assert made == [1, 1, 2, 3, 3]
 
 
 def test_nothing_on_either_side() -> None:
     empty = EvalCodes(["a"], [CODE_SCHEMA.empty_table()])
     index = pa.table({name: pa.array([], INDEX_SCHEMA.field(name).type) for name in INDEX_COLUMNS})
-    assert join_shard(index, "s", empty, [Thresholds()]).num_rows == 0
+    assert join_shard(index, "s", empty, [Thresholds()]).pairs.num_rows == 0

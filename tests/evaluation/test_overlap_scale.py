@@ -27,7 +27,7 @@ def test_a_small_corpus(tmp_path: Path) -> None:
     assert uids == sorted(set(uids))
     codes = EvalCodes(SETS, ours.tables())
     for one, index in zip(written, tables, strict=True):
-        found = join_shard(index.select(INDEX_COLUMNS), one.shard.path, codes, [Thresholds()] * 2)
+        found = join_shard(index.select(INDEX_COLUMNS), one.shard.path, codes, [Thresholds()] * 2).pairs
         assert found.select(PAIR_COLUMNS).sort_by("row").equals(one.pairs)
         assert set(found["method"].to_pylist()) == set(MATCHES)
         assert index["pdq256"].null_count == one.hashless == 30

@@ -223,7 +223,7 @@ def test_hash_only_shows_nothing_of_the_corpus(made: Made, tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     work = tmp_path / "hidden.work"
     names = [hidden / "pairs.parquet", hidden / "nearest.parquet", *work.glob("join/*/*.parquet")]
-    tables = [pq.read_table(path) for path in names]
+    tables = [table for table in map(pq.read_table, names) if "url" in table.column_names]
     assert len(tables) == 2 + 2 * len(list(work.glob("join/*/*.json"))) > 4
     assert sum(table.num_rows for table in tables if "method" in table.column_names) == 2 * 19
     said = [hidden / "text_pairs.parquet", *(one for one in work.glob("text/*/*.parquet") if one.name.count(".") == 1)]

@@ -1,6 +1,8 @@
 """The arithmetic of section 5, against scipy's other implementations, exact fractions and simulations with a planted truth."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -246,30 +248,103 @@ def test_the_adjusted_interval_covers_what_it_should(strata: int, per_side: tupl
 # ---- other metrics, other thresholds
 
 
+def accuracy_of(correct: NDArray[np.bool_]) -> Callable[[NDArray[np.int64]], float]:
+    return lambda counts: float(counts[correct].sum() / counts.sum())
+
+
 def test_inflation_of_an_accuracy_is_all_minus_clean_and_of_classes_their_mean() -> None:
     correct, overlap = outcomes(20, 400, 0.6, 0.3)
-    found = inflation(lambda rows: float(correct[rows].mean()), overlap)
+    found = inflation(accuracy_of(correct), overlap)
     assert found.value == pytest.approx(analyse(correct, overlap).all_minus_clean, abs=1e-15)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.value < found.high
+    assert (found.clean_units, found.overlap_units) == ((~overlap).sum(), overlap.sum())
+    assert None not in (found.low, found.high, found.least)
+    assert (found.low or 1) < (found.least or 1) < (found.value or 0) < (found.high or 0)
 
     classes = np.random.default_rng(21).integers(0, 4, 400)
 
-    def mean_per_class(rows: NDArray[np.int64]) -> float:
-        sizes = np.bincount(classes[rows], minlength=4)
-        return float(np.mean((np.bincount(classes[rows], correct[rows], 4) / np.maximum(sizes, 1))[sizes > 0]))
+    def mean_per_class(counts: NDArray[np.int64]) -> float:
+        sizes = np.bincount(classes, counts, 4)
+        return float(np.mean((np.bincount(classes, counts * correct, 4) / np.maximum(sizes, 1))[sizes > 0]))
 
     by_hand = np.mean([correct[classes == c].mean() for c in range(4)]) - np.mean(
         [correct[(classes == c) & ~overlap].mean() for c in range(4)]
     )
-    assert inflation(mean_per_class, overlap).value == pytest.approx(by_hand, abs=1e-15)
+    assert inflation(mean_per_class, overlap, draws=100).value == pytest.approx(by_hand, abs=1e-15)
 
 
-def test_inflation_where_everything_overlaps_has_no_value() -> None:
-    found = inflation(lambda rows: float(len(rows)), np.ones(30, np.bool_))
-    assert math.isnan(found.value)
-    assert (found.low, found.high) == (None, None)
+def test_the_placements_of_an_accuracy_are_fishers_test() -> None:
+    """All − Clean rises with the right answers among Overlap, so dealing Overlap out at random is the hypergeometric law."""
+    draws = 4000
+    for seed, n, share in ((1, 30, 0.2), (2, 200, 0.1), (3, 60, 0.5)):
+        correct, overlap = outcomes(seed, n, 0.6, share)
+        right = correct[overlap].sum(), correct[~overlap].sum()
+        exact = fisher_exact(
+            [[right[0], overlap.sum() - right[0]], [right[1], (~overlap).sum() - right[1]]], alternative="greater"
+        ).pvalue
+        found = inflation(accuracy_of(correct), overlap, draws=draws)
+        assert found.p_value == pytest.approx(exact, abs=4 * (exact * (1 - exact) / draws) ** 0.5 + 1 / draws)
+
+
+def test_three_right_answers_are_no_effect() -> None:
+    """The bootstrap alone would believe them: it draws nothing but right answers from them."""
+    correct = np.arange(60) % 2 == 0
+    overlap = np.isin(np.arange(60), [0, 2, 4])
+    found = inflation(accuracy_of(correct), overlap)
+    assert found.least is not None
+    assert found.least > 0
+    assert found.p_value == pytest.approx(1 / 8, abs=0.04)
+    assert found.detectable_gain is not None
+    assert found.detectable_gain > 0.3
+    assert verdict(analyse(correct, overlap), 3, found) == "not testable"
+
+
+def test_inflation_counts_a_cluster_once() -> None:
+    """Every example four times: the same units, the same placements, the same interval as without repeats."""
+    correct, overlap = outcomes(24, 150, 0.5, 0.3)
+    once = inflation(accuracy_of(correct), overlap, draws=300)
+    four = inflation(accuracy_of(np.tile(correct, 4)), np.tile(overlap, 4), np.tile(np.arange(150), 4), draws=300)
+    assert dataclasses.astuple(four) == pytest.approx(dataclasses.astuple(once), abs=1e-12)
+    blind = inflation(accuracy_of(np.tile(correct, 4)), np.tile(overlap, 4), draws=300)
+    assert (blind.high or 0) - (blind.low or 0) < 0.7 * ((once.high or 0) - (once.low or 0))
+
+
+def test_the_verdict_of_another_metric_is_as_often_wrong_as_alpha_says_and_sees_a_planted_gain() -> None:
+    draws = np.random.default_rng(25)
+
+    def judged(gain: float) -> str:
+        overlap = draws.random(300) < 0.3
+        correct = draws.random(300) < 0.5 + gain * overlap
+        found = inflation(accuracy_of(correct), overlap, alpha=0.1, draws=150)
+        return verdict(analyse(correct, overlap), int(overlap.sum()), found)
+
+    assert sum(judged(0.0) == "overlap, effect" for _ in range(60)) <= 60 * 0.1 + 3 * (60 * 0.09) ** 0.5
+    assert sum(judged(0.35) == "overlap, effect" for _ in range(10)) >= 9
+    seen = inflation(accuracy_of(np.ones(40_000, np.bool_)), np.arange(40_000) % 2 == 0, draws=100)
+    assert seen.least is None, "draws that do not vary say nothing"
+    assert verdict(analyse(np.ones(4, np.bool_), np.arange(4) < 2), 2, seen) != "overlap, effect"
+
+
+@pytest.mark.prove
+def test_the_detectable_gain_of_another_metric_is_found_about_four_times_in_five() -> None:
+    draws = np.random.default_rng(26)
+    overlap = draws.random(1000) < 0.3
+    gain = inflation(accuracy_of(draws.random(1000) < 0.5), overlap, draws=1000).detectable_gain
+    assert gain is not None
+    found = [inflation(accuracy_of(draws.random(1000) < 0.5 + gain * overlap), overlap, draws=1000) for _ in range(300)]
+    seen = sum(one.p_value is not None and one.p_value <= 0.05 and (one.least or 0) > 0 for one in found)
+    assert 0.72 <= seen / 300 <= 0.88
+
+
+def test_inflation_where_there_is_nothing_to_compare() -> None:
+    everything = inflation(accuracy_of(np.ones(30, np.bool_)), np.ones(30, np.bool_))
+    assert (everything.value, everything.low, everything.p_value, everything.drawn) == (None, None, None, 0)
+    nothing = inflation(accuracy_of(np.ones(30, np.bool_)), np.zeros(30, np.bool_))
+    assert (nothing.value, nothing.least, nothing.p_value, nothing.detectable_gain) == (0.0, None, None, None)
+    never = inflation(lambda counts: float("nan"), np.arange(30) < 9)
+    assert (never.value, never.p_value) == (None, None)
+    assert verdict(analyse(np.ones(30, np.bool_), np.arange(30) < 9), 9, never) == "not testable"
+    with pytest.raises(ValueError, match=r"clusters has shape"):
+        inflation(accuracy_of(np.ones(3, np.bool_)), np.arange(3) < 1, [1, 2])
 
 
 def test_a_sweep_is_one_analysis_a_limit() -> None:
