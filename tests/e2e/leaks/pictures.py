@@ -26,7 +26,7 @@ HASHED_BELOW = 512  # the rule of the corpus: halved until the short side is bel
 
 Words = NDArray[np.uint64]
 Relation = Literal["in doubt", "apart", "pdq", "phash"]
-_RELATIONS: tuple[Relation, ...] = ("in doubt", "apart", "pdq", "phash")
+RELATIONS: tuple[Relation, ...] = ("in doubt", "apart", "pdq", "phash")
 _PDQ_MARGIN, _PHASH_MARGIN, _QUALITY_MARGIN = 7, 2, 8
 
 
@@ -66,8 +66,8 @@ class Gallery:
         self._quality = np.append(self._quality, one.quality)
         return len(self._quality) - 1
 
-    def relations(self, one: Look) -> list[Relation]:
-        """To each of them: surely found by PDQ, surely by pHash and not by PDQ, surely by neither, or in doubt."""
+    def relations(self, one: Look) -> NDArray[np.int64]:
+        """To each of them, as places in RELATIONS: in doubt, surely found by neither, surely by PDQ, surely by pHash and not by PDQ."""
         pdq = np.bitwise_count(self._pdq ^ one.pdq).sum(axis=1)
         phash = np.bitwise_count(self._phash ^ one.phash).sum(axis=1)
         quality = np.minimum(self._quality, one.quality)
@@ -76,16 +76,14 @@ class Gallery:
         alike, unlike = phash <= LIMITS.phash_distance - _PHASH_MARGIN, phash > LIMITS.phash_distance + _PHASH_MARGIN
         allowed = pdq <= LIMITS.phash_pdq_distance - _PDQ_MARGIN
         contradicted = pdq > LIMITS.phash_pdq_distance + _PDQ_MARGIN
-        told = np.select(
-            [flat | (distant & (unlike | contradicted)), textured & near, textured & distant & alike & allowed],
-            [1, 2, 3],
-            0,
-        )
-        return [_RELATIONS[number] for number in told]
+        apart = flat | (distant & (unlike | contradicted))
+        return np.select([apart, textured & near, textured & distant & alike & allowed], [1, 2, 3], 0)
 
     def apart(self, one: Look, but: Collection[int] = ()) -> bool:
         """Surely found as none of them; those at the places `but` are not asked."""
-        return all(told == "apart" or place in but for place, told in enumerate(self.relations(one)))
+        others = self.relations(one) != RELATIONS.index("apart")
+        others[list(but)] = False
+        return not others.any()
 
 
 def is_flat(one: Look) -> bool:
@@ -98,7 +96,7 @@ def is_flat(one: Look) -> bool:
 
 def relation(one: Look, other: Look) -> Relation:
     """Of two pictures."""
-    return Gallery([one]).relations(other)[0]
+    return RELATIONS[Gallery([one]).relations(other)[0]]
 
 
 # ---- kinds of copies
