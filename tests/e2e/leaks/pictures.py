@@ -114,9 +114,13 @@ def jpeg(picture: Image.Image, quality: int = 85) -> bytes:
     return scenes.encode(picture, "jpeg", quality)
 
 
-def scaled(picture: Image.Image, factor: float) -> Image.Image:
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+def _recompressed(picture: Image.Image, strength: float, dice: Dice) -> bytes:
+    return jpeg(picture, round(strength))
+
+
+def _resized(picture: Image.Image, strength: float, dice: Dice) -> bytes:
+    size = (max(1, round(picture.width * strength)), max(1, round(picture.height * strength)))
+    return jpeg(picture.resize(size, Image.Resampling.LANCZOS))
 
 
 def _other_format(picture: Image.Image, strength: float, dice: Dice) -> bytes:
@@ -166,10 +170,9 @@ def _grainy(picture: Image.Image, strength: float, dice: Dice) -> bytes:
 
 
 KINDS: dict[str, Kind] = {
-    "recompressed": Kind(
-        "pdq", (6, 10, 15, 25, 40, 60, 80), lambda picture, strength, _: jpeg(picture, round(strength))
-    ),
-    "resized": Kind("pdq", (0.25, 0.35, 0.5, 0.7, 1.6), lambda picture, strength, _: jpeg(scaled(picture, strength))),
+    "recompressed": Kind("pdq", (6, 10, 15, 25, 40, 60, 80), _recompressed),
+    "resized": Kind("pdq", (0.25, 0.35, 0.5, 0.7, 1.6), _resized),
+    "enlarged": Kind("pdq", (4.0, 2.0), _resized),  # beyond HASHED_BELOW, so that it is halved
     "in another format": Kind("pdq", (20, 60, 90), _other_format),
     "recoloured": Kind("pdq", (1.0, 0.8, 0.6, 0.4, 0.2), _recoloured),
     "cropped a little": Kind("pdq", (0.06, 0.05, 0.04, 0.03, 0.02, 0.01), _cropped),
