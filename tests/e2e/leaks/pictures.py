@@ -96,7 +96,7 @@ def is_flat(one: Look) -> bool:
 
 def relation(one: Look, other: Look) -> Relation:
     """Of two pictures."""
-    return RELATIONS[Gallery([one]).relations(other)[0]]
+    return RELATIONS[int(Gallery([one]).relations(other)[0])]
 
 
 # ---- kinds of copies
