@@ -27,8 +27,9 @@ export PATH := $(abspath $(BIN)):$(PATH)
 demo: install
 	$(BIN)/python -m tests.e2e.demo
 
+# Two at a time, each on one thread: many tests wait for servers and processes, and libraries' threads would fight over the cores.
 test: check
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

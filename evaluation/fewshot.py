@@ -8,7 +8,8 @@ The strength is chosen as in the probe, by the 15-fit search on the validation r
 What was learned from stays the k shots: there is no refit. Beside it stands the ridge classifier (`evaluation/ridge.py`), chosen on the
 same rows.
 
-Under `out`: `fewshot.json`, `lists/SET.json`. Per dataset and number of shots `fewshot.json` has `logistic` and `ridge`, each with
+Under `out`: `fewshot.json`, `lists/SET.json`, `fewshot/SET.parquet` (every classifier's answer to
+every test example). Per dataset and number of shots `fewshot.json` has `logistic` and `ridge`, each with
 
     mean, low, high     the mean over seeds of the score on test (the dataset's `metric`), and its interval
     per_seed            seed, strength, score
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
+import pyarrow as pa
 import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
@@ -39,7 +41,7 @@ from evaluation.features import FeatureEncoder
 from evaluation.intervals import Interval
 from evaluation.probing import Part, Parts, entry, features, keyed, open_parts, write_figures
 from evaluation.report.files import canonical
-from evaluation.scoring import load_encoder
+from evaluation.scoring import load_encoder, write_rows
 from pipeline.contracts import storage
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json
@@ -66,6 +68,21 @@ class ShotLists(StrictModel):
     draws: list[Draw] = Field(min_length=1)
 
 
+ANSWER_SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("shots", pa.int32(), nullable=False),
+        pa.field("seed", pa.uint64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("prediction", pa.int32(), nullable=False),
+    ]
+)
+"""One row per classifier (`logistic` or `ridge`, shots a class, seed of the draw) and test example."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Learned:
     """One classifier from k shots: the strength that was chosen, its predictions int64[n] on test."""
@@ -88,6 +105,8 @@ def run(config: FewshotConfig) -> str:
             kind: [curve_point(parts.test, by_seed, one.metric, config.confidence) for by_seed in each]
             for kind, each in found.items()
         }
+        named = dataclasses.replace(parts.test.labelled, name=one.name)
+        write_rows(config.out, "fewshot", named, answers(parts.test, config.shots, lists, found), model)
         written = storage.join(config.out, "lists", f"{one.name}.json")
         storage.write_atomic(written, canonical(lists.model_dump(mode="json")))
         entries[one.name] = entry(config, one, parts) | {
@@ -102,7 +121,10 @@ def run(config: FewshotConfig) -> str:
         }
         said.append(_describe(one, parts, config.shots, curves))
     place = write_figures(config, "fewshot", model, entries)
-    return "\n".join([*said, f"\nfigures: {place}", f"lists: {storage.join(config.out, 'lists')}"])
+    kept = (
+        f"{what}: {storage.join(config.out, folder)}" for what, folder in (("lists", "lists"), ("answers", "fewshot"))
+    )
+    return "\n".join([*said, f"\nfigures: {place}", *kept])
 
 
 def plan(config: FewshotConfig) -> str:
@@ -246,6 +268,31 @@ def crossed(correct: NDArray[np.bool_], classes: NDArray[np.int64] | None, confi
 
 
 # ---- what is written
+
+
+def answers(test: Part, shots: Sequence[int], lists: ShotLists, found: dict[str, list[list[Learned]]]) -> pa.Table:
+    """ANSWER_SCHEMA rows: every classifier's answer to every test example."""
+    ids = [test.labelled.ids[row] for row in test.rows]
+    digests = [test.labelled.sha256[row] for row in test.rows]
+    tables = [
+        pa.table(
+            [
+                pa.array([kind] * len(ids), pa.string()),
+                pa.array([count] * len(ids), pa.int32()),
+                pa.array([draw.seed] * len(ids), pa.uint64()),
+                pa.array(test.rows, pa.int64()),
+                pa.array(ids, pa.string()),
+                pa.array(digests, pa.binary(32)),
+                pa.array(test.labels, pa.int32()),
+                pa.array(learned.predictions, pa.int32()),
+            ],
+            schema=ANSWER_SCHEMA,
+        )
+        for kind, each in found.items()
+        for count, by_seed in zip(shots, each, strict=True)
+        for draw, learned in zip(lists.draws, by_seed, strict=True)
+    ]
+    return pa.concat_tables(tables)
 
 
 def _plain(point: Interval, lists: ShotLists, by_seed: Sequence[Learned], test: Part, metric: str) -> dict[str, Json]:

@@ -15,6 +15,7 @@ from math import lgamma
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from evaluation.intervals import clopper_pearson
@@ -22,6 +23,18 @@ from evaluation.intervals import clopper_pearson
 Value = TypeVar("Value", bound=Hashable)
 
 CUTOFFS = (1, 5, 10)
+RANK_SCHEMA = pa.schema(
+    [
+        pa.field("direction", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("eval_id", pa.string(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("rank", pa.int64(), nullable=False),
+    ]
+)
+"""One row per query: `image_to_text` asks with the picture of a row of the set, `text_to_image` with its caption (the first row with that
+picture or caption). `rank` is that of the best right answer, 0 is first."""
 _BLOCK = 1024
 
 

@@ -117,7 +117,8 @@ def run_retrieval(config: ZeroshotConfig) -> str:
     encoder, model = load_encoder(config)
     said, entries = [], {}
     for labelled in sets:
-        found, used = retrieve_set(encoder, labelled, config.caption_template, confidence=config.confidence)
+        found, rows, used = retrieve_set(encoder, labelled, config.caption_template, confidence=config.confidence)
+        write_rows(config.out, "retrieval", labelled, rows, model)
         value: dict[str, Json] = {
             "pairs": used,
             "pictures": len(found.image_ranks),
@@ -130,24 +131,39 @@ def run_retrieval(config: ZeroshotConfig) -> str:
         entries[labelled.name] = _entry(labelled, value)
         said.append(describe_retrieval(labelled.name, found, used))
     place = _write(config, "retrieval", model, entries)
-    return "\n".join([*said, f"\nfigures: {place}"])
+    return "\n".join([*said, f"\nfigures: {place}", f"a rank per query: {storage.join(config.out, 'retrieval')}"])
 
 
 def retrieve_set(
     encoder: Encoder, labelled: LabelledSet, template: str = "{}", *, confidence: float = 0.95
-) -> tuple[retrieval.Retrieval, int]:
-    """Retrieval over the rows of a set that have a caption; also returns how many these are. Rows with the same bytes are one picture."""
+) -> tuple[retrieval.Retrieval, pa.Table, int]:
+    """Retrieval over the rows of a set that have a caption, RANK_SCHEMA rows, and how many rows of the set these were.
+
+    Rows with the same bytes are one picture.
+    """
     captions = labelled.captions or [None] * len(labelled)
     rows = [row for row, caption in enumerate(captions) if caption is not None and caption.strip()]
     if not rows:
         raise InputError(f"set {labelled.name!r} ({labelled.path}) has no row with a caption; check the caption column")
     texts = [str(captions[row]) for row in rows]
-    names, _ = retrieval.distinct(texts)
+    names, caption_of_row = retrieval.distinct(texts)
     embedded = normalise(encoder.texts([template.replace("{}", name) for name in names]))
     digests = [labelled.sha256[row] for row in rows]
     first_places = np.unique(retrieval.distinct(digests)[1], return_index=True)[1]
     images = normalise(encoder.images(labelled, [rows[place] for place in first_places]))
-    return retrieval.retrieve(images, embedded, digests, texts, confidence=confidence), len(rows)
+    found = retrieval.retrieve(images, embedded, digests, texts, confidence=confidence)
+    first_captions = np.unique(caption_of_row, return_index=True)[1]
+    queries = [("image_to_text", place, rank) for place, rank in zip(first_places, found.image_ranks, strict=True)]
+    queries += [("text_to_image", place, rank) for place, rank in zip(first_captions, found.text_ranks, strict=True)]
+    table = [
+        (direction, rows[place], labelled.ids[rows[place]], digests[place], texts[place], int(rank))
+        for direction, place, rank in queries
+    ]
+    columns = [
+        pa.array(values, field.type)
+        for values, field in zip(zip(*table, strict=True), retrieval.RANK_SCHEMA, strict=True)
+    ]
+    return found, pa.table(columns, schema=retrieval.RANK_SCHEMA), len(rows)
 
 
 def load_encoder(
@@ -168,6 +184,11 @@ def plan(config: ZeroshotConfig) -> str:
 
 def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: ModelIdentity) -> str:
     """predictions/NAME.parquet, with the identities of the model and of the set in its metadata; returns its URI."""
+    return write_rows(out, "predictions", labelled, table, model)
+
+
+def write_rows(out: str, folder: str, labelled: LabelledSet, table: pa.Table, model: ModelIdentity) -> str:
+    """FOLDER/NAME.parquet, rows about the examples of a set, with the same metadata as predictions."""
     metadata = {
         "format_version": str(PREDICTIONS_VERSION),
         "set_content_hash": labelled.content_hash,
@@ -175,7 +196,7 @@ def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: M
         "content_root": model.content_root or "",
         "logit_scale": "" if model.logit_scale is None else repr(model.logit_scale),
     }
-    place = storage.join(out, "predictions", f"{labelled.name}.parquet")
+    place = storage.join(out, folder, f"{labelled.name}.parquet")
     storage.write_atomic(place, table_bytes(table.replace_schema_metadata(metadata)))
     return place
 

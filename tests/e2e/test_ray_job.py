@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.report import verify
 from pipeline import status
 from tests.conftest import free_port, wait_for
 from tests.e2e import pipelines
+from tests.evaluation.made import Made
 from tests.web import server
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -128,6 +130,33 @@ def test_a_submitted_job_gives_the_bytes_of_a_local_run(head: Head, tmp_path: Pa
         assert "did you mean 'cap'?" in logs
         assert "Traceback" not in logs
         assert "exit code 2" in ray(head.env, "job", "status", "web-v1-wrong").stdout
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(900)
+def test_a_submitted_audit_gives_the_report_of_a_local_one(head: Head, tmp_path: Path) -> None:
+    """A limit that is passed is no failure of `overlap`: the job succeeds, and `report` says 3."""
+    (tmp_path / "made").mkdir()
+    made = Made(tmp_path / "made")
+    assert made.result.returncode == 0, made.result.stderr
+    command = ["python", "-m", "evaluation", "overlap", "--config", str(made.config)]
+    elsewhere = tmp_path / "submitted"
+    submit(head.env, *command, f"report.dir={elsewhere}", name="audit-v1")
+    logs = ray(head.env, "job", "logs", "--follow", "audit-v1").stdout
+    assert f"next: python -m evaluation report {elsewhere}" in logs
+    assert "succeeded" in ray(head.env, "job", "status", "audit-v1").stdout.lower()
+    assert files_below(elsewhere) == files_below(made.report)
+    assert verify(str(elsewhere)) == []
+    submit(head.env, *command, f"report.dir={elsewhere}", "match.pdq_distanse=3", name="audit-v1-wrong")
+    logs = ray(head.env, "job", "logs", "--follow", "audit-v1-wrong").stdout
+    assert "did you mean 'pdq_distance'?" in logs
+    assert "Traceback" not in logs
+    assert "exit code 2" in ray(head.env, "job", "status", "audit-v1-wrong").stdout
+    assert files_below(elsewhere) == files_below(made.report)
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.prove

@@ -189,6 +189,15 @@ def test_fewshot(config: FewshotConfig, tmp_path: Path, capsys: pytest.CaptureFi
             assert one["mean"] == pytest.approx(np.mean([seed["score"] for seed in one["per_seed"]]))
             assert one["low"] < one["mean"] < one["high"]
             assert [seed["seed"] for seed in one["per_seed"]] == [3, 4]
+    rows = pq.read_table(out / "fewshot" / "greys.parquet").to_pylist()
+    assert len(rows) == 2 * 2 * 2 * 60
+    for shots, point in entry["shots"].items():
+        for kind in ("logistic", "ridge"):
+            for seed in point[kind]["per_seed"]:
+                key = (kind, int(shots), seed["seed"])
+                own = [row for row in rows if (row["kind"], row["shots"], row["seed"]) == key]
+                assert [row["eval_id"] for row in own] == [f"test/{number}" for number in range(60)]
+                assert np.mean([row["prediction"] == row["label"] for row in own]) == pytest.approx(seed["score"])
     lists = json.loads((out / "lists" / "greys.json").read_bytes())
     assert [len(ids) for ids in lists["draws"][0]["ids"]] == [4, 4, 4]
 

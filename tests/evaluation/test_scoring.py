@@ -1,6 +1,7 @@
 """`zeroshot` and `retrieval` on an exported model: figures against plain torch, files, identity, and the way into the overlap job."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,6 +154,19 @@ def test_retrieval(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [entry[direction][0]["n"] for direction in ("image_to_text", "text_to_image")] == [12, 18]
     assert entry["image_to_text"][0]["chance"] == pytest.approx((11 * 2 + 1) / 12 / 18)
 
+    # The rank of every query gives the same recalls, and a query is a row of the set.
+    queries = pq.read_table(tmp_path / "out" / "retrieval" / "shapes.parquet").to_pylist()
+    told = pq.read_table(tmp_path / "set.parquet").to_pylist()
+    for direction in ("image_to_text", "text_to_image"):
+        ranks = [query["rank"] for query in queries if query["direction"] == direction]
+        for one in entry[direction]:
+            assert (one["n"], one["found"]) == (len(ranks), sum(rank < one["k"] for rank in ranks))
+    for query in queries:
+        row = told[query["row"]]
+        assert (query["caption"], query["sha256"]) == (row["name"], hashlib.sha256(row["image"]).digest())
+    assert len({query["sha256"] for query in queries if query["direction"] == "image_to_text"}) == 12
+    assert len({query["caption"] for query in queries if query["direction"] == "text_to_image"}) == 18
+
 
 def test_a_dataset_from_its_archive(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """CIFAR's own archive and names from a file, twice: the second time from the cache, to the same bytes."""
@@ -238,7 +252,7 @@ def test_chinese_captions_and_the_papers_prefix(tmp_path: Path) -> None:
             said.extend(sentences)
             return np.eye(3, dtype=np.float32)[: len(sentences)]
 
-    found, pairs = retrieve_set(Encoder(), labelled, "a photo of {}")
+    found, _, pairs = retrieve_set(Encoder(), labelled, "a photo of {}")
     assert said == ["a photo of 一只猫", "a photo of 一隻貓", "a photo of 一只狗"]
     assert (pairs, len(found.image_ranks), found.texts) == (4, 4, ["一只猫", "一隻貓", "一只狗"])
     assert [one.value for one in (*found.image_to_text, *found.text_to_image)] == [1.0] * 6
