@@ -14,6 +14,7 @@ from tests.e2e.steps import Checks
 
 Found = dict[tuple[str, str, bytes], str]
 """(set, example, corpus row) → method"""
+UNKNOWN = "of no corpus"
 
 
 def compare(ground: Ground, report: Path) -> Checks:
@@ -26,11 +27,12 @@ def compare(ground: Ground, report: Path) -> Checks:
     print("\n1. Pictures: pairs of an example and a corpus row\n")
     pairs = _rows(report / "pairs.parquet", "set", "eval_id", "uid", "method", "names_label")
     copies = {(one["set"], one["eval_id"], one["uid"]): one["method"] for one in pairs}
-    _kinds(ground, ground.copies, copies, METHODS, checks)
+    _kinds(ground.copies, copies, METHODS, ground.others, checks)
     print("\n2. Captions: pairs of a set's caption and a corpus row\n")
     said = _rows(report / "text_pairs.parquet", "set", "text", "uid", "method")
     texts = {(one["set"], ground.sets[one["set"]][one["text"]].id, one["uid"]): one["method"] for one in said}
-    _kinds(ground, ground.captions, texts, TEXT_METHODS, checks)
+    spoken = {uid: what if "caption" in what else "without a caption of a set" for uid, what in ground.others.items()}
+    _kinds(ground.captions, texts, TEXT_METHODS, spoken, checks)
     print("\n3. Repeats, class names, scores\n")
     _repeats(ground, report, checks)
     _names(ground, pairs, report, checks)
@@ -48,8 +50,10 @@ def _rows(table: Path, *columns: str) -> list[dict[str, Any]]:
 # ---- what was found, and as what
 
 
-def _kinds(ground: Ground, planted: Iterable[Plant], found: Found, methods: Iterable[str], checks: Checks) -> None:
-    """One line a kind, then one for all that was found and not planted."""
+def _kinds(
+    planted: Iterable[Plant], found: Found, methods: Iterable[str], what: Mapping[bytes, str], checks: Checks
+) -> None:
+    """One line a kind of plant, then one for each kind of row that has none; `what` says of each corpus row what it is to be called."""
     expected = {(plant.set, plant.example, plant.uid): plant for plant in planted}
     by_kind: dict[str, list[tuple[Plant, str | None]]] = {}
     for key, plant in expected.items():
@@ -67,17 +71,12 @@ def _kinds(ground: Ground, planted: Iterable[Plant], found: Found, methods: Iter
     print()
     wrong = {key: method for key, method in found.items() if key not in expected}
     for (name, example, uid), method in wrong.items():
-        checks.that(
-            False,
-            f"{example} of {name} was found by {method} in a row that is: {ground.others.get(uid, 'of no corpus')}",
-        )
+        checks.that(False, f"{example} of {name} was found by {method} in a row that is: {what.get(uid, UNKNOWN)}")
     right = sum(found.get(key) == plant.method for key, plant in expected.items())
     checks.that(right == len(expected) > 0, f"{right} of {len(expected)} plants were found, each by its method")
-    guilty, flagged = {uid for _, _, uid in expected}, {uid for _, _, uid in wrong}
-    innocent = Counter(what for uid, what in ground.others.items() if uid not in guilty)
-    hit = Counter(ground.others.get(uid, "of no corpus") for uid in flagged)
-    said = ", ".join(f"{hit[what]} of {count:,} {what}s" for what, count in sorted(innocent.items()))
-    checks.that(not wrong, f"flagged without a plant: {said}")
+    guilty, flagged = {uid for _, _, uid in expected}, Counter(what.get(uid, UNKNOWN) for _, _, uid in wrong)
+    for name, count in sorted(Counter(name for uid, name in what.items() if uid not in guilty).items()):
+        checks.that(flagged[name] == 0, f"{flagged[name]} of {count:,} rows were flagged that are: {name}")
 
 
 def _repeats(ground: Ground, report: Path, checks: Checks) -> None:
