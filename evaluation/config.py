@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from evaluation.descriptor.views import VIEWS, ViewKind
 from pipeline.content.labelled import SET_NAME, LabelledSetConfig, check_template
 from pipeline.content.readers import Layout
 from pipeline.contracts.config import StrictModel, not_semantic
@@ -43,6 +44,7 @@ class Thresholds(StrictModel):
     )  # below it a picture is too flat for any perceptual hash to mean something
     phash_distance: int = Field(4, ge=0, le=32)  # of 64 bits
     phash_pdq_distance: int = Field(80, ge=0, le=256)  # a pHash match must not be contradicted by PDQ: at most this far
+    descriptor_score: float | None = Field(None, gt=0, le=1)  # of [descriptor]; none: the descriptor does not decide
 
 
 class TextRule(StrictModel):
@@ -101,6 +103,25 @@ class CopiesConfig(StrictModel):
     examples: int = Field(50, ge=0, le=10_000)  # of each set, chosen by the hash of their ids; 0: none
 
 
+class DescriptorConfig(StrictModel):
+    """The learned descriptor, a further way to match; without this table there is none. Which scores match: `descriptor_score`."""
+
+    weights: str = not_semantic(
+        ...
+    )  # folder that `train-descriptor` wrote (the sha256 of the weights enters the report)
+    vectors: str | None = not_semantic(
+        None
+    )  # where the corpus's vectors are kept; none: `derived` beside the shards, for `files` in `report.work`
+    beta: float = Field(1.0, ge=0, le=1)  # how much a score is lowered where the example is near to everything
+    views: list[ViewKind] = Field(list(VIEWS), min_length=1)  # what is looked at of an example: up to 16 parts
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"views: {self.views!r} names one twice; name each once")
+        return self
+
+
 class StatisticsConfig(StrictModel):
     """Levels of the test."""
 
@@ -144,6 +165,7 @@ class OverlapConfig(StrictModel):
     match: Thresholds = Thresholds()
     nearest: NearestConfig = NearestConfig()
     copies: CopiesConfig = CopiesConfig()
+    descriptor: DescriptorConfig | None = None
     text: TextRule = TextRule()
     statistics: StatisticsConfig = StatisticsConfig()
     labels: list[str] = not_semantic([])  # files that the labelling page exported (their hashes enter the report)
@@ -157,6 +179,18 @@ class OverlapConfig(StrictModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"sets: the name {twice[0]!r} is used twice; each set needs its own")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_need_a_descriptor(self) -> OverlapConfig:
+        for place, limits in (
+            ("match", self.match),
+            *((f"sets.{one.name}.thresholds", one.thresholds) for one in self.sets),
+        ):
+            if self.descriptor is None and limits is not None and limits.descriptor_score is not None:
+                raise ValueError(
+                    f"{place}.descriptor_score is {limits.descriptor_score!r} and there is no table [descriptor]; name its weights there"
+                )
         return self
 
 

@@ -11,55 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation.descriptor.artefact import Descriptor
 from evaluation.descriptor.model import Network
 from evaluation.descriptor.pictures import is_flat
-from evaluation.descriptor.weights import Descriptor
+from evaluation.descriptor.views import Box, ViewKind, boxes
+from evaluation.descriptor.weights import network
 from pipeline.content.image import ImageRejected, decode
 from pipeline.contracts.errors import RunError
 
 UInt8s = NDArray[np.uint8]
 Int8s = NDArray[np.int8]
-ViewKind = Literal["whole", "square", "halves", "quarters"]
-Box = tuple[float, float, float, float]
-"""left, top, right, bottom as shares of the sides"""
 
-EMBED_VERSION = 1
-"""Of how pictures are decoded, looked at and rounded; part of every digest."""
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-VIEWS: tuple[ViewKind, ...] = ("whole", "square", "halves", "quarters")
+EMBED_VERSION = 2
+"""Of how pictures are decoded, looked at and rounded; part of every digest. 2: a part of a picture has the same number everywhere."""
 BATCH = 32
 _DECODED = 2  # pictures are decoded to at least this many times the network's size, so that a quarter of the area is seen sharply
-_HALF = 0.5**0.5
 
 Item = TypeVar("Item")
-
-
-def boxes(kinds: Sequence[ViewKind], width: int, height: int) -> list[Box]:
-    """The parts of a picture of this size that are looked at, in the order of VIEWS.
-
-    "whole"; "square", the largest centred one (none where the picture is square); "halves", five parts of half the area (middle and
-    corners); "quarters", nine of a quarter (three rows of three, overlapping by half).
-    """
-    found: list[Box] = []
-    if "whole" in kinds:
-        found.append(WHOLE)
-    if "square" in kinds and width != height:
-        across, down = min(1.0, height / width), min(1.0, width / height)
-        found.append(((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2))
-    if "halves" in kinds:
-        spare = 1 - _HALF
-        corners = [(0.0, 0.0), (spare, 0.0), (0.0, spare), (spare, spare)]
-        found += [(x, y, x + _HALF, y + _HALF) for x, y in [(spare / 2, spare / 2), *corners]]
-    if "quarters" in kinds:
-        found += [(x, y, x + 0.5, y + 0.5) for y in (0.0, 0.25, 0.5) for x in (0.0, 0.25, 0.5)]
-    return found
 
 
 def view(rgb: UInt8s, box: Box, size: int) -> UInt8s | None:
@@ -73,10 +48,11 @@ def view(rgb: UInt8s, box: Box, size: int) -> UInt8s | None:
 
 
 def views(data: bytes, size: int, kinds: Sequence[ViewKind]) -> list[tuple[int, UInt8s]]:
-    """(number among `boxes`, pixels) of the views of an encoded picture that are not flat. Raises ImageRejected for a broken one."""
+    """(number of the part, pixels) of the views of an encoded picture that are not flat. Raises ImageRejected for a broken one."""
     rgb = decode(data, min_short_side=_DECODED * size).rgb
-    found = [view(rgb, box, size) for box in boxes(kinds, rgb.shape[1], rgb.shape[0])]
-    return [(number, pixels) for number, pixels in enumerate(found) if pixels is not None]
+    parts = boxes(kinds, rgb.shape[1], rgb.shape[0])
+    found = [(number, view(rgb, box, size)) for number, box in parts.items()]
+    return [(number, pixels) for number, pixels in found if pixels is not None]
 
 
 def quantised(vectors: NDArray[np.float32]) -> Int8s:
@@ -97,7 +73,7 @@ class Embedder:
     @classmethod
     def of(cls, descriptor: Descriptor) -> Embedder:
         """The embedder of a trained descriptor."""
-        return cls(descriptor.network(), descriptor.card.architecture.size)
+        return cls(network(descriptor), descriptor.card.architecture.size)
 
     def vectors(self, pixels: Iterable[UInt8s]) -> Int8s:
         """uint8[size, size, 3] each to int8[n, d]."""

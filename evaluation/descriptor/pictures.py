@@ -11,13 +11,13 @@ import bisect
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation.descriptor.artefact import Kind
 from evaluation.descriptor.config import PicturesConfig
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet, open_set
@@ -28,7 +28,6 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import choice_key
 
 UInt8s = NDArray[np.uint8]
-Kind = Literal["corpus", "set"]
 _PURPOSE = "train-descriptor"
 _LONGEST = (
     2.5  # a picture is cut to at most so many times as long as it is wide, so that panoramas do not fill the memory

@@ -17,13 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.contracts.errors import InputError
+
 Int8s = NDArray[np.int8]
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
+Columns = list[Int64s | Float64s]
+"""Picture, query, view, cosine, score and place of hits, arrays of one length."""
 
 LARGEST_DIMENSION = (1 << 24) // 127**2
 """Up to it a dot product of two vectors is exact in float32: 1,040."""
 _BLOCK = 4096  # vectors of either side at a time: 64 MB of dot products
+_MOST_HITS = 1 << 24  # of one search: what a threshold that means nothing would find is more than a machine holds
 _LOOSER = 1e-5  # in cosine: a block is compared in float32 with a bound so much lower, then each pair by its own float64 score
 
 
@@ -75,12 +80,16 @@ def normalisation(vectors: Int8s, background: Int8s, *, beta: float, nearest: tu
 def search(index: Index, queries: Int8s, thresholds: Float64s) -> Hits:
     """All pairs of a picture and a query, int8[n, d], where some view's score is at least the picture's threshold (float64[m], one a view).
 
-    A query that is zero (a picture without a vector) matches nothing. Raises ValueError above LARGEST_DIMENSION.
+    A query that is zero (a picture without a vector) matches nothing, and a view whose threshold is infinite is matched by nothing. Raises
+    ValueError above LARGEST_DIMENSION, and InputError where the thresholds are so low that the pairs would not fit into memory.
     """
     known = np.flatnonzero(queries.any(axis=1))
-    columns: list[list[NDArray[np.int64] | Float64s]] = []
+    columns: list[Columns] = []
+    total = 0
     for at in range(0, len(index.vectors), _BLOCK):
         views = slice(at, at + _BLOCK)
+        if np.isinf(thresholds[views]).all():
+            continue
         bound = thresholds[views] + index.lowered[views]
         lengths = _lengths(index.vectors[views])
         for start in range(0, len(known), _BLOCK):
@@ -93,17 +102,42 @@ def search(index: Index, queries: Int8s, thresholds: Float64s) -> Hits:
             score = cosine - index.lowered[views][left]
             kept = score >= thresholds[views][left]
             place = left[kept] + at
+            total += len(place)
+            if total > _MOST_HITS:
+                least_score = float(thresholds[np.isfinite(thresholds)].min())
+                raise InputError(
+                    f"descriptor_score: {least_score:g} and more is the score of over {_MOST_HITS:,} views with rows of one shard; raise it"
+                )
             columns.append(
                 [index.picture[place], rows[right[kept]], index.view[place], cosine[kept], score[kept], place]
             )
     return _best(columns)
 
 
-def _best(columns: list[list[NDArray[np.int64] | Float64s]]) -> Hits:
+def score_pairs(index: Index, queries: Int8s, picture: Int64s, query: Int64s) -> Hits:
+    """What given pairs (each once) score, however little, to the bit as `search` has it: int64[n] pictures and queries.
+
+    Pairs of a picture without views, or of a query that is zero, are left out.
+    """
+    first, stop = (np.searchsorted(index.picture, picture, side) for side in ("left", "right"))
+    known = np.any(queries != 0, axis=1)
+    views = np.where(known[query], stop - first, 0)
+    columns: list[Columns] = []
+    starts = np.cumsum(views) - views
+    for at in range(0, int(views.sum()), _BLOCK):
+        counted = np.arange(at, min(at + _BLOCK, int(views.sum())))
+        pair = np.searchsorted(starts + views, counted, "right")
+        place, row = first[pair] + counted - starts[pair], query[pair]
+        ours, theirs = index.vectors[place], queries[row]
+        dots = np.einsum("nd,nd->n", ours.astype(np.int32), theirs.astype(np.int32))
+        cosine = dots.astype(np.float64) / (_lengths(ours) * _lengths(theirs))
+        columns.append([picture[pair], row, index.view[place], cosine, cosine - index.lowered[place], place])
+    return _best(columns)
+
+
+def _best(columns: list[Columns]) -> Hits:
     """Of the hits of every view the best one of each pair."""
-    empty: list[NDArray[np.int64] | Float64s] = (
-        [np.zeros(0, np.int64)] * 3 + [np.zeros(0)] * 2 + [np.zeros(0, np.int64)]
-    )
+    empty: Columns = [np.zeros(0, np.int64)] * 3 + [np.zeros(0)] * 2 + [np.zeros(0, np.int64)]
     picture, query, view, cosine, score, place = (np.concatenate(parts) for parts in zip(empty, *columns, strict=True))
     order = np.lexsort((place, -score, query, picture))
     picture, query = picture[order].astype(np.int64), query[order].astype(np.int64)

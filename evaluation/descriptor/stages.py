@@ -1,13 +1,14 @@
 """The descriptor at the scale of the overlap job: vectors of a corpus and of evaluation sets as committed stages of `pipeline.engine`.
 
-A corpus's vectors are a derived artefact: one side table per shard, a row for each row of the shard in its order, committed under
-FOLDER/vectors/DIGEST/ with its own SHA-256 in its record, where DIGEST covers the weights, how pictures are looked at and the corpus's
-content_root. FOLDER lies beside the shards unless the user says otherwise, so the next audit, of other sets or by other thresholds, finds
-the units done and opens no picture. Worker count, resumes and places change no byte.
+A corpus's vectors are a derived artefact: one side table per index, a row for each row of the index in its order, committed under
+FOLDER/vectors/DIGEST/ with its own SHA-256 in its record, where DIGEST covers the weights and how pictures are looked at, and the unit's
+name the index. FOLDER lies beside the shards unless the user says otherwise, so the next audit, of other sets or by other thresholds, finds
+the units done and opens no picture; a corpus that grew has its new shards looked at. Worker count, resumes and places change no byte.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,34 +16,52 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from evaluation.descriptor.embed import EMBED_VERSION, VIEWS, Embedder, ViewKind, views
-from evaluation.descriptor.search import Index, normalisation
-from evaluation.descriptor.weights import Descriptor
+from evaluation.config import DescriptorConfig
+from evaluation.descriptor import weights
+from evaluation.descriptor.artefact import Descriptor
+from evaluation.descriptor.embed import EMBED_VERSION, Embedder, views
+from evaluation.descriptor.search import Index, normalisation, score_pairs
+from evaluation.descriptor.views import VIEWS, ViewKind
+from evaluation.overlap.corpus import Corpus, Stored
+from evaluation.overlap.seen import CopyScores, Seen, Vectors, as_vectors
+from evaluation.overlap.set_stage import tables_of_sets
+from evaluation.overlap.tables import VECTOR_SCHEMA, VIEW_SCHEMA
 from pipeline.content.image import ImageRejected
 from pipeline.content.labelled import LabelledSet
-from pipeline.contracts import manifest, parquet, storage
+from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
-from pipeline.engine import Result, Run, Stage, Unit, stage_digest, stage_folder
-from pipeline.records import Record
-
-Int8s = NDArray[np.int8]
+from pipeline.engine import Result, Run, Stage, Unit, matching_records, stage_digest, stage_folder
 
 ROWS_PER_UNIT = 1000  # evaluation pictures; each is looked at up to sixteen times
-
-VIEW_SCHEMA = pa.schema(
-    [
-        pa.field("eval_row", pa.int64(), nullable=False),
-        pa.field("view", pa.int64(), nullable=False),
-        pa.field("vector", pa.binary(), nullable=False),
-    ]
-)
-"""One view of an evaluation picture; `vector` is int8[d] as bytes. Flat views have no row."""
+_NEAREST = (1, 3)  # of the background: which neighbours' mean cosine lowers a score
 
 
-VECTOR_SCHEMA = pa.schema([pa.field("uid", pa.binary(16), nullable=False), pa.field("vector", pa.binary())])
-"""A row of a shard's side table, in the shard's order; `vector` is int8[d] as bytes, null where there is no picture, or it cannot be opened
-or is flat."""
+def open_descriptor(config: DescriptorConfig) -> Descriptor:
+    """The trained descriptor. Raises InputError where it is missing, damaged, or of too few background pictures for `beta`."""
+    descriptor = weights.read(config.weights)
+    if config.beta and len(descriptor.background) < _NEAREST[1]:
+        raise InputError(
+            f"descriptor.beta: {config.beta!r} needs at least {_NEAREST[1]} background vectors, {config.weights!r} has "
+            f"{len(descriptor.background)}; set it to 0 or train on more pictures"
+        )
+    return descriptor
+
+
+def look(
+    driver: Run,
+    vectors: Vectors,
+    sets: Sequence[LabelledSet],
+    descriptor: Descriptor,
+    config: DescriptorConfig,
+) -> Seen:
+    """Look at the sets' pictures, beside a corpus's `vectors`; everything that the rest of the job needs of the descriptor."""
+    tables, root = set_vectors(driver, sets, descriptor, config.views)
+    sizes = [len(one) for one in sets]
+    index = build_index(tables, sizes, descriptor, beta=config.beta)
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    copies = functools.partial(copy_scores, descriptor, index, starts)
+    return Seen(descriptor.card, config, index, root, vectors, copies)
 
 
 # ---- a corpus
@@ -50,97 +69,63 @@ or is flat."""
 
 @dataclass(frozen=True)
 class _CorpusWork:
-    """A shard → its vectors. `corpus_path` is a place and stays out of every digest."""
+    """An index → the vectors of its rows. `folder`, below which indexes lie, and where `stored` reads are places and in no digest."""
 
-    corpus_path: str
+    folder: str
+    stored: Stored
     descriptor: Descriptor
 
     def read(self, unit: Unit) -> pa.Table:
-        folder = storage.parent(manifest.manifest_path(self.corpus_path))
-        return parquet.read(storage.join(folder, str(unit.params["index"])), ["uid"])
+        return parquet.read(storage.join(self.folder, str(unit.params["index"])), ["uid"])
 
     def work(self, rows: pa.Table, unit: Unit) -> Result:
-        folder = storage.parent(manifest.manifest_path(self.corpus_path))
-        embedder = Embedder.of(self.descriptor)
-        found = list(embedder.first_views(_pictures(storage.join(folder, str(unit.params["shard"])))))
-        vectors = pa.array([None if vector is None else vector.tobytes() for vector in found], pa.binary())
+        places: list[int] = []
+
+        def pictures() -> Iterator[bytes | None]:
+            for place, data in self.stored(str(unit.params["shard"]), str(unit.params["index"])):
+                places.append(place)
+                yield data
+
+        values: list[bytes | None] = [None] * rows.num_rows
+        seen = list(Embedder.of(self.descriptor).first_views(pictures()))
+        for place, vector in zip(places, seen, strict=True):
+            values[place] = None if vector is None else vector.tobytes()
+        vectors = pa.array(values, pa.binary())
         return Result(
             pa.table([rows["uid"], vectors], schema=VECTOR_SCHEMA), notes={"without_vector": vectors.null_count}
         )
 
 
-def _pictures(uri: str) -> Iterator[bytes | None]:
-    """The pictures of a shard, a row group in memory at a time."""
-    with parquet.open_file(uri) as source:
-        groups = source.num_row_groups
-    for group in range(groups):
-        yield from parquet.read_row_group(uri, group, ["image"])["image"].to_pylist()
-
-
-def corpus_vectors(
-    driver: Run, corpus_path: str, corpus: manifest.Manifest, descriptor: Descriptor
-) -> tuple[list[str], list[Record]]:
-    """Embed what is not embedded yet; returns the side tables' URIs, one a shard in the manifest's order, and their records.
-
-    `driver` writes below its own folder: give one whose folder is beside the shards (`vectors_folder`).
-    """
-    work = _CorpusWork(corpus_path, descriptor)
-    digest = stage_digest(
-        "vectors", EMBED_VERSION, {"weights_sha256": descriptor.card.weights_sha256}, [corpus.content_root]
-    )
-    stage = Stage("vectors", digest, work.read, work.work)
+def _corpus_stage(corpus: Corpus, descriptor: Descriptor) -> tuple[Stage, list[Unit]]:
+    work = _CorpusWork(corpus.folder, corpus.stored, descriptor)
+    identity: dict[str, Json] = {"weights_sha256": descriptor.card.weights_sha256}
+    digest = stage_digest("vectors", EMBED_VERSION, identity, [])
     units = [
-        Unit(f"{number:06d}-{shard.sha256[:12]}", (shard.sha256,), {"shard": shard.path, "index": shard.index_path})
-        for number, shard in enumerate(corpus.shards)
+        Unit(f"{number:06d}-{index.sha256[:12]}", (index.sha256,), {"shard": index.shard, "index": index.path})
+        for number, index in enumerate(corpus.indexes)
     ]
+    return Stage("vectors", digest, work.read, work.work), units
+
+
+def corpus_vectors(driver: Run, corpus: Corpus, descriptor: Descriptor) -> Vectors:
+    """Embed what is not embedded yet. `driver` writes below its own folder: give one whose folder is beside the shards."""
+    stage, units = _corpus_stage(corpus, descriptor)
     records = driver.stage(stage, units)
-    folder = stage_folder(driver.out, stage)
-    return [storage.join(folder, record.output.name) for record in records], records
+    absent = sum(int(str(record.notes["without_vector"])) for record in records)
+    return Vectors(stage_folder(driver.out, stage), [record.output for record in records], absent)
 
 
-def vectors_folder(corpus_path: str) -> str:
-    """Where a corpus's vectors lie unless the user says otherwise: beside its shards."""
-    return storage.join(storage.parent(manifest.manifest_path(corpus_path)), "derived")
-
-
-def read_vectors(uri: str, dimension: int) -> Int8s:
-    """A side table as int8[rows, d]; rows without a vector are zero. Raises InputError for a table of another dimension."""
-    return as_vectors(parquet.read(uri, ["vector"])["vector"], dimension, uri)
-
-
-def as_vectors(column: pa.ChunkedArray, dimension: int, place: str) -> Int8s:
-    """binary values as int8[n, d], null as zero. Raises InputError for values of another length."""
-    values = [bytes(dimension) if value is None else value for value in column.to_pylist()]
-    wrong = next((len(value) for value in values if len(value) != dimension), None)
-    if wrong is not None:
-        raise InputError(
-            f"{place}: a vector of {wrong} bytes, the descriptor's have {dimension}; embed with these weights again"
-        )
-    return np.frombuffer(b"".join(values), np.int8).reshape(len(values), dimension)
+def corpus_done(folder: str, corpus: Corpus, descriptor: Descriptor) -> int:
+    """How many of a corpus's indexes have their vectors in `folder` already."""
+    stage, units = _corpus_stage(corpus, descriptor)
+    return len(matching_records(stage_folder(folder, stage), stage.digest, units))
 
 
 # ---- evaluation sets
 
 
-@dataclass(frozen=True)
-class _SetWork:
-    """Rows of one set → VIEW_SCHEMA rows."""
-
-    sets: list[LabelledSet]
-    descriptor: Descriptor
-    kinds: tuple[ViewKind, ...]
-
-    def read(self, unit: Unit) -> pa.Table:
-        start, stop = int(str(unit.params["start"])), int(str(unit.params["stop"]))
-        return pa.table({"eval_row": pa.array(range(start, stop), pa.int64())})
-
-    def work(self, rows: pa.Table, unit: Unit) -> Result:
-        labelled = self.sets[int(str(unit.params["set"]))]
-        return Result(set_views(labelled, rows["eval_row"].to_pylist(), self.descriptor, self.kinds))
-
-
 def set_views(
-    labelled: LabelledSet, rows: Sequence[int], descriptor: Descriptor, kinds: Sequence[ViewKind] = VIEWS
+    descriptor: Descriptor, kinds: Sequence[ViewKind], labelled: LabelledSet, rows: Sequence[int]
 ) -> pa.Table:
     """VIEW_SCHEMA rows of a set's pictures (ascending positions). Raises InputError for a picture that cannot be opened."""
     size = descriptor.card.architecture.size
@@ -171,28 +156,13 @@ def set_views(
 
 
 def set_vectors(
-    driver: Run, sets: list[LabelledSet], descriptor: Descriptor, kinds: tuple[ViewKind, ...] = VIEWS
-) -> list[pa.Table]:
-    """VIEW_SCHEMA rows of every set, by picture and view: what the index is made of."""
-    work = _SetWork(sets, descriptor, kinds)
+    driver: Run, sets: Sequence[LabelledSet], descriptor: Descriptor, kinds: Sequence[ViewKind] = VIEWS
+) -> tuple[list[pa.Table], str]:
+    """VIEW_SCHEMA rows of every set, by picture and view, of which the index is made, and a digest over them."""
     settings: dict[str, Json] = {"weights_sha256": descriptor.card.weights_sha256, "views": list(kinds)}
     digest = stage_digest("views", EMBED_VERSION, settings, [one.content_hash for one in sets])
-    stage = Stage("views", digest, work.read, work.work, accounted=False)
-    units = [
-        Unit(
-            f"{number:04d}-{start:08d}",
-            (labelled.content_hash,),
-            {"set": number, "start": start, "stop": min(start + ROWS_PER_UNIT, len(labelled))},
-        )
-        for number, labelled in enumerate(sets)
-        for start in range(0, len(labelled), ROWS_PER_UNIT)
-    ]
-    records = driver.stage(stage, units)
-    tables: list[list[pa.Table]] = [[VIEW_SCHEMA.empty_table()] for _ in sets]
-    folder = stage_folder(driver.out, stage)
-    for unit, record in zip(units, records, strict=True):
-        tables[int(str(unit.params["set"]))].append(parquet.read(storage.join(folder, record.output.name)))
-    return [pa.concat_tables(pieces) for pieces in tables]
+    make = functools.partial(set_views, descriptor, kinds)
+    return tables_of_sets(driver, "views", digest, sets, make, rows_per_unit=ROWS_PER_UNIT, accounted=False)
 
 
 def build_index(tables: Sequence[pa.Table], sizes: Sequence[int], descriptor: Descriptor, *, beta: float) -> Index:
@@ -208,5 +178,24 @@ def build_index(tables: Sequence[pa.Table], sizes: Sequence[int], descriptor: De
         vectors,
         np.concatenate(picture),
         np.concatenate([np.asarray(table["view"]) for table in tables]),
-        normalisation(vectors, descriptor.background, beta=beta),
+        normalisation(vectors, descriptor.background, beta=beta, nearest=_NEAREST),
     )
+
+
+# ---- planted copies
+
+
+def copy_scores(descriptor: Descriptor, index: Index, starts: Sequence[int], number: int) -> CopyScores:
+    """How changed copies of pictures of set `number`, whose pictures begin at `starts` in the index, score against their originals."""
+    embedder = Embedder.of(descriptor)
+
+    def scores(row: int, copies: Sequence[bytes]) -> list[float | None]:
+        seen = list(embedder.first_views(copies))
+        nothing = np.zeros(descriptor.card.architecture.dimension, np.int8)
+        queries = np.stack([nothing if vector is None else vector for vector in seen])
+        original = np.full(len(copies), starts[number] + row, np.int64)
+        hits = score_pairs(index, queries, original, np.arange(len(copies)))
+        known = dict(zip(hits.query.tolist(), hits.score.tolist(), strict=True))
+        return [known.get(place) for place in range(len(copies))]
+
+    return scores

@@ -29,10 +29,12 @@ from numpy.typing import NDArray
 
 from evaluation.descriptor import augment, losses, weights
 from evaluation.descriptor import pictures as training_pictures
+from evaluation.descriptor.artefact import CARD, Card, Proxy, TrainedOn
 from evaluation.descriptor.config import OptimiserConfig, TrainDescriptorConfig
-from evaluation.descriptor.embed import WHOLE, Embedder, view
+from evaluation.descriptor.embed import Embedder, view
 from evaluation.descriptor.model import Network, build
 from evaluation.descriptor.search import cosines
+from evaluation.descriptor.views import WHOLE
 from evaluation.device import usable
 from pipeline.contracts import config as contracts_config
 from pipeline.contracts import storage
@@ -76,13 +78,13 @@ def work_folder(config: TrainDescriptorConfig) -> str:
     return config.run.out.rstrip("/") + ".work"
 
 
-def train(config: TrainDescriptorConfig) -> weights.Card:
+def train(config: TrainDescriptorConfig) -> Card:
     """Train, or go on where a killed run was, and write the artefact to `config.run.out`; returns its card.
 
     Raises InputError for a folder that holds another descriptor, too few pictures or a device that is not there; RunError when the loss is
     no longer finite.
     """
-    if storage.exists(storage.join(config.run.out, weights.CARD)):
+    if storage.exists(storage.join(config.run.out, CARD)):
         return _finished(config)
     device = usable(config.run.device, "run.device")
     if config.run.threads is not None:
@@ -131,7 +133,7 @@ def train(config: TrainDescriptorConfig) -> weights.Card:
     return _write_artefact(config, network.cpu(), found, held, kept, state.step)
 
 
-def _finished(config: TrainDescriptorConfig) -> weights.Card:
+def _finished(config: TrainDescriptorConfig) -> Card:
     """The card of this configuration's own, finished run."""
     card = weights.read(config.run.out).card
     if card.config_digest != contracts_config.digest(config):
@@ -265,7 +267,7 @@ def _resume(folder: str, identity: str, network: Network, optimiser: torch.optim
 # ---- the artefact
 
 
-def proxy(network: Network, held: Sequence[UInt8s], config: TrainDescriptorConfig) -> weights.Proxy:
+def proxy(network: Network, held: Sequence[UInt8s], config: TrainDescriptorConfig) -> Proxy:
     """Each held-out picture's copy against all their references, with draws of its own that no training step has."""
     size, seed = config.architecture.size, config.run.seed
     pairs = [augment.pair(one, config.augmentation, size, seed, _PROXY, place) for place, one in enumerate(held)]
@@ -276,7 +278,7 @@ def proxy(network: Network, held: Sequence[UInt8s], config: TrainDescriptorConfi
     found = float((table.argmax(axis=1) == own).mean())
     table[own, own] = -1.0
     count = len(held) * (len(held) - 1)
-    return weights.Proxy(accuracy=found, pairs=count, largest_unrelated=float(table.max()), rate_bound=3 / count)
+    return Proxy(accuracy=found, pairs=count, largest_unrelated=float(table.max()), rate_bound=3 / count)
 
 
 def _write_artefact(
@@ -286,17 +288,17 @@ def _write_artefact(
     held: Sequence[UInt8s],
     kept: Sequence[UInt8s],
     steps: int,
-) -> weights.Card:
+) -> Card:
     measured = proxy(network, held, config)
     size = config.architecture.size
     embedder = Embedder(network, size)
     seen = (view(one, WHOLE, size) for one in kept[:_BACKGROUND])
     background = embedder.vectors(pixels for pixels in seen if pixels is not None)
     data = weights.weights_bytes(network, background)
-    card = weights.Card(
+    card = Card(
         architecture=config.architecture,
         parameters=_parameters(network),
-        trained_on=weights.TrainedOn(
+        trained_on=TrainedOn(
             kind=found.kind,
             root=found.root,
             digest=found.digest,
@@ -331,7 +333,7 @@ def _parameters(network: Network) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def summary(card: weights.Card) -> str:
+def summary(card: Card) -> str:
     """What a person should know of a finished descriptor, in two lines."""
     measured = card.proxy
     return (

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
+from evaluation.overlap.seen import CopyScores
 from evaluation.overlap.tables import COPY_SCHEMA
 from pipeline.content.hashes import HASH_SHORT_SIDE, PictureHashes, as_codes, hamming, picture_hashes
 from pipeline.content.image import ImageRejected, decode, encode
@@ -94,23 +95,27 @@ def copy_of(picture: Image.Image, transform: str) -> bytes:
     return encode(np.asarray(TRANSFORMS[transform](picture)), format="jpeg", quality=quality)
 
 
-def hash_copies(labelled: LabelledSet, rows: list[int]) -> pa.Table:
+def hash_copies(labelled: LabelledSet, rows: list[int], scores: CopyScores | None = None) -> pa.Table:
     """COPY_SCHEMA: one row per picture of `rows` and transform, with the distances from the original, in that order.
 
-    A picture that cannot be opened and a copy too small to be one have no row.
+    A picture that cannot be opened and a copy too small to be one have no row. `scores`: what the descriptor says of copies of a row.
     """
     found: list[tuple[int, str, str, PictureHashes, PictureHashes]] = []
+    likeness: list[float | None] = []
     for picture in labelled.pictures(rows):
         try:
             opened = decode(picture.data, min_short_side=HASH_SHORT_SIDE)
         except ImageRejected:
             continue
         original, upright = picture_hashes(opened), Image.fromarray(opened.rgb)
+        copies = []
         for name in TRANSFORMS:
             data = copy_of(upright, name)
             changed = decode(data, min_short_side=HASH_SHORT_SIDE)
             if min(changed.rgb.shape[:2]) >= _SMALLEST:
+                copies.append(data)
                 found.append((picture.row, picture.id, name, original, picture_hashes(changed)))
+        likeness += [None] * len(copies) if scores is None else scores(picture.row, copies)
     both = [one for *_, one, _ in found], [other for *_, other in found]
     return pa.table(
         {
@@ -125,6 +130,7 @@ def hash_copies(labelled: LabelledSet, rows: list[int]) -> pa.Table:
                 hamming(*(np.array([side.phash64 for side in sides], np.uint64) for sides in both)), pa.int32()
             ),
             "pdq_quality": pa.array([min(one.pdq_quality, other.pdq_quality) for *_, one, other in found], pa.uint8()),
+            "descriptor_score": pa.array(likeness, pa.float64()),
         },
         schema=COPY_SCHEMA,
     )

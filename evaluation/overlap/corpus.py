@@ -16,7 +16,7 @@ import functools
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,7 +59,8 @@ class IndexFile(NamedTuple):
 class Corpus:
     """A corpus that is ready to be joined. `pictures` gives the stored bytes at places, None where there are none.
 
-    `texts` takes an index's shard and path and gives its uids, URLs and captions (and rows and keys, where it has them), in its order.
+    `texts` takes an index's shard and path and gives its uids, URLs and captions (and rows and keys, where it has them), in its order;
+    `stored` gives the stored bytes of every row of an index, each with its place in the index, in the order in which they lie.
     """
 
     about: schema.Corpus
@@ -67,10 +68,12 @@ class Corpus:
     indexes: list[IndexFile]
     pictures: Pictures
     texts: Texts
+    stored: Stored
 
 
 Pictures = Callable[[Iterable[Place]], Mapping[Place, bytes | None]]
 Texts = Callable[[str, str], pa.Table]
+Stored = Callable[[str, str], Iterator[tuple[int, bytes | None]]]
 
 
 def plan(config: CorpusConfig) -> str:
@@ -137,9 +140,15 @@ def of_manifest(path: str) -> Corpus:
         config_digest=found.config_digest,
     )
     indexes = [IndexFile(shard.path, shard.index_path, shard.index_sha256) for shard in found.shards]
-    folder = storage.parent(manifest.manifest_path(path))
+    folder = folder_of(path)
     pictures = functools.partial(_shard_pictures, path, found)
-    return Corpus(about, folder, indexes, pictures, functools.partial(_index_texts, folder))
+    texts, stored = functools.partial(_index_texts, folder), functools.partial(_shard_stored, folder)
+    return Corpus(about, folder, indexes, pictures, texts, stored)
+
+
+def folder_of(path: str) -> str:
+    """Where a corpus of this project lies."""
+    return storage.parent(manifest.manifest_path(path))
 
 
 def _shard_pictures(path: str, found: manifest.Manifest, places: Iterable[Place]) -> dict[Place, bytes | None]:
@@ -156,6 +165,15 @@ def _shard_pictures(path: str, found: manifest.Manifest, places: Iterable[Place]
                 pictures |= {(shard.path, row): column[row - first].as_py() for row in inside}
             first += group.rows
     return pictures
+
+
+def _shard_stored(folder: str, shard: str, path: str) -> Iterator[tuple[int, bytes | None]]:
+    """A shard has the rows of its index (at `path`) in their order; a row group is in memory at a time."""
+    uri = storage.join(folder, shard)
+    with parquet.open_file(uri) as source:
+        groups = source.num_row_groups
+    columns = (parquet.read_row_group(uri, group, ["image"])["image"] for group in range(groups))
+    yield from enumerate(data.as_py() for column in columns for data in column)
 
 
 def _by_shard(places: Iterable[Place]) -> dict[str, list[int]]:
@@ -249,8 +267,8 @@ def of_files(driver: Run, files: list[CorpusFile], config: CorpusConfig, *, with
         )
         for unit, record in zip(units, indexed, strict=True)
     ]
-    texts = functools.partial(_file_texts, indexing, driver.out)
-    return Corpus(about, driver.out, indexes, functools.partial(_file_pictures, indexing), texts)
+    texts, stored = (functools.partial(read, indexing, driver.out) for read in (_file_texts, _file_stored))
+    return Corpus(about, driver.out, indexes, functools.partial(_file_pictures, indexing), texts, stored)
 
 
 def _short(*inputs: str) -> str:
@@ -348,12 +366,27 @@ def _file_pictures(work: _IndexWork, places: Iterable[Place]) -> dict[Place, byt
     numbers = {file.name: number for number, file in enumerate(work.files)}
     pictures: dict[Place, bytes | None] = {}
     for shard, rows in _by_shard(places).items():
-        number = numbers[shard]
-        listed = parquet.read(work.tables[number])
-        chosen = listed.filter(pc.is_in(listed["row"], value_set=pa.array(rows, pa.int64())))
-        for entry in readers.read_file(work.layout, work.files[number], chosen, work.columns):
+        for entry in _entries(work, numbers[shard], pa.array(rows, pa.int64())):
             pictures[shard, entry.row] = entry.data
     return pictures
+
+
+def _file_stored(work: _IndexWork, folder: str, shard: str, path: str) -> Iterator[tuple[int, bytes | None]]:
+    """The index is ordered by uid, the file is read from its beginning."""
+    rows = parquet.read(storage.join(folder, path), ["row"])["row"].combine_chunks()
+    place_of = {row: place for place, row in enumerate(rows.to_pylist())}
+    yield from ((place_of[entry.row], entry.data) for entry in _entries(work, _number(work, shard), rows))
+
+
+def _number(work: _IndexWork, shard: str) -> int:
+    return next(number for number, file in enumerate(work.files) if file.name == shard)
+
+
+def _entries(work: _IndexWork, number: int, rows: pa.Array) -> Iterable[Entry]:
+    """Some rows of a file (int64), in its own order."""
+    listed = parquet.read(work.tables[number])
+    chosen = listed.filter(pc.is_in(listed["row"], value_set=rows))
+    return readers.read_file(work.layout, work.files[number], chosen, work.columns)
 
 
 def _file_texts(work: _IndexWork, folder: str, shard: str, path: str) -> pa.Table:
@@ -361,10 +394,7 @@ def _file_texts(work: _IndexWork, folder: str, shard: str, path: str) -> pa.Tabl
     index = _index_texts(folder, shard, path)
     if not work.withhold:
         return index
-    number = next(number for number, file in enumerate(work.files) if file.name == shard)
-    listed = parquet.read(work.tables[number])
-    chosen = listed.filter(pc.is_in(listed["row"], value_set=index["row"].combine_chunks()))
-    entries = readers.read_file(work.layout, work.files[number], chosen, work.columns)
+    entries = _entries(work, _number(work, shard), index["row"].combine_chunks())
     told = {entry.row: (_kept(entry.url), _kept(entry.caption)) for entry in entries}
     said = [told[row] for row in index["row"].to_pylist()]
     texts = pa.table(

@@ -3,8 +3,10 @@
 1. Open the sets and the corpus (`corpus`); refuse what cannot be compared. The files of a corpus that others wrote are listed and
    indexed here, by two stages of their own.
 2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
-3. Stage `join`: one unit per index (of a shard, or of rows of a foreign file), against all codes (`join.join_shard`), and the nearest
-   picture of some (`nearest`).
+   With a learned descriptor (`[descriptor]`) also stage `vectors`: look at every picture of the corpus, unless another audit did and the
+   vectors lie there; and stage `views`: look at the pictures of the sets (`descriptor.stages`).
+3. Stage `join`: one unit per index (of a shard, or of rows of a foreign file), against all codes and views (`join.join_shard`), and the
+   nearest picture of some (`nearest`).
 4. Stage `copies`: some pictures of each set, changed in stated ways and searched (`copies`).
 5. Stage `text`: captions and class names of the sets in the captions of each shard (`text_stage`).
 6. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
@@ -17,6 +19,7 @@ depend on what happened on the way.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +29,14 @@ from numpy.typing import NDArray
 
 from evaluation.config import OverlapConfig, Thresholds
 from evaluation.datasets import open_set
+from evaluation.descriptor.artefact import Descriptor
+from evaluation.descriptor.search import Index
 from evaluation.overlap import copies, join, nearest, text, text_stage, thresholds
 from evaluation.overlap import corpus as corpora
 from evaluation.overlap.corpus import Corpus
-from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.join import EvalCodes, Learned
+from evaluation.overlap.seen import CopyScores, Seen, as_vectors, with_vectors
+from evaluation.overlap.set_stage import tables_of_sets
 from evaluation.overlap.splits import Predictions, read_predictions, split_set
 from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA, KEY, METHODS, PAIR_SCHEMA
 from evaluation.report import evidence, files, numbers, page, summary, text_evidence
@@ -46,25 +53,27 @@ from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest
 NEAREST_SUFFIX = ".nearest.parquet"
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
-COPIES_VERSION = 1
+COPIES_VERSION = 2
 
 
 def run(config: OverlapConfig) -> Report:
     """Do the whole job and return the report that was written to `config.report.dir`."""
+    descriptor = _descriptor(config)
     sets = [open_set(one) for one in config.sets]
     predictions = [_predictions(config, number, one) for number, one in enumerate(sets)]
     texts = [
         text.open_text(one, one.text or config.text, labelled) for one, labelled in zip(config.sets, sets, strict=True)
     ]
     corpus = _open_corpus(config)
-    inputs = _inputs(config, corpus, sets, predictions, texts)
+    inputs = _inputs(config, corpus, sets, predictions, texts, descriptor)
     files.check_free(config.report.dir, inputs)
     limits = [one.thresholds or config.match for one in config.sets]
     with _driver(config) as driver:
         codes, codes_root = _hash_sets(driver, sets)
-        pairs, closest, hashless = _join(driver, config, corpus, codes, codes_root, limits)
+        seen = _look(driver, config, corpus, sets, descriptor)
+        pairs, closest, hashless = _join(driver, config, corpus, codes, codes_root, limits, seen)
         pairs, labels = _in_order(pairs, codes.names), thresholds.read_labels(config.labels, closest)
-        planted = _plant_copies(driver, config.copies.examples, sets, codes)
+        planted = _plant_copies(driver, config.copies.examples, sets, codes, seen)
         withhold = config.report.evidence == "hash-only"
         findings = text_stage.search(driver, corpus, texts, sets, pairs, withhold)
     results = [
@@ -93,6 +102,7 @@ def run(config: OverlapConfig) -> Report:
         config_digest=contracts_config.digest(config),
         evidence=config.report.evidence,
         labels=[storage.sha256_file(place) for place in config.labels],
+        descriptor=None if seen is None else seen.about(),
     )
     tables = {
         files.PAIRS: findings.pairs,
@@ -112,18 +122,23 @@ def work_folder(config: OverlapConfig) -> str:
 
 
 def _driver(config: OverlapConfig) -> Run:
-    engine = EngineConfig(address=config.engine.address, workers=config.engine.workers)
-    return Run(work_folder(config), engine, contracts_config.semantic(config), contracts_config.digest(config))
+    return Run(work_folder(config), _engine(config), contracts_config.semantic(config), contracts_config.digest(config))
+
+
+def _engine(config: OverlapConfig) -> EngineConfig:
+    return EngineConfig(address=config.engine.address, workers=config.engine.workers)
 
 
 def plan(config: OverlapConfig) -> str:
-    """What a run would do, for `--check`: opens a local manifest, or looks at the names of local files, and nothing else.
+    """What a run would do, for `--check`: opens a local manifest, or looks at the names of local files, and nothing else but a descriptor.
 
     Raises InputError where they are missing or are refused.
     """
+    descriptor = _descriptor(config)
     names = ", ".join(one.name for one in config.sets)
+    looks = "" if descriptor is None else _plan_of_descriptor(config, descriptor)
     end = f"report in {config.report.dir}, committed units in {work_folder(config)}"
-    return f"sets: {names}; {corpora.plan(config.corpus)}; {end}"
+    return f"sets: {names}; {corpora.plan(config.corpus)}{looks}; {end}"
 
 
 def _open_corpus(config: OverlapConfig) -> Corpus:
@@ -150,6 +165,7 @@ def _inputs(
     sets: list[LabelledSet],
     predictions: list[Predictions | None],
     texts: list[text.SetText],
+    descriptor: Descriptor | None,
 ) -> dict[str, Json]:
     return {
         "corpus_content_root": corpus.about.content_root,
@@ -164,25 +180,11 @@ def _inputs(
         "labels": [storage.sha256_file(place) for place in config.labels],
         "names_sha256": {one.name: list[Json](one.names_sha256) for one in texts if one.names_sha256},
         "hashes": dict(HASH_VERSION),
+        "descriptor_sha256": None if descriptor is None else descriptor.card.weights_sha256,
     }
 
 
 # ---- stage codes
-
-
-@dataclass(frozen=True)
-class _CodesWork:
-    """Rows of one set → their CODE_SCHEMA rows."""
-
-    sets: list[LabelledSet]
-
-    def read(self, unit: Unit) -> pa.Table:
-        start, stop = int(str(unit.params["start"])), int(str(unit.params["stop"]))
-        return pa.table({"eval_row": pa.array(range(start, stop), pa.int64())})
-
-    def work(self, rows: pa.Table, unit: Unit) -> Result:
-        labelled = self.sets[int(str(unit.params["set"]))]
-        return Result(hash_pictures(labelled, rows["eval_row"].to_pylist()))
 
 
 def hash_pictures(labelled: LabelledSet, rows: list[int]) -> pa.Table:
@@ -211,26 +213,63 @@ def hash_pictures(labelled: LabelledSet, rows: list[int]) -> pa.Table:
 
 
 def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
-    roots = [one.content_hash for one in sets]
     hashes: dict[str, Json] = dict(HASH_VERSION)
-    work = _CodesWork(sets)
-    stage = Stage("codes", stage_digest("codes", CODES_VERSION, hashes, roots), work.read, work.work)
-    units = [
-        Unit(
-            f"{number:04d}-{start:08d}",
-            (labelled.content_hash,),
-            {"set": number, "start": start, "stop": min(start + ROWS_PER_UNIT, len(labelled))},
-        )
-        for number, labelled in enumerate(sets)
-        for start in range(0, len(labelled), ROWS_PER_UNIT)
-    ]
-    records = driver.stage(stage, units)
-    tables: list[list[pa.Table]] = [[] for _ in sets]
-    folder = stage_folder(driver.out, stage)
-    for unit, record in zip(units, records, strict=True):
-        tables[int(str(unit.params["set"]))].append(parquet.read(storage.join(folder, record.output.name)))
-    codes = EvalCodes([one.name for one in sets], [pa.concat_tables(pieces) for pieces in tables])
-    return codes, contracts_config.digest_json([record.output.sha256 for record in records])
+    digest = stage_digest("codes", CODES_VERSION, hashes, [one.content_hash for one in sets])
+    tables, root = tables_of_sets(
+        driver, "codes", digest, sets, hash_pictures, rows_per_unit=ROWS_PER_UNIT, accounted=True
+    )
+    return EvalCodes([one.name for one in sets], tables), root
+
+
+# ---- the learned descriptor
+
+
+def _descriptor(config: OverlapConfig) -> Descriptor | None:
+    if config.descriptor is None:
+        return None
+    # Loads torch: a job without a descriptor has no use for it.
+    from evaluation.descriptor.stages import open_descriptor
+
+    return open_descriptor(config.descriptor)
+
+
+def _look(
+    driver: Run, config: OverlapConfig, corpus: Corpus, sets: list[LabelledSet], descriptor: Descriptor | None
+) -> Seen | None:
+    """Vectors of the corpus, committed in a folder of their own, and of the sets, in the job's."""
+    if config.descriptor is None or descriptor is None:
+        return None
+    from evaluation.descriptor.stages import corpus_vectors, look
+
+    about: dict[str, Json] = {
+        "weights_sha256": descriptor.card.weights_sha256,
+        "corpus_content_root": corpus.about.content_root,
+    }
+    digest = contracts_config.digest_json(about)
+    with Run(_vectors_folder(config), _engine(config), about, digest) as embedder:
+        vectors = corpus_vectors(embedder, corpus, descriptor)
+    return look(driver, vectors, sets, descriptor, config.descriptor)
+
+
+def _vectors_folder(config: OverlapConfig) -> str:
+    """Beside our own shards; what others wrote is left as it is."""
+    if config.descriptor is not None and config.descriptor.vectors is not None:
+        return config.descriptor.vectors
+    manifest = config.corpus.manifest
+    return storage.join(work_folder(config) if manifest is None else corpora.folder_of(manifest), "derived")
+
+
+def _plan_of_descriptor(config: OverlapConfig, descriptor: Descriptor) -> str:
+    """For `--check`: what is looked at, and how much of the corpus was before."""
+    from evaluation.descriptor.stages import corpus_done
+
+    folder, done = _vectors_folder(config), ""
+    manifest = config.corpus.manifest
+    if manifest is not None and not storage.is_s3(manifest) and not storage.is_s3(folder):
+        corpus = corpora.of_manifest(manifest)
+        done = f" ({corpus_done(folder, corpus, descriptor):,} of {len(corpus.indexes):,} shards are there)"
+    name = descriptor.card.weights_sha256[:12]
+    return f"; descriptor {name} looks at every picture of the corpus once, its vectors are kept in {folder}{done}"
 
 
 # ---- stage join
@@ -240,7 +279,8 @@ def _hash_sets(driver: Run, sets: list[LabelledSet]) -> tuple[EvalCodes, str]:
 class _JoinWork:
     """An index → its matches, and the nearest rows of the `sample`. `folder`, below which indexes lie, is a place and in no digest.
 
-    `withhold`: URLs and captions of the corpus are not even read, the pairs have null there.
+    `withhold`: URLs and captions of the corpus are not even read, the pairs have null there. With a descriptor: its `views` of all sets,
+    and the folder of the corpus's `vectors`, a place too.
     """
 
     folder: str
@@ -248,13 +288,20 @@ class _JoinWork:
     sample: NDArray[np.int64]
     limits: list[Thresholds]
     withhold: bool
+    views: Index | None = None
+    vectors: str = ""
 
     def read(self, unit: Unit) -> pa.Table:
-        return corpora.read_index(self.folder, str(unit.params["index"]), withhold=self.withhold)
+        index = corpora.read_index(self.folder, str(unit.params["index"]), withhold=self.withhold)
+        return index if self.views is None else with_vectors(index, self.vectors, str(unit.params["vectors"]))
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
         hashless, shard = index["pdq256"].null_count, str(unit.params["shard"])
-        rows = corpora.keyed(join.join_shard(index, shard, self.codes, self.limits), index)
+        learned = None
+        if self.views is not None:
+            vectors = as_vectors(index["vector"], self.views.vectors.shape[1], f"the vectors of {shard}")
+            learned = Learned(self.views, vectors)
+        rows = corpora.keyed(join.join_shard(index, shard, self.codes, self.limits, learned), index)
         closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
         beside = {NEAREST_SUFFIX: corpora.in_files(closest, index)}
         return Result(rows, beside=beside, notes={"rows_without_hashes": hashless})
@@ -267,23 +314,28 @@ def _join(
     codes: EvalCodes,
     codes_root: str,
     limits: list[Thresholds],
+    seen: Seen | None,
 ) -> tuple[pa.Table, pa.Table, int]:
     """All pairs, the nearest corpus row of every sampled example, and how many corpus rows have no hashes."""
     shown, examples = config.report.evidence, config.nearest.examples
     sample = nearest.sample_sets(codes, limits, examples)
-    work = _JoinWork(corpus.folder, codes, sample, limits, withhold=shown == "hash-only")
+    views, vectors = (None, "") if seen is None else (seen.index, seen.vectors.folder)
+    work = _JoinWork(corpus.folder, codes, sample, limits, shown == "hash-only", views, vectors)
     levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, limits, strict=True)]
     semantic: dict[str, Json] = {"sets": levels, "evidence": shown, "nearest": examples, "keys": KEY.name}
+    if seen is not None:
+        semantic["descriptor"] = seen.identity
     digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
     stage = Stage("join", digest, work.read, work.work, accounted=False)
     units = [
-        Unit(
-            f"{number:06d}-{index.sha256[:12]}",
-            (index.sha256,),
-            {"shard": index.shard, "index": index.path},
-        )
+        Unit(f"{number:06d}-{index.sha256[:12]}", (index.sha256,), {"shard": index.shard, "index": index.path})
         for number, index in enumerate(corpus.indexes)
     ]
+    if seen is not None:
+        units = [
+            Unit(f"{unit.id}-{table.sha256[:12]}", (*unit.inputs, table.sha256), {**unit.params, "vectors": table.name})
+            for unit, table in zip(units, seen.vectors.tables, strict=True)
+        ]
     records = driver.stage(stage, units)
     folder = stage_folder(driver.out, stage)
     tables = [parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out]
@@ -302,15 +354,18 @@ class _CopiesWork:
 
     sets: list[LabelledSet]
     chosen: list[list[int]]
+    scores: Callable[[int], CopyScores] | None
 
     def read(self, unit: Unit) -> pa.Table:
         return pa.table({"eval_row": pa.array(self.chosen[int(str(unit.params["set"]))], pa.int64())})
 
     def work(self, rows: pa.Table, unit: Unit) -> Result:
-        return Result(copies.hash_copies(self.sets[int(str(unit.params["set"]))], rows["eval_row"].to_pylist()))
+        number = int(str(unit.params["set"]))
+        scores = None if self.scores is None else self.scores(number)
+        return Result(copies.hash_copies(self.sets[number], rows["eval_row"].to_pylist(), scores))
 
 
-def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: EvalCodes) -> pa.Table:
+def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: EvalCodes, seen: Seen | None) -> pa.Table:
     """COPY_SCHEMA rows of all sets; flat pictures too, for a copy of one is lost as well."""
     roots = [one.content_hash for one in sets]
     chosen = [
@@ -318,7 +373,9 @@ def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: Ev
         for number, one in enumerate(sets)
     ]
     semantic: dict[str, Json] = {**HASH_VERSION, "examples": examples, "transforms": list(copies.TRANSFORMS)}
-    work = _CopiesWork(sets, chosen)
+    if seen is not None:
+        semantic["descriptor"] = seen.identity
+    work = _CopiesWork(sets, chosen, None if seen is None else seen.copies)
     stage = Stage(
         "copies", stage_digest("copies", COPIES_VERSION, semantic, roots), work.read, work.work, accounted=False
     )

@@ -1,13 +1,14 @@
 """Which corpus rows show a picture of an evaluation set: one shard's index against all sets, as a pure function.
 
 The evaluation side is held as codes (`EvalCodes`: hashes only, about 150 bytes a picture), of which each worker makes its search tables
-once. The corpus side arrives as an index table: every column of a shard but the picture, so that a join never opens an image. Three ways
+once. The corpus side arrives as an index table: every column of a shard but the picture, so that a join never opens an image. Four ways
 to match, and all of them are recorded for every pair:
 
 - `source_sha256`: the bytes as they were fetched equal the evaluation file, bit for bit;
 - `image_sha256`: the bytes as they are stored in the corpus do;
 - `pdq`, `phash`: the perceptual hashes differ in at most a threshold of bits. Both sides must have enough texture (PDQ's quality), because
-  all flat pictures hash alike, and a pHash match (64 bits only) counts only where PDQ does not contradict it.
+  all flat pictures hash alike, and a pHash match (64 bits only) counts only where PDQ does not contradict it;
+- `descriptor`: the learned descriptor's score reaches a threshold, where there is a descriptor and one is set. It asks for texture too.
 
 The same shard, codes and thresholds give the same table; nothing here knows of Ray.
 """
@@ -18,20 +19,22 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from evaluation.config import Thresholds
+from evaluation.descriptor.search import Float64s, Index, Int8s, score_pairs
+from evaluation.descriptor.search import search as search_vectors
 from evaluation.overlap.index import HammingIndex
 from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, METHODS, PAIR_SCHEMA
 from pipeline.content.hashes import hamming
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import INDEX_SCHEMA
 
-FORMAT_VERSION = 2  # of PAIR_SCHEMA, NEAREST_SCHEMA and of the matching rule; part of every unit's digest
+FORMAT_VERSION = 3  # of PAIR_SCHEMA, NEAREST_SCHEMA and of the matching rule; part of every unit's digest
 
 _HASHES = ("source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality")
 
@@ -100,6 +103,22 @@ class _CorpusCodes:
     known: NDArray[np.bool_]
 
 
+class Learned(NamedTuple):
+    """What the descriptor sees: views of all sets, whose pictures are places in EvalCodes, and a shard's vectors int8[rows, d], zero where
+    a row has none."""
+
+    views: Index
+    vectors: Int8s
+
+
+class _Likeness(NamedTuple):
+    """What the descriptor says of pairs: cosine, score and view (of no meaning where the others are nan: no vector, or no descriptor)."""
+
+    cosine: Float64s
+    score: Float64s
+    view: NDArray[np.int64]
+
+
 def hash_column(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """A column of numbers as [n], of binary(w) as uint8[n, w], and where it is not null.
 
@@ -120,7 +139,13 @@ def hash_column(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.bo
 
 
 def join_shard(
-    index: pa.Table, shard: str, codes: EvalCodes, thresholds: Sequence[Thresholds], *, place: str = "the index"
+    index: pa.Table,
+    shard: str,
+    codes: EvalCodes,
+    thresholds: Sequence[Thresholds],
+    learned: Learned | None = None,
+    *,
+    place: str = "the index",
 ) -> pa.Table:
     """All matches of one shard: PAIR_SCHEMA rows ordered by set, evaluation row, shard row.
 
@@ -129,7 +154,7 @@ def join_shard(
     """
     _check_columns(index, place)
     corpus = _corpus_codes(index)
-    left, right = _candidates(index, corpus, codes, thresholds)
+    left, right = _candidates(index, corpus, codes, thresholds, learned)
     ours = codes.sha256[left]
     source_exact = corpus.fetched[right] & (ours == corpus.source[right]).all(axis=1)
     stored_exact = corpus.stored[right] & (ours == corpus.image[right]).all(axis=1)
@@ -145,9 +170,13 @@ def join_shard(
         & (phash <= _each("phash_distance", thresholds)[per_set])
         & (pdq <= _each("phash_pdq_distance", thresholds)[per_set])
     )
-    kept = np.flatnonzero(source_exact | stored_exact | near | alike)
-    method = np.select([source_exact, stored_exact, near], [0, 1, 2], 3)
-    return _pair_table(index, shard, codes, corpus, left, right, kept, method, source_exact, stored_exact, pdq, phash)
+    likeness = _likeness(learned, left, right)
+    copied = textured & (likeness.score >= _least_scores(thresholds)[per_set])
+    kept = np.flatnonzero(source_exact | stored_exact | near | alike | copied)
+    method = np.select([source_exact, stored_exact, near, alike], [0, 1, 2, 3], 4)
+    return _pair_table(
+        index, shard, codes, corpus, left, right, kept, method, source_exact, stored_exact, pdq, phash, likeness
+    )
 
 
 def _check_columns(index: pa.Table, place: str) -> None:
@@ -166,6 +195,24 @@ def _each(name: str, thresholds: Sequence[Thresholds]) -> NDArray[np.int64]:
     return np.array([getattr(one, name) for one in thresholds], np.int64)
 
 
+def _least_scores(thresholds: Sequence[Thresholds]) -> Float64s:
+    """The score from which on the descriptor decides, for each set; infinite where it does not."""
+    return np.array([np.inf if one.descriptor_score is None else one.descriptor_score for one in thresholds])
+
+
+def _likeness(learned: Learned | None, left: NDArray[np.int64], right: NDArray[np.int64]) -> _Likeness:
+    """Of pairs that come by evaluation place and shard row, each once."""
+    unknown = _Likeness(np.full(len(left), np.nan), np.full(len(left), np.nan), np.zeros(len(left), np.int64))
+    if learned is None:
+        return unknown
+    hits = score_pairs(learned.views, learned.vectors, left, right)
+    rows = max(len(learned.vectors), 1)
+    found = np.searchsorted(left * rows + right, hits.picture * rows + hits.query)
+    for values, known in zip(unknown, (hits.cosine, hits.score, hits.view), strict=True):
+        values[found] = known
+    return unknown
+
+
 def _corpus_codes(index: pa.Table) -> _CorpusCodes:
     (source, fetched), (image, stored) = hash_column(index, "source_sha256"), hash_column(index, "image_sha256")
     (pdq, has_pdq), (quality, rated) = hash_column(index, "pdq256"), hash_column(index, "pdq_quality")
@@ -179,7 +226,11 @@ def _as_bytes(codes: NDArray[np.uint64]) -> NDArray[np.uint8]:
 
 
 def _candidates(
-    index: pa.Table, corpus: _CorpusCodes, codes: EvalCodes, thresholds: Sequence[Thresholds]
+    index: pa.Table,
+    corpus: _CorpusCodes,
+    codes: EvalCodes,
+    thresholds: Sequence[Thresholds],
+    learned: Learned | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Every pair that could match under the loosest thresholds, once: evaluation places and shard rows, sorted by both."""
     quality = int(_each("pdq_quality", thresholds).min())
@@ -197,6 +248,11 @@ def _candidates(
     ):
         row, place, _ = search.search(queries[rows], distance)
         keys.append(places[place] * index.num_rows + rows[row])
+    if learned is not None:
+        seen = np.zeros_like(learned.vectors)
+        seen[textured] = learned.vectors[textured]
+        hits = search_vectors(learned.views, seen, _least_scores(thresholds)[codes.set_number[learned.views.picture]])
+        keys.append(hits.picture * index.num_rows + hits.query)
     key = np.unique(np.concatenate(keys))
     return key // max(index.num_rows, 1), key % max(index.num_rows, 1)
 
@@ -214,8 +270,11 @@ def _pair_table(
     stored_exact: NDArray[np.bool_],
     pdq: NDArray[np.int64],
     phash: NDArray[np.int64],
+    likeness: _Likeness,
 ) -> pa.Table:
     places, rows = left[kept], right[kept]
+    cosine, score, view = (values[kept] for values in likeness)
+    unseen = np.isnan(score)
     unknown = ~corpus.known[rows]  # a pair that only the exact bytes found
     ours = codes.table.take(pa.array(places))
     theirs = index.select([name for name in INDEX_COLUMNS if name != "uid"]).take(pa.array(rows))
@@ -235,6 +294,9 @@ def _pair_table(
             "stored_exact": pa.array(stored_exact[kept], pa.bool_()),
             "pdq_distance": pa.array(pdq[kept], pa.int32(), mask=unknown),
             "phash_distance": pa.array(phash[kept], pa.int32(), mask=unknown),
+            "descriptor_cosine": pa.array(cosine, pa.float64(), mask=unseen),
+            "descriptor_score": pa.array(score, pa.float64(), mask=unseen),
+            "descriptor_view": pa.array(view, pa.int64(), mask=unseen),
             "source_sha256": theirs["source_sha256"],
             "image_sha256": theirs["image_sha256"],
             "pdq256": theirs["pdq256"],

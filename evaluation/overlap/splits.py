@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +61,9 @@ def split_set(
             "pairs": pa.array(count, pa.int64()),
             "pdq_distance": pa.array(_smallest(own, own["pdq_distance"], rows), pa.int32()),
             "phash_distance": pa.array(_smallest(own, own["phash_distance"], rows), pa.int32()),
+            "descriptor_score": pc.negate(
+                pa.array(_smallest(own, pc.negate(own["descriptor_score"]), rows), pa.float64())
+            ),
             "pdq256": ours["pdq256"],
             "phash64": ours["phash64"],
             "pdq_quality": ours["pdq_quality"],
@@ -69,9 +73,9 @@ def split_set(
     )
 
 
-def _smallest(own: pa.Table, values: pa.ChunkedArray, rows: int) -> list[int | None]:
-    """The smallest known value per example."""
-    best: list[int | None] = [None] * rows
+def _smallest(own: pa.Table, values: pa.ChunkedArray, rows: int) -> list[Any]:
+    """The smallest known value per example, None where there is none."""
+    best: list[Any] = [None] * rows
     for row, value in zip(own["eval_row"].to_pylist(), values.to_pylist(), strict=True):
         before = best[row]
         if value is not None and (before is None or value < before):

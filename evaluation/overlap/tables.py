@@ -6,7 +6,7 @@ import pyarrow as pa
 
 INDEX_COLUMNS = ["uid", "url", "caption", "source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality"]
 
-METHODS = ("source_sha256", "image_sha256", "pdq", "phash")  # strongest first
+METHODS = ("source_sha256", "image_sha256", "pdq", "phash", "descriptor")  # strongest first
 EXACT = METHODS[:2]
 TEXT_METHODS = ("exact", "contained", "near")  # strongest first
 
@@ -42,6 +42,9 @@ PAIR_SCHEMA = pa.schema(
         pa.field("stored_exact", pa.bool_(), nullable=False),
         pa.field("pdq_distance", pa.int32()),
         pa.field("phash_distance", pa.int32()),
+        pa.field("descriptor_cosine", pa.float64()),
+        pa.field("descriptor_score", pa.float64()),
+        pa.field("descriptor_view", pa.int64()),
         pa.field("source_sha256", pa.binary(32)),
         pa.field("image_sha256", pa.binary(32)),
         pa.field("pdq256", pa.binary(32)),
@@ -49,7 +52,22 @@ PAIR_SCHEMA = pa.schema(
         pa.field("pdq_quality", pa.uint8()),
     ]
 )
-"""One matched pair. The hashes are the corpus side's, so that every distance can be computed again; `method` is the strongest match."""
+"""One matched pair. The hashes are the corpus side's, so that every distance can be computed again; `method` is the strongest match. What
+the descriptor says, whatever found the pair: the score, its cosine, and which part of the example it is of (`descriptor.views`); null where
+the job had no descriptor, or one of the two pictures has no vector."""
+
+VIEW_SCHEMA = pa.schema(
+    [
+        pa.field("eval_row", pa.int64(), nullable=False),
+        pa.field("view", pa.int64(), nullable=False),
+        pa.field("vector", pa.binary(), nullable=False),
+    ]
+)
+"""One view of an evaluation picture; `vector` is int8[d] as bytes. Flat views have no row."""
+
+VECTOR_SCHEMA = pa.schema([pa.field("uid", pa.binary(16), nullable=False), pa.field("vector", pa.binary())])
+"""A row of an index's side table, in the index's order; `vector` is int8[d] as bytes, null where there is no picture, or it cannot be
+opened or is flat."""
 
 PLACED_INDEX_SCHEMA = pa.schema(
     [
@@ -107,9 +125,11 @@ COPY_SCHEMA = pa.schema(
         pa.field("pdq_distance", pa.int32(), nullable=False),
         pa.field("phash_distance", pa.int32(), nullable=False),
         pa.field("pdq_quality", pa.uint8(), nullable=False),
+        pa.field("descriptor_score", pa.float64()),
     ]
 )
-"""One changed copy of an example and how far its hashes are from the original's; `pdq_quality` is the lower one of the two."""
+"""One changed copy of an example and how far its hashes are from the original's; `pdq_quality` is the lower one of the two.
+`descriptor_score` as in a pair."""
 
 SPLIT_SCHEMA = pa.schema(
     [
@@ -123,6 +143,7 @@ SPLIT_SCHEMA = pa.schema(
         pa.field("pairs", pa.int64(), nullable=False),
         pa.field("pdq_distance", pa.int32()),
         pa.field("phash_distance", pa.int32()),
+        pa.field("descriptor_score", pa.float64()),
         pa.field("pdq256", pa.binary(32), nullable=False),
         pa.field("phash64", pa.uint64(), nullable=False),
         pa.field("pdq_quality", pa.uint8(), nullable=False),
@@ -130,7 +151,7 @@ SPLIT_SCHEMA = pa.schema(
     ]
 )
 """One example. `cluster` is the first example (its `eval_row`) of those that show the same picture; `method` is the strongest match, the
-distances are the smallest over its pairs; `correct` is null where not scored."""
+distances are the smallest and the score is the largest over its pairs; `correct` is null where not scored."""
 
 TEXT_COLUMNS = (
     pa.field("caption", pa.string()),

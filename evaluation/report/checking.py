@@ -29,8 +29,9 @@ from evaluation.overlap.tables import (
     PUBLISHED_TEXT_PAIR_SCHEMA,
 )
 from evaluation.report import files, summary, text_check, twin
+from evaluation.report.descriptor_check import check_score_sweep, check_scores, check_settings, impossible_scores
 from evaluation.report.differences import differ
-from evaluation.report.numbers import NOT_CHECKED
+from evaluation.report.numbers import not_checked
 from evaluation.report.page_check import check_page
 from evaluation.report.pair_check import check_copies, check_histogram, check_labels, check_nearest, check_pairs
 from evaluation.report.schema import Report, SetReport
@@ -45,8 +46,9 @@ from pipeline.contracts.schema import Reason
 _NO_PLACE = "-"
 NOT_RECOMPUTED = (
     "the hashes of pictures, the outcomes of the model and labels in the tables (they are compared with each other, not with pictures "
-    "and predictions), the corpus's size, how many of its rows name a class, and the thumbnails and class names on the page; where "
-    "captions are withheld, also near and contained captions with their scores, and whether a caption names a class"
+    "and predictions), what the learned descriptor says (its card, the scores in the tables), the corpus's size, how many of its rows "
+    "name a class, and the thumbnails and class names on the page; where captions are withheld, also near and contained captions with "
+    "their scores, and whether a caption names a class"
 )
 
 
@@ -120,6 +122,10 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     if methods:
         yield f"{storage.join(directory, files.PAIRS)}: {', '.join(sorted(methods))!r} is no method of matching; write the report again"
         return
+    impossible = impossible_scores(report, pairs)
+    if impossible is not None:
+        yield f"{storage.join(directory, files.PAIRS)}: {impossible}; write the report again"
+        return
     unknown = text_check.strangers(text_pairs, splits)
     if unknown:
         yield f"{storage.join(directory, files.TEXT_PAIRS)}: {unknown}; write the report again"
@@ -148,7 +154,9 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for one in report.sets:
         own = [row for row in pairs if row["set"] == one.name]
         yield from check_pairs(storage.join(directory, files.PAIRS), one, own, splits[one.name])
+        yield from check_scores(storage.join(directory, files.PAIRS), one, own, splits[one.name])
         yield from check_figures(place, report, one, own, splits[one.name])
+        yield from check_score_sweep(place, report, one, splits[one.name])
         near = [row for row in closest if row["set"] == one.name]
         sampled = twin.sample(splits[one.name], one.thresholds.pdq_quality, config.nearest.examples)
         yield from check_nearest(storage.join(directory, files.NEAREST), one, near, own, splits[one.name], sampled)
@@ -199,6 +207,8 @@ def _config(seal: files.Seal) -> OverlapConfig:
         body["corpus"]["files" if body["corpus"]["layout"] else "manifest"] = body["report"]["dir"] = _NO_PLACE
         for one in body["sets"]:
             one["path"] = _NO_PLACE
+        if body["descriptor"] is not None:
+            body["descriptor"]["weights"] = _NO_PLACE
         return OverlapConfig.model_validate(body)
     except (KeyError, TypeError, pydantic.ValidationError):
         raise InputError(
@@ -224,6 +234,7 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
         "labels": report.labels,
         "names_sha256": {one.name: one.text.names_sha256 for one in report.sets if one.text.names_sha256},
         "hashes": dict(HASH_VERSION),
+        "descriptor_sha256": None if report.descriptor is None else report.descriptor.card.weights_sha256,
         "config": seal.inputs.get("config"),
     }
     for name in sorted({*expected, *seal.inputs}):
@@ -237,6 +248,7 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
     yield from differ(place, "corpus.kind", report.corpus.kind, config.corpus.layout or "shards")
     yield from differ(place, "statistics.alpha", report.statistics.alpha, config.statistics.alpha)
     yield from differ(place, "statistics.confidence", report.statistics.confidence, config.statistics.confidence)
+    yield from check_settings(place, report, config.descriptor)
     stated = [(one.name, one.limit, one.thresholds, one.text.rule) for one in report.sets]
     asked = [(one.name, one.limit, one.thresholds or config.match, one.text or config.text) for one in config.sets]
     yield from differ(place, "sets: name, limit, thresholds, text", stated, asked)
@@ -245,7 +257,7 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
 def _check_corpus(place: str, report: Report, pairs: list[Row]) -> Iterator[str]:
     """The corpus is not in the folder: its sizes are only held against the rows that the pairs name."""
     corpus = report.corpus
-    yield from differ(place, "not_checked", report.not_checked, NOT_CHECKED)
+    yield from differ(place, "not_checked", report.not_checked, not_checked([one.thresholds for one in report.sets]))
     refused = sum(corpus.rejected.values()) + corpus.damaged_files
     if set(corpus.rejected) - set(Reason) or min(corpus.rejected.values(), default=1) < 1 or corpus.damaged_files < 0:
         yield f"{place}: corpus.rejected is {corpus.rejected!r}, no count by the reasons of a corpus; write the report again"

@@ -20,6 +20,7 @@ import pyarrow as pa
 from PIL import Image
 
 from evaluation.config import ReportConfig
+from evaluation.descriptor.views import NAMES
 from evaluation.overlap.tables import METHODS
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet
@@ -34,6 +35,7 @@ _NAMES = {
     "image_sha256": "the same file, bit for bit, as it is stored",
     "pdq": "nearly the same picture, by PDQ",
     "phash": "nearly the same picture, by pHash",
+    "descriptor": "a changed copy, by the learned descriptor",
 }
 
 
@@ -70,7 +72,7 @@ class SetEvidence:
 
 def choose(own: Sequence[Row], room: int) -> list[Row]:
     """The rows to show of one set's pairs: the strongest pair of each example, weakest first, at most `room`."""
-    best: dict[object, tuple[tuple[int, int, str, int], Row]] = {}
+    best: dict[object, tuple[tuple[int, float, str, int], Row]] = {}
     for pair in own:
         key = _strength(pair)
         if pair["eval_row"] not in best or key < best[pair["eval_row"]][0]:
@@ -90,8 +92,11 @@ def weakest_and_spread(ranked: Sequence[Ranked], room: int) -> list[Ranked]:
     return [*ranked[:weakest], *(ranked[place] for place in sorted(set(spread.tolist())))]
 
 
-def _strength(pair: Row) -> tuple[int, int, str, int]:
-    distance = pair["pdq_distance"] if isinstance(pair["pdq_distance"], int) else 256
+def _strength(pair: Row) -> tuple[int, float, str, int]:
+    """The smaller the stronger: the method, then the PDQ distance, of a descriptor's match what the score lacks."""
+    distance: float = pair["pdq_distance"] if isinstance(pair["pdq_distance"], int) else 256
+    if pair["method"] == "descriptor" and isinstance(pair["descriptor_score"], float):
+        distance = 1 - pair["descriptor_score"]
     row = pair["row"] if isinstance(pair["row"], int) else 0
     return METHODS.index(str(pair["method"])), distance, str(pair["shard"]), row
 
@@ -157,6 +162,9 @@ def facts(pair: Row, class_name: str | None, mode: str) -> list[tuple[str, str]]
         lines = [("match", _NAMES[str(pair["method"])])]
     if pair.get("phash_distance") is not None:
         lines.append(("distance", f"PDQ {pair['pdq_distance']} of 256 bits, pHash {pair['phash_distance']} of 64 bits"))
+    if isinstance(score := pair.get("descriptor_score"), float):
+        part = NAMES[int(str(pair["descriptor_view"]))]
+        lines.append(("descriptor", f"score {score:.3f}, cosine {pair['descriptor_cosine']:.3f}, with {part}"))
     lines.append(("example", f"{pair['eval_id']}" + ("" if class_name is None else f" ({class_name})")))
     key = pair.get("key")
     named = "" if key is None else f", {key}"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,12 +27,14 @@ from evaluation.report.schema import (
     Calibration,
     Classes,
     Corpus,
+    DescriptorReport,
     Difference,
     Effect,
     Found,
     Nearest,
     Recall,
     Report,
+    ScoreStep,
     SetReport,
     Share,
     Statistics,
@@ -42,12 +44,24 @@ from evaluation.report.text_numbers import share, text_report
 
 NEAREST_BIN = 8  # PDQ bits
 
+_CROPPED = (
+    "Pictures that were cropped, rotated, mirrored or framed: perceptual hashes of whole pictures do not see them."
+)
+_BEYOND_THE_DESCRIPTOR = (
+    'Pictures that were changed further than the descriptor follows (see "What the search would find"). It may also take for copies '
+    "what differs in details only, as pictures of text and photographs of one scene do: read the pairs."
+)
 NOT_CHECKED = [
-    "Pictures that were cropped, rotated, mirrored or framed: perceptual hashes of whole pictures do not see them.",
     "Flat pictures (PDQ quality below the threshold): all of them hash alike, so only their exact bytes were compared.",
     "Captions that say the same in other words, or in another language; class names in another form (plural, case) than the given ones.",
     "Pictures that the training run used but that are not in this corpus.",
 ]
+
+
+def not_checked(limits: Sequence[Thresholds]) -> list[str]:
+    """What a report must say that it does not know, by the thresholds of its sets."""
+    scores = [one.descriptor_score is not None for one in limits]
+    return [*([] if all(scores) else [_CROPPED]), *([_BEYOND_THE_DESCRIPTOR] if any(scores) else []), *NOT_CHECKED]
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ def build_report(
     config_digest: str,
     evidence: str,
     labels: Sequence[str],
+    descriptor: DescriptorReport | None,
 ) -> Report:
     """All figures of a report."""
     tests = max(1, sum(is_testable(result) for result in results))
@@ -99,11 +114,12 @@ def build_report(
             "config_digest": config_digest,
             "evidence": evidence,
             "corpus": corpus,
+            "descriptor": descriptor,
             "labels": list(labels),
             "statistics": Statistics(alpha=levels.alpha, confidence=levels.confidence, tests=tests),
             "over_limit": [one.name for one in sets if one.over_limit],
             "sets": sets,
-            "not_checked": NOT_CHECKED,
+            "not_checked": not_checked([result.thresholds for result in results]),
         }
     )
 
@@ -170,6 +186,7 @@ def set_report(
         found=found,
         effect=_effect(analysis, holm_p, result.predictions, corpus),
         sweep=_sweep(result, levels, tests),
+        score_sweep=_score_sweep(result, levels, tests),
         nearest=_nearest(closest),
         copies=_recalls(copies, result.thresholds, levels.confidence),
         calibration=_calibration(thresholds.calibrate(labels, closest)),
@@ -183,16 +200,41 @@ def sweep_limits(pdq_distance: int) -> list[int]:
     return sorted({*range(0, pdq_distance, max(1, pdq_distance // 8)), pdq_distance})
 
 
+def score_limits(descriptor_score: float | None) -> list[float]:
+    """The scores at which a report asks again: nine, evenly spread, from the set's threshold to 1; none where it has none."""
+    if descriptor_score is None:
+        return []
+    steps = (round(descriptor_score + (1 - descriptor_score) * step / 8, 4) for step in range(1, 9))
+    return sorted({descriptor_score, *(score for score in steps if score > descriptor_score)})
+
+
 def _sweep(result: SetResult, levels: StatisticsConfig, tests: int) -> list[Step]:
     limits = sweep_limits(result.thresholds.pdq_distance)
-    within = _match_distance(result.split)
-    rows = scored(result)
+    cuts = _cuts(result, _match_distance, limits, levels, tests)
+    return [Step.model_validate({"distance": limit, **cut}) for limit, cut in zip(limits, cuts, strict=True)]
+
+
+def _score_sweep(result: SetResult, levels: StatisticsConfig, tests: int) -> list[ScoreStep]:
+    limits = score_limits(result.thresholds.descriptor_score)
+    cuts = _cuts(result, _missing_score, [-limit for limit in limits], levels, tests)
+    return [ScoreStep.model_validate({"score": limit, **cut}) for limit, cut in zip(limits, cuts, strict=True)]
+
+
+def _cuts(
+    result: SetResult,
+    place: Callable[[pa.Table], NDArray[np.float64]],
+    limits: Sequence[float],
+    levels: StatisticsConfig,
+    tests: int,
+) -> list[dict[str, object]]:
+    """The set, cut anew: Overlap is where `place` of the split is within each limit."""
+    within, rows = place(result.split), scored(result)
     analyses = (
         [None] * len(limits)
         if result.predictions is None
         else statistics.sweep(
             np.asarray(rows["correct"], np.bool_),
-            _match_distance(rows),
+            place(rows),
             limits,
             clusters=np.asarray(rows["cluster"], np.int64),
             alpha=levels.alpha,
@@ -201,14 +243,13 @@ def _sweep(result: SetResult, levels: StatisticsConfig, tests: int) -> list[Step
         )
     )
     return [
-        Step(
-            distance=limit,
-            overlapping=int((within <= limit).sum()),
-            scored=0 if one is None else one.overlap.n,
-            all_minus_clean=None if one is None or not one.overlap.n else one.all_minus_clean,
-            difference=None if one is None else _difference(one.difference),
-            p_value=None if one is None else one.p_value,
-        )
+        {
+            "overlapping": int((within <= limit).sum()),
+            "scored": 0 if one is None else one.overlap.n,
+            "all_minus_clean": None if one is None or not one.overlap.n else one.all_minus_clean,
+            "difference": None if one is None else _difference(one.difference),
+            "p_value": None if one is None else one.p_value,
+        }
         for limit, one in zip(limits, analyses, strict=True)
     ]
 
@@ -219,6 +260,13 @@ def _match_distance(split: pa.Table) -> NDArray[np.float64]:
     near = pc.equal(split["method"], "pdq")
     distance = pc.if_else(pc.fill_null(near, False), pc.cast(split["pdq_distance"], pa.float64()), float("inf"))
     return np.where(np.asarray(exact), 0.0, np.asarray(distance))
+
+
+def _missing_score(split: pa.Table) -> NDArray[np.float64]:
+    """What only the descriptor finds matches up to its score, here negative; what bytes or hashes find always, what nothing finds never."""
+    found, learned = np.asarray(split["in_overlap"]), pc.fill_null(pc.equal(split["method"], "descriptor"), False)
+    score = pc.if_else(learned, split["descriptor_score"], float("inf"))
+    return np.where(found, -np.asarray(score), np.inf)
 
 
 def _nearest(own: pa.Table) -> Nearest:
@@ -236,12 +284,22 @@ def _recalls(own: pa.Table, limits: Thresholds, confidence: float) -> list[Recal
     near = pc.and_(textured, pc.less_equal(own["pdq_distance"], limits.pdq_distance))
     agreed = pc.less_equal(own["pdq_distance"], limits.phash_pdq_distance)
     alike = pc.and_(pc.and_(textured, agreed), pc.less_equal(own["phash_distance"], limits.phash_distance))
+    least = float("inf") if limits.descriptor_score is None else limits.descriptor_score
+    copied = pc.and_(textured, pc.fill_null(pc.greater_equal(own["descriptor_score"], least), False))
     found = []
     for name in own["transform"].unique().to_pylist():
         rows = np.asarray(pc.equal(own["transform"], name))
-        pdq, phash = np.asarray(near)[rows], np.asarray(alike)[rows]
-        both = share(int((pdq | phash).sum()), int(rows.sum()), confidence)
-        found.append(Recall(transform=name, found=both, pdq=int(pdq.sum()), phash=int(phash.sum())))
+        pdq, phash, learned = (np.asarray(one)[rows] for one in (near, alike, copied))
+        either = share(int((pdq | phash | learned).sum()), int(rows.sum()), confidence)
+        found.append(
+            Recall(
+                transform=name,
+                found=either,
+                pdq=int(pdq.sum()),
+                phash=int(phash.sum()),
+                descriptor=int(learned.sum()),
+            )
+        )
     return found
 
 

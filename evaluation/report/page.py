@@ -55,6 +55,7 @@ def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[Text
         # Our own drawings; set names follow a strict pattern.
         overview=Markup(figure.overview(report.sets)),
         sweeps=Markup(figure.sweeps(touched)) if touched else None,
+        swept=[one for one in touched if one.score_sweep],
         copied=list(dict.fromkeys(recall.transform for one in report.sets for recall in one.copies)),
         curves=Markup(figure.curves(labelled)) if labelled else None,
         labelled=labelled,

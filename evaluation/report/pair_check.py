@@ -36,6 +36,7 @@ def check_pairs(place: str, one: SetReport, own: list[Row], split: list[Row]) ->
             "phash": textured
             and (phash is not None and phash <= limits.phash_distance)
             and (pdq is not None and pdq <= limits.phash_pdq_distance),
+            "descriptor": textured and reaches(pair["descriptor_score"], limits.descriptor_score),
         }
         if (pair["source_exact"], pair["stored_exact"]) != (holds["source_sha256"], holds["image_sha256"]):
             yield f"{where}: source_exact and stored_exact are not what its sha256 say"
@@ -146,15 +147,21 @@ def check_copies(
         pdq, phash, quality = (int(str(row[key])) for key in ("pdq_distance", "phash_distance", "pdq_quality"))
         near = quality >= limits.pdq_quality and pdq <= limits.pdq_distance
         alike = quality >= limits.pdq_quality and phash <= limits.phash_distance and pdq <= limits.phash_pdq_distance
-        before = counts.setdefault(str(row["transform"]), [0, 0, 0, 0])
-        for slot, value in enumerate((1, near or alike, near, alike)):
+        learned = quality >= limits.pdq_quality and reaches(row["descriptor_score"], limits.descriptor_score)
+        before = counts.setdefault(str(row["transform"]), [0, 0, 0, 0, 0])
+        for slot, value in enumerate((1, near or alike or learned, near, alike, learned)):
             before[slot] += value
     yield from differ(place, f"{name}.transform", [recall.transform for recall in one.copies], list(counts))
     for recall in one.copies:
-        n, both, near_, alike_ = counts.get(recall.transform, [0, 0, 0, 0])
-        yield from check_share(place, f"{name}.{recall.transform}.found", recall.found, both, n, confidence)
-        yield from differ(place, f"{name}.{recall.transform}.pdq", recall.pdq, near_)
-        yield from differ(place, f"{name}.{recall.transform}.phash", recall.phash, alike_)
+        n, either, *by_method = counts.get(recall.transform, [0, 0, 0, 0, 0])
+        yield from check_share(place, f"{name}.{recall.transform}.found", recall.found, either, n, confidence)
+        for key, count in zip(("pdq", "phash", "descriptor"), by_method, strict=True):
+            yield from differ(place, f"{name}.{recall.transform}.{key}", getattr(recall, key), count)
+
+
+def reaches(score: object, least: float | None) -> bool:
+    """Whether a score is known and at least the threshold, if there is one."""
+    return least is not None and isinstance(score, float) and score >= least
 
 
 def _bits(left: object, right: object) -> int | None:

@@ -11,14 +11,16 @@ from typing import Literal
 from pydantic import Field
 
 from evaluation.config import TextRule, Thresholds
+from evaluation.descriptor.artefact import Card
+from evaluation.descriptor.views import ViewKind
 from evaluation.overlap.statistics import Verdict
 from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
 
 SCHEMA_NAME = "evaluation.overlap.report"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
-labels, words, corpora that others wrote."""
+labels, words, corpora that others wrote. 4: the learned descriptor."""
 
 
 class Share(StrictModel):
@@ -56,6 +58,19 @@ class Corpus(StrictModel):
     damaged_files: int
     hashes: dict[str, str]
     config_digest: str | None
+
+
+class DescriptorReport(StrictModel):
+    """The learned descriptor: its card, how it was used, and how many corpus rows have no vector (no picture, a broken or a flat one).
+
+    `vectors_sha256` is over all vectors, of corpus and sets: machines that compute them alike have the same one.
+    """
+
+    card: Card
+    views: list[ViewKind]
+    beta: float
+    rows_without_vector: int
+    vectors_sha256: str
 
 
 class Found(StrictModel):
@@ -118,6 +133,20 @@ class Step(StrictModel):
     p_value: float | None
 
 
+class ScoreStep(StrictModel):
+    """What a stricter descriptor would have given: the examples that bytes or hashes find, or it with a score of at least `score`.
+
+    The other figures are those of `Step`.
+    """
+
+    score: float
+    overlapping: int
+    scored: int
+    all_minus_clean: float | None
+    difference: Difference | None
+    p_value: float | None
+
+
 class Nearest(StrictModel):
     """How far the nearest corpus picture is from each of `sampled` examples, in PDQ bits.
 
@@ -152,12 +181,14 @@ class Calibration(StrictModel):
 
 
 class Recall(StrictModel):
-    """Of the copies that were changed by `transform`, the share that the set's thresholds find; `pdq` and `phash` are counts by method."""
+    """Of the copies that were changed by `transform`, the share that the set's thresholds find; `pdq`, `phash` and `descriptor` are
+    counts by method."""
 
     transform: str
     found: Share
     pdq: int
     phash: int
+    descriptor: int
 
 
 class Captions(StrictModel):
@@ -216,6 +247,7 @@ class SetReport(StrictModel):
     found: Found
     effect: Effect | None
     sweep: list[Step]
+    score_sweep: list[ScoreStep]  # empty where the descriptor does not decide
     nearest: Nearest
     copies: list[Recall]
     calibration: Calibration | None
@@ -235,10 +267,11 @@ class Report(StrictModel):
     """The whole report."""
 
     schema_name: Literal["evaluation.overlap.report"]
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     config_digest: str
     evidence: Literal["thumbs", "hash-only"]
     corpus: Corpus
+    descriptor: DescriptorReport | None
     labels: list[str]  # sha256 of the files of labels
     statistics: Statistics
     over_limit: list[str]

@@ -10,7 +10,7 @@ from scipy.stats import binomtest, fisher_exact
 from evaluation.overlap.tables import EXACT, METHODS
 from evaluation.report import twin
 from evaluation.report.differences import check_difference, check_share, differ
-from evaluation.report.schema import Effect, Report, SetReport
+from evaluation.report.schema import Effect, Report, ScoreStep, SetReport, Step
 from evaluation.report.twin import Row
 
 
@@ -62,24 +62,28 @@ def _check_sweep(place: str, name: str, report: Report, one: SetReport, split: l
             {**row, "in_overlap": row["method"] in EXACT or (row["method"] == "pdq" and _at_most(row, step.distance))}
             for row in split
         ]
-        where = f"{name}.{step.distance}"
-        overlap = sum(row["in_overlap"] is True for row in cut)
-        yield from differ(place, f"{where}.overlapping", step.overlapping, overlap)
-        scored = [row for row in cut if row["correct"] is not None] if one.effect is not None else []
-        touched = [row for row in scored if row["in_overlap"]]
-        rest = [row for row in scored if not row["in_overlap"]]
-        yield from differ(place, f"{where}.scored", step.scored, len(touched))
-        (k_all, n_all), (k_clean, n_clean) = twin.right_of(scored), twin.right_of(rest)
-        inflation = k_all / n_all - k_clean / n_clean if n_clean and touched else None
-        yield from differ(place, f"{where}.all_minus_clean", step.all_minus_clean, inflation)
-        clean_units, overlap_units = (twin.right_of(rows) for rows in twin.units(scored))
-        both = clean_units[1] > 0 and overlap_units[1] > 0
-        difference = twin.difference(overlap_units, clean_units, report.statistics.confidence) if both else None
-        yield from check_difference(place, f"{where}.difference", step.difference, difference)
-        p_value = (
-            binomtest(*overlap_units, clean_units[0] / clean_units[1], alternative="greater").pvalue if both else None
-        )
-        yield from differ(place, f"{where}.p_value", step.p_value, p_value)
+        yield from check_cut(place, f"{name}.{step.distance}", report, one, step, cut)
+
+
+def check_cut(
+    place: str, where: str, report: Report, one: SetReport, step: Step | ScoreStep, cut: list[Row]
+) -> Iterator[str]:
+    """A step of a sweep, from the split as it would be then."""
+    overlap = sum(row["in_overlap"] is True for row in cut)
+    yield from differ(place, f"{where}.overlapping", step.overlapping, overlap)
+    scored = [row for row in cut if row["correct"] is not None] if one.effect is not None else []
+    touched = [row for row in scored if row["in_overlap"]]
+    rest = [row for row in scored if not row["in_overlap"]]
+    yield from differ(place, f"{where}.scored", step.scored, len(touched))
+    (k_all, n_all), (k_clean, n_clean) = twin.right_of(scored), twin.right_of(rest)
+    inflation = k_all / n_all - k_clean / n_clean if n_clean and touched else None
+    yield from differ(place, f"{where}.all_minus_clean", step.all_minus_clean, inflation)
+    clean_units, overlap_units = (twin.right_of(rows) for rows in twin.units(scored))
+    both = clean_units[1] > 0 and overlap_units[1] > 0
+    difference = twin.difference(overlap_units, clean_units, report.statistics.confidence) if both else None
+    yield from check_difference(place, f"{where}.difference", step.difference, difference)
+    p_value = binomtest(*overlap_units, clean_units[0] / clean_units[1], alternative="greater").pvalue if both else None
+    yield from differ(place, f"{where}.p_value", step.p_value, p_value)
 
 
 def _at_most(row: Row, distance: int) -> bool:

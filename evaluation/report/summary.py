@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from evaluation.overlap import thresholds
 from evaluation.overlap.tables import METHODS, TEXT_METHODS
 from evaluation.report import files
-from evaluation.report.schema import Corpus, Difference, Effect, Report, SetReport, Share, TextReport
+from evaluation.report.schema import Corpus, DescriptorReport, Difference, Effect, Report, SetReport, Share, TextReport
 from pipeline.contracts import parquet, storage
 
 COLUMNS = [
@@ -126,6 +126,15 @@ def corpus_rows(corpus: Corpus) -> str:
     return said
 
 
+def descriptor_sentence(found: DescriptorReport) -> str:
+    """Which descriptor looked, and what its training says of it."""
+    card = found.card
+    return (
+        f"descriptor {card.weights_sha256[:16]}, trained on {card.trained_on.pictures:,} pictures; of copies held out "
+        f"{_percent(card.proxy.accuracy)} were nearest to their own; {found.rows_without_vector:,} corpus rows without a vector"
+    )
+
+
 def text_sentence(one: SetReport) -> str | None:
     """What the report says of a set's words; None where there was nothing to ask."""
     captions, labels = one.text.captions, one.text.labels
@@ -147,7 +156,8 @@ def text_sentence(one: SetReport) -> str | None:
 
 def as_text(report: Report) -> str:
     """For a terminal."""
-    lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {corpus_rows(report.corpus)}", ""]
+    lines = [headline(report), f"corpus {report.corpus.content_root[:16]}, {corpus_rows(report.corpus)}"]
+    lines += [*([] if report.descriptor is None else [descriptor_sentence(report.descriptor)]), ""]
     lines += [f"  {'!' if one.over_limit else ' '} {sentence(one)}" for one in report.sets]
     lines += [f"    {line}" for line in map(text_sentence, report.sets) if line]
     return "\n".join(lines)

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.descriptor import embed, train, weights
+from evaluation.descriptor.artefact import Descriptor
 from evaluation.descriptor.config import TrainDescriptorConfig
-from evaluation.descriptor.embed import Embedder, ViewKind
+from evaluation.descriptor.embed import Embedder
 from evaluation.descriptor.search import cosines, normalisation
+from evaluation.descriptor.views import VIEWS, ViewKind
 from pipeline.content.hashes import HASH_SHORT_SIDE, PictureHashes, hamming, picture_hashes
 from pipeline.content.image import decode
 from pipeline.contracts import manifest
@@ -57,7 +59,7 @@ def training_corpus(folder: Path, photographs: Sequence[Path]) -> str:
 
 
 def scores(
-    descriptor: weights.Descriptor,
+    descriptor: Descriptor,
     references: Sequence[bytes],
     queries: NDArray[np.int8],
     kinds: Sequence[ViewKind],
@@ -108,7 +110,7 @@ def main() -> None:
         compare(weights.read(config.run.out), folder)
 
 
-def compare(descriptor: weights.Descriptor, folder: Path) -> None:
+def compare(descriptor: Descriptor, folder: Path) -> None:
     references = [*copies.photographs_of_coco(0), *copies.photographs_of_scikit_image(folder / "scikit-image")]
     strangers = [*copies.emoji(0), *(copies.texture(1_000_000 + seed) for seed in range(STRANGE_TEXTURES))]
     made: list[bytes] = []
@@ -134,8 +136,8 @@ def compare(descriptor: weights.Descriptor, folder: Path) -> None:
     variants: tuple[tuple[str, tuple[ViewKind, ...], float], ...] = (
         ("whole", ("whole",), 0.0),
         ("whole, norm.", ("whole",), 1.0),
-        ("16 views", embed.VIEWS, 0.0),
-        ("16 views, norm.", embed.VIEWS, 1.0),
+        ("16 views", VIEWS, 0.0),
+        ("16 views, norm.", VIEWS, 1.0),
     )
     for name, views, beta in variants:
         table = scores(descriptor, references, vectors, views, beta)

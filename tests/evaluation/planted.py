@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from evaluation.config import OverlapConfig
+from evaluation.overlap.copies import copy_of
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes, sha256
 from pipeline.content.image import decode
 from pipeline.contracts import manifest
@@ -37,6 +38,8 @@ _THINGS = (
 )
 _PLACES = ("harbour", "meadow", "library", "workshop", "cellar", "orchard", "chapel", "quarry", "tavern")
 _CHINESE = {23: "一只棕色的狗在公园里追逐红色的球", 24: "两个孩子坐在海边的长椅上看日落"}
+CHANGES = ("crop, half of the area", "crop, a quarter of the area")
+"""Of `copies.TRANSFORMS`: what hashes of whole pictures lose, and even a descriptor that learned for seconds does not."""
 MANNERS = ("source_exact", "stored_exact", "recompressed", "resized", "png")
 
 
@@ -45,7 +48,7 @@ class Planted:
     """Where things are, and the planted answers.
 
     `answers`: evaluation id → how its picture got into the corpus; `texts`: → how its caption did; `named`: whose class stands in
-    the caption beside its picture.
+    the caption beside its picture. `changed`: id → the change by which the corpus has a copy that bytes and hashes lose.
     """
 
     corpus: Path
@@ -53,6 +56,7 @@ class Planted:
     answers: dict[str, str]
     texts: dict[str, str]
     named: set[str]
+    changed: dict[str, str]
 
 
 def flat(level: int, size: int = 200) -> bytes:
@@ -139,11 +143,14 @@ def leak(k: int, manner: str, data: bytes, smaller: bytes, label: int) -> dict[s
     return corpus_row(k, reencoded(data, "PNG", 0.8, 0), caption=HOSTILE)
 
 
-def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 120, repeats: int = 0) -> Planted:
+def plant(
+    folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 120, repeats: int = 0, changed: bool = False
+) -> Planted:
     """Write the set and the corpus. Look-alikes: for every example a corpus picture of the same class, with a caption of the same scene
     in other words.
 
-    The last `repeats` examples are smaller copies of the first ones: repeats inside the set, which leak with them.
+    The last `repeats` examples are smaller copies of the first ones: repeats inside the set, which leak with them. `changed`: the corpus
+    has a cropped copy of each example that does not leak.
     """
     rows, answers, images, labels = [], {}, [], []
     texts: dict[str, str] = {}
@@ -168,6 +175,9 @@ def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 12
         for k in range(others)
     ]
     rows += [corpus_row(3000 + k, flat(200 + 10 * k)) for k in range(3)]
+    changes = {f"e{k:03d}": CHANGES[k % len(CHANGES)] for k in range(leaks, examples)} if changed else {}
+    for k, change in zip(range(leaks, examples), changes.values(), strict=False):
+        rows.append(corpus_row(4000 + k, copy_of(Image.fromarray(decode(images[k]).rgb), change)))
     for k in range(repeats):
         answers[f"r{k:03d}"] = "resized"
         images.append(reencoded(images[k], "JPEG", 0.6, 80))
@@ -187,7 +197,7 @@ def plant(folder: Path, *, examples: int = 40, leaks: int = 15, others: int = 12
     corpus = folder / "corpus"
     pieces = [pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)]
     manifest.write_corpus(str(corpus), pieces, rows_per_shard=50, hashes=HASH_VERSION)
-    return Planted(corpus, evaluation, answers, texts, named)
+    return Planted(corpus, evaluation, answers, texts, named, changes)
 
 
 def overlap_config(planted: Planted, report: Path, **more: object) -> OverlapConfig:

@@ -52,6 +52,17 @@ ROWS = {
     "label column": Wrong("no column 'lable'", one={"label": "lable"}),
     "text rule": Wrong("text.similarity", "text.similarity=0"),
     "text rule of a set": Wrong("sets.0.text.run", one={"text": {"run": 0}}),
+    "no descriptor": Wrong("nowhere/card.json: no such file", "descriptor.weights=nowhere"),
+    "a score without a descriptor": Wrong(
+        "match.descriptor_score is 0.5 and there is no table [descriptor]", "match.descriptor_score=0.5"
+    ),
+    "a score of a set": Wrong(
+        "scenes.thresholds.descriptor_score is 0.5", one={"thresholds": {"descriptor_score": 0.5}}
+    ),
+    "score out of range": Wrong("match.descriptor_score", "match.descriptor_score=0"),
+    "unknown view": Wrong("descriptor.views.0", "descriptor={weights='x', views=['thirds']}"),
+    "a view twice": Wrong("names one twice", "descriptor={weights='x', views=['whole', 'whole']}"),
+    "other card": Wrong("card.json: not a card of this program's descriptors", "descriptor.weights={folder}"),
     "no file of names": Wrong("gone.txt: no such file", names=("gone.txt",)),
     "names of other classes": Wrong("names.txt: names 2 classes, set 'scenes' has 7", names=("{folder}/names.txt",)),
     "empty set": Wrong("has no picture where", one={"where": {"id": "zzz"}}),
@@ -74,6 +85,7 @@ def test_bad_input(small: planted.Planted, tmp_path: Path, name: str) -> None:
     one = {"name": "scenes", "path": str(small.evaluation), "id": "id", "label": "label", **(wrong.one or {})}
     if "predictions" in one:
         one["predictions"] = str(one["predictions"]).format(folder=tmp_path)
+    (tmp_path / "card.json").write_text('{"format_version": 9}', "utf-8")
     (tmp_path / "names.txt").write_text("wren\ntit\n", "utf-8")
     if wrong.names:
         one["names"] = [place.format(folder=tmp_path) for place in wrong.names]
@@ -82,7 +94,14 @@ def test_bad_input(small: planted.Planted, tmp_path: Path, name: str) -> None:
     config.write_text(tomli_w.dumps(values), "utf-8")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError) as caught:
-        main(["overlap", "--config", str(config), *([wrong.override] if wrong.override else [])])
+        main(
+            [
+                "overlap",
+                "--config",
+                str(config),
+                *([wrong.override.replace("{folder}", str(tmp_path))] if wrong.override else []),
+            ]
+        )
     assert wrong.said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.exit_code == 2

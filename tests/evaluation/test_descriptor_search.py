@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from evaluation.descriptor import search
 from evaluation.descriptor.search import Index, cosines, normalisation
+from pipeline.contracts.errors import InputError
 
 Int8s = NDArray[np.int8]
 
@@ -72,6 +73,45 @@ def test_blocks_change_nothing() -> None:
     np.testing.assert_array_equal(hits.query, query)
     np.testing.assert_array_equal(hits.cosine, table[picture, query])
     assert len(picture) >= 2000
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_given_pairs_score_as_the_search_has_them(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, and in blocks that cut a picture's views apart; pairs without a vector on one side are left out."""
+    draws = np.random.default_rng(200 + seed)
+    views, queries = planted(60, 90, 12, seed)
+    queries[7] = 0
+    picture = np.sort(draws.integers(0, 25, 60)).astype(np.int64)
+    index = Index(views, picture, np.arange(60) % 4, draws.uniform(0, 0.2, 60))
+    theirs = by_brute_force(index, queries, np.full(60, -2.0))
+    asked = sorted(draws.choice(25 * 90, 400, replace=False).tolist())
+    pairs = [divmod(pair, 90) for pair in asked]
+    monkeypatch.setattr(search, "_BLOCK", 7)
+    hits = search.score_pairs(index, queries, *np.array(pairs, np.int64).T)
+    assert list(zip(hits.picture.tolist(), hits.query.tolist(), strict=True)) == [one for one in pairs if one in theirs]
+    assert 7 in {query for _, query in pairs}
+    for place, pair in enumerate(one for one in pairs if one in theirs):
+        assert (hits.score[place], hits.cosine[place], hits.view[place]) == theirs[pair]
+    assert len(search.score_pairs(index, queries, np.zeros(0, np.int64), np.zeros(0, np.int64)).picture) == 0
+
+
+def test_an_infinite_threshold_is_matched_by_nothing() -> None:
+    views, queries = planted(60, 90, 12, 1)
+    index = Index(views, np.arange(60), np.zeros(60, np.int64), np.zeros(60))
+    some = np.where(np.arange(60) < 20, 0.5, np.inf)
+    assert len(search.search(index, queries, np.full(60, np.inf)).picture) == 0
+    found, all_ = search.search(index, queries, some), search.search(index, queries, np.full(60, 0.5))
+    kept = all_.picture < 20
+    np.testing.assert_array_equal(found.picture, all_.picture[kept])
+    np.testing.assert_array_equal(found.score, all_.score[kept])
+
+
+def test_a_threshold_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    views, queries = planted(60, 90, 12, 1)
+    index = Index(views, np.arange(60), np.zeros(60, np.int64), np.zeros(60))
+    monkeypatch.setattr(search, "_MOST_HITS", 100)
+    with pytest.raises(InputError, match=r"descriptor_score: 0\.01 and more is the score of over 100 views"):
+        search.search(index, queries, np.full(60, 0.01))
 
 
 def test_a_threshold_that_is_exactly_reached_counts() -> None:

@@ -4,13 +4,21 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from evaluation.config import DescriptorConfig
 from evaluation.descriptor import embed, model, stages, weights
+from evaluation.descriptor.artefact import Card, Descriptor, Proxy, TrainedOn
 from evaluation.descriptor.config import ArchitectureConfig, AugmentationConfig, OptimiserConfig
 from evaluation.descriptor.embed import BATCH, Embedder
 from evaluation.descriptor.search import search
+from evaluation.descriptor.views import NAMES, VIEWS, boxes
+from evaluation.overlap import corpus as corpora
+from evaluation.overlap.seen import as_vectors, with_vectors
+from evaluation.overlap.tables import VECTOR_SCHEMA
 from pipeline.content.labelled import LabelledSetConfig, open_set
 from pipeline.contracts.errors import InputError, RunError
 from pipeline.engine import EngineConfig, Run, Unit
@@ -19,16 +27,16 @@ from tests.evaluation.planted import flat
 
 
 @pytest.fixture(scope="module")
-def descriptor() -> weights.Descriptor:
+def descriptor() -> Descriptor:
     """Random weights: what is tested here does not need good ones."""
     shape = ArchitectureConfig(size=32, width=8, blocks=[1, 1], dimension=16)
     network = model.build(shape, 1)
     background = Embedder(network, 32).vectors(scene(seed, 32, 32) for seed in range(900, 910))
     data = weights.weights_bytes(network, background)
-    card = weights.Card(
+    card = Card(
         architecture=shape,
         parameters=1,
-        trained_on=weights.TrainedOn(kind="set", root="", digest="", pictures=1, held_out=2, unusable=0),
+        trained_on=TrainedOn(kind="set", root="", digest="", pictures=1, held_out=2, unusable=0),
         augmentation=AugmentationConfig(),
         augmentation_version="1",
         optimiser=OptimiserConfig(),
@@ -37,28 +45,37 @@ def descriptor() -> weights.Descriptor:
         threads=1,
         steps=0,
         stopped_by="steps",
-        proxy=weights.Proxy(accuracy=0, pairs=2, largest_unrelated=0, rate_bound=1),
+        proxy=Proxy(accuracy=0, pairs=2, largest_unrelated=0, rate_bound=1),
         background=len(background),
         versions={},
         config_digest="",
         weights_sha256=hashlib.sha256(data).hexdigest(),
     )
-    return weights.Descriptor(card, data, background)
+    return Descriptor(card, data, background)
 
 
 # ---- what is looked at
 
 
 def test_views_of_a_picture() -> None:
-    boxes = embed.boxes(embed.VIEWS, 200, 100)
-    assert len(boxes) == 1 + 1 + 5 + 9
-    assert list(boxes[0]) == [0, 0, 1, 1]
-    assert list(boxes[1]) == [0.25, 0, 0.75, 1]
-    areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
+    parts = boxes(VIEWS, 200, 100)
+    assert list(parts) == list(range(1 + 1 + 5 + 9))
+    assert list(parts[0]) == [0, 0, 1, 1]
+    assert list(parts[1]) == [0.25, 0, 0.75, 1]
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in parts.values()]
     np.testing.assert_allclose(areas[2:7], 0.5)
     np.testing.assert_allclose(areas[7:], 0.25)
-    assert all(0 <= left < right <= 1 + 1e-12 and 0 <= top < bottom <= 1 + 1e-12 for left, top, right, bottom in boxes)
-    assert len(embed.boxes(embed.VIEWS, 100, 100)) == 15
+    assert all(
+        0 <= left < right <= 1 + 1e-12 and 0 <= top < bottom <= 1 + 1e-12 for left, top, right, bottom in parts.values()
+    )
+    assert set(parts) - set(boxes(VIEWS, 100, 100)) == {1}, "a square has no centre square"
+    for kind in VIEWS:
+        assert boxes([kind], 200, 100).items() <= parts.items(), "a part has one number"
+    assert len(NAMES) == len(set(NAMES)) == 16
+    places = {name: parts[number][:2] for number, name in enumerate(NAMES)}
+    assert places["a quarter of it, upper right"] == (0.5, 0.0)
+    assert places["a quarter of it, lower middle"] == (0.25, 0.5)
+    assert places["half of it, lower left"] == (0.0, 1 - 0.5**0.5)
 
 
 def test_a_view_is_the_part_resized() -> None:
@@ -72,14 +89,14 @@ def test_flat_parts_are_not_looked_at() -> None:
     rgb = scene(1, 64, 64)
     rgb[:, :40] = 90
     found = embed.views(png(rgb), 32, ("whole", "quarters"))
-    assert [number for number, _ in found] == [0, 2, 3, 5, 6, 8, 9]
-    assert embed.views(flat(90), 32, embed.VIEWS) == []
+    assert [number for number, _ in found] == [0, 8, 9, 11, 12, 14, 15]
+    assert embed.views(flat(90), 32, VIEWS) == []
 
 
 # ---- vectors
 
 
-def test_batches_change_no_byte(descriptor: weights.Descriptor) -> None:
+def test_batches_change_no_byte(descriptor: Descriptor) -> None:
     pixels = [scene(seed, 32, 32) for seed in range(2 * BATCH + 3)]
     together = Embedder.of(descriptor).vectors(pixels)
     for size in (1, 7, BATCH, BATCH + 1):
@@ -88,6 +105,17 @@ def test_batches_change_no_byte(descriptor: weights.Descriptor) -> None:
     assert together.dtype == np.int8
     assert (np.abs(together).max(axis=1) == 127).all()
     assert Embedder.of(descriptor).vectors([]).shape == (0, 16)
+
+
+def test_threads_change_no_byte(descriptor: Descriptor) -> None:
+    pixels = [scene(seed, 32, 32) for seed in range(BATCH)]
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(Embedder.of(descriptor).vectors(pixels).tobytes())
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
 
 
 def test_rounding_keeps_the_direction() -> None:
@@ -101,12 +129,12 @@ def test_rounding_keeps_the_direction() -> None:
             embed.quantised(wrong.astype(np.float32))
 
 
-def test_views_of_a_set_make_the_index(descriptor: weights.Descriptor, tmp_path: Path) -> None:
+def test_views_of_a_set_make_the_index(descriptor: Descriptor, tmp_path: Path) -> None:
     stored = [png(scene(seed)) for seed in range(4)]
     stored[2] = flat(70)
     write_set(tmp_path / "set.parquet", stored)
     labelled = open_set(LabelledSetConfig(name="set", path=str(tmp_path / "set.parquet")))
-    table = stages.set_views(labelled, [0, 1, 2, 3], descriptor)
+    table = stages.set_views(descriptor, VIEWS, labelled, [0, 1, 2, 3])
     assert set(table["eval_row"].to_pylist()) == {0, 1, 3}
     index = stages.build_index([table, table], [4, 4], descriptor, beta=0.0)
     assert sorted(set(index.picture.tolist())) == [0, 1, 3, 4, 5, 7]
@@ -120,47 +148,68 @@ def test_views_of_a_set_make_the_index(descriptor: weights.Descriptor, tmp_path:
     assert (lowered > 0).all()
 
 
-def test_a_picture_of_a_set_that_cannot_be_opened(descriptor: weights.Descriptor, tmp_path: Path) -> None:
+def test_a_picture_of_a_set_that_cannot_be_opened(descriptor: Descriptor, tmp_path: Path) -> None:
     write_set(tmp_path / "set.parquet", [b"no picture"])
     labelled = open_set(LabelledSetConfig(name="set", path=str(tmp_path / "set.parquet")))
     with pytest.raises(InputError, match="picture '0' cannot be opened"):
-        stages.set_views(labelled, [0], descriptor)
+        stages.set_views(descriptor, VIEWS, labelled, [0])
 
 
 # ---- a corpus
 
 
-def test_a_shards_vectors(descriptor: weights.Descriptor, tmp_path: Path) -> None:
+def test_a_shards_vectors(descriptor: Descriptor, tmp_path: Path) -> None:
     stored = [*(png(scene(seed)) for seed in range(40)), flat(70), b"no picture", None]
     corpus = corpus_of(tmp_path, stored, 100)
     shard = corpus.shards[0]
-    work = stages._CorpusWork(str(tmp_path), descriptor)
+    work = stages._CorpusWork(str(tmp_path), corpora.of_manifest(str(tmp_path)).stored, descriptor)
     unit = Unit("0", (), {"shard": shard.path, "index": shard.index_path})
     result = work.work(work.read(unit), unit)
     assert result.notes == {"without_vector": 3}
     images = pq.read_table(tmp_path / shard.path)
     assert result.rows["uid"].to_pylist() == images["uid"].to_pylist()
-    vectors = stages.as_vectors(result.rows["vector"], 16, "here")
+    vectors = as_vectors(result.rows["vector"], 16, "here")
     for row, data in enumerate(images["image"].to_pylist()):
         alone = next(Embedder.of(descriptor).first_views([data]))
         assert (alone is None) == (data in (flat(70), b"no picture", None))
         np.testing.assert_array_equal(vectors[row], np.zeros(16) if alone is None else alone)
     with pytest.raises(InputError, match="a vector of 16 bytes, the descriptor's have 24"):
-        stages.as_vectors(result.rows["vector"].slice(0, 1), 24, "here")
+        as_vectors(result.rows["vector"].slice(0, 1), 24, "here")
+
+
+def test_vectors_of_other_rows_are_refused(tmp_path: Path) -> None:
+    index = pa.table({"uid": pa.array([bytes(16), bytes(15) + b"1"], pa.binary(16)), "row": [0, 1]})
+    vectors = pa.array([bytes(4), None], pa.binary())
+    pq.write_table(pa.table([index["uid"], vectors], schema=VECTOR_SCHEMA), tmp_path / "same.parquet")
+    pq.write_table(pa.table([index["uid"][::-1], vectors], schema=VECTOR_SCHEMA), tmp_path / "other.parquet")
+    assert with_vectors(index, str(tmp_path), "same.parquet")["vector"].to_pylist() == [bytes(4), None]
+    with pytest.raises(InputError, match="has the vectors of other rows than its index"):
+        with_vectors(index, str(tmp_path), "other.parquet")
+
+
+def test_normalisation_needs_a_background(descriptor: Descriptor, tmp_path: Path) -> None:
+    data = weights.weights_bytes(weights.network(descriptor), descriptor.background[:2])
+    few = {"background": 2, "weights_sha256": hashlib.sha256(data).hexdigest()}
+    weights.write(str(tmp_path), descriptor.card.model_copy(update=few), data)
+    with pytest.raises(InputError, match=r"descriptor\.beta: 0\.5 needs at least 3 background vectors"):
+        stages.open_descriptor(DescriptorConfig(weights=str(tmp_path), beta=0.5))
+    found = stages.open_descriptor(DescriptorConfig(weights=str(tmp_path), beta=0.0))
+    np.testing.assert_array_equal(found.background, descriptor.background[:2])
 
 
 @pytest.mark.prove
-def test_workers_and_resumes_change_no_byte(descriptor: weights.Descriptor, tmp_path: Path) -> None:
-    corpus = corpus_of(tmp_path / "corpus", [png(scene(seed)) for seed in range(60)], 10)
+def test_workers_and_resumes_change_no_byte(descriptor: Descriptor, tmp_path: Path) -> None:
+    corpus_of(tmp_path / "corpus", [png(scene(seed)) for seed in range(60)], 10)
+    corpus = corpora.of_manifest(str(tmp_path / "corpus"))
     written, started = [], []
     for name, workers in (("one", 1), ("two", 2), ("two", 1)):
         with Run(str(tmp_path / name), EngineConfig(workers=workers), {}, "digest") as driver:
-            uris, records = stages.corpus_vectors(driver, str(tmp_path / "corpus"), corpus, descriptor)
-        written.append([Path(uri).read_bytes() for uri in uris])
-        started.append([record.started for record in records])
-        assert [record.rows_out for record in records] == [10] * 6
+            vectors = stages.corpus_vectors(driver, corpus, descriptor)
+        uris = [Path(vectors.folder) / table.name for table in vectors.tables]
+        written.append([uri.read_bytes() for uri in uris])
+        started.append([path.stat().st_mtime_ns for path in sorted(Path(vectors.folder).glob("*.json"))])
+        assert [table.rows for table in vectors.tables] == [10] * 6
+        assert vectors.absent == 0
+        assert stages.corpus_done(str(tmp_path / name), corpus, descriptor) == 6
     assert started[1] == started[2]  # done already: nothing was embedded again
     assert written[0] == written[1] == written[2]
-    vectors = np.concatenate([stages.read_vectors(uri, 16) for uri in uris])
-    assert vectors.any(axis=1).all()
-    assert stages.vectors_folder(str(tmp_path / "corpus")) == str(tmp_path / "corpus" / "derived")

@@ -15,6 +15,7 @@ import tomli_w
 
 from evaluation.__main__ import main
 from evaluation.descriptor import pictures, train, weights
+from evaluation.descriptor.artefact import CARD
 from evaluation.descriptor.config import PicturesConfig, TrainDescriptorConfig
 from evaluation.descriptor.embed import Embedder
 from evaluation.descriptor.model import build
@@ -34,7 +35,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def artefact(folder: Path) -> tuple[bytes, bytes]:
-    return (folder / weights.WEIGHTS).read_bytes(), (folder / weights.CARD).read_bytes()
+    return (folder / weights.WEIGHTS).read_bytes(), (folder / CARD).read_bytes()
 
 
 def mild(config: TrainDescriptorConfig) -> TrainDescriptorConfig:
@@ -111,7 +112,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_one_that_was_not(scenes: Path, tmp
     config = tiny(scenes, tmp_path / "out", steps=35)
     train.train(config)
     whole = artefact(tmp_path / "out")
-    for name in (weights.WEIGHTS, weights.CARD):
+    for name in (weights.WEIGHTS, CARD):
         (tmp_path / "out" / name).unlink()
     assert json.loads(header(tmp_path / "out.work" / train.CHECKPOINT)["__metadata__"]["state"])["step"] == 30
     train.train(config)
@@ -129,7 +130,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_that_was_not(scenes: Path, tmp_
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert checkpoint.exists()
-    assert not (tmp_path / "killed" / weights.CARD).exists()
+    assert not (tmp_path / "killed" / CARD).exists()
     before = json.loads(header(checkpoint)["__metadata__"]["state"])["step"]
     assert 10 <= before < 60
     train.train(killed)
@@ -232,7 +233,7 @@ def test_artefacts_that_do_not_fit(scenes: Path, tmp_path: Path) -> None:
     config = tiny(scenes, tmp_path / "out", steps=1)
     train.train(config)
     place = tmp_path / "out" / weights.WEIGHTS
-    card_place = tmp_path / "out" / weights.CARD
+    card_place = tmp_path / "out" / CARD
     data, card = place.read_bytes(), json.loads(card_place.read_bytes())
 
     def refused(said: str) -> None:
@@ -265,7 +266,7 @@ def test_another_configuration_is_refused(scenes: Path, tmp_path: Path) -> None:
     train.train(tiny(scenes, tmp_path / "out", steps=10))
     with pytest.raises(InputError, match="a descriptor of another configuration"):
         train.train(tiny(scenes, tmp_path / "out", steps=11))
-    (tmp_path / "out" / weights.CARD).unlink()
+    (tmp_path / "out" / CARD).unlink()
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: of another configuration"):
         train.train(tiny(scenes, tmp_path / "out", steps=11))
     (tmp_path / "out.work" / train.CHECKPOINT).write_bytes(b"broken")

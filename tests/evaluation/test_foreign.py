@@ -263,6 +263,10 @@ def test_withheld_texts_are_read_from_the_files(small: planted.Planted, tmp_path
     again = corpora.pictures_of(config, str(tmp_path / "work-True"))(places)
     assert {foreign.sha256(data or b"") for data in again.values()} == {foreign.sha256(pair.image) for pair in pairs}
     assert again == corpus.pictures(places)
+    # Whoever looks at every picture gets it with its place in the index.
+    for index, rows in zip(corpus.indexes, texts[0], strict=True):
+        stored = dict(corpus.stored(index.shard, index.path))
+        assert [stored[place] for place in range(len(rows))] == [again[index.shard, row["row"]] for row in rows]
     with pytest.raises(InputError, match=r"has no listing of .* run `overlap` again"):
         corpora.pictures_of(config, str(tmp_path / "elsewhere"))
 

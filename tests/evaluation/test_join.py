@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from evaluation.config import Thresholds
+from evaluation.descriptor.search import Index
 from evaluation.overlap import join
 from evaluation.overlap.job import hash_pictures
-from evaluation.overlap.join import EvalCodes, join_shard
+from evaluation.overlap.join import EvalCodes, Learned, join_shard
 from evaluation.overlap.splits import split_set
-from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS
+from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, PAIR_SCHEMA
 from pipeline.content.labelled import open_set
 from pipeline.contracts import manifest, parquet
 from pipeline.contracts.errors import InputError
@@ -110,6 +111,55 @@ def test_equal_to_a_naive_twin() -> None:
     columns = ("set", "eval_row", "row", "method", "source_exact", "stored_exact")
     assert [tuple(pair[name] for name in columns) for pair in found] == expected
     assert {pair["method"] for pair in found} == {"source_sha256", "image_sha256", "pdq", "phash"}
+
+
+def test_the_descriptor_equals_a_naive_twin() -> None:
+    """The weakest method, only where a set has a score and both pictures have texture; its score stands at every pair."""
+    draws = np.random.default_rng(5)
+    ours, theirs = random_side(60, 1), random_side(200, 2)
+    theirs["pdq256"][17] = theirs["phash64"][17] = None
+    table = pa.table(
+        {"eval_row": [*range(35), *range(25)], "eval_id": [str(n) for n in range(60)], **ours}, CODE_SCHEMA
+    )
+    codes = EvalCodes(["a", "b"], [table.slice(0, 35), table.slice(35)])
+    limits = [Thresholds(pdq_distance=20, phash_distance=0, descriptor_score=0.7), Thresholds(pdq_distance=20)]
+    picture = np.sort(draws.choice(60, 100))
+    index = Index(
+        draws.integers(-127, 128, (100, 8)).astype(np.int8), picture, np.arange(100), draws.uniform(0, 0.3, 100)
+    )
+    vectors = draws.integers(-127, 128, (200, 8)).astype(np.int8)
+    vectors[::3] = index.vectors[draws.choice(100, 67)]
+    vectors[5] = 0
+    rows = random_index(theirs)
+    found = join_shard(rows, "s", codes, limits, Learned(index, vectors)).to_pylist()
+    without = {
+        (one["set"], one["eval_row"], one["row"]): one for one in join_shard(rows, "s", codes, limits).to_pylist()
+    }
+    expected, methods = {}, []
+    for place, our in enumerate(table.to_pylist()):
+        name = "a" if place < 35 else "b"
+        for row, their in enumerate(rows.to_pylist()):
+            best: tuple[float, float, int] | None = None
+            for view in np.flatnonzero(picture == place):
+                one, other = (side.astype(float) for side in (index.vectors[view], vectors[row]))
+                if other.any():
+                    cosine = float(one @ other) / (float(one @ one) ** 0.5 * float(other @ other) ** 0.5)
+                    best = max(best or (-9.0, 0.0, 0), (cosine - index.lowered[view], cosine, int(view)))
+            before = without.get((name, our["eval_row"], row))
+            textured = their["pdq256"] is not None and min(our["pdq_quality"], their["pdq_quality"]) >= 50
+            if before is not None or (name == "a" and textured and best is not None and best[0] >= 0.7):
+                expected[name, our["eval_row"], row] = best
+                methods.append("descriptor" if before is None else before["method"])
+    assert [(one["set"], one["eval_row"], one["row"]) for one in found] == list(expected)
+    assert [one["method"] for one in found] == methods
+    assert {"descriptor", "pdq", "source_sha256"} <= set(methods)
+    for one, best in zip(found, expected.values(), strict=True):
+        stated = one["descriptor_score"], one["descriptor_cosine"], one["descriptor_view"]
+        assert stated == (pytest.approx(best) if best is not None else (None, None, None))
+    assert any(best is None for best in expected.values())
+    kept = [name for name in PAIR_SCHEMA.names if not name.startswith("descriptor_")]
+    again = [{name: one[name] for name in kept} for one in found if one["method"] != "descriptor"]
+    assert again == [{name: one[name] for name in kept} for one in without.values()]
 
 
 def test_a_missing_hash_column_is_named() -> None:
