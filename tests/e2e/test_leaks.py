@@ -146,3 +146,14 @@ def test_another_folder_is_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_at_its_own_size(tmp_path: Path, seed: int) -> None:
     assert leaks.main(["--seed", str(seed), "--folder", str(tmp_path / "ground")]) == 0
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(900)
+def test_with_a_descriptor_that_is_trained_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Larger crops and frames, mirrored and turned copies too: each by the descriptor, and no look-alike."""
+    folder = str(tmp_path / "ground")
+    assert leaks.main(["--seed", "4", "--rows", "400", "--folder", folder, "--train-minutes", "3"]) == 0
+    shown = capsys.readouterr().out
+    for kind in ("cropped to half its area", "framed by a tenth", "mirrored", "turned by ten degrees"):
+        assert f"  {kind:<36}descriptor             2      2   descriptor 2" in shown

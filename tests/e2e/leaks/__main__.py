@@ -1,6 +1,6 @@
 """`make leaks SEED=N`: an audit whose every answer is known beforehand, for any seed.
 
-    python -m tests.e2e.leaks --seed N [--rows 3000] [--folder build/leaks]
+    python -m tests.e2e.leaks --seed N [--rows 3000] [--folder build/leaks] [--descriptor DIR | --train-minutes 3]
 
 By the seed, evaluation sets and a corpus are drawn (`ground` says which, `planting` how many), and leaks of every kind are planted: files
 bit for bit as fetched and as stored; recompressed, resized, enlarged, saved in another format, recoloured, cropped a little, thinly
@@ -16,7 +16,8 @@ Why that can hold for every seed: each plant is known to be one by the libraries
 margins on both sides of every threshold, and is drawn again where it is in doubt; the verdicts hang on counts (`ground`). No setting of
 the job is changed.
 
-Not planted: larger crops and frames, mirrored and turned copies. No hash of whole pictures finds them.
+Larger crops and frames, mirrored and turned copies are found by no hash of whole pictures. They are planted where there is a learned
+descriptor: the folder of one, or one that is trained here first, on other views (`eye`).
 """
 
 import argparse
@@ -33,6 +34,7 @@ from tests.e2e.steps import ROOT, StepFailed, Steps
 
 ROWS = 3000
 FOLDER = ROOT / "build" / "leaks"
+LEARNED_FROM = 1000
 _MARK = ".leaks"
 
 
@@ -42,12 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, required=True, help="any number: another one, other pictures and captions")
     parser.add_argument("--rows", type=int, default=ROWS, help="of the corpus, at least")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="written anew each time")
+    learned = parser.add_mutually_exclusive_group()
+    learned.add_argument(
+        "--descriptor", metavar="DIR", help="of train-descriptor: plant what only a descriptor finds, too"
+    )
+    learned.add_argument("--train-minutes", type=float, metavar="M", help="train a small one first")
     given = parser.parse_args(arguments)
     folder = given.folder.resolve()
     fresh_folder(folder)
-    doing = Steps(folder / "logs", total=3)
-    ground = planted(folder, given.seed, given.rows, doing)
+    doing = Steps(folder / "logs", total=3 if given.train_minutes is None else 4)
     try:
+        weights = given.descriptor
+        if given.train_minutes is not None:
+            weights = trained(folder, given.seed, given.train_minutes, doing)
+        ground = planted(folder, given.seed, given.rows, doing, weights)
         audit(folder, doing)
     except StepFailed as failed:
         print(f"\n{failed}\nThe command above failed.", file=sys.stderr)
@@ -68,25 +78,49 @@ def fresh_folder(folder: Path) -> None:
     (folder / _MARK).touch()
 
 
-def planted(folder: Path, seed: int, rows: int, doing: Steps) -> Ground:
+def trained(folder: Path, seed: int, minutes: float, doing: Steps) -> str:
+    """Train a small descriptor on views that are in no set and not in the corpus; returns its folder."""
+    doing.say(f"Train a descriptor for {minutes:g} minutes on {LEARNED_FROM:,} other views")
+    planting.write_views(folder / "trained_on", seed, LEARNED_FROM)
+    steps.write_toml(
+        folder / "descriptor.toml",
+        "python -m evaluation train-descriptor --config descriptor.toml",
+        {
+            "data": {"manifest": str(folder / "trained_on"), "short_side": 128},
+            "architecture": {"size": 64, "width": 16, "dimension": 128},
+            "optimiser": {"minutes": minutes, "batch": 64},
+            "run": {"out": str(folder / "descriptor")},
+        },
+    )
+    command = ["python", "-m", "evaluation", "train-descriptor", "--config", str(folder / "descriptor.toml")]
+    doing.run(command, "train.log", 60 * minutes + 300)
+    return str(folder / "descriptor")
+
+
+def planted(folder: Path, seed: int, rows: int, doing: Steps, weights: str | None = None) -> Ground:
     """The ground of a seed, written below `folder`, and the job's configuration."""
     doing.say(f"Draw sets and a corpus of {rows:,} rows with leaks in known places (seed {seed})")
     started = time.monotonic()
-    ground = planting.plant(folder, seed, planting.Sizes.of(rows))
+    eye = None
+    if weights is not None:
+        from tests.e2e.leaks.eye import Eye  # it loads torch
+
+        eye = Eye(weights)
+    ground = planting.plant(folder, seed, planting.Sizes.of(rows), eye)
     again = ", ".join(f"{kind} {count}" for kind, count in sorted(ground.passed_over.items()))
     print(
-        f"      {time.monotonic() - started:.0f} s; pictures passed over because a copy of them was in doubt: {again or 'none'}"
+        f"      {time.monotonic() - started:.0f} s; pictures drawn again because a copy of them was in doubt: {again or 'none'}"
     )
-    steps.write_toml(
-        folder / "overlap.toml",
-        "python -m evaluation overlap --config overlap.toml",
-        {
-            "corpus": {"manifest": str(folder / "corpus")},
-            "sets": [planting.set_config(folder, name) for name in VERDICTS],
-            "copies": {"examples": 1},
-            "report": {"dir": str(folder / "report")},
-        },
-    )
+    tables: dict[str, object] = {
+        "corpus": {"manifest": str(folder / "corpus")},
+        "sets": [planting.set_config(folder, name) for name in VERDICTS],
+        "copies": {"examples": 1},
+        "report": {"dir": str(folder / "report")},
+    }
+    if eye is not None:
+        tables["descriptor"] = {"weights": weights, "beta": 0.0}  # plain cosines, as the eye has them
+        tables["match"] = {"descriptor_score": eye.least}
+    steps.write_toml(folder / "overlap.toml", "python -m evaluation overlap --config overlap.toml", tables)
     return ground
 
 

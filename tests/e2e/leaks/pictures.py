@@ -103,9 +103,9 @@ def relation(one: Look, other: Look) -> Relation:
 
 
 class Kind(NamedTuple):
-    """A kind of copy that a perceptual hash finds: by which method, its strengths from the greatest on, and the file that it makes."""
+    """A kind of copy: the method that must find it, its strengths from the greatest on, and the file that it makes."""
 
-    method: Literal["pdq", "phash"]
+    method: Literal["pdq", "phash", "descriptor"]
     strengths: tuple[float, ...]
     copy: Callable[[Image.Image, float, Dice], bytes]
 
@@ -160,6 +160,15 @@ def _framed(picture: Image.Image, strength: float, dice: Dice) -> bytes:
     return jpeg(ImageOps.expand(picture, max(1, round(strength * min(picture.size))), dice.pick(("white", "black"))))
 
 
+def _mirrored(picture: Image.Image, strength: float, dice: Dice) -> bytes:
+    return jpeg(ImageOps.mirror(picture))
+
+
+def _turned(picture: Image.Image, strength: float, dice: Dice) -> bytes:
+    """By `strength` degrees, to either side."""
+    return jpeg(picture.rotate(dice.pick((strength, -strength)), Image.Resampling.BICUBIC))
+
+
 def _grainy(picture: Image.Image, strength: float, dice: Dice) -> bytes:
     """Coarse grain of six to twelve cycles and none of fewer: it drowns what PDQ sees and pHash does not."""
     grain = dice.noise(24, 24).astype(np.float32) - 127.5
@@ -178,5 +187,9 @@ KINDS: dict[str, Kind] = {
     "cropped a little": Kind("pdq", (0.06, 0.05, 0.04, 0.03, 0.02, 0.01), _cropped),
     "thinly framed": Kind("pdq", (0.05, 0.04, 0.03, 0.02, 0.01), _framed),
     "under coarse grain": Kind("phash", (0.16, 0.13, 0.1), _grainy),
+    "cropped to half its area": Kind("descriptor", (1 - 0.5**0.5,), _cropped),
+    "framed by a tenth": Kind("descriptor", (0.1,), _framed),
+    "mirrored": Kind("descriptor", (1.0,), _mirrored),
+    "turned by ten degrees": Kind("descriptor", (10.0,), _turned),
 }
-"""The kinds that a hash of whole pictures finds. Larger crops and frames, mirrored and turned copies need a learned descriptor."""
+"""What no hash of whole pictures finds has one strength, and is planted only where there is a descriptor."""

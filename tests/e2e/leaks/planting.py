@@ -1,8 +1,10 @@
 """How many of what is planted, and the files: Parquet for each set, predictions, class names, the corpus in the pipeline's own shards."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +18,12 @@ from tests.e2e.leaks import pictures, words
 from tests.e2e.leaks.ground import EXACT, METHOD_OF, SCORED, Example, Ground, Plant
 from tests.e2e.leaks.growing import Growing
 from tests.e2e.leaks.words import Caption, Language
-from tests.evaluation import made
+from tests.evaluation import made, planted
+from tests.web import views
 from tests.web.dice import Dice
+
+if TYPE_CHECKING:
+    from tests.e2e.leaks.eye import Eye
 
 PLAIN = (*EXACT, "recompressed", "resized")
 EVEN, EVEN_CLEAN, FEW, FEW_CLEAN, CLEAN, BLANK = 44, 30, 4, 20, 16, 8
@@ -34,18 +40,18 @@ class Sizes(NamedTuple):
     lookalikes: int
 
     @classmethod
-    def of(cls, rows: int) -> "Sizes":
+    def of(cls, rows: int) -> Sizes:
         return cls(rows, max(2, rows // 500), max(2, rows // 300), max(30, rows // 20))
 
 
-def plant(folder: Path, seed: int, sizes: Sizes) -> Ground:
-    """Draw sets and corpus, write them below `folder`, and say what was planted."""
+def plant(folder: Path, seed: int, sizes: Sizes, eye: Eye | None = None) -> Ground:
+    """Draw sets and corpus, write them below `folder`, and say what was planted. `eye`: also what only a descriptor finds."""
     dice = Dice(seed, "captions", 0)
     captions = _captions(dice, 2 * len(SAYINGS) * sizes.sayings + sizes.each)
     said, with_picture = captions[sizes.each :], captions[: sizes.each]
     brief = [words.short(dice, 3), *_brief(dice, 2)]
-    growing = Growing(seed, {"words": [*said, *brief], "effect": with_picture})
-    for kind in METHOD_OF:
+    growing = Growing(seed, {"words": [*said, *brief], "effect": with_picture}, eye)
+    for kind in (kind for kind, method in METHOD_OF.items() if eye is not None or method != "descriptor"):
         for number in range(sizes.each):
             growing.copied("effect", kind, with_picture[number] if kind == "bytes as fetched" else None)
     _repeats(growing)
@@ -204,5 +210,17 @@ def _write(folder: Path, ground: Ground) -> None:
         if name in SCORED:
             config = OverlapSet.model_validate(set_config(folder, name))
             made.write_predictions(folder / "predictions" / f"{name}.parquet", config, ground.right(name))
-    table = pa.Table.from_pylist(ground.rows, schema=SHARD_SCHEMA)
-    manifest.write_corpus(str(folder / "corpus"), [table], rows_per_shard=1000, hashes=HASH_VERSION)
+    _write_corpus(folder / "corpus", ground.rows)
+
+
+def write_views(folder: Path, seed: int, count: int) -> None:
+    """A corpus of views that no ground has, for a descriptor to learn from."""
+    dice = Dice(seed, "learned", 0)
+    kinds = [dice.number(1, len(words.CLASSES) - 1) for _ in range(count)]
+    drawn = (views.draw(views.view(seed, k, "learned", kind)) for k, kind in enumerate(kinds))
+    _write_corpus(folder, [planted.corpus_row(k, pictures.jpeg(picture)) for k, picture in enumerate(drawn)])
+
+
+def _write_corpus(folder: Path, rows: list[dict[str, object]]) -> None:
+    table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+    manifest.write_corpus(str(folder), [table], rows_per_shard=1000, hashes=HASH_VERSION)
