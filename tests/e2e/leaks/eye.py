@@ -49,7 +49,8 @@ class Eye:
         if not seen:
             return self._asked[:0]
         vectors: Vectors = self._network(torch.from_numpy(np.stack(seen))).numpy()
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
     def ask(self, number: int, parts: Vectors) -> None:
         """Remember an example."""
