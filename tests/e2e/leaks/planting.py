@@ -41,7 +41,8 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, rows: int) -> Sizes:
-        return cls(rows, max(2, rows // 500), max(2, rows // 300), max(30, rows // 20))
+        # Of more than 50 captions half are Chinese, and so few signs no longer make that many that surely differ.
+        return cls(rows, min(8, max(2, rows // 500)), 2 if rows < 1000 else 3, max(30, rows // 20))
 
 
 def plant(folder: Path, seed: int, sizes: Sizes, eye: Eye | None = None) -> Ground:
