@@ -5,6 +5,7 @@
 #   make prove   the longer proofs: kills, S3, job submission, real data
 #   make bench   measurements, each beside its peer in the same run
 #   make real REAL_DATA=DIR    the same path on real pictures
+#   make leaks SEED=N          an audit whose every answer is known: leaks of all kinds, planted by a seed, found by the right method
 #   make browser Debian's Chromium and its driver, for the tests that open pages (without it they are skipped)
 #
 # PYTHON       the interpreter to start from (3.11 or later; crawl.engine = "img2dataset" needs one below 3.13)
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 REAL_DATA ?= ../shared/data
+SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -20,7 +22,7 @@ STAMP := $(VENV)/installed
 # A tool that is called by name (ninja, ruff) must be this environment's; CPU work must not fight over the cores.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test check prove bench real browser install clean
+.PHONY: demo test check prove bench real leaks browser install clean
 
 demo: install
 	$(BIN)/python -m tests.e2e.demo
@@ -42,6 +44,9 @@ bench: install
 
 real: install
 	REAL_DATA=$(REAL_DATA) $(BIN)/python -m tests.e2e.real
+
+leaks: install
+	$(BIN)/python -m tests.e2e.leaks --seed $(SEED)
 
 browser:
 	command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium chromium-driver fonts-noto-cjk; }

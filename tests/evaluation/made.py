@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,16 +46,18 @@ class Made:
                 {**one, "name": "blind", "limit": 0.5, "where": {"label": 3}},
             ],
         )
-        self.right = write_predictions(predictions, self.planted, config.sets[0])
+        ids = open_set(config.sets[0]).ids
+        # A model that knows what it has seen: right on leaked examples, on others every second time.
+        self.right = {name: name in self.planted.answers or row % 2 == 0 for row, name in enumerate(ids)}
+        write_predictions(predictions, config.sets[0], self.right, self.planted.corpus)
         self.config = folder / "overlap.toml"
         self.config.write_text(to_toml(config), "utf-8")
         self.result = command("overlap", "--config", str(self.config))
 
 
-def write_predictions(path: Path, made: planted.Planted, config: OverlapSet) -> dict[str, bool]:
-    """A model that knows what it has seen: right on leaked examples, on others every second time."""
+def write_predictions(path: Path, config: OverlapSet, right: Mapping[str, bool], corpus: Path | None = None) -> None:
+    """What `zeroshot` would have written of a model that is right on these examples (id → whether) of a set; `corpus`: its training's."""
     labelled = open_set(config)
-    right = {name: name in made.answers or row % 2 == 0 for row, name in enumerate(labelled.ids)}
     rows = [
         {
             "row": row,
@@ -72,8 +75,7 @@ def write_predictions(path: Path, made: planted.Planted, config: OverlapSet) -> 
     identity = {
         "format_version": str(PREDICTIONS_VERSION),
         "set_content_hash": labelled.content_hash,
-        "content_root": manifest.load(str(made.corpus)).content_root,
-        **TRAINING.metadata(),
     }
+    if corpus is not None:
+        identity |= {"content_root": manifest.load(str(corpus)).content_root, **TRAINING.metadata()}
     pq.write_table(table.replace_schema_metadata(identity), path)
-    return right

@@ -217,35 +217,6 @@ def test_an_interrupted_run_is_completed(made: Made, tmp_path: Path) -> None:
     assert contents(half) == contents(made.report)
 
 
-def test_hash_only_shows_nothing_of_the_corpus(made: Made, tmp_path: Path) -> None:
-    hidden = tmp_path / "hidden"
-    result = command("overlap", "--config", str(made.config), f"report.dir={hidden}", "report.evidence=hash-only")
-    assert result.returncode == 0, result.stderr
-    work = tmp_path / "hidden.work"
-    names = [hidden / "pairs.parquet", hidden / "nearest.parquet", *work.glob("join/*/*.parquet")]
-    tables = [table for table in map(pq.read_table, names) if "url" in table.column_names]
-    assert len(tables) == 2 + 2 * len(list(work.glob("join/*/*.json"))) > 4
-    assert sum(table.num_rows for table in tables if "method" in table.column_names) == 2 * 19
-    said = [hidden / "text_pairs.parquet", *(one for one in work.glob("text/*/*.parquet") if one.name.count(".") == 1)]
-    tables += (pq.read_table(path) for path in said)
-    assert sum(table.num_rows for table in tables if "method" in table.column_names) == 2 * 19 + 2 * len(
-        made.planted.texts
-    )
-    for table in tables:
-        assert table["url"].null_count == table["caption"].null_count == table.num_rows
-    # Parquet compresses, so tables are read back; everything else, indexes of shards included, is searched as it lies there.
-    everything = b"".join([*contents(hidden).values(), *contents(work).values()])
-    everything += b"".join(repr(pq.read_table(path).to_pylist()).encode() for path in tmp_path.rglob("*.parquet"))
-    assert b"example.org" not in everything
-    assert b"picture number" not in everything
-    assert b"onerror" not in everything
-    for words in ("stands on a table", "STANDS ON A TABLE", "棕色的狗", "湖边的", "seen from afar"):
-        assert words.encode() not in everything
-        assert repr(words)[1:-1].encode() not in everything
-    assert b"data:image" not in everything
-    assert verify(str(hidden)) == []
-
-
 def test_another_report_is_not_overwritten(made: Made) -> None:
     before = contents(made.report)
     result = command("overlap", "--config", str(made.config), "match.pdq_distance=20")

@@ -9,6 +9,9 @@ import struct
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 T = TypeVar("T")
 _WORDS = struct.Struct("<8Q")
 
@@ -48,3 +51,9 @@ class Dice:
     def pick(self, items: Sequence[T]) -> T:
         """One of the items, each as likely as the other."""
         return items[self.word() % len(items)]
+
+    def noise(self, rows: int, columns: int) -> NDArray[np.uint8]:
+        """uint8[rows, columns] of PCG64's raw stream, the one part of numpy's random module that never changes."""
+        count = rows * columns
+        words = np.random.PCG64(self.word()).random_raw(-(-count // 8))
+        return words.view(np.uint8)[:count].reshape(rows, columns)

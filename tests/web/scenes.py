@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from tests.web.dice import Dice
@@ -242,22 +241,15 @@ def draw(item: Scene) -> Image.Image:
         x = item.width / 2 + (thing.x - 0.5) * short
         y = item.height / 2 + (thing.y - 0.5) * short
         _thing(pen, thing, x, y, thing.radius * short)
-    noise = _random_bytes(dice, item.height // 2, item.width // 2)
+    noise = dice.noise(item.height // 2, item.width // 2)
     grain = Image.fromarray(noise).resize((item.width, item.height), Image.Resampling.NEAREST)
     return Image.blend(picture, Image.merge("RGB", (grain, grain, grain)), 0.05)
-
-
-def _random_bytes(dice: Dice, rows: int, columns: int) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
-    """uint8[rows, columns] of PCG64's raw stream, the one part of numpy's random module that never changes."""
-    count = rows * columns
-    words = np.random.PCG64(dice.word()).random_raw(-(-count // 8))
-    return words.view(np.uint8)[:count].reshape(rows, columns)
 
 
 def _ground(dice: Dice, item: Scene) -> Image.Image:
     """A smooth random field between a dark and a light version of the tone: what makes perceptual hashes differ."""
     rows, columns = dice.number(*GRID), dice.number(*GRID)
-    coarse = Image.fromarray(_random_bytes(dice, rows, columns))
+    coarse = Image.fromarray(dice.noise(rows, columns))
     field = coarse.resize((item.width, item.height), Image.Resampling.BICUBIC)
     low, high = dice.number(45, 75), dice.number(175, 205)
     bands = []
