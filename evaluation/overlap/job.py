@@ -5,7 +5,7 @@
 2. Stage `codes`: hash every evaluation picture by the corpus's own rule (units of some thousand pictures).
    With a learned descriptor (`[descriptor]`) also stage `vectors`: look at every picture of the corpus, unless another audit did and the
    vectors lie there; and stage `views`: look at the pictures of the sets (`descriptor.stages`).
-3. Stage `join`: one unit per index (of a shard, or of rows of a foreign file), against all codes and views (`join.join_shard`), and the
+3. Stage `join`: one unit per index (of a shard, or of rows of a foreign file), against all codes and views (`join_stage`), and the
    nearest picture of some (`nearest`).
 4. Stage `copies`: some pictures of each set, changed in stated ways and searched (`copies`).
 5. Stage `text`: captions and class names of the sets in the captions of each shard (`text_stage`).
@@ -19,28 +19,26 @@ depend on what happened on the way.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from evaluation.config import OverlapConfig, Thresholds
 from evaluation.datasets import open_set
 from evaluation.datasets.catalogue import metric_of
 from evaluation.descriptor.artefact import Descriptor
-from evaluation.descriptor.search import Index
-from evaluation.overlap import copies, exposure, join, kept, nearest, text, text_stage, thresholds
+from evaluation.overlap import copies, exposure, join_stage, nearest, text, text_stage, thresholds
 from evaluation.overlap import corpus as corpora
 from evaluation.overlap.corpus import Corpus
-from evaluation.overlap.join import EvalCodes, Learned
-from evaluation.overlap.seen import CopyScores, Seen, as_vectors, with_vectors
+from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.join_stage import Joined
+from evaluation.overlap.seen import CopyScores, Seen
 from evaluation.overlap.set_stage import tables_of_sets
 from evaluation.overlap.splits import Predictions, read_predictions, split_set, with_scores
-from evaluation.overlap.tables import CAPTIONED, CODE_SCHEMA, COPY_SCHEMA, FOUND_SCHEMA, KEY, METHODS, PAIR_SCHEMA
+from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA
 from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Report
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
@@ -52,10 +50,6 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
 
-NEAREST_SUFFIX = ".nearest.parquet"
-UNUSABLE_SUFFIX = ".unusable.parquet"
-FOUND_SUFFIX = ".found.parquet"
-MATCHED_SUFFIX = ".matched.parquet"
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1
 COPIES_VERSION = 2
@@ -76,7 +70,7 @@ def run(config: OverlapConfig) -> Report:
     with _driver(config) as driver:
         codes, codes_root = _hash_sets(driver, sets)
         seen = _look(driver, config, corpus, sets, descriptor)
-        joined = _join(driver, config, corpus, codes, codes_root, limits, seen)
+        joined = join_stage.search(driver, config, corpus, codes, codes_root, limits, seen)
         pairs = _with_exposure(joined, corpus, sets, predictions)
         labels = thresholds.read_labels(config.labels, joined.closest)
         planted = _plant_copies(driver, config.copies.examples, sets, codes, seen)
@@ -314,132 +308,7 @@ def _plan_of_descriptor(config: OverlapConfig, descriptor: Descriptor) -> str:
     return f"; descriptor {name} looks at every picture of the corpus once, its vectors are kept in {folder}{done}"
 
 
-# ---- stage join
-
-
-@dataclass(frozen=True)
-class _JoinWork:
-    """An index → its matches (pairs: the nearest `keep` of each example and method), and the nearest rows of the `sample`. `folder`, below
-    which indexes lie, is a place and in no digest.
-
-    `withhold`: the pairs have null for URLs and captions of the corpus. With a descriptor: its `views` of all sets, and the folder of the
-    corpus's `vectors`, a place too.
-    """
-
-    folder: str
-    codes: EvalCodes
-    sample: NDArray[np.int64]
-    limits: list[Thresholds]
-    keep: int
-    withhold: bool
-    views: Index | None = None
-    vectors: str = ""
-
-    def read(self, unit: Unit) -> pa.Table:
-        index = corpora.read_index(self.folder, str(unit.params["index"]), withhold=self.withhold)
-        return index if self.views is None else with_vectors(index, self.vectors, str(unit.params["vectors"]))
-
-    def work(self, index: pa.Table, unit: Unit) -> Result:
-        hashless, shard = index["pdq256"].null_count, str(unit.params["shard"])
-        learned = None
-        if self.views is not None:
-            vectors = as_vectors(index["vector"], self.views.vectors.shape[1], f"the vectors of {shard}")
-            learned = Learned(self.views, vectors)
-        joined = join.join_shard(index, shard, self.codes, self.limits, learned, keep=self.keep)
-        captioned = index["captioned"].take(joined.pairs["row"])
-        closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
-        beside = {
-            NEAREST_SUFFIX: corpora.in_files(closest, index),
-            FOUND_SUFFIX: joined.found,
-            MATCHED_SUFFIX: corpora.keyed(joined.matched, index),
-        }
-        absent = exposure.unusable(index) if "row" not in index.column_names else np.empty(0, np.int64)
-        if len(absent):
-            beside[UNUSABLE_SUFFIX] = pa.table({"row": absent})
-        notes: dict[str, Json] = {"rows_without_hashes": hashless, "corpus_rows": dict[str, Json](joined.corpus_rows)}
-        return Result(
-            corpora.keyed(joined.pairs, index).append_column(CAPTIONED, captioned), beside=beside, notes=notes
-        )
-
-
-class Joined(NamedTuple):
-    """What the stage gives of the whole corpus: the pairs that are held, in order; the nearest row of every sampled example; FOUND_SCHEMA
-    rows of every example, the matched rows as `files.matched_rows` has them, how many of them each set has, how many of the corpus's
-    rows have no hashes, and for each shard that has any the URI of the rows which the trainer cannot use."""
-
-    pairs: pa.Table
-    closest: pa.Table
-    found: pa.Table
-    matched: pa.Table
-    corpus_rows: dict[str, int]
-    hashless: int
-    unusable: list[tuple[str, str]]
-
-
-def _join(
-    driver: Run,
-    config: OverlapConfig,
-    corpus: Corpus,
-    codes: EvalCodes,
-    codes_root: str,
-    limits: list[Thresholds],
-    seen: Seen | None,
-) -> Joined:
-    shown, examples, keep = config.report.evidence, config.nearest.examples, config.report.pairs_kept
-    sample = nearest.sample_sets(codes, limits, examples)
-    views, vectors = (None, "") if seen is None else (seen.index, seen.vectors.folder)
-    work = _JoinWork(corpus.folder, codes, sample, limits, keep, shown == "hash-only", views, vectors)
-    levels: list[Json] = [[name, one.model_dump()] for name, one in zip(codes.names, limits, strict=True)]
-    semantic: dict[str, Json] = {
-        "sets": levels,
-        "evidence": shown,
-        "nearest": examples,
-        "beside": [KEY.name, CAPTIONED.name],
-        "pairs_kept": keep,
-    }
-    if seen is not None:
-        semantic["descriptor"] = seen.identity
-    digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
-    stage = Stage("join", digest, work.read, work.work, accounted=False)
-    units = [
-        Unit(f"{number:06d}-{index.sha256[:12]}", (index.sha256,), {"shard": index.shard, "index": index.path})
-        for number, index in enumerate(corpus.indexes)
-    ]
-    if seen is not None:
-        units = [
-            Unit(f"{unit.id}-{table.sha256[:12]}", (*unit.inputs, table.sha256), {**unit.params, "vectors": table.name})
-            for unit, table in zip(units, seen.vectors.tables, strict=True)
-        ]
-    records = driver.stage(stage, units)
-    folder = stage_folder(driver.out, stage)
-
-    def beside(suffix: str) -> Iterator[pa.Table]:
-        return (parquet.read(storage.join(folder, record.beside[suffix].name)) for record in records)
-
-    tables = (parquet.read(storage.join(folder, record.output.name)) for record in records if record.rows_out)
-    pairs = kept.folded(
-        tables, PAIR_SCHEMA.append(KEY).append(CAPTIONED).empty_table(), lambda rows: kept.nearest_pairs(rows, keep)
-    )
-    unusable = [
-        (index.shard, storage.join(folder, record.beside[UNUSABLE_SUFFIX].name))
-        for index, record in zip(corpus.indexes, records, strict=True)
-        if UNUSABLE_SUFFIX in record.beside
-    ]
-    return Joined(
-        _in_order(pairs, codes.names),
-        nearest.nearest_of_all(beside(NEAREST_SUFFIX), codes.names),
-        kept.folded(
-            beside(FOUND_SUFFIX),
-            FOUND_SCHEMA.empty_table(),
-            lambda rows: kept.summed(rows, ("set", "eval_row"), ("phash_distance",), ("descriptor_score",)).cast(
-                FOUND_SCHEMA
-            ),
-        ),
-        files.matched_rows(beside(MATCHED_SUFFIX), corpus.about.kind),
-        kept.added((record.notes["corpus_rows"] for record in records), codes.names),
-        sum(int(str(record.notes["rows_without_hashes"])) for record in records),
-        unusable,
-    )
+# ---- what a checkpoint had seen
 
 
 def _with_exposure(
@@ -497,18 +366,6 @@ def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: Ev
     folder = stage_folder(driver.out, stage)
     tables = [parquet.read(storage.join(folder, record.output.name)) for record in records]
     return pa.concat_tables([COPY_SCHEMA.empty_table(), *tables])
-
-
-# ---- the pairs of all shards
-
-
-def _in_order(pairs: pa.Table, names: list[str]) -> pa.Table:
-    """By set (as configured), example, strength of the match, place in the corpus."""
-    rank = pc.index_in(pairs["set"], value_set=pa.array(names, pa.string()))
-    strength = pc.index_in(pairs["method"], value_set=pa.array(METHODS))
-    keyed = pairs.append_column("set_rank", rank).append_column("method_rank", strength)
-    keys = ("set_rank", "eval_row", "method_rank", "pdq_distance", "shard", "row")
-    return keyed.sort_by([(key, "ascending") for key in keys]).select(pairs.column_names).combine_chunks()
 
 
 # ---- writing

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evaluation.config import OverlapConfig
-from evaluation.overlap import job
+from evaluation.overlap import join_stage
 from evaluation.overlap.corpus import of_manifest
 from evaluation.overlap.join import EvalCodes
 from pipeline.contracts import parquet
@@ -59,7 +59,7 @@ def join(corpus_path: str, out: str) -> None:
     with Run(out, EngineConfig(workers=WORKERS), {}, "overlap-scale") as driver:
         started = time.perf_counter()
         limits = [config.match] * len(SETS)
-        joined = job._join(driver, config, corpus, codes, "generated", limits, None)
+        joined = join_stage.search(driver, config, corpus, codes, "generated", limits, None)
         seconds = time.perf_counter() - started
     pq.write_table(joined.pairs, f"{out}/pairs.parquet")
     pq.write_table(joined.closest, f"{out}/nearest.parquet")
@@ -179,7 +179,7 @@ class Bench:
             one.pairs.append_column("shard", pa.array([one.shard.path] * one.pairs.num_rows))
             for one in self._written[: rows // self._written[0].shard.rows]
         ]
-        return job._in_order(pa.concat_tables(tables), list(SETS)).select(PAIR_COLUMNS)
+        return join_stage.in_order(pa.concat_tables(tables), list(SETS)).select(PAIR_COLUMNS)
 
     def _hashless(self, rows: int) -> int:
         return sum(one.hashless for one in self._written[: rows // self._written[0].shard.rows])

@@ -13,8 +13,8 @@ import tomli_w
 
 from evaluation.__main__ import main
 from evaluation.config import BiasConfig, FewshotConfig, ProbeConfig, Thresholds, ZeroshotConfig
-from evaluation.overlap.job import _JoinWork
 from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.join_stage import JoinWork
 from pipeline.contracts import manifest
 from pipeline.contracts.config import StrictModel, to_toml
 from pipeline.contracts.errors import InputError
@@ -113,7 +113,7 @@ def test_a_missing_hash_column_of_a_shard(small: planted.Planted, tmp_path: Path
     shard = manifest.load(str(small.corpus)).shards[0]
     table = pq.read_table(small.corpus / shard.index_path).drop_columns(["pdq256"])
     pq.write_table(table, tmp_path / shard.index_path)
-    work = _JoinWork(str(tmp_path), EvalCodes([], []), np.empty(0, np.int64), [Thresholds()], 1, withhold=False)
+    work = JoinWork(str(tmp_path), EvalCodes([], []), np.empty(0, np.int64), [Thresholds()], 1, withhold=False)
     with pytest.raises(InputError, match="column 'pdq256' is missing; rebuild the corpus"):
         work.read(Unit("0", (), {"shard": shard.path, "index": shard.index_path}))
 
