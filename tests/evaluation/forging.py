@@ -1,6 +1,7 @@
-"""What a forger would do to the tables of a report."""
+"""What a forger would do to the tables and figures of a report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,3 +21,11 @@ def with_value(eval_id: str, column: str, value: object) -> Change:
 def stated(key: str, value: str) -> Change:
     """The same table with one thing said otherwise in its metadata."""
     return lambda table: table.replace_schema_metadata({**(table.schema.metadata or {}), key.encode(): value})
+
+
+def restate(report: Any, path: Sequence[str | int], value: object) -> None:
+    """Put another value at a place of report.json; that it is another one is asserted."""
+    for key in path[:-1]:
+        report = report[key]
+    assert report[path[-1]] != value
+    report[path[-1]] = value

@@ -28,6 +28,7 @@ from pipeline.contracts import manifest
 from pipeline.contracts.config import to_toml
 from pipeline.contracts.schema import SHARD_SCHEMA
 from tests.evaluation import planted
+from tests.evaluation.forging import restate
 from tests.evaluation.made import command
 from tests.evaluation.test_report import contents, reseal
 
@@ -264,11 +265,7 @@ FORGED: list[dict[tuple[str | int, ...], object]] = [
 def test_every_forged_figure_is_found(many: Many, copy: Path, forged: dict[tuple[str | int, ...], object]) -> None:
     report = json.loads((copy / "report.json").read_bytes())
     for path, value in forged.items():
-        place = report
-        for key in path[:-1]:
-            place = place[key]
-        assert place[path[-1]] != value
-        place[path[-1]] = value
+        restate(report, path, value)
     reseal(copy, "report.json", files.canonical(report))
     problems = verify(str(copy))
     for path in forged:

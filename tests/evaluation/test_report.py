@@ -20,7 +20,7 @@ from pipeline.contracts import manifest
 from pipeline.contracts.errors import InputError
 from tests.conftest import ROOT
 from tests.evaluation import planted
-from tests.evaluation.forging import with_value
+from tests.evaluation.forging import restate, with_value
 from tests.evaluation.made import TRAINING, Made, command
 from trainer.data.order import SampleOrder
 
@@ -326,11 +326,7 @@ def reseal(folder: Path, name: str, data: bytes) -> None:
 )
 def test_a_forged_number_is_found(copy: Path, path: tuple[str | int, ...], value: object) -> None:
     report = json.loads((copy / "report.json").read_bytes())
-    place = report
-    for key in path[:-1]:
-        place = place[key]
-    assert place[path[-1]] != value
-    place[path[-1]] = value
+    restate(report, path, value)
     reseal(copy, "report.json", files.canonical(report))
     problems = verify(str(copy))
     assert any(str(path[-1]) in problem and "report.json" in problem for problem in problems), problems
