@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         reader = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         reader.set_defaults(act=act)
         reader.add_argument("directory", metavar="DIR", help="the folder of the report (a path or s3://…)")
-    words = "the PDQ distance that people's labels choose for each set of a report"
+    words = "the PDQ distance, or the descriptor's score, that people's labels choose for each set of a report"
     chooser = commands.add_parser("thresholds", help=words, description=words, allow_abbrev=False)
     chooser.set_defaults(act=_thresholds)
     chooser.add_argument("directory", metavar="DIR", help="the folder of the report that was labelled")

@@ -61,6 +61,15 @@ _CORPUS_ROW = (
 )
 """Where a row of the corpus is, and what is said of it; URL and caption are withheld by hash-only."""
 
+_MEASURE = pa.field("measure", pa.string(), nullable=False)
+_LIKENESS = (
+    pa.field("descriptor_cosine", pa.float64()),
+    pa.field("descriptor_score", pa.float64()),
+    pa.field("descriptor_view", pa.int64()),
+)
+"""What the descriptor says, whatever found the pair: the score, its cosine, and which part of the example it is of (`descriptor.views`);
+null where the job had no descriptor, or one of the two pictures has no vector."""
+
 CODE_SCHEMA = pa.schema(
     [
         *_EXAMPLE,
@@ -83,9 +92,7 @@ PAIR_SCHEMA = pa.schema(
         pa.field("stored_exact", pa.bool_(), nullable=False),
         pa.field("pdq_distance", pa.int32()),
         pa.field("phash_distance", pa.int32()),
-        pa.field("descriptor_cosine", pa.float64()),
-        pa.field("descriptor_score", pa.float64()),
-        pa.field("descriptor_view", pa.int64()),
+        *_LIKENESS,
         pa.field("source_sha256", pa.binary(32)),
         pa.field("image_sha256", pa.binary(32)),
         pa.field("pdq256", pa.binary(32)),
@@ -94,8 +101,7 @@ PAIR_SCHEMA = pa.schema(
     ]
 )
 """One matched pair (which of many are held: `overlap.kept`). The hashes are the corpus side's, so that every distance can be computed
-again; `method` is the strongest match. What the descriptor says, whatever found the pair: the score, its cosine, and which part of the
-example it is of (`descriptor.views`); null where the job had no descriptor, or one of the two pictures has no vector."""
+again; `method` is the strongest match."""
 
 VIEW_SCHEMA = pa.schema(
     [
@@ -152,25 +158,30 @@ NEAREST_SCHEMA = pa.schema(
     [
         _SET,
         *_EXAMPLE,
+        _MEASURE,
         pa.field("pdq_distance", pa.int32(), nullable=False),
+        *_LIKENESS,
         *_CORPUS_ROW,
         pa.field("pdq256", pa.binary(32), nullable=False),
         pa.field("pdq_quality", pa.uint8(), nullable=False),
     ]
 )
-"""One sampled example and the corpus row whose PDQ hash is nearest, match or not; the hashes are the corpus side's."""
+"""One sampled example and the corpus row that is nearest by the `measure` (`overlap.measures`): the one of the least PDQ distance, or of
+the highest score; match or not. The hashes are the corpus side's."""
 
 LABEL_SCHEMA = pa.schema(
     [
         _SET,
         *_EXAMPLE,
+        _MEASURE,
         pa.field("uid", pa.binary(16), nullable=False),
         pa.field("pdq_distance", pa.int32(), nullable=False),
+        pa.field("descriptor_score", pa.float64()),
         pa.field("rater", pa.string(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
     ]
 )
-"""What one person said of one sampled example and its nearest corpus picture: same, different, unsure."""
+"""What one person said of one sampled example and its nearest corpus picture by the `measure`: same, different, unsure."""
 
 COPY_SCHEMA = pa.schema(
     [

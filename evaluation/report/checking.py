@@ -20,6 +20,7 @@ import pydantic
 from evaluation.config import OverlapConfig
 from evaluation.datasets.catalogue import metric_of
 from evaluation.overlap.exposure import known
+from evaluation.overlap.measures import measures
 from evaluation.overlap.tables import (
     CLASS_SCHEMA,
     COPY_SCHEMA,
@@ -34,9 +35,10 @@ from evaluation.overlap.tables import (
 from evaluation.report import exposure_check, files, summary, text_check, twin
 from evaluation.report.descriptor_check import check_score_sweep, check_scores, check_settings, impossible_scores
 from evaluation.report.differences import differ
+from evaluation.report.nearest_check import check_histogram, check_labels, check_nearest, strangers
 from evaluation.report.numbers import not_checked
 from evaluation.report.page_check import check_page
-from evaluation.report.pair_check import check_copies, check_histogram, check_labels, check_nearest, check_pairs
+from evaluation.report.pair_check import check_copies, check_pairs
 from evaluation.report.predictions_check import check_copy, read_copy
 from evaluation.report.removal_check import check_removal
 from evaluation.report.schema import Report, SetReport
@@ -51,11 +53,11 @@ from pipeline.contracts.schema import Reason
 _NO_PLACE = "-"
 NOT_RECOMPUTED = (
     "the hashes of pictures and labels in the tables (they are compared with each other, not with pictures), what the model answered (the "
-    "predictions in the folder are taken as given), what the learned descriptor says (its card, the scores in the tables), the corpus's "
-    "size, its row groups and which of its rows cannot be trained on, how many of its rows name a class, and the thumbnails and class "
-    "names on the page; of an example or caption with as many pairs by a method as the tables hold, how many more it has, their corpus "
-    "rows, the least pHash distance and the largest score; where captions are withheld, also near and contained captions with their "
-    "scores, and whether a caption names a class"
+    "predictions in the folder are taken as given), what the learned descriptor says (its card, the scores in the tables), that no corpus "
+    "row outside the tables is nearer than the nearest, the corpus's size, its row groups and which of its rows cannot be trained on, how "
+    "many of its rows name a class, and the thumbnails and class names on the page; of an example or caption with as many pairs by a "
+    "method as the tables hold, how many more it has, their corpus rows, the least pHash distance and the largest score; where captions "
+    "are withheld, also near and contained captions with their scores, and whether a caption names a class"
 )
 
 
@@ -151,6 +153,12 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for name, rows in ((files.NEAREST, closest), (files.COPIES, copies), (files.LABELS, labels)):
         for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
             yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
+    asked = measures(report.descriptor is not None)
+    for name, rows in ((files.NEAREST, closest), (files.LABELS, labels)):
+        problem = strangers(rows, asked) or (impossible_scores(report, rows) if rows is closest else None)
+        if problem is not None:
+            yield f"{storage.join(directory, name)}: {problem}; write the report again"
+            return
     for problem in check_page(text, report, pairs, closest, text_pairs, splits, config.report):
         yield f"{storage.join(directory, files.PAGE)}: {problem}; write the report again"
     groups = _table(directory, files.ROW_GROUPS, ROW_GROUP_SCHEMA)
@@ -166,14 +174,16 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         yield from check_score_sweep(place, report, one, splits[one.name])
         near = [row for row in closest if row["set"] == one.name]
         sampled = twin.sample(splits[one.name], one.thresholds.pdq_quality, config.nearest.examples)
-        yield from check_nearest(storage.join(directory, files.NEAREST), one, near, own, splits[one.name], sampled)
-        yield from check_histogram(place, one, near)
+        yield from check_nearest(
+            storage.join(directory, files.NEAREST), one, near, own, splits[one.name], sampled, report.pairs_kept
+        )
+        yield from check_histogram(place, one, near, asked)
         answers = [row for row in labels if row["set"] == one.name]
         yield from check_labels(storage.join(directory, files.LABELS), place, one, answers, near)
         copied = [row for row in copies if row["set"] == one.name]
-        asked = set(twin.sample(splits[one.name], 0, config.copies.examples))
+        changed = set(twin.sample(splits[one.name], 0, config.copies.examples))
         yield from check_copies(
-            storage.join(directory, files.COPIES), place, one, copied, asked, report.statistics.confidence
+            storage.join(directory, files.COPIES), place, one, copied, changed, report.statistics.confidence
         )
         words, named = ([row for row in rows if row["set"] == one.name] for rows in (text_pairs, classes))
         yield from _check_text(directory, report, one, own, words, named, splits[one.name])

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,12 +16,14 @@ from numpy.typing import NDArray
 
 from evaluation import intervals
 from evaluation.config import Metric, StatisticsConfig, Thresholds
-from evaluation.overlap import statistics, thresholds
+from evaluation.overlap import statistics
+from evaluation.overlap.measures import DESCRIPTOR, PDQ
 from evaluation.overlap.splits import Predictions
 from evaluation.overlap.tables import EXACT, METHODS
 from evaluation.overlap.text import Findings, SetText
 from evaluation.report.exposure_numbers import exposure_report
 from evaluation.report.metric_numbers import OwnMetric, own_figures
+from evaluation.report.nearest_numbers import label_figures, nearest_figures
 from evaluation.report.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -36,6 +37,8 @@ from evaluation.report.schema import (
     Nearest,
     Recall,
     Report,
+    ScoreCalibration,
+    ScoreNearest,
     ScoreStep,
     SetReport,
     Share,
@@ -43,8 +46,6 @@ from evaluation.report.schema import (
     Step,
 )
 from evaluation.report.text_numbers import share, text_report
-
-NEAREST_BIN = 8  # PDQ bits
 
 _CROPPED = (
     "Pictures that were cropped, rotated, mirrored or framed: perceptual hashes of whole pictures do not see them."
@@ -115,7 +116,7 @@ def build_report(
     adjusted = iter(intervals.holm([p for p in held if p is not None]))
     holm = [None if p is None else next(adjusted) for p in held]
     sets = [
-        set_report(result, tables, findings, corpus, levels, analysis, own, holm_p, tests)
+        set_report(result, tables, findings, corpus, levels, analysis, own, holm_p, tests, descriptor is not None)
         for result, analysis, own, holm_p in zip(results, analyses, owns, holm, strict=True)
     ]
     return Report.model_validate(
@@ -183,14 +184,16 @@ def set_report(
     judged: OwnMetric | None,
     holm_p: float | None,
     tests: int,
+    learned: bool,
 ) -> SetReport:
-    """The figures of one set."""
+    """The figures of one set; `learned`: there is a descriptor."""
     split = result.split
     closest, copies, labels = (table.filter(pc.equal(table["set"], result.name)) for table in tables)
     text_pairs, classes, own = (
         table.filter(pc.equal(table["set"], result.name))
         for table in (findings.text_pairs, findings.classes, findings.pairs)
     )
+    answered, scored_answers = (label_figures(labels, closest, measure) for measure in (PDQ, DESCRIPTOR))
     overlapping = int(pc.sum(split["in_overlap"]).as_py())
     found = Found(
         share=share(overlapping, split.num_rows, levels.confidence),
@@ -215,9 +218,11 @@ def set_report(
         exposure=exposure_report(split, own, result.predictions, corpus, levels.confidence),
         sweep=_sweep(result, levels, tests),
         score_sweep=_score_sweep(result, levels, tests),
-        nearest=_nearest(closest),
+        nearest=Nearest.model_validate(nearest_figures(closest, PDQ)),
+        score_nearest=ScoreNearest.model_validate(nearest_figures(closest, DESCRIPTOR)) if learned else None,
         copies=_recalls(copies, result.thresholds, levels.confidence),
-        calibration=_calibration(thresholds.calibrate(labels, closest)),
+        calibration=None if answered is None else Calibration.model_validate(answered),
+        score_calibration=None if scored_answers is None else ScoreCalibration.model_validate(scored_answers),
         text=text_report(
             result.text, split, own, text_pairs, classes, result.caption_rows, corpus.rows, levels.confidence
         ),
@@ -299,15 +304,6 @@ def _missing_score(split: pa.Table) -> NDArray[np.float64]:
     return np.where(found, -np.asarray(score), np.inf)
 
 
-def _nearest(own: pa.Table) -> Nearest:
-    distances = np.asarray(own["pdq_distance"], np.int64)
-    return Nearest(
-        sampled=len(distances),
-        counts=np.bincount(distances // NEAREST_BIN, minlength=256 // NEAREST_BIN + 1).tolist(),
-        median=float(np.median(distances)) if len(distances) else None,
-    )
-
-
 def _recalls(own: pa.Table, limits: Thresholds, confidence: float) -> list[Recall]:
     """One for each transform, in the order of the table's first picture."""
     textured = pc.greater_equal(own["pdq_quality"], limits.pdq_quality)
@@ -331,10 +327,6 @@ def _recalls(own: pa.Table, limits: Thresholds, confidence: float) -> list[Recal
             )
         )
     return found
-
-
-def _calibration(found: thresholds.Calibration | None) -> Calibration | None:
-    return None if found is None else Calibration.model_validate(dataclasses.asdict(found))
 
 
 def _split_share(one: statistics.SplitScore) -> Share:

@@ -12,8 +12,9 @@ from evaluation.config import Thresholds
 from evaluation.descriptor.search import Index
 from evaluation.overlap import join
 from evaluation.overlap.job import hash_pictures
-from evaluation.overlap.join import EvalCodes, Learned, join_shard
+from evaluation.overlap.join import EvalCodes, join_shard
 from evaluation.overlap.kept import nearest_pairs
+from evaluation.overlap.likeness import Learned
 from evaluation.overlap.splits import split_set
 from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, PAIR_SCHEMA
 from pipeline.content.labelled import open_set
