@@ -1,8 +1,8 @@
-"""Which pairs the page shows, and what it says of each: one pair per overlapping example, the weakest evidence first; then near misses.
+"""Which pairs the page shows, and what it says of each: one pair per matched picture, the weakest evidence first; then near misses.
 
 An auditor should start with the pairs that are easiest to doubt: if those are the same picture, the exact copies are too. Where there
 are more than can be shown, half of the room goes to the weakest and the rest is spread evenly over the others. Near misses are what the
-search may have lost: of the sampled examples without a match (`overlap.nearest`), those whose nearest corpus picture is nearest. Pictures
+search may have lost: of the sampled pictures without a match (`overlap.nearest`), those whose nearest corpus picture is nearest. Pictures
 are read only here, for the shown pairs: thumbnails of both sides, re-encoded, so that nothing of the original file (metadata, odd
 structures) reaches the reader's browser.
 """

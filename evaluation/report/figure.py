@@ -76,7 +76,7 @@ def sweeps(sets: list[SetReport]) -> str:
 
 
 def distances(sets: list[SetReport]) -> str:
-    """SVG text: for each set the histogram of PDQ distances from the sampled examples to the nearest corpus picture, and its threshold."""
+    """SVG text: for each set the histogram of PDQ distances from the sampled pictures to the nearest corpus picture, and its threshold."""
     with _style():
         height = -(-len(sets) // _COLUMNS)
         figure = Figure(figsize=(8.6, 0.4 + 1.6 * height), layout="constrained")

@@ -62,8 +62,10 @@ def train_for_seconds(folder: Path) -> Path:
 
 def config_of(made: planted.Planted, weights: Path, report: Path, **more: object) -> OverlapConfig:
     """`scenes` by the descriptor too, `blind` (some of the same examples) without it deciding."""
-    one = {"name": "scenes", "path": str(made.evaluation), "id": "id", "label": "label", "limit": 0.1}
-    sets = [{**one, "thresholds": {"descriptor_score": SCORE}}, {**one, "name": "blind", "where": {"label": 7}}]
+    sets = [
+        planted.set_table(made, thresholds={"descriptor_score": SCORE}),
+        planted.set_table(made, name="blind", where={"label": 7}),
+    ]
     looks = {"weights": str(weights), "beta": 0.0}
     tables = {"sets": sets, "descriptor": looks, "nearest": {"examples": 20}}
     return planted.overlap_config(made, report, **{**tables, **more})
