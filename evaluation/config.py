@@ -377,9 +377,7 @@ class _ProbeConfig(StrictModel):
     sets: Sets[ProbeSet]
     validation_share: float = Field(0.2, gt=0, lt=1)  # cut from train, class by class, where a set has no validation
     seed: int = Field(0, ge=0, lt=1 << 64)  # of that cut
-    tolerance: float = Field(
-        1e-4, gt=0, lt=1
-    )  # largest entry of the gradient of a finished fit; scikit-learn's default
+    tolerance: float = Field(1e-5, gt=0, lt=1)  # largest entry of a finished fit's gradient
     confidence: float = Field(0.95, gt=0, lt=1)
     out: str = not_semantic(...)
     batch: int = not_semantic(64, ge=1)
