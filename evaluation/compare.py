@@ -216,7 +216,9 @@ def describe(reference: Reference, against: Sequence[Against], first: str, confi
             lines.append(f"  {name:24} {_ARROWS[direction]}  {said or 'not asked'}   {shares[0][1]:,} queries")
     tests = sum(len(other.sets) + len(other.recalls) for other in against)
     for other in against:
-        lines.append(f"{other.place}: minus the first, in points; p of McNemar's exact test, Holm over {tests} tests")
+        captions = any(recall.pictures < recall.n for recall in other.recalls)
+        test = "McNemar's exact test" + (" (of captions: of signs, picture by picture)" if captions else "")
+        lines.append(f"{other.place}: minus the first, in points; p of {test}, Holm over {tests} tests")
         for paired, adjusted in zip(other.sets, other.adjusted, strict=True):
             lines.append(
                 f"  {paired.name:24} {_points(paired.difference)}   {paired.second:.2%}, won {paired.wins:,} lost {paired.losses:,} of "

@@ -105,7 +105,7 @@ def test_compare(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["compare", *runs, "--out", str(out)]) is None
     said = capsys.readouterr().out
     found = json.loads(out.read_bytes())
-    assert "Holm over 13 tests" in said
+    assert "p of McNemar's exact test (of captions: of signs, picture by picture), Holm over 13 tests" in said
     assert "coco                     caption → picture  R@1 " in said
     assert "of 400 captions of 80 pictures" in said
     other = found["others"][0]
