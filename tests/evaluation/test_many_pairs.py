@@ -241,6 +241,8 @@ def test_of_videos_scored_by_accuracy_a_video_is_the_example(many: Many) -> None
     assert clips.exposure is not None
     assert (clips.exposure.share.hits, clips.exposure.share.n) == (len(seen), 5)
     assert clips.exposure.seen.n + clips.exposure.unseen.n == 5
+    assert clips.text.labels is not None
+    assert clips.text.labels.named.n == 5, "every matched picture has a caption beside it"
 
 
 def test_the_page_and_the_summary_show_them(many: Many) -> None:
