@@ -156,7 +156,10 @@ def _add_figures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         figures = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         figures.set_defaults(act=_of_predictions)
         figures.add_argument(
-            "places", metavar="PLACE", nargs="+", help="what `zeroshot` wrote: its `out`, or one prediction file"
+            "places",
+            metavar="PLACE",
+            nargs="+",
+            help="what `zeroshot` (for compare, also `retrieval`) wrote: its `out`, or one file",
         )
         figures.add_argument("--out", metavar="FILE", help="write the figures there too, as JSON")
     words = "zero-shot scores against the supervised probe's, over datasets"

@@ -144,7 +144,7 @@ def _split(
 ) -> pa.Table:
     """The published split of one set: what was found of its pictures and captions, and what the model said."""
     correct = None if known is None else known.correct
-    split = split_set(number, codes, labelled.labels, pairs, found, limits, correct)
+    split = split_set(number, codes, labelled, pairs, found, limits, correct)
     own, counts = (
         table.filter(pc.equal(table["set"], labelled.name)) for table in (findings.text_pairs, findings.found)
     )

@@ -201,6 +201,7 @@ SPLIT_SCHEMA = pa.schema(
     [
         *_EXAMPLE,
         pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("group", pa.string()),
         pa.field("cluster", pa.int64(), nullable=False),
         pa.field("label", pa.int32()),
         pa.field("in_overlap", pa.bool_(), nullable=False),
@@ -215,8 +216,9 @@ SPLIT_SCHEMA = pa.schema(
         pa.field("correct", pa.bool_()),
     ]
 )
-"""One example. `cluster` is the first example (its `eval_row`) of those that show the same picture; `method` is the strongest match, the
-distances are the smallest and the score is the largest over its `pairs`, held or not; `correct` is null where not scored."""
+"""One picture of a set: an example, or a frame of the video that `group` names (see `examples`). `cluster` is the first row (its
+`eval_row`) of those that show the same picture; `method` is the strongest match, the distances are the smallest and the score is the
+largest over its `pairs`, held or not; `correct` is null where not scored."""
 
 TEXT_COLUMNS = (
     pa.field("caption", pa.string()),
@@ -232,13 +234,12 @@ TEXT_COLUMNS = (
 `caption` is withheld by hash-only."""
 
 SCORE_COLUMNS = (
-    pa.field("group", pa.string()),
     pa.field("top5", pa.list_(pa.int32())),
     pa.field("scores", pa.list_(pa.float32())),
     pa.field("marks", pa.list_(pa.int8())),
 )
-"""What a set's own metric needs of an example beside `label` and `correct`, null where it does not: the video that a frame is of, the
-best classes (mean_top1_top5), every class's score (roc_auc, map11), every class's mark (map11: 1, 0, IGNORED)."""
+"""What a set's own metric needs of an example beside `label` and `correct`, null where it does not: the best classes (mean_top1_top5),
+every class's score (roc_auc, map11), every class's mark (map11: 1, 0, IGNORED)."""
 
 TEXT_PAIR_SCHEMA = pa.schema(
     [

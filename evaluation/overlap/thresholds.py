@@ -2,7 +2,7 @@
 
 The paper's authors looked at the nearest neighbours they had found and set each set's threshold by hand, for high precision. Here this is
 a sample, a rule and an interval, for PDQ's distance and for the descriptor's score alike (`measures`; "within t" is at most t bits, or a
-score of at least t). The sampled examples of a set with their nearest corpus pictures (`nearest`) lie in bins of eight PDQ bits, or of a
+score of at least t). The sampled pictures of a set with their nearest corpus pictures (`nearest`) lie in bins of eight PDQ bits, or of a
 twentieth in score; of each bin some are shown to people who do not see the distance (`report.labelling`). A pair counts as the same picture
 only when every rater said so. Each answer stands for its bin: it is weighted by the bin's size over its number of answers (Horvitz and
 Thompson, 1952), so that the figures are those of the whole sample. An answer counts for the measure that chose the pair, and no other.

@@ -51,6 +51,15 @@ from pipeline.contracts.errors import HouseError, InputError
 from pipeline.contracts.schema import Reason
 
 _NO_PLACE = "-"
+_OF_SETS = {
+    files.PAIRS: PUBLISHED_PAIR_SCHEMA,
+    files.TEXT_PAIRS: PUBLISHED_TEXT_PAIR_SCHEMA,
+    files.CLASSES: CLASS_SCHEMA,
+    files.NEAREST: NEAREST_SCHEMA,
+    files.COPIES: COPY_SCHEMA,
+    files.LABELS: LABEL_SCHEMA,
+}
+"""The tables whose rows say which set they are of."""
 NOT_RECOMPUTED = (
     "the hashes of pictures and labels in the tables (they are compared with each other, not with pictures), what the model answered (the "
     "predictions in the folder are taken as given), what the learned descriptor says (its card, the scores in the tables), that no corpus "
@@ -114,24 +123,19 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for name, data in fixed.items():
         if data != storage.read_bytes(storage.join(directory, name)):
             yield f"{storage.join(directory, name)}: differs from what report.json says; write the report again"
-    pairs = _table(directory, files.PAIRS, PUBLISHED_PAIR_SCHEMA)
-    text_pairs = _table(directory, files.TEXT_PAIRS, PUBLISHED_TEXT_PAIR_SCHEMA)
-    classes = _table(directory, files.CLASSES, CLASS_SCHEMA)
+    tables = {name: _table(directory, name, schema) for name, schema in _OF_SETS.items()}
+    pairs, text_pairs = tables[files.PAIRS], tables[files.TEXT_PAIRS]
     yield from check_removal(directory, report, pairs, text_pairs)
     splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
-    for name, rows in {files.PAIRS: pairs, files.TEXT_PAIRS: text_pairs, files.CLASSES: classes}.items():
+    for name, rows in tables.items():
         for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
             yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
-    methods = {str(row["method"]) for row in pairs} - set(METHODS)
-    if methods:
-        yield f"{storage.join(directory, files.PAIRS)}: {', '.join(sorted(methods))!r} is no method of matching; write the report again"
-        return
-    impossible = impossible_scores(report, pairs)
-    if impossible is not None:
-        yield f"{storage.join(directory, files.PAIRS)}: {impossible}; write the report again"
+    unknown = _unknown_methods(pairs) or impossible_scores(report, pairs)
+    if unknown is not None:
+        yield f"{storage.join(directory, files.PAIRS)}: {unknown}; write the report again"
         return
     unknown = text_check.strangers(text_pairs, splits)
-    if unknown:
+    if unknown is not None:
         yield f"{storage.join(directory, files.TEXT_PAIRS)}: {unknown}; write the report again"
         return
     tests = sum(_both_sides(split) for split in splits.values())
@@ -140,26 +144,16 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     over = [one.name for one in report.sets if one.over_limit]
     yield from differ(place, "over_limit", report.over_limit, over)
     yield from _check_corpus(place, report, pairs)
-    text = storage.read_bytes(storage.join(directory, files.PAGE))
-    config = _config(seal)
-    closest, copies, labels = (
-        _table(directory, name, schema)
-        for name, schema in (
-            (files.NEAREST, NEAREST_SCHEMA),
-            (files.COPIES, COPY_SCHEMA),
-            (files.LABELS, LABEL_SCHEMA),
-        )
-    )
-    for name, rows in ((files.NEAREST, closest), (files.COPIES, copies), (files.LABELS, labels)):
-        for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
-            yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
+    text, config = storage.read_bytes(storage.join(directory, files.PAGE)), _config(seal)
     asked = measures(report.descriptor is not None)
-    for name, rows in ((files.NEAREST, closest), (files.LABELS, labels)):
-        problem = strangers(rows, asked) or (impossible_scores(report, rows) if rows is closest else None)
+    for name in (files.NEAREST, files.LABELS):
+        problem = strangers(tables[name], asked)
+        if problem is None and name == files.NEAREST:
+            problem = impossible_scores(report, tables[name])
         if problem is not None:
             yield f"{storage.join(directory, name)}: {problem}; write the report again"
             return
-    for problem in check_page(text, report, pairs, closest, text_pairs, splits, config.report):
+    for problem in check_page(text, report, pairs, tables[files.NEAREST], text_pairs, splits, config.report):
         yield f"{storage.join(directory, files.PAGE)}: {problem}; write the report again"
     groups = _table(directory, files.ROW_GROUPS, ROW_GROUP_SCHEMA)
     uncut = exposure_check.check_row_groups(report.corpus, groups)
@@ -167,27 +161,42 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
         yield f"{storage.join(directory, files.ROW_GROUPS)}: {uncut}; write the report again"
         return
     for one in report.sets:
-        own = [row for row in pairs if row["set"] == one.name]
-        yield from check_pairs(storage.join(directory, files.PAIRS), one, own, splits[one.name], report.pairs_kept)
-        yield from check_scores(storage.join(directory, files.PAIRS), one, own, splits[one.name])
-        yield from check_figures(place, report, one, own, splits[one.name])
-        yield from check_score_sweep(place, report, one, splits[one.name])
-        near = [row for row in closest if row["set"] == one.name]
-        sampled = twin.sample(splits[one.name], one.thresholds.pdq_quality, config.nearest.examples)
-        yield from check_nearest(
-            storage.join(directory, files.NEAREST), one, near, own, splits[one.name], sampled, report.pairs_kept
-        )
-        yield from check_histogram(place, one, near, asked)
-        answers = [row for row in labels if row["set"] == one.name]
-        yield from check_labels(storage.join(directory, files.LABELS), place, one, answers, near)
-        copied = [row for row in copies if row["set"] == one.name]
-        changed = set(twin.sample(splits[one.name], 0, config.copies.examples))
-        yield from check_copies(
-            storage.join(directory, files.COPIES), place, one, copied, changed, report.statistics.confidence
-        )
-        words, named = ([row for row in rows if row["set"] == one.name] for rows in (text_pairs, classes))
-        yield from _check_text(directory, report, one, own, words, named, splits[one.name])
-        yield from _check_model(directory, seal, report, one, own, groups, splits[one.name])
+        own = {name: [row for row in rows if row["set"] == one.name] for name, rows in tables.items()}
+        yield from _check_set(directory, seal, report, config, one, own, splits[one.name], groups)
+
+
+def _unknown_methods(pairs: list[Row]) -> str | None:
+    """Methods that no search has, so that nothing else can be asked of the pairs; None where there is none."""
+    methods = {str(row["method"]) for row in pairs} - set(METHODS)
+    return f"{', '.join(sorted(methods))!r} is no method of matching" if methods else None
+
+
+def _check_set(
+    directory: str,
+    seal: files.Seal,
+    report: Report,
+    config: OverlapConfig,
+    one: SetReport,
+    own: dict[str, list[Row]],
+    split: list[Row],
+    groups: list[Row],
+) -> Iterator[str]:
+    """Everything that is said of one set; `own` are its rows of the tables `_OF_SETS`, `groups` the row groups of the corpus."""
+    place, table = storage.join(directory, files.REPORT), {name: storage.join(directory, name) for name in own}
+    pairs, near = own[files.PAIRS], own[files.NEAREST]
+    yield from check_pairs(table[files.PAIRS], one, pairs, split, report.pairs_kept)
+    yield from check_scores(table[files.PAIRS], one, pairs, split)
+    yield from check_figures(place, report, one, pairs, split)
+    yield from check_score_sweep(place, report, one, split)
+    sampled = twin.sample(split, one.thresholds.pdq_quality, config.nearest.examples)
+    yield from check_nearest(table[files.NEAREST], one, near, pairs, split, sampled, report.pairs_kept)
+    yield from check_histogram(place, one, near, measures(report.descriptor is not None))
+    yield from check_labels(table[files.LABELS], place, one, own[files.LABELS], near)
+    changed = set(twin.sample(split, 0, config.copies.examples))
+    confidence = report.statistics.confidence
+    yield from check_copies(table[files.COPIES], place, one, own[files.COPIES], changed, confidence)
+    yield from _check_text(directory, report, one, pairs, own[files.TEXT_PAIRS], own[files.CLASSES], split)
+    yield from _check_model(directory, seal, report, one, pairs, groups, split)
 
 
 def _check_model(
@@ -331,7 +340,7 @@ def _table(directory: str, name: str, schema: pa.Schema) -> list[Row]:
 
 
 def _both_sides(split: list[Row]) -> bool:
-    clean, overlap = twin.units([row for row in split if row["correct"] is not None])
+    clean, overlap = twin.units([row for row in twin.examples(split) if row["correct"] is not None])
     return bool(clean and overlap)
 
 

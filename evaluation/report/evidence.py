@@ -1,8 +1,8 @@
-"""Which pairs the page shows, and what it says of each: one pair per overlapping example, the weakest evidence first; then near misses.
+"""Which pairs the page shows, and what it says of each: one pair per matched picture, the weakest evidence first; then near misses.
 
 An auditor should start with the pairs that are easiest to doubt: if those are the same picture, the exact copies are too. Where there
 are more than can be shown, half of the room goes to the weakest and the rest is spread evenly over the others. Near misses are what the
-search may have lost: of the sampled examples without a match (`overlap.nearest`), those whose nearest corpus picture is nearest, by PDQ
+search may have lost: of the sampled pictures without a match (`overlap.nearest`), those whose nearest corpus picture is nearest, by PDQ
 and, where there is a descriptor, by its score. Pictures are read only here, for the shown pairs: thumbnails of both sides, re-encoded, so
 that nothing of the original file (metadata, odd structures) reaches the reader's browser.
 """
@@ -118,7 +118,7 @@ def _strength(pair: Row) -> tuple[int, float, str, int]:
 
 
 def unmatched(split: Sequence[Row], closest: Sequence[Row], measure: Measure) -> list[Row]:
-    """The sampled examples of one set without a match, the nearest corpus picture by `measure` first; `closest` has NEAREST_SCHEMA rows of
+    """The sampled pictures of one set without a match, the nearest corpus picture by `measure` first; `closest` has NEAREST_SCHEMA rows of
     that set."""
     clean = {row["eval_row"] for row in split if not row["in_overlap"]}
     return sorted(

@@ -79,7 +79,7 @@ def sweeps(sets: list[SetReport]) -> str:
 
 
 def distances(sets: list[SetReport], measure: Measure = PDQ) -> str:
-    """SVG text: for each set the histogram of distances (scores) between the sampled examples and the nearest corpus picture, and its
+    """SVG text: for each set the histogram of distances (scores) between the sampled pictures and the nearest corpus picture, and its
     threshold."""
     unit, ends, _ = _AXES[measure.kind]
     edges = [measure.value(measure.bin * place) for place in range(measure.bins + 1)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from evaluation import intervals
 from evaluation.config import Metric, StatisticsConfig, Thresholds
 from evaluation.overlap import statistics
+from evaluation.overlap.examples import Examples, examples
 from evaluation.overlap.measures import DESCRIPTOR, PDQ
 from evaluation.overlap.splits import Predictions
 from evaluation.overlap.tables import EXACT, METHODS
@@ -85,6 +87,16 @@ class SetResult:
     corpus_rows: int
     caption_rows: int
 
+    @cached_property
+    def examples(self) -> Examples:
+        """What every share and score counts."""
+        return examples(self.split)
+
+    @property
+    def scored(self) -> pa.Table:
+        """The examples that the model was scored on."""
+        return self.examples.table.filter(pa.array(self.examples.scored))
+
 
 class Tables(NamedTuple):
     """What stands beside the pairs, of all sets: nearest pictures, planted copies, people's labels."""
@@ -111,7 +123,7 @@ def build_report(
     """All figures of a report; `removed` are the lines of the two lists of rows to take out."""
     tests = max(1, sum(is_testable(result) for result in results))
     analyses = [analyse(result, levels, tests) for result in results]
-    owns = [own_figures(result.metric, scored(result), levels, tests) for result in results]
+    owns = [own_figures(result.metric, result.scored, levels, tests) for result in results]
     held = [_deciding_p(analysis, own) for analysis, own in zip(analyses, owns, strict=True)]
     adjusted = iter(intervals.holm([p for p in held if p is not None]))
     holm = [None if p is None else next(adjusted) for p in held]
@@ -140,15 +152,12 @@ def build_report(
     )
 
 
-def scored(result: SetResult) -> pa.Table:
-    """The rows of a split that the model was scored on."""
-    return result.split.filter(pc.is_valid(result.split["correct"]))
-
-
 def is_testable(result: SetResult) -> bool:
     """Whether a set has scored units on both sides, and so counts among the tests that Bonferroni and Holm correct for."""
-    rows = scored(result)
-    _, touched = statistics.collapse(np.asarray(rows["in_overlap"], np.bool_), np.asarray(rows["cluster"], np.int64))
+    scored = result.scored
+    _, touched = statistics.collapse(
+        np.asarray(scored["in_overlap"], np.bool_), np.asarray(scored["cluster"], np.int64)
+    )
     return 0 < int(touched.sum()) < len(touched)
 
 
@@ -156,13 +165,13 @@ def analyse(result: SetResult, levels: StatisticsConfig, tests: int) -> statisti
     """The tests of one set; None without predictions."""
     if result.predictions is None:
         return None
-    rows = scored(result)
-    one_label = not rows["label"].null_count
+    scored = result.scored
+    one_label = not scored["label"].null_count
     return statistics.analyse(
-        np.asarray(rows["correct"], np.bool_),
-        np.asarray(rows["in_overlap"], np.bool_),
-        classes=np.asarray(rows["label"], np.int64) if one_label else None,
-        clusters=np.asarray(rows["cluster"], np.int64),
+        np.asarray(scored["correct"], np.bool_),
+        np.asarray(scored["in_overlap"], np.bool_),
+        classes=np.asarray(scored["label"], np.int64) if one_label else None,
+        clusters=np.asarray(scored["cluster"], np.int64),
         alpha=levels.alpha,
         tests=tests,
         confidence=levels.confidence,
@@ -187,17 +196,17 @@ def set_report(
     learned: bool,
 ) -> SetReport:
     """The figures of one set; `learned`: there is a descriptor."""
-    split = result.split
+    split, counted = result.split, result.examples.table
     closest, copies, labels = (table.filter(pc.equal(table["set"], result.name)) for table in tables)
     text_pairs, classes, own = (
         table.filter(pc.equal(table["set"], result.name))
         for table in (findings.text_pairs, findings.classes, findings.pairs)
     )
     answered, scored_answers = (label_figures(labels, closest, measure) for measure in (PDQ, DESCRIPTOR))
-    overlapping = int(pc.sum(split["in_overlap"]).as_py())
+    overlapping = int(pc.sum(counted["in_overlap"]).as_py())
     found = Found(
-        share=share(overlapping, split.num_rows, levels.confidence),
-        by_method={method: int(pc.sum(pc.equal(split["method"], method)).as_py() or 0) for method in METHODS},
+        share=share(overlapping, counted.num_rows, levels.confidence),
+        by_method={method: int(pc.sum(pc.equal(counted["method"], method)).as_py() or 0) for method in METHODS},
         pairs=int(pc.sum(split["pairs"]).as_py() or 0),
         pairs_held=own.num_rows,
         corpus_rows=result.corpus_rows,
@@ -205,17 +214,18 @@ def set_report(
     return SetReport(
         name=result.name,
         content_hash=result.content_hash,
-        examples=split.num_rows,
+        examples=counted.num_rows,
+        frames=split.num_rows if split["group"].null_count < split.num_rows else None,
         repeated_pictures=split.num_rows - pc.count_distinct(split["sha256"]).as_py(),
-        clusters=pc.count_distinct(split["cluster"]).as_py(),
+        clusters=pc.count_distinct(counted["cluster"]).as_py(),
         too_flat=int(pc.sum(pc.less(split["pdq_quality"], result.thresholds.pdq_quality)).as_py()),
         thresholds=result.thresholds,
         limit=result.limit,
-        over_limit=overlapping > result.limit * split.num_rows,
+        over_limit=overlapping > result.limit * counted.num_rows,
         found=found,
         metric=result.metric,
         effect=_effect(analysis, judged, holm_p, result.predictions, corpus),
-        exposure=exposure_report(split, own, result.predictions, corpus, levels.confidence),
+        exposure=exposure_report(counted, own, result.predictions, corpus, levels.confidence),
         sweep=_sweep(result, levels, tests),
         score_sweep=_score_sweep(result, levels, tests),
         nearest=Nearest.model_validate(nearest_figures(closest, PDQ)),
@@ -224,7 +234,15 @@ def set_report(
         calibration=None if answered is None else Calibration.model_validate(answered),
         score_calibration=None if scored_answers is None else ScoreCalibration.model_validate(scored_answers),
         text=text_report(
-            result.text, split, own, text_pairs, classes, result.caption_rows, corpus.rows, levels.confidence
+            result.text,
+            split,
+            result.examples.of_row,
+            own,
+            text_pairs,
+            classes,
+            result.caption_rows,
+            corpus.rows,
+            levels.confidence,
         ),
         verdict=statistics.verdict(analysis, overlapping, None if judged is None else judged.inflation),
     )
@@ -262,16 +280,16 @@ def _cuts(
     levels: StatisticsConfig,
     tests: int,
 ) -> list[dict[str, object]]:
-    """The set, cut anew: Overlap is where `place` of the split is within each limit."""
-    within, rows = place(result.split), scored(result)
+    """The set, cut anew: Overlap is what has a row of which `place` is within each limit."""
+    within, scored = result.examples.least(place(result.split)), result.scored
     analyses = (
         [None] * len(limits)
         if result.predictions is None
         else statistics.sweep(
-            np.asarray(rows["correct"], np.bool_),
-            place(rows),
+            np.asarray(scored["correct"], np.bool_),
+            within[result.examples.scored],
             limits,
-            clusters=np.asarray(rows["cluster"], np.int64),
+            clusters=np.asarray(scored["cluster"], np.int64),
             alpha=levels.alpha,
             tests=tests,
             confidence=levels.confidence,
@@ -290,7 +308,7 @@ def _cuts(
 
 
 def _match_distance(split: pa.Table) -> NDArray[np.float64]:
-    """The PDQ distance at which each example would still match: 0 for equal bytes, infinite for what PDQ alone does not find."""
+    """The PDQ distance at which each row would still match: 0 for equal bytes, infinite for what PDQ alone does not find."""
     exact = pc.is_in(split["method"], value_set=pa.array(EXACT))
     near = pc.equal(split["method"], "pdq")
     distance = pc.if_else(pc.fill_null(near, False), pc.cast(split["pdq_distance"], pa.float64()), float("inf"))

@@ -56,6 +56,7 @@ def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[Text
         exposed=[one for one in report.sets if one.exposure is not None],
         exposure_lines=[line for line in map(exposure_sentence, report.sets) if line],
         scored=any(one.effect is not None for one in report.sets),
+        videos=any(one.frames is not None for one in report.sets),
         titles=TITLES,
         otherwise=[one for one in report.sets if one.effect is not None and one.effect.own is not None],
         # Our own drawings; set names follow a strict pattern.

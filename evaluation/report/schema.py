@@ -22,7 +22,7 @@ SCHEMA_VERSION = 5
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
 labels, words, corpora that others wrote. 4: the learned descriptor, what a checkpoint had seen, predictions, metrics that are no
 proportions, tables that hold the nearest pairs of many. 5: nearest pictures and labels by the descriptor's score, too; the tables of both
-say by which measure."""
+say by which measure; of videos, a video is the example."""
 
 
 class Share(StrictModel):
@@ -98,7 +98,7 @@ class Classes(StrictModel):
 
 
 class Value(StrictModel):
-    """A metric over `n` examples (videos); `undefined` says why there is no value, `classes` how many a mean over classes is over."""
+    """A metric over `n` examples; `undefined` says why there is no value, `classes` how many a mean over classes is over."""
 
     n: int
     classes: int | None
@@ -209,7 +209,7 @@ class ScoreStep(StrictModel):
 
 
 class Nearest(StrictModel):
-    """How far the nearest corpus picture is from each of `sampled` examples, in PDQ bits.
+    """How far the nearest corpus picture is from each of `sampled` pictures, in PDQ bits.
 
     `counts[k]` of them lie at 8 k to 8 k + 7 bits; `median` is null where the corpus has no picture with enough texture.
     """
@@ -288,7 +288,8 @@ class Recall(StrictModel):
 
 
 class Captions(StrictModel):
-    """A set's captions in the corpus's captions: of the `share.n` examples whose caption is long enough to be searched.
+    """A set's captions in the corpus's captions: of the `share.n` pictures whose caption is long enough to be searched. Here a picture
+    is an example in a set of videos, too: captions are of frames.
 
     `texts` is how many different captions those are, `too_short` how many examples have a shorter one; `by_method` counts each example
     once, under its strongest match. `pairs` and `corpus_rows` count all, `pairs_held` those that text_pairs.parquet holds. `with_picture`
@@ -331,12 +332,16 @@ class TextReport(StrictModel):
 
 
 class SetReport(StrictModel):
-    """One evaluation set. `repeated_pictures` have the bytes of an earlier one; near repeats count once in `clusters`. `score_nearest` and
-    `score_calibration` are null without a descriptor."""
+    """One evaluation set. An example is a picture; where the set's pictures are the `frames` of videos (else null), a video.
+
+    `repeated_pictures` have the bytes of an earlier one, `too_flat` ones are compared by these only; examples that repeat one another
+    count once in `clusters`. `score_nearest` and `score_calibration` are null without a descriptor.
+    """
 
     name: str = Field(pattern=SET_NAME, max_length=100)
     content_hash: str
     examples: int
+    frames: int | None
     repeated_pictures: int
     clusters: int
     too_flat: int

@@ -37,6 +37,7 @@ COLUMNS = [
     "set",
     "verdict",
     "examples",
+    "frames",
     "clusters",
     "overlap",
     "share",
@@ -121,11 +122,11 @@ def headline(report: Report) -> str:
 
 def sentence(one: SetReport) -> str:
     """What the report says of one set."""
-    share = one.found.share
+    share, kind = one.found.share, _examples(one)
     if share.hits == 0:
-        return f"{one.name}: none of {share.n:,} examples was found in the corpus."
+        return f"{one.name}: none of {share.n:,} {kind} was found in the corpus."
     said = (
-        f"{one.name}: {share.hits:,} of {share.n:,} examples ({_percent(share.value)}) are in the corpus, "
+        f"{one.name}: {share.hits:,} of {share.n:,} {kind} ({_percent(share.value)}) are in the corpus, "
         f"{'over' if one.over_limit else 'within'} the limit of {_percent(one.limit)}"
     )
     effect = one.effect
@@ -145,7 +146,7 @@ def sentence(one: SetReport) -> str:
     if one.verdict == "not testable":
         gain = test.detectable_gain
         least = "any gain" if gain is None else f"a gain under {100 * gain:.0f} points"
-        return f"{said}; {moved}, and so few examples could not show {least}: not testable."
+        return f"{said}; {moved}, and so few {kind} could not show {least}: not testable."
     if one.verdict != "overlap, effect":
         return f"{said}; {moved}: no effect seen."
     if effect.own is not None:
@@ -158,6 +159,10 @@ def sentence(one: SetReport) -> str:
 
 def _name(one: SetReport) -> str:
     return "accuracy" if one.metric == "accuracy" else TITLES[one.metric]
+
+
+def _examples(one: SetReport) -> str:
+    return "examples" if one.frames is None else "videos"
 
 
 def _points(value: float) -> str:
@@ -200,7 +205,7 @@ def text_sentence(one: SetReport) -> str | None:
     if labels is not None and labels.named.n:
         named = f"{labels.named.hits:,} ({_percent(labels.named.value)})"
         said.append(
-            f"of {labels.named.n:,} examples whose picture was found with a caption, {named} have one that names their class, "
+            f"of {labels.named.n:,} {_examples(one)} whose picture was found with a caption, {named} have one that names their class, "
             f"where any caption would in {_percent(labels.expected)}"
         )
     return f"{one.name}: {'; '.join(said)}." if said else None
@@ -213,7 +218,7 @@ def exposure_sentence(one: SetReport) -> str | None:
         return None
     said = (
         f"{one.name}: after {found.samples_seen:,} samples of its training this checkpoint had seen {found.share.hits:,} of the "
-        f"{found.share.n:,} examples that are in the corpus ({_percent(found.share.value)})"
+        f"{found.share.n:,} {_examples(one)} that are in the corpus ({_percent(found.share.value)})"
     )
     if found.init_sha256 is not None:
         said += "; what the weights that it started from had seen is not known"
@@ -298,6 +303,7 @@ def as_csv(report: Report) -> bytes:
                 one.name,
                 one.verdict,
                 one.examples,
+                one.frames,
                 one.clusters,
                 found.share.hits,
                 *_row(found.share),

@@ -1,4 +1,5 @@
-"""The second hand: what `overlap.statistics`, `overlap.repeats` and `overlap.thresholds` compute, computed another way for `verify`.
+"""The second hand: what `overlap.examples`, `overlap.statistics`, `overlap.repeats` and `overlap.thresholds` compute, computed another way
+for `verify`.
 
 Nothing here may call them. Where the first hand has closed forms and convolutions, this one searches roots, sums over rows, and goes
 by way of characteristic functions; it is slower and does not need to be fast.
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import beta, binom, binomtest, hypergeom, norm
 
+from evaluation.overlap.tables import METHODS
+
 Row = dict[str, object]
 Table = tuple[int, int, int, int]
 """One stratum: Overlap right and wrong, Clean right and wrong."""
@@ -26,6 +29,40 @@ _BLOCK = 512
 def in_hex(digest: object) -> str:
     """A digest as reports print it; nothing where a row has none."""
     return digest.hex() if isinstance(digest, bytes) else ""
+
+
+def examples(split: Sequence[Row]) -> list[Row]:
+    """One row a video: its first scored frame, in Overlap if any frame is, by the strongest match, seen if any was, its cluster told by the
+    first cluster that it hangs together with. Rows of no video are examples as they are.
+    """
+    if not split or split[0]["group"] is None:
+        return list(split)
+    above: dict[object, object] = {}
+
+    def top(node: object) -> object:
+        while above.setdefault(node, node) != node:
+            above[node] = above[above[node]]
+            node = above[node]
+        return node
+
+    videos: dict[object, list[Row]] = {}
+    for row in split:
+        videos.setdefault(row["group"], []).append(row)
+        above[top(("video", row["group"]))] = top(("picture", row["cluster"]))
+    found: list[Row] = []
+    for video, frames in videos.items():
+        methods = [METHODS.index(str(row["method"])) for row in frames if row["method"] in METHODS]
+        told = [row["seen"] for row in frames if row["seen"] is not None]
+        found.append(
+            {
+                **next((row for row in frames if row["correct"] is not None), frames[0]),
+                "in_overlap": any(row["in_overlap"] is True for row in frames),
+                "method": METHODS[min(methods)] if methods else None,
+                "seen": any(told) if told else None,
+                "cluster": top(("video", video)),
+            }
+        )
+    return found
 
 
 def units(scored: Sequence[Row]) -> tuple[list[Row], list[Row]]:

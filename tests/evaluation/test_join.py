@@ -50,7 +50,7 @@ def test_every_plant_and_no_look_alike(tmp_path: Path) -> None:
         name: "pdq" if method == "phash" else method for name, method in found.items()
     }
     assert pairs.num_rows == len(answers.answers)
-    split = split_set(0, codes, labelled.labels, pairs, counts, config.match, None)
+    split = split_set(0, codes, labelled, pairs, counts, config.match, None)
     assert [row["eval_id"] for row in split.to_pylist() if row["in_overlap"]] == sorted(answers.answers)
 
 

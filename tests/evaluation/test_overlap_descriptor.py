@@ -68,8 +68,10 @@ def train_for_seconds(folder: Path) -> Path:
 
 def config_of(made: planted.Planted, weights: Path, report: Path, **more: object) -> OverlapConfig:
     """`scenes` by the descriptor too, `blind` (some of the same examples) without it deciding."""
-    one = {"name": "scenes", "path": str(made.evaluation), "id": "id", "label": "label", "limit": 0.1}
-    sets = [{**one, "thresholds": {"descriptor_score": SCORE}}, {**one, "name": "blind", "where": {"label": 7}}]
+    sets = [
+        planted.set_table(made, thresholds={"descriptor_score": SCORE}),
+        planted.set_table(made, name="blind", where={"label": 7}),
+    ]
     looks = {"weights": str(weights), "beta": 0.0}
     tables = {"sets": sets, "descriptor": looks, "nearest": {"examples": 20}}
     return planted.overlap_config(made, report, **{**tables, **more})
@@ -206,8 +208,8 @@ def test_the_nearest_by_score_is_that_of_comparing_all(looked: Looked) -> None:
     assert blind.score_nearest is not None
     page = (looked.report / files.PAGE).read_text("utf-8")
     for said in (
-        "scenes, by PDQ: 0 of 0 sampled examples",
-        f"blind, by the descriptor: {blind.score_nearest.sampled} of {blind.score_nearest.sampled} sampled examples",
+        "scenes, by PDQ: 0 of 0 sampled pictures",
+        f"blind, by the descriptor: {blind.score_nearest.sampled} of {blind.score_nearest.sampled} sampled pictures",
         "The same by the descriptor: the score of the corpus picture that it finds nearest: for 12 examples of scenes (median",
         "labelling.by=descriptor",
     ):
