@@ -174,9 +174,10 @@ def compare(places: Sequence[str], confidence: float) -> tuple[Reference, list[A
         recalls = [
             one for name, other in ranked.items() for one in ranks.pair(reference.ranks[name], other, confidence)
         ]
-        model = next(one.model for one in (*others.values(), *ranked.values()))
-        found.append((place, model, sets, recalls))
-    adjusted = iter(holm([one.p for _, _, sets, recalls in found for one in (*sets, *recalls)]))
+        models = [*(one.model for one in others.values()), *(one.model for one in ranked.values())]
+        found.append((place, models[0], sets, recalls))
+    p_values = ([*(one.p for one in sets), *(one.p for one in recalls)] for _, _, sets, recalls in found)
+    adjusted = iter(holm([p for of_run in p_values for p in of_run]))
     return reference, [
         Against(
             place,
@@ -244,7 +245,7 @@ def describe(reference: Reference, against: Sequence[Against], first: str, confi
 
 def as_json(reference: Reference, against: Sequence[Against], confidence: float) -> Json:
     """The same figures for machines; no places, so that the same files give the same bytes wherever they lie."""
-    models = sorted({one.model for one in (*reference.answers.values(), *reference.ranks.values())})
+    models = sorted({one.model for one in reference.answers.values()} | {one.model for one in reference.ranks.values()})
     return {
         "kind": "evaluation.compare",
         "version": 2,

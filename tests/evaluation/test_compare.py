@@ -150,8 +150,9 @@ def test_the_mean_over_sets_has_the_width_of_its_examples() -> None:
 
 def test_a_video_is_one_example(tmp_path: Path) -> None:
     """Of a video every frame has the answer and the mean probabilities; these are read as logarithms, whose softmax they are."""
-    scores, labels = (np.repeat(one, [3, 2, 1], axis=0) for one in outcomes([True, False, True], classes=4))
-    shares = (0.1 + 0.6 * scores).astype(np.float32)
+    scores, labels = outcomes([True, False, True], classes=4)
+    frames = [3, 2, 1]
+    shares, labels = np.repeat((0.1 + 0.6 * scores).astype(np.float32), frames, axis=0), np.repeat(labels, frames)
     place = write_answers(tmp_path / "clips.parquet", shares, labels, scale=30.0)
     table = pq.read_table(place)
     metadata = table.schema.metadata
