@@ -119,9 +119,9 @@ def mean_difference(sets: Sequence[Paired], confidence: float) -> Interval | Non
 def compare(places: Sequence[str], confidence: float) -> tuple[dict[str, Predictions], list[Against]]:
     """The first run's answers by set, and every further run against it.
 
-    Raises InputError where a run has no set in common with the first, or another version of one.
+    Raises InputError where a run has no set in common with the first, or another version of one, or holds answers of several models.
     """
-    reference = {name: predictions.read(uri) for name, uri in predictions.find(places[0]).items()}
+    reference = _of_one_model(places[0], predictions.find(places[0]))
     found: list[tuple[str, str, list[Paired]]] = []
     for place in places[1:]:
         files = predictions.find(place)
@@ -130,7 +130,7 @@ def compare(places: Sequence[str], confidence: float) -> tuple[dict[str, Predict
             raise InputError(
                 f"{place}: has none of the sets of {places[0]} ({', '.join(sorted(reference))}); score the same sets with both models"
             )
-        others = {name: predictions.read(files[name]) for name in common}
+        others = _of_one_model(place, {name: files[name] for name in common})
         sets = [pair(reference[name], others[name], confidence) for name in common]
         found.append((place, others[common[0]].model, sets))
     adjusted = holm([one.p for _, _, sets in found for one in sets])
@@ -139,6 +139,16 @@ def compare(places: Sequence[str], confidence: float) -> tuple[dict[str, Predict
         mine, adjusted = adjusted[: len(sets)], adjusted[len(sets) :]
         against.append(Against(place, model, sets, mine, mean_difference(sets, confidence)))
     return reference, against
+
+
+def _of_one_model(place: str, files: Mapping[str, str]) -> dict[str, Predictions]:
+    read = {name: predictions.read(uri) for name, uri in files.items()}
+    who = sorted({one.model[:12] for one in read.values()})
+    if len(who) > 1:
+        raise InputError(
+            f"{place}: holds answers of {len(who)} models ({', '.join(who)}); score each model into an `out` of its own"
+        )
+    return read
 
 
 def ngrams_table(accuracies: Mapping[str, float]) -> list[dict[str, Json]]:
@@ -165,8 +175,8 @@ def describe(reference: Mapping[str, Predictions], against: Sequence[Against], f
         lines.append(f"{other.place}: minus the first, in points; p of McNemar's exact test, Holm over {tests} tests")
         for paired, adjusted in zip(other.sets, other.adjusted, strict=True):
             lines.append(
-                f"  {paired.name:24} {_points(paired.difference)}   {paired.second:.2%}, won {paired.wins:,} lost {paired.losses:,} of "
-                f"{paired.tested:,}   p {paired.p:.3g}, Holm {adjusted:.3g}"
+                f"  {paired.name:24} {_points(paired.difference)}   {_accuracy(paired.second, paired.n, confidence)}, won {paired.wins:,} "
+                f"lost {paired.losses:,} of {paired.tested:,}   p {paired.p:.3g}, Holm {adjusted:.3g}"
             )
         if other.mean_difference is not None:
             lines.append(f"  {'mean of the sets':24} {_points(other.mean_difference)}   of these sets, not of others")
@@ -182,15 +192,19 @@ def describe(reference: Mapping[str, Predictions], against: Sequence[Against], f
 
 def as_json(reference: Mapping[str, Predictions], against: Sequence[Against], confidence: float) -> Json:
     """The same figures for machines; no places, so that the same files give the same bytes wherever they lie."""
-    models = sorted({one.model for one in reference.values()})
     return {
         "kind": "evaluation.compare",
         "version": 1,
         "confidence": confidence,
         "first": {
-            "model": models[0] if len(models) == 1 else None,
+            "model": next(iter(reference.values())).model,
             "sets": {
-                name: {"content_hash": one.set_hash, "n": len(one.ids), "accuracy": float(one.correct.mean())}
+                name: {
+                    "content_hash": one.set_hash,
+                    "n": len(one.ids),
+                    "accuracy": float(one.correct.mean()),
+                    "interval": list(clopper_pearson(int(one.correct.sum()), len(one.ids), confidence)),
+                }
                 for name, one in reference.items()
             },
         },
@@ -198,7 +212,11 @@ def as_json(reference: Mapping[str, Predictions], against: Sequence[Against], co
             {
                 "model": other.model,
                 "sets": {
-                    paired.name: {**_plain(paired), "p_holm": adjusted}
+                    paired.name: {
+                        **_plain(paired),
+                        "second_interval": list(_interval(paired.second, paired.n, confidence)),
+                        "p_holm": adjusted,
+                    }
                     for paired, adjusted in zip(other.sets, other.adjusted, strict=True)
                 },
                 "mean_difference": None if other.mean_difference is None else _plain(other.mean_difference),
@@ -207,6 +225,15 @@ def as_json(reference: Mapping[str, Predictions], against: Sequence[Against], co
         ],
         "visual_ngrams": list(ngrams_table({name: float(one.correct.mean()) for name, one in reference.items()})),
     }
+
+
+def _interval(accuracy: float, n: int, confidence: float) -> tuple[float, float]:
+    return clopper_pearson(round(accuracy * n), n, confidence)
+
+
+def _accuracy(accuracy: float, n: int, confidence: float) -> str:
+    low, high = _interval(accuracy, n, confidence)
+    return f"{accuracy:.2%} ({low:.2%} to {high:.2%})"
 
 
 def _plain(value: Paired | Interval) -> dict[str, Json]:
