@@ -256,6 +256,11 @@ def run(config: HumanConfig) -> str:
                 f"{sheet.labelled.content_hash[:12]!r}; score this version of the set"
             )
         row_of = {one.sha256[row]: row for row in one.units()}
+        lacking = sum(sheet.labelled.sha256[row] not in row_of for row in sheet.rows)
+        if lacking:
+            raise InputError(
+                f"predictions: {config.predictions} has no answer to {lacking:,} of the {len(sheet.rows):,} pictures; score the set again"
+            )
         rows = [row_of[sheet.labelled.sha256[row]] for row in sheet.rows]
         model = beside(one.correct[rows], labels, humans.by_class, config.confidence)
     value: Json = {

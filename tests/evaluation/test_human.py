@@ -182,6 +182,10 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert found["model"]["accuracy"]["hits"] == int((scores.argmax(axis=1) == labelled.labels).sum())
     pairs = np.array([found["humans"]["by_class"], found["model"]["by_class"]])
     assert found["model"]["pearson"]["value"] == pytest.approx(np.corrcoef(pairs)[0, 1])
+    whole = pq.read_table(place)
+    pq.write_table(whole.slice(2).replace_schema_metadata(whole.schema.metadata), place)
+    with pytest.raises(InputError, match=r"pets\.model\.parquet has no answer to 2 of the 30 pictures"):
+        main([*call, f"predictions='{place}'"])
 
 
 @pytest.mark.parametrize(
@@ -204,6 +208,14 @@ def test_answers_that_are_none(config: Path, tmp_path: Path, change: dict[str, o
         main(["human-scores", "--config", str(config), f"answers=['{tmp_path / 'a.jsonl'}']"])
     assert len(str(caught.value).splitlines()) == 1
     assert "line 2" in str(caught.value)
+
+
+def test_pictures_with_several_labels_are_no_sheet(config: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [flat(9), flat(99)], "label": [[0, 1], [2]]}), tmp_path / "voc.parquet")
+    path = f"set.path='{tmp_path / 'voc.parquet'}'"
+    with pytest.raises(InputError, match=r"voc.parquet. has no picture with one label"):
+        main(["human", "--config", str(config), path, "set.absent_classes=true"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_sheets_that_cannot_be(config: Path, tmp_path: Path) -> None:
