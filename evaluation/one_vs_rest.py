@@ -89,8 +89,8 @@ def _problems(features: NDArray[np.float32], marks: Marks, device: str) -> list[
         counts = column != IGNORED
         if len(np.unique(column[counts])) < 2:
             raise InputError(
-                f"labels: class {number} has {int((column == 1).sum())} examples among {int(counts.sum()):,} pictures to learn from; a probe "
-                "needs examples and counterexamples, give more pictures or fewer classes"
+                f"labels: class {number} has {int((column == 1).sum())} examples among {int(counts.sum()):,} pictures to learn from; a "
+                "probe needs examples and counterexamples, give more pictures or fewer classes"
             )
         found.append(Problem(features[counts], column[counts].astype(np.int64), 2, device))
     return found

@@ -320,6 +320,8 @@ FINE = np.zeros((4, 2), np.float32) + np.arange(4)[:, None]
         (FINE, [0, 1, 0, 1], {"strength": 0.0}, "strength: 0.0 is not above 0"),
         (FINE, [0, 1, 0, 1], {"strength": float("nan")}, "strength: nan"),
         (FINE, [0, 1, 0, 1], {"device": "abacus"}, "device: 'abacus'"),
+        (FINE, [0, 1, 0, 1], {"device": "meta"}, "device: 'meta' is not there"),
+        (FINE, [0, 1, 0, 1], {"device": "xla"}, "device: 'xla' is not there"),
     ],
 )
 def test_bad_input(features: Any, labels: Any, more: dict[str, Any], said: str) -> None:
