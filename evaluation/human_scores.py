@@ -55,8 +55,8 @@ class Answer(StrictModel):
 
 @dataclasses.dataclass(frozen=True)
 class Humans:
-    """Figures of some participants on n pictures. `by_participant` are plain accuracies with exact intervals, `by_class` means over
-    participants."""
+    """Figures of some participants on n pictures. `by_participant` are plain accuracies with exact intervals, `by_class` shares of the
+    answers to the pictures of each class."""
 
     participants: int
     pictures: int
@@ -68,6 +68,7 @@ class Humans:
     majority_on_guesses: Interval
     by_participant: dict[int, Rate]
     by_class: list[float | None]
+    by_class_intervals: list[Interval | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ class BesideModel:
 
     accuracy: Rate
     by_class: list[float | None]
+    by_class_rates: list[Rate | None]
     pearson: Interval
     spearman: Interval
 
@@ -160,7 +162,12 @@ def score(
             else float("nan")
             for among in (asked, somebody)
         ]
-        return [share(right, given), share(right, guessed), *majorities]
+        asked_of, right_of = (
+            np.bincount(labels, weights=(by_person @ one) * by_picture, minlength=classes)
+            for one in (given, right & given)
+        )
+        of_class = np.where(asked_of > 0, right_of / np.maximum(asked_of, 1), np.nan)
+        return [share(right, given), share(right, guessed), *majorities, *of_class.tolist()]
 
     whole = figures(np.ones(participants), np.ones(n))
     random = np.random.default_rng(_SEED)
@@ -173,7 +180,7 @@ def score(
             for _ in range(_DRAWS)
         ]
     )
-    accuracy, on_guesses, majority, majority_on_guesses = (
+    accuracy, on_guesses, majority, majority_on_guesses, *of_class = (
         _interval(value, column, confidence) for value, column in zip(whole, drawn.T, strict=True)
     )
     return Humans(
@@ -188,7 +195,8 @@ def score(
         by_participant={
             one: rate(right[place][given[place]], confidence) for place, one in enumerate(who) if given[place].any()
         },
-        by_class=[_mean(right[:, labels == k][given[:, labels == k]]) for k in range(classes)],
+        by_class=[None if np.isnan(one.value) else one.value for one in of_class],
+        by_class_intervals=[None if np.isnan(one.value) else one for one in of_class],
     )
 
 
@@ -210,6 +218,7 @@ def beside(
     return BesideModel(
         rate(correct, confidence),
         by_class,
+        [rate(correct[labels == k], confidence) if (labels == k).any() else None for k in range(len(humans))],
         bootstrap(pearson, units, confidence=confidence, draws=_DRAWS),
         bootstrap(spearman, units, confidence=confidence, draws=_DRAWS),
     )

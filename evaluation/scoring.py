@@ -211,7 +211,7 @@ def describe_scores(name: str, scores: zeroshot.Scores) -> str:
         lines.append(f"  {title:14}  {_rate(scores.headline)}   chance {scores.headline_chance:.2%}")
     lines += [
         f"  top-1           {_rate(scores.top1)}   chance {scores.chance:.2%}, always {scores.constant_class!r} {scores.constant:.2%}",
-        f"  top-5           {_rate(scores.top5)}   chance {min(1, 5 * scores.chance):.2%}",
+        f"  top-5           {_rate(scores.top5)}   chance {scores.chance_top5:.2%}",
     ]
     if scores.mean_per_class is not None:
         lines.append(

@@ -66,7 +66,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one labelled set gave; `n` examples (videos). `chance` and `constant` are plain accuracies, `classes_seen` the classes with an
+    """What one labelled set gave; `n` examples (videos). `chance` and `constant` are top-1 accuracies, `classes_seen` the classes with an
     example.
 
     `mean_per_class` is None for several labels an example.
@@ -84,6 +84,7 @@ class Scores:
     top5: Rate
     mean_per_class: Rate | None
     chance: float
+    chance_top5: float
     constant: float
     constant_class: str
     constant_mean_per_class: float
@@ -295,6 +296,7 @@ def summarise(
         top5=metrics.rate(answers.hit5, confidence),
         mean_per_class=None if several else metrics.measure("mean_per_class", answers, confidence),
         chance=metrics.chance("accuracy", answers),
+        chance_top5=metrics.chance_top5(answers),
         constant=float(sizes[largest] / n),
         constant_class=classes[largest],
         constant_mean_per_class=1.0 / seen,

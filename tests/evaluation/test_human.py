@@ -134,6 +134,13 @@ def test_scores_against_a_naive_twin() -> None:
     assert (found.answered, found.unknown) == (int((answers != MISSING).sum()), int((answers == UNKNOWN).sum()))
     right = (answers == labels) & (answers != MISSING)
     assert found.by_class[1] == pytest.approx(right[:, labels == 1].sum() / (answers != MISSING)[:, labels == 1].sum())
+    for share, interval in zip(found.by_class, found.by_class_intervals, strict=True):
+        assert share is not None
+        assert interval is not None
+        assert interval.value == share
+        assert (interval.low or 0) < share < (interval.high or 0)
+    fewer = human_scores.score(answers, labels, [1, 2, 3], 4, 0.95)
+    assert (fewer.by_class[3], fewer.by_class_intervals[3]) == (None, None)
 
 
 @pytest.mark.prove
@@ -181,6 +188,7 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     )
     assert found["model"]["accuracy"]["hits"] == int((scores.argmax(axis=1) == labelled.labels).sum())
     pairs = np.array([found["humans"]["by_class"], found["model"]["by_class"]])
+    assert [one["value"] for one in found["model"]["by_class_rates"]] == found["model"]["by_class"]
     assert found["model"]["pearson"]["value"] == pytest.approx(np.corrcoef(pairs)[0, 1])
     whole = pq.read_table(place)
     pq.write_table(whole.slice(2).replace_schema_metadata(whole.schema.metadata), place)
