@@ -225,8 +225,9 @@ def beside(
 
 
 def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    spreads = float(x.std() * y.std()) if len(x) > 1 else 0.0
-    return float(((x - x.mean()) * (y - y.mean())).mean()) / spreads if spreads > 0 else float("nan")
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(((x - x.mean()) * (y - y.mean())).mean() / (x.std() * y.std()))
 
 
 def _mean(hits: NDArray[np.bool_]) -> float | None:

@@ -165,14 +165,16 @@ def versus(
 
 
 def _slope(x: Floats, y: Floats) -> float:
+    if np.ptp(x) == 0:  # one dataset over and over: its mean is rounded, and its spread is that rounding
+        return math.nan
     away = x - x.mean()
-    spread = float((away**2).sum())
-    return float((away * y).sum()) / spread if spread > 0 else math.nan
+    return float((away * y).sum() / (away**2).sum())
 
 
 def _correlation(x: Floats, y: Floats) -> float:
-    spreads = float(x.std() * y.std())
-    return float(((x - x.mean()) * (y - y.mean())).mean()) / spreads if spreads > 0 else math.nan
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float(((x - x.mean()) * (y - y.mean())).mean() / (x.std() * y.std()))
 
 
 def _over_datasets(figure: Callable[[Floats, Floats], float], x: Floats, y: Floats) -> Interval:

@@ -38,6 +38,16 @@ def test_the_line_is_scipys() -> None:
     assert (found.slope.low, found.slope.high) == pytest.approx((one.low, one.high), abs=0.06)
 
 
+def test_one_dataset_drawn_over_and_over_has_no_slope() -> None:
+    """Its scores' mean is rounded: without care the slope is rounding divided by rounding."""
+    probe = {"a": 25 / 30, "b": 24 / 30, "c": 23 / 30}
+    found = versus({"a": 9 / 30, "b": 9 / 30, "c": 8 / 30}, probe, {})
+    for interval, most in ((found.slope, 1.0), (found.correlation, 1.0)):
+        assert interval.low is not None
+        assert interval.high is not None
+        assert -1e-9 <= interval.low <= interval.value <= interval.high <= most + 1e-9
+
+
 @pytest.mark.prove
 def test_the_slopes_interval_holds_the_truth() -> None:
     held = 0
