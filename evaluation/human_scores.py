@@ -56,16 +56,16 @@ class Answer(StrictModel):
 @dataclasses.dataclass(frozen=True)
 class Humans:
     """Figures of some participants on n pictures. `by_participant` are plain accuracies with exact intervals, `by_class` shares of the
-    answers to the pictures of each class."""
+    answers to the pictures of each class. The figures on guesses are None where nobody guessed."""
 
     participants: int
     pictures: int
     answered: int
     unknown: int
     accuracy: Interval
-    on_guesses: Interval
+    on_guesses: Interval | None
     majority: Interval
-    majority_on_guesses: Interval
+    majority_on_guesses: Interval | None
     by_participant: dict[int, Rate]
     by_class: list[float | None]
     by_class_intervals: list[Interval | None]
@@ -73,13 +73,14 @@ class Humans:
 
 @dataclasses.dataclass(frozen=True)
 class BesideModel:
-    """A model on the same pictures, and correlations of class accuracies (people's and its own) over the classes that were asked."""
+    """A model on the same pictures, and correlations of class accuracies (people's and its own) over the classes that were asked:
+    None where all classes are alike."""
 
     accuracy: Rate
     by_class: list[float | None]
     by_class_rates: list[Rate | None]
-    pearson: Interval
-    spearman: Interval
+    pearson: Interval | None
+    spearman: Interval | None
 
 
 # ---- reading
@@ -189,14 +190,14 @@ def score(
         answered=int(given.sum()),
         unknown=int((answers == UNKNOWN).sum()),
         accuracy=accuracy,
-        on_guesses=on_guesses,
+        on_guesses=_defined(on_guesses),
         majority=majority,
-        majority_on_guesses=majority_on_guesses,
+        majority_on_guesses=_defined(majority_on_guesses),
         by_participant={
             one: rate(right[place][given[place]], confidence) for place, one in enumerate(who) if given[place].any()
         },
         by_class=[None if np.isnan(one.value) else one.value for one in of_class],
-        by_class_intervals=[None if np.isnan(one.value) else one for one in of_class],
+        by_class_intervals=[_defined(one) for one in of_class],
     )
 
 
@@ -219,8 +220,8 @@ def beside(
         rate(correct, confidence),
         by_class,
         [rate(correct[labels == k], confidence) if (labels == k).any() else None for k in range(len(humans))],
-        bootstrap(pearson, units, confidence=confidence, draws=_DRAWS),
-        bootstrap(spearman, units, confidence=confidence, draws=_DRAWS),
+        _defined(bootstrap(pearson, units, confidence=confidence, draws=_DRAWS)),
+        _defined(bootstrap(spearman, units, confidence=confidence, draws=_DRAWS)),
     )
 
 
@@ -232,6 +233,10 @@ def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 def _mean(hits: NDArray[np.bool_]) -> float | None:
     return float(hits.mean()) if hits.size else None
+
+
+def _defined(interval: Interval) -> Interval | None:
+    return None if np.isnan(interval.value) else interval
 
 
 def _interval(value: float, draws: NDArray[np.float64], confidence: float) -> Interval:
@@ -300,6 +305,8 @@ def _describe(humans: Humans, model: BesideModel | None, classes: Sequence[str],
         ("majority", humans.majority),
         ("majority, guesses", humans.majority_on_guesses),
     ):
+        if interval is None:
+            continue
         ends = "" if interval.low is None or interval.high is None else f"  ({interval.low:.2%} to {interval.high:.2%})"
         lines.append(f"  {title:18} {interval.value:7.2%}{ends}")
     lines += [f"  participant {one:<6} {rate.value:7.2%}  of {rate.n:,}" for one, rate in humans.by_participant.items()]
@@ -308,6 +315,9 @@ def _describe(humans: Humans, model: BesideModel | None, classes: Sequence[str],
             f"  the model          {model.accuracy.value:7.2%}  ({model.accuracy.low:.2%} to {model.accuracy.high:.2%})"
         )
         for title, interval in (("Pearson", model.pearson), ("Spearman", model.spearman)):
+            if interval is None:
+                lines.append(f"  classes, {title:9} none: all classes are alike, for people or for the model")
+                continue
             ends = (
                 ""
                 if interval.low is None or interval.high is None

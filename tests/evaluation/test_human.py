@@ -127,6 +127,7 @@ def test_scores_against_a_naive_twin() -> None:
         (found.majority, np.mean(credits)),
         (found.majority_on_guesses, np.mean(guessed)),
     ):
+        assert interval is not None
         assert interval.value == pytest.approx(value)
         assert (interval.low or 0) < interval.value < (interval.high or 0)
     assert len(guessed) < 60
@@ -194,6 +195,23 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     pq.write_table(whole.slice(2).replace_schema_metadata(whole.schema.metadata), place)
     with pytest.raises(InputError, match=r"pets\.model\.parquet has no answer to 2 of the 30 pictures"):
         main([*call, f"predictions='{place}'"])
+
+
+def test_people_who_never_guess_beside_a_model_that_is_always_right(config: Path, tmp_path: Path) -> None:
+    """No share of no guesses, no correlation of classes that are alike: nulls, in a file that is JSON."""
+    sheet = human.sheet_of(loaded(config))
+    write_lines(tmp_path / "a.jsonl", sheet, np.full((2, len(sheet.names)), UNKNOWN, np.int32))
+    labelled = open_set(loaded(config).set)
+    scores = np.eye(3, dtype=np.float32)[labelled.labels]
+    place = write_answers(tmp_path / "m.parquet", scores, labelled.labels, set_hash=labelled.content_hash)
+    changed = pq.read_table(place)
+    digests = pa.array(labelled.sha256, pa.binary(32))
+    pq.write_table(changed.set_column(2, "sha256", digests).replace_schema_metadata(changed.schema.metadata), place)
+    answers = f"answers=['{tmp_path / 'a.jsonl'}']"
+    assert main(["human-scores", "--config", str(config), answers, f"predictions='{place}'"]) is None
+    found = json.loads((tmp_path / "out" / "human.json").read_bytes())
+    assert (found["humans"]["accuracy"]["value"], found["humans"]["on_guesses"]) == (0.0, None)
+    assert (found["model"]["accuracy"]["value"], found["model"]["pearson"]) == (1.0, None)
 
 
 @pytest.mark.parametrize(
