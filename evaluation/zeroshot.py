@@ -277,7 +277,7 @@ def summarise(
     )
     largest = int(sizes.argmax())
     seen = int((sizes > 0).sum())
-    if math.isnan(metrics.value(metric, answers)):
+    if not seen or math.isnan(metrics.value(metric, answers)):
         raise InputError(
             f"{place}: {metric} has no value on it, no class has both examples and counterexamples; score it by another metric or give "
             "the whole set"

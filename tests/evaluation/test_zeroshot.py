@@ -258,6 +258,11 @@ def test_a_metric_without_a_value_is_refused(tmp_path: Path) -> None:
     labelled = open_set(LabelledSetConfig.model_validate({**config, "classes": COLOURS[:2]}))
     with pytest.raises(InputError, match=r"set 'memes' .*roc_auc has no value on it"):
         zeroshot.evaluate(FlatEncoder(), labelled, ["{}"], metric="roc_auc")
+    scores = np.eye(3, dtype=np.float32)
+    none = Answers(scores, zeroshot.rank(scores), np.full(3, -1, np.int32), np.zeros((3, 3), np.int8))
+    for metric in ("accuracy", "map11"):
+        with pytest.raises(InputError, match=f"voc: {metric} has no value"):
+            zeroshot.summarise(none, COLOURS[:3], metric=metric, place="voc")
 
 
 def test_frames_with_other_marks_than_their_video_are_refused(tmp_path: Path) -> None:
