@@ -208,7 +208,7 @@ def set_report(
         too_flat=int(pc.sum(pc.less(split["pdq_quality"], result.thresholds.pdq_quality)).as_py()),
         thresholds=result.thresholds,
         limit=result.limit,
-        over_limit=overlapping > result.limit * split.num_rows,
+        over_limit=overlapping / split.num_rows > result.limit,  # 29 of 100 is 0.29; 0.29 times 100 is less than 29
         found=found,
         metric=result.metric,
         effect=_effect(analysis, judged, holm_p, result.predictions, corpus),
