@@ -12,7 +12,9 @@ What the folder does not hold it cannot prove: `NOT_RECOMPUTED`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 import pydantic
@@ -32,21 +34,20 @@ from evaluation.overlap.tables import (
     ROW_GROUP_SCHEMA,
 )
 from evaluation.report import exposure_check, files, summary, text_check, twin
+from evaluation.report.corpus_check import check_corpus
 from evaluation.report.descriptor_check import check_score_sweep, check_scores, check_settings, impossible_scores
 from evaluation.report.differences import differ
-from evaluation.report.numbers import not_checked
 from evaluation.report.page_check import check_page
 from evaluation.report.pair_check import check_copies, check_histogram, check_labels, check_nearest, check_pairs
 from evaluation.report.predictions_check import check_copy, read_copy
 from evaluation.report.removal_check import check_removal
-from evaluation.report.schema import Report, SetReport
+from evaluation.report.schema import Report, SetReport, Statistics
 from evaluation.report.set_check import check_figures
 from evaluation.report.twin import Row
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import HouseError, InputError
-from pipeline.contracts.schema import Reason
 
 _NO_PLACE = "-"
 NOT_RECOMPUTED = (
@@ -59,19 +60,26 @@ NOT_RECOMPUTED = (
 )
 
 
-def verify(directory: str) -> list[str]:
-    """One sentence per difference, none when the report is whole and right.
+def verify(directory: str, root: str | None = None) -> list[str]:
+    """One sentence per difference, none when the report is whole and right. `root`: the manifest's digest as it was kept elsewhere, which
+    is of this report, or of none that can be forged to look like it.
 
-    Raises InputError when `directory` holds no report at all.
+    Raises InputError when `directory` holds no report at all, and for a `root` that is no digest.
     """
+    if root is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", root):
+        raise InputError(
+            f"--root {root!r}: is no root of a report; give the 64 digits that `overlap` and `report` print"
+        )
     seal = files.read_seal(directory)
     place = storage.join(directory, files.MANIFEST)
     problems: list[str] = []
-    body = json.loads(storage.read_bytes(place))
-    if files.canonical(body) != storage.read_bytes(place) or digest_json(
-        {key: value for key, value in body.items() if key != "digest"}
-    ) != body.get("digest"):
+    whole = _is_whole(storage.read_bytes(place))
+    if not whole:
         problems.append(f"{place}: differs from its own digest; restore it")
+    if root is not None and seal.digest != root.lower():
+        problems.append(
+            f"{place}: the root is {seal.digest!r}, not {root.lower()!r}: this is another report; get the one that you mean"
+        )
     broken = set()
     for name, entry in seal.files.items():
         uri = storage.join(directory, name)
@@ -85,7 +93,7 @@ def verify(directory: str) -> list[str]:
     for uri in storage.list_files(directory, recursive=True):
         if uri.removeprefix(inside) not in {*seal.files, files.MANIFEST}:
             problems.append(f"{uri}: is not part of the report (the manifest does not name it); move it away")
-    if broken:
+    if broken or not whole:
         return problems
     try:
         return [*problems, *_check_content(directory, seal)]
@@ -93,17 +101,68 @@ def verify(directory: str) -> list[str]:
         return [*problems, str(error)]
 
 
-def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
+def _is_whole(manifest: bytes) -> bool:
+    """Whether a manifest is written as one is, and its digest is over the rest of it."""
+    try:
+        body = json.loads(manifest)
+        sealed = {key: value for key, value in body.items() if key != "digest"}
+        return files.canonical(body) == manifest and digest_json(sealed) == body.get("digest")
+    except (ValueError, RecursionError):  # what JSON has no word for, as NaN
+        return False
+
+
+class _Tables(NamedTuple):
+    """The tables of a report; `splits` by the name of their set."""
+
+    pairs: list[Row]
+    text_pairs: list[Row]
+    classes: list[Row]
+    closest: list[Row]
+    copies: list[Row]
+    labels: list[Row]
+    groups: list[Row]
+    splits: dict[str, list[Row]]
+
+
+def _check_content(directory: str, seal: files.Seal) -> list[str]:
     """The files against each other: page, tables and figures must tell one story."""
     report = files.read_report(directory)
-    place = storage.join(directory, files.REPORT)
     names = {*files.FIXED, *(files.split_name(one.name) for one in report.sets)}
     names |= {files.predictions_name(one.name) for one in report.sets if one.effect is not None}
     if set(seal.files) != names:
         wrong = sorted(set(seal.files) ^ names)
-        yield f"{storage.join(directory, files.MANIFEST)}: {', '.join(wrong)}: named here or in report.json, not in both"
-        return
-    yield from _check_identity(place, seal, report)
+        return [
+            f"{storage.join(directory, files.MANIFEST)}: {', '.join(wrong)}: named here or in report.json, not in both"
+        ]
+    tables, config = _read(directory, report), _config(seal)
+    problems = [*_check_identity(storage.join(directory, files.REPORT), seal, report)]
+    problems += _check_tables(directory, seal, report, config, tables)
+    if problems:  # a page of figures that are wrong is wrong too, and may be impossible to draw
+        return problems
+    text = storage.read_bytes(storage.join(directory, files.PAGE))
+    found = check_page(text, report, tables.pairs, tables.closest, tables.text_pairs, tables.splits, config.report)
+    return [f"{storage.join(directory, files.PAGE)}: {problem}; write the report again" for problem in found]
+
+
+def _read(directory: str, report: Report) -> _Tables:
+    schemas = {
+        files.PAIRS: PUBLISHED_PAIR_SCHEMA,
+        files.TEXT_PAIRS: PUBLISHED_TEXT_PAIR_SCHEMA,
+        files.CLASSES: CLASS_SCHEMA,
+        files.NEAREST: NEAREST_SCHEMA,
+        files.COPIES: COPY_SCHEMA,
+        files.LABELS: LABEL_SCHEMA,
+        files.ROW_GROUPS: ROW_GROUP_SCHEMA,
+    }
+    splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
+    return _Tables(*(_table(directory, name, schema) for name, schema in schemas.items()), splits)
+
+
+def _check_tables(
+    directory: str, seal: files.Seal, report: Report, config: OverlapConfig, tables: _Tables
+) -> Iterator[str]:
+    """Every table against the others and every figure against the tables. Ends early where a table cannot be counted."""
+    place, splits = storage.join(directory, files.REPORT), tables.splits
     fixed = {
         files.SUMMARY: summary.as_csv(report),
         files.SCHEMA: files.schema_bytes(),
@@ -112,72 +171,86 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for name, data in fixed.items():
         if data != storage.read_bytes(storage.join(directory, name)):
             yield f"{storage.join(directory, name)}: differs from what report.json says; write the report again"
-    pairs = _table(directory, files.PAIRS, PUBLISHED_PAIR_SCHEMA)
-    text_pairs = _table(directory, files.TEXT_PAIRS, PUBLISHED_TEXT_PAIR_SCHEMA)
-    classes = _table(directory, files.CLASSES, CLASS_SCHEMA)
-    yield from check_removal(directory, report, pairs, text_pairs)
-    splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
-    for name, rows in {files.PAIRS: pairs, files.TEXT_PAIRS: text_pairs, files.CLASSES: classes}.items():
-        for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
-            yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
-    methods = {str(row["method"]) for row in pairs} - set(METHODS)
-    if methods:
-        yield f"{storage.join(directory, files.PAIRS)}: {', '.join(sorted(methods))!r} is no method of matching; write the report again"
+    unusable = [*_check_rows(directory, report, tables)]
+    yield from unusable
+    if unusable:
         return
-    impossible = impossible_scores(report, pairs)
-    if impossible is not None:
-        yield f"{storage.join(directory, files.PAIRS)}: {impossible}; write the report again"
-        return
-    unknown = text_check.strangers(text_pairs, splits)
-    if unknown:
-        yield f"{storage.join(directory, files.TEXT_PAIRS)}: {unknown}; write the report again"
-        return
-    tests = sum(_both_sides(split) for split in splits.values())
-    yield from differ(place, "statistics.tests", report.statistics.tests, max(1, tests))
+    yield from check_removal(directory, report, tables.pairs, tables.text_pairs)
+    tests = max(1, sum(_both_sides(split) for split in splits.values()))
+    yield from differ(place, "statistics.tests", report.statistics.tests, tests)
+    # What is stated may be impossible to count with; what the settings say is not.
+    levels = Statistics.model_validate({**config.statistics.model_dump(), "tests": tests})
+    report = report.model_copy(update={"statistics": levels})
     yield from _check_holm(place, report)
     over = [one.name for one in report.sets if one.over_limit]
     yield from differ(place, "over_limit", report.over_limit, over)
-    yield from _check_corpus(place, report, pairs)
-    text = storage.read_bytes(storage.join(directory, files.PAGE))
-    config = _config(seal)
-    closest, copies, labels = (
-        _table(directory, name, schema)
-        for name, schema in (
-            (files.NEAREST, NEAREST_SCHEMA),
-            (files.COPIES, COPY_SCHEMA),
-            (files.LABELS, LABEL_SCHEMA),
-        )
-    )
-    for name, rows in ((files.NEAREST, closest), (files.COPIES, copies), (files.LABELS, labels)):
-        for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
-            yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
-    for problem in check_page(text, report, pairs, closest, text_pairs, splits, config.report):
-        yield f"{storage.join(directory, files.PAGE)}: {problem}; write the report again"
-    groups = _table(directory, files.ROW_GROUPS, ROW_GROUP_SCHEMA)
-    uncut = exposure_check.check_row_groups(report.corpus, groups)
-    if uncut is not None:
-        yield f"{storage.join(directory, files.ROW_GROUPS)}: {uncut}; write the report again"
-        return
+    of_corpus = {files.PAIRS: tables.pairs, files.NEAREST: tables.closest, files.TEXT_PAIRS: tables.text_pairs}
+    yield from check_corpus(directory, report, tables.pairs, of_corpus)
+    best = max((_quality(row) for row in (*tables.pairs, *tables.closest)), default=-1)
     for one in report.sets:
-        own = [row for row in pairs if row["set"] == one.name]
-        yield from check_pairs(storage.join(directory, files.PAIRS), one, own, splits[one.name], report.pairs_kept)
-        yield from check_scores(storage.join(directory, files.PAIRS), one, own, splits[one.name])
-        yield from check_figures(place, report, one, own, splits[one.name])
-        yield from check_score_sweep(place, report, one, splits[one.name])
-        near = [row for row in closest if row["set"] == one.name]
-        sampled = twin.sample(splits[one.name], one.thresholds.pdq_quality, config.nearest.examples)
-        yield from check_nearest(storage.join(directory, files.NEAREST), one, near, own, splits[one.name], sampled)
-        yield from check_histogram(place, one, near)
-        answers = [row for row in labels if row["set"] == one.name]
-        yield from check_labels(storage.join(directory, files.LABELS), place, one, answers, near)
-        copied = [row for row in copies if row["set"] == one.name]
-        asked = set(twin.sample(splits[one.name], 0, config.copies.examples))
-        yield from check_copies(
-            storage.join(directory, files.COPIES), place, one, copied, asked, report.statistics.confidence
+        own, near, answers, copied, words, named = (
+            [row for row in rows if row["set"] == one.name]
+            for rows in (
+                tables.pairs,
+                tables.closest,
+                tables.labels,
+                tables.copies,
+                tables.text_pairs,
+                tables.classes,
+            )
         )
-        words, named = ([row for row in rows if row["set"] == one.name] for rows in (text_pairs, classes))
-        yield from _check_text(directory, report, one, own, words, named, splits[one.name])
-        yield from _check_model(directory, seal, report, one, own, groups, splits[one.name])
+        split = splits[one.name]
+        yield from check_pairs(storage.join(directory, files.PAIRS), one, own, split, report.pairs_kept)
+        yield from check_scores(storage.join(directory, files.PAIRS), one, own, split)
+        yield from check_figures(place, report, one, own, split)
+        yield from check_score_sweep(place, report, one, split)
+        sampled = twin.sample(split, one.thresholds.pdq_quality, config.nearest.examples)
+        yield from check_nearest(storage.join(directory, files.NEAREST), one, near, own, split, sampled, best)
+        yield from check_histogram(place, one, near)
+        yield from check_labels(storage.join(directory, files.LABELS), place, one, answers, near)
+        asked = twin.sample(split, 0, config.copies.examples)
+        yield from check_copies(
+            storage.join(directory, files.COPIES), place, one, copied, split, asked, report.statistics.confidence
+        )
+        yield from _check_text(directory, report, one, own, words, named, split)
+        yield from _check_model(directory, seal, report, one, own, tables.groups, split)
+
+
+def _check_rows(directory: str, report: Report, tables: _Tables) -> Iterator[str]:
+    """What no table of a report has, so that nothing else can be asked of it: rows of other sets and examples, no method."""
+
+    def wrong(name: str, what: str) -> str:
+        return f"{storage.join(directory, name)}: {what}; write the report again"
+
+    for name, split in tables.splits.items():
+        for number, row in enumerate(split):
+            if row["eval_row"] != number:
+                said = f"example {row['eval_id']!r}: is row {row['eval_row']} of the set, in the split table {number}"
+                yield wrong(files.split_name(name), said)
+                break
+    of_sets = {
+        files.PAIRS: tables.pairs,
+        files.TEXT_PAIRS: tables.text_pairs,
+        files.CLASSES: tables.classes,
+        files.NEAREST: tables.closest,
+        files.COPIES: tables.copies,
+        files.LABELS: tables.labels,
+    }
+    for name, rows in of_sets.items():
+        for stranger in sorted({str(row["set"]) for row in rows} - set(tables.splits)):
+            yield wrong(name, f"names a set {stranger!r} that report.json does not have")
+    methods = {str(row["method"]) for row in tables.pairs} - set(METHODS)
+    if methods:
+        yield wrong(files.PAIRS, f"{', '.join(sorted(methods))!r} is no method of matching")
+    impossible = impossible_scores(report, tables.pairs)
+    if impossible is not None:
+        yield wrong(files.PAIRS, impossible)
+    unknown = text_check.strangers(tables.text_pairs, tables.splits)
+    if unknown:
+        yield wrong(files.TEXT_PAIRS, unknown)
+    uncut = exposure_check.check_row_groups(report.corpus, tables.groups)
+    if uncut is not None:
+        yield wrong(files.ROW_GROUPS, uncut)
 
 
 def _check_model(
@@ -218,7 +291,7 @@ def _check_text(
         yield f"{storage.join(directory, files.TEXT_PAIRS)}: set {one.name!r}: {problem}; write the report again"
     for problem in text_check.check_labels(pairs, split, classes, shown):
         yield f"{storage.join(directory, files.PAIRS)}: set {one.name!r}: {problem}; write the report again"
-    rows, confidence = report.corpus.rows, report.statistics.confidence
+    rows, confidence = max(1, report.corpus.rows), report.statistics.confidence
     for name, stated, computed in text_check.check_figures(one, split, pairs, words, classes, rows, confidence):
         yield from differ(place, f"sets.{one.name}.text.{name}", stated, computed)
 
@@ -283,41 +356,21 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
         yield from differ(place, f"sets.{one.name}.metric", one.metric, metrics.get(one.name))
 
 
-def _check_corpus(place: str, report: Report, pairs: list[Row]) -> Iterator[str]:
-    """The corpus is not in the folder: its sizes are only held against the rows that the pairs name."""
-    corpus = report.corpus
-    yield from differ(place, "not_checked", report.not_checked, not_checked([one.thresholds for one in report.sets]))
-    refused = sum(corpus.rejected.values()) + corpus.damaged_files
-    if set(corpus.rejected) - set(Reason) or min(corpus.rejected.values(), default=1) < 1 or corpus.damaged_files < 0:
-        yield f"{place}: corpus.rejected is {corpus.rejected!r}, no count by the reasons of a corpus; write the report again"
-    elif refused and corpus.kind == "shards":
-        yield f"{place}: corpus.rejected counts {refused} rows, and a corpus of this project has none; write the report again"
-    for name, version in corpus.hashes.items():
-        yield from differ(place, f"corpus.hashes.{name}", version, HASH_VERSION.get(name))
-    rows = {(row["shard"], row["row"]): row["pdq256"] for row in pairs}
-    hashless = sum(pdq is None for pdq in rows.values())
-    known = {"rows": len(rows), "shards": len({shard for shard, _ in rows}), "rows_without_hashes": hashless}
-    for name, least in known.items():
-        if getattr(corpus, name) < least:
-            yield f"{place}: corpus.{name} is {getattr(corpus, name)!r}, the pairs name {least}; write the report again"
-    if corpus.rows_without_hashes > corpus.rows - len(rows) + hashless:
-        yield f"{place}: corpus.rows_without_hashes is {corpus.rows_without_hashes}, more than the rows left; write the report again"
-    most = max((one.found.corpus_rows for one in report.sets), default=0)
-    if corpus.rows < most:
-        yield f"{place}: corpus.rows is {corpus.rows}, a set has {most} matched rows; write the report again"
-    if len({(row["set"], row["eval_row"], row["shard"], row["row"]) for row in pairs}) != len(pairs):
-        yield f"{place}: a pair comes twice in {files.PAIRS}; write the report again"
-    if report.evidence == "hash-only" and any(row["url"] is not None or row["caption"] is not None for row in pairs):
-        yield f"{place}: evidence is 'hash-only', and {files.PAIRS} has URLs or captions; write the report again"
-
-
 def _table(directory: str, name: str, schema: pa.Schema) -> list[Row]:
     uri = storage.join(directory, name)
     table = parquet.read(uri)
     if table.schema != schema:
         raise InputError(f"{uri}: columns differ from this version of the report; write the report again")
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:  # text that is no UTF-8
+        raise InputError(f"{uri}: {str(error)[:200]!r}; write the report again") from None
     rows: list[Row] = table.to_pylist()
     return rows
+
+
+def _quality(row: Row) -> int:
+    return int(str(row["pdq_quality"])) if row["pdq_quality"] is not None else -1
 
 
 def _both_sides(split: list[Row]) -> bool:
