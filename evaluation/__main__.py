@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="HEX",
                 help="the report's root, kept elsewhere: no report that was forged since has it",
             )
-    words = "the PDQ distance that people's labels choose for each set of a report"
+    words = "the PDQ distance, or the descriptor's score, that people's labels choose for each set of a report"
     chooser = commands.add_parser("thresholds", help=words, description=words, allow_abbrev=False)
     chooser.set_defaults(act=_thresholds)
     chooser.add_argument("directory", metavar="DIR", help="the folder of the report that was labelled")
@@ -162,7 +162,10 @@ def _add_figures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         figures = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         figures.set_defaults(act=_of_predictions)
         figures.add_argument(
-            "places", metavar="PLACE", nargs="+", help="what `zeroshot` wrote: its `out`, or one prediction file"
+            "places",
+            metavar="PLACE",
+            nargs="+",
+            help="what `zeroshot` (for compare, also `retrieval`) wrote: its `out`, or one file",
         )
         figures.add_argument("--out", metavar="FILE", help="write the figures there too, as JSON")
     words = "zero-shot scores against the supervised probe's, over datasets"

@@ -1,9 +1,10 @@
 """`python -m evaluation compare A B …`: which of some models is better on the same sets, and by how much one can be sure.
 
-Every place is what a run of `zeroshot` wrote (or one prediction file of it); the first is the one that the others are compared with.
+Every place is what a run of `zeroshot` or `retrieval` wrote (or one file of it); the first is the one that the others are compared with.
 Models are compared example by example: the difference of their accuracies with a paired interval (`intervals.paired_difference`),
 McNemar's exact test, and Holm's correction over all the tests of the call. Accuracies count every example; tests and intervals count a
-picture once, however often the set repeats it. Files that were scored on different versions of a set are refused.
+picture once, however often the set repeats it. Recall is compared at each cutoff, both ways, picture by picture (`ranks`). Files that were
+scored on different versions of a set are refused.
 
 Over several sets stands the mean difference, every set with the same weight, with a bootstrap over the examples of each set. It speaks
 of these sets: that other sets would show the same is not in it.
@@ -16,17 +17,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import predictions
+from evaluation import predictions, ranks
 from evaluation.intervals import DRAWS, Interval, clopper_pearson, holm, mcnemar, paired_difference
 from evaluation.predictions import Predictions
+from evaluation.ranks import DIRECTIONS, PairedRecall, Ranks
+from evaluation.retrieval import CUTOFFS
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 
 _SEED = 0
+_ARROWS = dict(zip(DIRECTIONS, ("picture → caption", "caption → picture"), strict=True))
 
 VISUAL_NGRAMS = {
     "ayahoo": ("aYahoo", 0.724, 0.984),
@@ -57,13 +62,30 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class Against:
-    """One model against the first, over all sets that both have; `adjusted` are Holm's p values over all tests of the call."""
+    """One model against the first, over all sets that both have; `adjusted`, and `recalls_adjusted`, are Holm's p values over all tests of
+    the call."""
 
     place: str
     model: str
     sets: list[Paired]
     adjusted: list[float]
     mean_difference: Interval | None
+    recalls: list[PairedRecall]
+    recalls_adjusted: list[float]
+
+
+class Run(NamedTuple):
+    """The files of a run by the name of their set: answers, and ranks of retrieval."""
+
+    answers: dict[str, str]
+    ranks: dict[str, str]
+
+
+class Reference(NamedTuple):
+    """What the first run said, by the name of the set."""
+
+    answers: dict[str, Predictions]
+    ranks: dict[str, Ranks]
 
 
 def pair(first: Predictions, second: Predictions, confidence: float) -> Paired:
@@ -116,29 +138,57 @@ def mean_difference(sets: Sequence[Paired], confidence: float) -> Interval | Non
     return Interval(value, float(low), float(high))
 
 
-def compare(places: Sequence[str], confidence: float) -> tuple[dict[str, Predictions], list[Against]]:
-    """The first run's answers by set, and every further run against it.
+def find(place: str) -> Run:
+    """The files of a run. Raises InputError where there is none."""
+    found = Run({}, {})
+    for uri in sorted({*predictions.tables(place, predictions.FOLDER), *predictions.tables(place, ranks.FOLDER)}):
+        (found.ranks if ranks.holds_ranks(uri) else found.answers)[predictions.set_name(uri)] = uri
+    if not found.answers and not found.ranks:
+        raise InputError(
+            f"{place}: no predictions there; give the `out` of `python -m evaluation zeroshot` or `retrieval`, or one file of it"
+        )
+    return found
+
+
+def compare(places: Sequence[str], confidence: float) -> tuple[Reference, list[Against]]:
+    """What the first run said, and every further run against it.
 
     Raises InputError where a run has no set in common with the first, or another version of one.
     """
-    reference = {name: predictions.read(uri) for name, uri in predictions.find(places[0]).items()}
-    found: list[tuple[str, str, list[Paired]]] = []
+    files = find(places[0])
+    reference = Reference(
+        {name: predictions.read(uri) for name, uri in files.answers.items()},
+        {name: ranks.read(uri) for name, uri in files.ranks.items()},
+    )
+    found: list[tuple[str, str, list[Paired], list[PairedRecall]]] = []
     for place in places[1:]:
-        files = predictions.find(place)
-        common = [name for name in reference if name in files]
-        if not common:
+        files = find(place)
+        others = {name: predictions.read(files.answers[name]) for name in reference.answers if name in files.answers}
+        ranked = {name: ranks.read(files.ranks[name]) for name in reference.ranks if name in files.ranks}
+        if not others and not ranked:
+            names = sorted({*reference.answers, *reference.ranks})
             raise InputError(
-                f"{place}: has none of the sets of {places[0]} ({', '.join(sorted(reference))}); score the same sets with both models"
+                f"{place}: has none of the sets of {places[0]} ({', '.join(names)}); score the same sets with both models"
             )
-        others = {name: predictions.read(files[name]) for name in common}
-        sets = [pair(reference[name], others[name], confidence) for name in common]
-        found.append((place, others[common[0]].model, sets))
-    adjusted = holm([one.p for _, _, sets in found for one in sets])
-    against = []
-    for place, model, sets in found:
-        mine, adjusted = adjusted[: len(sets)], adjusted[len(sets) :]
-        against.append(Against(place, model, sets, mine, mean_difference(sets, confidence)))
-    return reference, against
+        sets = [pair(reference.answers[name], other, confidence) for name, other in others.items()]
+        recalls = [
+            one for name, other in ranked.items() for one in ranks.pair(reference.ranks[name], other, confidence)
+        ]
+        model = next(one.model for one in (*others.values(), *ranked.values()))
+        found.append((place, model, sets, recalls))
+    adjusted = iter(holm([one.p for _, _, sets, recalls in found for one in (*sets, *recalls)]))
+    return reference, [
+        Against(
+            place,
+            model,
+            sets,
+            [next(adjusted) for _ in sets],
+            mean_difference(sets, confidence),
+            recalls,
+            [next(adjusted) for _ in recalls],
+        )
+        for place, model, sets, recalls in found
+    ]
 
 
 def ngrams_table(accuracies: Mapping[str, float]) -> list[dict[str, Json]]:
@@ -153,24 +203,36 @@ def ngrams_table(accuracies: Mapping[str, float]) -> list[dict[str, Json]]:
 # ---- what is said
 
 
-def describe(reference: Mapping[str, Predictions], against: Sequence[Against], first: str, confidence: float) -> str:
+def describe(reference: Reference, against: Sequence[Against], first: str, confidence: float) -> str:
     """The lines for the terminal."""
     lines = [f"{first}: the first of the comparison"]
-    for name, one in reference.items():
+    for name, one in reference.answers.items():
         hits = int(one.correct.sum())
-        low, high = clopper_pearson(hits, len(one.ids), confidence)
-        lines.append(f"  {name:24} {hits / len(one.ids):7.2%}  ({low:.2%} to {high:.2%})   {len(one.ids):,} examples")
-    tests = sum(len(other.sets) for other in against)
+        lines.append(f"  {name:24} {_share(hits, len(one.ids), confidence)}   {len(one.ids):,} examples")
+    for name, ranked in reference.ranks.items():
+        for direction in DIRECTIONS:
+            shares = [ranked.recall(direction, k) for k in CUTOFFS]
+            said = ", ".join(f"R@{k} {hits / n:.2%}" for k, (hits, n) in zip(CUTOFFS, shares, strict=True) if n)
+            lines.append(f"  {name:24} {_ARROWS[direction]}  {said or 'not asked'}   {shares[0][1]:,} queries")
+    tests = sum(len(other.sets) + len(other.recalls) for other in against)
     for other in against:
-        lines.append(f"{other.place}: minus the first, in points; p of McNemar's exact test, Holm over {tests} tests")
+        captions = any(recall.pictures < recall.n for recall in other.recalls)
+        test = "McNemar's exact test" + (" (of captions: of signs, picture by picture)" if captions else "")
+        lines.append(f"{other.place}: minus the first, in points; p of {test}, Holm over {tests} tests")
         for paired, adjusted in zip(other.sets, other.adjusted, strict=True):
             lines.append(
                 f"  {paired.name:24} {_points(paired.difference)}   {paired.second:.2%}, won {paired.wins:,} lost {paired.losses:,} of "
                 f"{paired.tested:,}   p {paired.p:.3g}, Holm {adjusted:.3g}"
             )
+        for recall, adjusted in zip(other.recalls, other.recalls_adjusted, strict=True):
+            many = "" if recall.pictures == recall.n else f" captions of {recall.pictures:,} pictures"
+            lines.append(
+                f"  {recall.name:24} {_ARROWS[recall.direction]}  R@{recall.k:<2} {_points(recall.difference)}   {recall.second:.2%}, "
+                f"won {recall.wins:,} lost {recall.losses:,} of {recall.n:,}{many}   p {recall.p:.3g}, Holm {adjusted:.3g}"
+            )
         if other.mean_difference is not None:
             lines.append(f"  {'mean of the sets':24} {_points(other.mean_difference)}   of these sets, not of others")
-    table = ngrams_table({name: float(one.correct.mean()) for name, one in reference.items()})
+    table = ngrams_table({name: float(one.correct.mean()) for name, one in reference.answers.items()})
     if table:
         lines.append("beside Visual N-Grams (published figures: table 1 of arXiv 2103.00020; here: the first)")
         lines += [
@@ -180,18 +242,22 @@ def describe(reference: Mapping[str, Predictions], against: Sequence[Against], f
     return "\n".join(lines)
 
 
-def as_json(reference: Mapping[str, Predictions], against: Sequence[Against], confidence: float) -> Json:
+def as_json(reference: Reference, against: Sequence[Against], confidence: float) -> Json:
     """The same figures for machines; no places, so that the same files give the same bytes wherever they lie."""
-    models = sorted({one.model for one in reference.values()})
+    models = sorted({one.model for one in (*reference.answers.values(), *reference.ranks.values())})
     return {
         "kind": "evaluation.compare",
-        "version": 1,
+        "version": 2,
         "confidence": confidence,
         "first": {
             "model": models[0] if len(models) == 1 else None,
             "sets": {
                 name: {"content_hash": one.set_hash, "n": len(one.ids), "accuracy": float(one.correct.mean())}
-                for name, one in reference.items()
+                for name, one in reference.answers.items()
+            },
+            "retrieval": {
+                name: {"content_hash": one.set_hash, "queries": len(one.queries)}
+                for name, one in reference.ranks.items()
             },
         },
         "others": [
@@ -202,17 +268,32 @@ def as_json(reference: Mapping[str, Predictions], against: Sequence[Against], co
                     for paired, adjusted in zip(other.sets, other.adjusted, strict=True)
                 },
                 "mean_difference": None if other.mean_difference is None else _plain(other.mean_difference),
+                "retrieval": {
+                    name: [
+                        {**_plain(recall), "p_holm": adjusted}
+                        for recall, adjusted in zip(other.recalls, other.recalls_adjusted, strict=True)
+                        if recall.name == name
+                    ]
+                    for name in dict.fromkeys(recall.name for recall in other.recalls)
+                },
             }
             for other in against
         ],
-        "visual_ngrams": list(ngrams_table({name: float(one.correct.mean()) for name, one in reference.items()})),
+        "visual_ngrams": list(
+            ngrams_table({name: float(one.correct.mean()) for name, one in reference.answers.items()})
+        ),
     }
 
 
-def _plain(value: Paired | Interval) -> dict[str, Json]:
+def _plain(value: Paired | PairedRecall | Interval) -> dict[str, Json]:
     plain: dict[str, Json] = dataclasses.asdict(value)
     plain.pop("name", None)
     return plain
+
+
+def _share(hits: int, n: int, confidence: float) -> str:
+    low, high = clopper_pearson(hits, n, confidence)
+    return f"{hits / n:7.2%}  ({low:.2%} to {high:.2%})"
 
 
 def _points(interval: Interval) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from evaluation.descriptor.views import VIEWS, ViewKind
+from evaluation.overlap.measures import MeasureName
 from pipeline.content.labelled import SET_NAME, LabelledSetConfig, check_template
 from pipeline.content.readers import Layout
 from pipeline.contracts.config import StrictModel, not_semantic
@@ -106,7 +107,7 @@ class CorpusConfig(StrictModel):
 
 
 class NearestConfig(StrictModel):
-    """The distance to the nearest corpus picture, whatever it is."""
+    """The nearest corpus picture, whatever it is: by PDQ's distance, and by the score where there is a descriptor."""
 
     examples: int = Field(500, ge=0, le=100_000)  # of each set, chosen by the hash of their ids; 0: none
 
@@ -170,7 +171,10 @@ class LabellingConfig(StrictModel):
     """What `python -m evaluation label` asks people; changes no report."""
 
     dir: str | None = not_semantic(None)  # where the pages go; none: `report.dir` with `.labelling` behind it
-    per_bin: int = not_semantic(20, ge=1, le=1000)  # pairs of each bin of eight PDQ bits
+    by: MeasureName = not_semantic(
+        "pdq"
+    )  # which nearest pictures are asked about; "descriptor": those of the highest score
+    per_bin: int = not_semantic(20, ge=1, le=1000)  # pairs of each bin of eight PDQ bits, or of a twentieth in score
     longest: int = not_semantic(480, ge=64, le=1024)  # longest side of a picture in pixels
 
 
@@ -207,6 +211,10 @@ class OverlapConfig(StrictModel):
                 raise ValueError(
                     f"{place}.descriptor_score is {limits.descriptor_score!r} and there is no table [descriptor]; name its weights there"
                 )
+        if self.descriptor is None and self.labelling.by == "descriptor":
+            raise ValueError(
+                "labelling.by is 'descriptor' and there is no table [descriptor]; name its weights there, or ask by 'pdq'"
+            )
         return self
 
 
@@ -377,9 +385,7 @@ class _ProbeConfig(StrictModel):
     sets: Sets[ProbeSet]
     validation_share: float = Field(0.2, gt=0, lt=1)  # cut from train, class by class, where a set has no validation
     seed: int = Field(0, ge=0, lt=1 << 64)  # of that cut
-    tolerance: float = Field(
-        1e-4, gt=0, lt=1
-    )  # largest entry of the gradient of a finished fit; scikit-learn's default
+    tolerance: float = Field(1e-5, gt=0, lt=1)  # largest entry of a finished fit's gradient
     confidence: float = Field(0.95, gt=0, lt=1)
     out: str = not_semantic(...)
     batch: int = not_semantic(64, ge=1)

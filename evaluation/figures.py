@@ -1,7 +1,7 @@
 """What can be said of prediction files without the model: `compare`, `calibration` and `groups`, as commands.
 
-Each reads what `zeroshot` wrote, prints its figures, and writes them as JSON where `--out FILE` asks for it. Neither ray nor torch is
-loaded.
+Each reads what `zeroshot` wrote (`compare` the ranks of `retrieval` too), prints its figures, and writes them as JSON where `--out FILE`
+asks for it. Neither ray nor torch is loaded.
 """
 
 from __future__ import annotations

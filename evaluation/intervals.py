@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv, ndtr, ndtri
+from scipy.special import betainc, betaincinv, gammaln, ndtr, ndtri
 
 DRAWS = 2000
 _JACKKNIFE_GROUPS = 200
@@ -103,6 +103,26 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """
     wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
     return min(1.0, 2.0 * binomial_p_greater(max(wins, losses), wins + losses, 0.5))
+
+
+def signs(differences: NDArray[np.int64]) -> float:
+    """Whether two models whose right answers differ so, int64[n], unit by unit, could be equally good: the exact two-sided p.
+
+    Under the null every unit's difference is as likely as its opposite, whatever its size; p is the chance that they add up to as much. Of
+    units of one example (-1, 0 or 1) this is McNemar's exact test; a unit of several, like the captions of one picture, changes sides as
+    a whole (the randomization test of matched pairs, Fisher, 1935, of which all cases are counted here).
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    chances = np.ones(1)  # of what the positive ones add up to
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        heads = np.arange(count + 1)
+        log = gammaln(count + 1) - gammaln(heads + 1) - gammaln(count - heads + 1) - count * np.log(2.0)
+        part = np.zeros(size * count + 1)
+        part[::size] = np.exp(log)
+        chances = np.convolve(chances, part)
+    positive = int(differences[differences > 0].sum())
+    reached = max(positive, len(chances) - 1 - positive)
+    return min(1.0, 2.0 * float(chances[reached:].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from evaluation.overlap.examples import odd_frame
 from evaluation.overlap.tables import PREDICTIONS_VERSION
 from pipeline.content.labelled import SET_NAME
 from pipeline.contracts import parquet, storage
@@ -77,18 +78,25 @@ def find(place: str) -> dict[str, str]:
 
     Raises InputError when there is none.
     """
+    found = tables(place, FOLDER)
+    if not found:
+        raise InputError(
+            f"{place}: no predictions there; give the `out` of `python -m evaluation zeroshot`, or one file of it"
+        )
+    return {set_name(uri): uri for uri in found}
+
+
+def tables(place: str, folder: str) -> list[str]:
+    """The Parquet files in a `folder` of a run's `out`, or in a place that is this folder; a file itself."""
     if place.endswith(_ENDING):
-        return {_set_name(place): place}
-    for folder in (storage.join(place, FOLDER), place):
-        found = [uri for uri in storage.list_files(folder) if uri.endswith(_ENDING)]
-        if found:
-            return {_set_name(uri): uri for uri in found}
-    raise InputError(
-        f"{place}: no predictions there; give the `out` of `python -m evaluation zeroshot`, or one file of it"
-    )
+        return [place]
+    listed = (storage.list_files(one) for one in (storage.join(place, folder), place))
+    found = ([uri for uri in uris if uri.endswith(_ENDING)] for uris in listed)
+    return next((uris for uris in found if uris), [])
 
 
-def _set_name(uri: str) -> str:
+def set_name(uri: str) -> str:
+    """The set that a file is named after. Raises InputError for what is no name of a set."""
     name = storage.name(uri).removesuffix(_ENDING)
     if not re.fullmatch(SET_NAME, name):
         raise InputError(f"{uri}: {name!r} is no name of a set; give it the name that `zeroshot` wrote")
@@ -109,7 +117,7 @@ def read(uri: str) -> Predictions:
             )
     if not table.num_rows:
         raise InputError(f"{uri}: no rows; score the set first")
-    table = _one_row_a_video(table)
+    table = _one_row_a_video(uri, table)
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     version = metadata.get("format_version")
     if version != str(PREDICTIONS_VERSION):
@@ -124,7 +132,7 @@ def read(uri: str) -> Predictions:
         raise InputError(f"{uri}: `correct` does not follow from label and prediction; score the set again")
     return Predictions(
         place=uri,
-        name=_set_name(uri),
+        name=set_name(uri),
         model=metadata.get("model_sha256", ""),
         set_hash=metadata.get("set_content_hash", ""),
         logit_scale=_scale(uri, metadata.get("logit_scale", "") if _all_null(table, "group") else "1"),
@@ -140,12 +148,19 @@ def read(uri: str) -> Predictions:
     )
 
 
-def _one_row_a_video(table: pa.Table) -> pa.Table:
+def _one_row_a_video(uri: str, table: pa.Table) -> pa.Table:
     """The first frame of each video, under the video's name; the table itself where rows belong to no video."""
     if _all_null(table, "group"):
         return table
+    videos = table["group"].to_pylist()
+    odd = odd_frame(table, videos)
+    if odd is not None:
+        raise InputError(
+            f"{uri}: frame {table['eval_id'][odd].as_py()!r} has another answer than the frames of video {videos[odd]!r} before it; "
+            "a video needs one answer, as `zeroshot` gives it"
+        )
     first: dict[str, int] = {}
-    for row, name in enumerate(table["group"].to_pylist()):
+    for row, name in enumerate(videos):
         first.setdefault(name, row)
     table = table.take(pa.array(list(first.values())))
     return table.set_column(table.column_names.index("eval_id"), "eval_id", table["group"])

@@ -5,9 +5,9 @@ that float32 holds, so a float32 matrix product gives the exact integer whatever
 the lengths, is float64. So blocks go through the fastest product there is, nothing has to be computed again, and the result equals
 comparing one pair at a time, bit for bit.
 
-The indexed side (views of evaluation pictures) is held in memory; the other side (a corpus) passes once. A view's threshold may be raised
-by how near it lies to everything: SSCD's score normalisation (Pizzi et al. 2022, equation 8), score = cosine − β · mean cosine to its n-th
-nearest background vectors.
+The indexed side (views of evaluation pictures) is held in memory; the other side (a corpus) passes once. The same products say which of it
+is nearest to a sample of pictures, however far that is. A view's threshold may be raised by how near it lies to everything: SSCD's score
+normalisation (Pizzi et al. 2022, equation 8), score = cosine − β · mean cosine to its n-th nearest background vectors.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.content.kernels import compiled
 from pipeline.contracts.errors import InputError
 
 Int8s = NDArray[np.int8]
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Columns = list[Int64s | Float64s]
 """Picture, query, view, cosine, score and place of hits, arrays of one length."""
 
@@ -29,6 +31,7 @@ LARGEST_DIMENSION = (1 << 24) // 127**2
 """Up to it a dot product of two vectors is exact in float32: 1,040."""
 _BLOCK = 4096  # vectors of either side at a time: 64 MB of dot products
 _MOST_HITS = 1 << 24  # of one search: what a threshold that means nothing would find is more than a machine holds
+_ROOM = 1e-9  # in cosine: what no rounding of two float64 products comes to
 _LOOSER = 1e-5  # in cosine: a block is compared in float32 with a bound so much lower, then each pair by its own float64 score
 
 
@@ -77,31 +80,40 @@ def normalisation(vectors: Int8s, background: Int8s, *, beta: float, nearest: tu
     return lowered
 
 
-def search(index: Index, queries: Int8s, thresholds: Float64s) -> Hits:
-    """All pairs of a picture and a query, int8[n, d], where some view's score is at least the picture's threshold (float64[m], one a view).
+def search(index: Index, queries: Int8s, thresholds: Float64s, sampled: Bools | None = None) -> tuple[Hits, Hits]:
+    """All pairs of a picture and a query, int8[n, d], where some view's score is at least the picture's threshold (float64[m], one a view);
+    and of each picture whose views are `sampled` (bool[m]) the query with the highest score, the first of equals.
 
-    A query that is zero (a picture without a vector) matches nothing, and a view whose threshold is infinite is matched by nothing. Raises
-    ValueError above LARGEST_DIMENSION, and InputError where the thresholds are so low that the pairs would not fit into memory.
+    A query that is zero (a picture without a vector) matches nothing and is nearest to nothing, and a view whose threshold is infinite is
+    matched by nothing; only views that something is asked of are multiplied. Raises ValueError above LARGEST_DIMENSION, and InputError
+    where the thresholds are so low that the pairs would not fit into memory.
     """
     known = np.flatnonzero(queries.any(axis=1))
+    wanted = np.zeros(len(index.vectors), np.bool_) if sampled is None else sampled
+    asked = np.flatnonzero(wanted | ~np.isinf(thresholds))
+    best, nearest = np.full(len(index.vectors), -np.inf), np.full(len(index.vectors), -1, np.int64)
     columns: list[Columns] = []
     total = 0
-    for at in range(0, len(index.vectors), _BLOCK):
-        views = slice(at, at + _BLOCK)
-        if np.isinf(thresholds[views]).all():
-            continue
-        bound = thresholds[views] + index.lowered[views]
-        lengths = _lengths(index.vectors[views])
+    for at in range(0, len(asked), _BLOCK):
+        views = asked[at : at + _BLOCK]
+        vectors, lowered, limits = index.vectors[views], index.lowered[views], thresholds[views]
+        bound = limits + lowered
+        lengths = _lengths(vectors)
+        decides, inside = not np.isinf(limits).all(), np.flatnonzero(wanted[views])
         for start in range(0, len(known), _BLOCK):
             rows = known[start : start + _BLOCK]
             other = _lengths(queries[rows])
-            dots = _dots(index.vectors[views], queries[rows])
+            dots = _dots(vectors, queries[rows])
+            if len(inside):
+                _raise_best(dots, inside, lengths, other, lowered, views, rows, best, nearest)
+            if not decides:
+                continue
             least = ((bound - _LOOSER) * lengths).astype(np.float32)[:, None] * other.astype(np.float32)[None, :]
             left, right = np.nonzero(dots >= least)
             cosine = dots[left, right].astype(np.float64) / (lengths[left] * other[right])
-            score = cosine - index.lowered[views][left]
-            kept = score >= thresholds[views][left]
-            place = left[kept] + at
+            score = cosine - lowered[left]
+            kept = score >= limits[left]
+            place = views[left[kept]]
             total += len(place)
             if total > _MOST_HITS:
                 least_score = float(thresholds[np.isfinite(thresholds)].min())
@@ -111,7 +123,7 @@ def search(index: Index, queries: Int8s, thresholds: Float64s) -> Hits:
             columns.append(
                 [index.picture[place], rows[right[kept]], index.view[place], cosine[kept], score[kept], place]
             )
-    return _best(columns)
+    return _best(columns), score_pairs(index, queries, *_nearest_of_pictures(index.picture, best, nearest))
 
 
 def score_pairs(index: Index, queries: Int8s, picture: Int64s, query: Int64s) -> Hits:
@@ -150,6 +162,45 @@ def _best(columns: list[Columns]) -> Hits:
         cosine[order][first].astype(np.float64),
         score[order][first].astype(np.float64),
     )
+
+
+def _nearest_of_pictures(picture: Int64s, best: Float64s, nearest: Int64s) -> tuple[Int64s, Int64s]:
+    """From the best score of each view and the first query that has it (-1: none) to pictures, ascending, and the query of each."""
+    found = np.flatnonzero(nearest >= 0)
+    order = found[np.lexsort((nearest[found], -best[found], picture[found]))]
+    pictures, first = np.unique(picture[order], return_index=True)
+    return pictures, nearest[order][first]
+
+
+@compiled
+def _raise_best(
+    dots: NDArray[np.float32],
+    inside: Int64s,
+    lengths: Float64s,
+    other: Float64s,
+    lowered: Float64s,
+    views: Int64s,
+    rows: Int64s,
+    best: Float64s,
+    nearest: Int64s,
+) -> None:
+    """best[v] and nearest[v] of the views `inside` a block, from its dot products: the highest score so far, and the first row that has it.
+
+    Nearly all products fall to one multiplication and a comparison (with room for its rounding); only the rest is divided.
+    """
+    for number in range(inside.shape[0]):
+        view = inside[number]
+        place = views[view]
+        length, less, high, row = lengths[view], lowered[view], best[place], nearest[place]
+        bound = high + less - _ROOM
+        for query in range(other.shape[0]):
+            scale = length * other[query]
+            if dots[view, query] >= bound * scale:
+                score = dots[view, query] / scale - less
+                if score > high:
+                    high, row = score, rows[query]
+                    bound = high + less - _ROOM
+        best[place], nearest[place] = high, row
 
 
 def _lengths(vectors: Int8s) -> Float64s:

@@ -6,7 +6,7 @@
    With a learned descriptor (`[descriptor]`) also stage `vectors`: look at every picture of the corpus, unless another audit did and the
    vectors lie there; and stage `views`: look at the pictures of the sets (`descriptor.stages`).
 3. Stage `join`: one unit per index (of a shard, or of rows of a foreign file), against all codes and views (`join_stage`), and the
-   nearest picture of some (`nearest`).
+   nearest picture of some (`nearest`), by PDQ and by the descriptor's score.
 4. Stage `copies`: some pictures of each set, changed in stated ways and searched (`copies`).
 5. Stage `text`: captions and class names of the sets in the captions of each shard (`text_stage`).
 6. Cut each set into Overlap and Clean, score the splits, choose the evidence, write the report.
@@ -35,6 +35,7 @@ from evaluation.overlap import corpus as corpora
 from evaluation.overlap.corpus import Corpus
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.join_stage import Joined
+from evaluation.overlap.measures import measures
 from evaluation.overlap.seen import CopyScores, Seen
 from evaluation.overlap.set_stage import tables_of_sets
 from evaluation.overlap.splits import Predictions, read_predictions, split_set, with_scores
@@ -145,7 +146,7 @@ def _split(
 ) -> pa.Table:
     """The published split of one set: what was found of its pictures and captions, and what the model said."""
     correct = None if known is None else known.correct
-    split = split_set(number, codes, labelled.labels, pairs, found, limits, correct)
+    split = split_set(number, codes, labelled, pairs, found, limits, correct)
     own, counts = (
         table.filter(pc.equal(table["set"], labelled.name)) for table in (findings.text_pairs, findings.found)
     )
@@ -393,6 +394,7 @@ def _write(
             result.split,
             of_set(files.PAIRS, labelled.name),
             of_set(files.NEAREST, labelled.name),
+            measures(report.descriptor is not None),
             corpus.pictures,
             room,
         )

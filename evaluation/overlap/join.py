@@ -26,10 +26,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from evaluation.config import Thresholds
-from evaluation.descriptor.search import Float64s, Index, Int8s, score_pairs
-from evaluation.descriptor.search import search as search_vectors
+from evaluation.descriptor.search import Float64s
 from evaluation.overlap.index import HammingIndex
 from evaluation.overlap.kept import first_of_each
+from evaluation.overlap.likeness import Compared, Learned, Likeness, compare, least_scores, likeness_of
 from evaluation.overlap.tables import (
     CODE_SCHEMA,
     FOUND_SCHEMA,
@@ -42,7 +42,7 @@ from pipeline.content.hashes import hamming
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import INDEX_SCHEMA
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Of PAIR_SCHEMA, FOUND_SCHEMA, MATCHED_SCHEMA, NEAREST_SCHEMA and of the rules; part of every unit's digest."""
 
 _UNKNOWN = 1 << 30  # bits, where a hash is not known
@@ -113,22 +113,6 @@ class _CorpusCodes:
     known: NDArray[np.bool_]
 
 
-class Learned(NamedTuple):
-    """What the descriptor sees: views of all sets, whose pictures are places in EvalCodes, and a shard's vectors int8[rows, d], zero where
-    a row has none."""
-
-    views: Index
-    vectors: Int8s
-
-
-class _Likeness(NamedTuple):
-    """What the descriptor says of pairs: cosine, score and view (of no meaning where the others are nan: no vector, or no descriptor)."""
-
-    cosine: Float64s
-    score: Float64s
-    view: NDArray[np.int64]
-
-
 def hash_column(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """A column of numbers as [n], of binary(w) as uint8[n, w], and where it is not null.
 
@@ -150,12 +134,13 @@ def hash_column(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.bo
 
 class Joined(NamedTuple):
     """All matches of one shard. `pairs`: PAIR_SCHEMA rows, the ones that are held; `found`: FOUND_SCHEMA, `matched`: MATCHED_SCHEMA rows of
-    all, rows in the index's order; `corpus_rows`: how many rows each set has among these."""
+    all, rows in the index's order; `corpus_rows`: how many rows each set has among these; `compared`: what the descriptor found."""
 
     pairs: pa.Table
     found: pa.Table
     matched: pa.Table
     corpus_rows: dict[str, int]
+    compared: Compared | None
 
 
 def join_shard(
@@ -175,7 +160,9 @@ def join_shard(
     """
     _check_columns(index, place)
     corpus = _corpus_codes(index)
-    left, right = _candidates(index, corpus, codes, thresholds, learned)
+    texture = np.where(corpus.known, corpus.quality.astype(np.int64), -1)
+    compared = None if learned is None else compare(learned, texture, codes.set_number, thresholds)
+    left, right = _candidates(index, corpus, codes, thresholds, compared)
     ours = codes.sha256[left]
     source_exact = corpus.fetched[right] & (ours == corpus.source[right]).all(axis=1)
     stored_exact = corpus.stored[right] & (ours == corpus.image[right]).all(axis=1)
@@ -191,8 +178,8 @@ def join_shard(
         & (phash <= _each("phash_distance", thresholds)[per_set])
         & (pdq <= _each("phash_pdq_distance", thresholds)[per_set])
     )
-    likeness = _likeness(learned, left, right)
-    copied = textured & (likeness.score >= _least_scores(thresholds)[per_set])
+    likeness = likeness_of(learned, left, right)
+    copied = textured & (likeness.score >= least_scores(thresholds)[per_set])
     found = np.flatnonzero(source_exact | stored_exact | near | alike | copied)
     method = np.select([source_exact, stored_exact, near, alike], [0, 1, 2, 3], 4)
     unknown = ~corpus.known[right]
@@ -208,6 +195,7 @@ def join_shard(
         _found_table(codes, left[found], bits, likeness.score[found]),
         matched_table(index, shard, np.unique(right[found])),
         corpus_rows(codes.names, per_set[found], right[found]),
+        compared,
     )
 
 
@@ -258,24 +246,6 @@ def _each(name: str, thresholds: Sequence[Thresholds]) -> NDArray[np.int64]:
     return np.array([getattr(one, name) for one in thresholds], np.int64)
 
 
-def _least_scores(thresholds: Sequence[Thresholds]) -> Float64s:
-    """The score from which on the descriptor decides, for each set; infinite where it does not."""
-    return np.array([np.inf if one.descriptor_score is None else one.descriptor_score for one in thresholds])
-
-
-def _likeness(learned: Learned | None, left: NDArray[np.int64], right: NDArray[np.int64]) -> _Likeness:
-    """Of pairs that come by evaluation place and shard row, each once."""
-    unknown = _Likeness(np.full(len(left), np.nan), np.full(len(left), np.nan), np.zeros(len(left), np.int64))
-    if learned is None:
-        return unknown
-    hits = score_pairs(learned.views, learned.vectors, left, right)
-    rows = max(len(learned.vectors), 1)
-    found = np.searchsorted(left * rows + right, hits.picture * rows + hits.query)
-    for values, known in zip(unknown, (hits.cosine, hits.score, hits.view), strict=True):
-        values[found] = known
-    return unknown
-
-
 def _corpus_codes(index: pa.Table) -> _CorpusCodes:
     (source, fetched), (image, stored) = hash_column(index, "source_sha256"), hash_column(index, "image_sha256")
     (pdq, has_pdq), (quality, rated) = hash_column(index, "pdq256"), hash_column(index, "pdq_quality")
@@ -293,7 +263,7 @@ def _candidates(
     corpus: _CorpusCodes,
     codes: EvalCodes,
     thresholds: Sequence[Thresholds],
-    learned: Learned | None,
+    compared: Compared | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Every pair that could match under the loosest thresholds, once: evaluation places and shard rows, sorted by both."""
     quality = int(_each("pdq_quality", thresholds).min())
@@ -311,11 +281,8 @@ def _candidates(
     ):
         row, place, _ = search.search(queries[rows], distance)
         keys.append(places[place] * index.num_rows + rows[row])
-    if learned is not None:
-        seen = np.zeros_like(learned.vectors)
-        seen[textured] = learned.vectors[textured]
-        hits = search_vectors(learned.views, seen, _least_scores(thresholds)[codes.set_number[learned.views.picture]])
-        keys.append(hits.picture * index.num_rows + hits.query)
+    if compared is not None:
+        keys.append(compared.pairs.picture * index.num_rows + compared.pairs.query)
     key = np.unique(np.concatenate(keys))
     return key // max(index.num_rows, 1), key % max(index.num_rows, 1)
 
@@ -333,7 +300,7 @@ def _pair_table(
     stored_exact: NDArray[np.bool_],
     pdq: NDArray[np.int64],
     phash: NDArray[np.int64],
-    likeness: _Likeness,
+    likeness: Likeness,
 ) -> pa.Table:
     places, rows = left[kept], right[kept]
     cosine, score, view = (values[kept] for values in likeness)

@@ -1,7 +1,7 @@
 """Stage `join`: each index of the corpus against all sets, then what its units found, put together.
 
 A unit holds one index in memory, and writes the pairs that are held (`kept`), what there is of each example, the rows that matched, and the
-nearest row of each sampled example. The driver folds these tables as they come: it never has all pairs.
+nearest row of each sampled example, by every measure. The driver folds these tables as they come: it never has all pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from evaluation.descriptor.search import Index
 from evaluation.overlap import corpus as corpora
 from evaluation.overlap import exposure, join, kept, nearest
 from evaluation.overlap.corpus import Corpus
-from evaluation.overlap.join import EvalCodes, Learned
+from evaluation.overlap.join import EvalCodes
+from evaluation.overlap.likeness import Learned
 from evaluation.overlap.seen import Seen, as_vectors, with_vectors
 from evaluation.overlap.tables import CAPTIONED, FOUND_SCHEMA, KEY, METHODS, PAIR_SCHEMA
 from evaluation.report import files
@@ -61,10 +62,10 @@ class JoinWork:
         learned = None
         if self.views is not None:
             vectors = as_vectors(index["vector"], self.views.vectors.shape[1], f"the vectors of {shard}")
-            learned = Learned(self.views, vectors)
+            learned = Learned(self.views, vectors, self.sample)
         joined = join.join_shard(index, shard, self.codes, self.limits, learned, keep=self.keep)
         captioned = index["captioned"].take(joined.pairs["row"])
-        closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits)
+        closest = nearest.nearest_in_shard(index, shard, self.codes, self.sample, self.limits, learned, joined.compared)
         beside = {
             NEAREST_SUFFIX: corpora.in_files(closest, index),
             FOUND_SUFFIX: joined.found,
@@ -80,7 +81,7 @@ class JoinWork:
 
 
 class Joined(NamedTuple):
-    """What the stage gives of the whole corpus: the pairs that are held, in order; the nearest row of every sampled example; FOUND_SCHEMA
+    """What the stage gives of the whole corpus: the pairs that are held, in order; the nearest rows of every sampled example; FOUND_SCHEMA
     rows of every example, the matched rows as `files.matched_rows` has them, how many of them each set has, how many of the corpus's
     rows have no hashes, and for each shard that has any the URI of the rows which the trainer cannot use."""
 

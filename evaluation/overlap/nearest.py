@@ -1,11 +1,13 @@
-"""How near is the nearest? For a sample of each set's examples the corpus picture whose PDQ hash differs in the fewest bits, however many.
+"""How near is the nearest? For a sample of each set's examples the corpus picture whose PDQ hash differs in the fewest bits, however many;
+and, where there is a descriptor, the one with the highest score.
 
 A threshold cuts a distribution that the reader should see: copies lie near 0, strangers near 128 less what the size of the corpus brings,
 and a set whose nearest pictures lie between (drawings, digits, faces on white) is one where the threshold decides. The CLIP paper asks this
 of MNIST, of which it found nothing. The nearest pictures that did not count as a match are the report's near misses.
 
 Every sampled example is compared with every corpus row (no radius bounds this search, so no table helps): 1,000 examples against 400
-million rows are 4e11 comparisons, minutes of one core. Only pictures with enough texture take part, by the quality threshold of the set.
+million rows are 4e11 comparisons, minutes of one core. By the descriptor it is a by-product of the search for matches (`likeness`). Only
+pictures with enough texture take part, by the quality threshold of the set.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ from numpy.typing import NDArray
 from evaluation.config import Thresholds
 from evaluation.overlap.index import as_words, popcount
 from evaluation.overlap.join import EvalCodes, hash_column
+from evaluation.overlap.kept import first_of_each
+from evaluation.overlap.likeness import Compared, Learned, likeness_of
+from evaluation.overlap.measures import DESCRIPTOR, MEASURES, PDQ, Measure
 from evaluation.overlap.tables import NEAREST_SCHEMA
+from pipeline.content.hashes import hamming
 from pipeline.content.kernels import compiled
 
 _ROW_BITS = 40
@@ -51,34 +57,62 @@ def sample_sets(codes: EvalCodes, thresholds: Sequence[Thresholds], count: int) 
 
 
 def nearest_in_shard(
-    index: pa.Table, shard: str, codes: EvalCodes, sample: NDArray[np.int64], thresholds: Sequence[Thresholds]
+    index: pa.Table,
+    shard: str,
+    codes: EvalCodes,
+    sample: NDArray[np.int64],
+    thresholds: Sequence[Thresholds],
+    learned: Learned | None = None,
+    compared: Compared | None = None,
 ) -> pa.Table:
-    """The nearest row of one shard for each sampled place, the first of several: NEAREST_SCHEMA rows in the order of `sample`.
+    """The nearest row of one shard for each sampled place, the first of several, by PDQ and by what the descriptor `compared`:
+    NEAREST_SCHEMA rows, by measure and in the order of `sample`.
 
-    An example has no row where the shard has no picture with enough texture.
+    An example has no row where the shard has no picture with enough texture, or by the descriptor none with a vector.
     """
     (theirs, hashed), (rated, known) = hash_column(index, "pdq256"), hash_column(index, "pdq_quality")
     quality = np.where(hashed & known, rated.astype(np.int64), -1)
     least = np.array([one.pdq_quality for one in thresholds], np.int64)[codes.set_number[sample]]
-    distance, row = np.full(len(sample), -1, np.int64), np.zeros(len(sample), np.int64)
+    row = np.full(len(sample), -1, np.int64)
     for level in np.unique(least):
         rows, asked = np.flatnonzero(quality >= level), np.flatnonzero(least == level)
         if not len(rows):
             continue
         best = np.full(len(asked), _NONE, np.int64)
         _nearest(as_words(codes.pdq[sample[asked]]), as_words(theirs[rows]), best)
-        distance[asked], row[asked] = best >> _ROW_BITS, rows[best & ((1 << _ROW_BITS) - 1)]
-    found = np.flatnonzero(distance >= 0)
-    places, rows = sample[found], row[found]
+        row[asked] = rows[best & ((1 << _ROW_BITS) - 1)]
+    found = [(PDQ, sample[row >= 0], row[row >= 0])]
+    if compared is not None:
+        found.append((DESCRIPTOR, compared.nearest.picture, compared.nearest.query))
+    return pa.concat_tables([_rows(index, shard, codes, learned, *one) for one in found])
+
+
+def _rows(
+    index: pa.Table,
+    shard: str,
+    codes: EvalCodes,
+    learned: Learned | None,
+    measure: Measure,
+    places: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> pa.Table:
+    """NEAREST_SCHEMA of these places and the row of each."""
     ours, shown = codes.table.take(pa.array(places)), index.take(pa.array(rows))
+    theirs, _ = hash_column(shown, "pdq256")
+    cosine, score, view = likeness_of(learned, places, rows)
+    unseen = np.isnan(score)
     return pa.table(
         {
             "set": pa.array([codes.names[number] for number in codes.set_number[places]], pa.string()),
             "eval_row": ours["eval_row"],
             "eval_id": ours["eval_id"],
-            "pdq_distance": pa.array(distance[found], pa.int32()),
+            "measure": pa.array([measure.name] * len(places), pa.string()),
+            "pdq_distance": pa.array(hamming(codes.pdq[places], theirs), pa.int32()),
+            "descriptor_cosine": pa.array(cosine, pa.float64(), mask=unseen),
+            "descriptor_score": pa.array(score, pa.float64(), mask=unseen),
+            "descriptor_view": pa.array(view, pa.int64(), mask=unseen),
             "uid": shown["uid"],
-            "shard": pa.array([shard] * len(found), pa.string()),
+            "shard": pa.array([shard] * len(places), pa.string()),
             "row": pa.array(rows, pa.int64()),
             "url": shown["url"],
             "caption": shown["caption"],
@@ -90,21 +124,24 @@ def nearest_in_shard(
 
 
 def nearest_of_all(shards: Iterable[pa.Table], names: Sequence[str]) -> pa.Table:
-    """The nearest row over all shards, given in the corpus's order; ordered by set (as in `names`) and example.
+    """The nearest rows over all shards, given in the corpus's order; ordered by set (as in `names`), measure and example.
 
     Of equally near rows the first in the corpus stands. Two tables of the sample's size are in memory at a time.
     """
     best = NEAREST_SCHEMA.empty_table()
     for table in shards:
         both = pa.concat_tables([best, table])
-        order = pc.index_in(both["set"], value_set=pa.array(names, pa.string()))
-        places = np.arange(both.num_rows)  # what stood before comes first among equals
-        keys = (places, np.asarray(both["pdq_distance"]), np.asarray(both["eval_row"]), np.asarray(order))
-        ranked = np.lexsort(keys)
-        which = np.stack([keys[3][ranked], keys[2][ranked]])
-        first = np.ones(len(ranked), np.bool_)
-        first[1:] = (which[:, 1:] != which[:, :-1]).any(axis=0)
-        best = both.take(pa.array(ranked[first])).combine_chunks()
+        order, measure = (
+            np.asarray(pc.index_in(both[name], value_set=pa.array(values, pa.string())))
+            for name, values in (("set", names), ("measure", list(MEASURES)))
+        )
+        groups = [order, measure, np.asarray(both["eval_row"])]
+        by_score = np.asarray(pc.equal(both["measure"], DESCRIPTOR.name))
+        score = np.asarray(pc.fill_null(both["descriptor_score"], 0.0))
+        distance = np.where(by_score, -score, np.asarray(both["pdq_distance"]))
+        kept = np.flatnonzero(first_of_each(groups, [distance, np.arange(both.num_rows)], 1))
+        ranked = kept[np.lexsort([column[kept] for column in reversed(groups)])]
+        best = both.take(pa.array(ranked)).combine_chunks()
     return best
 
 

@@ -1,25 +1,19 @@
-"""A set's own metric where that is no proportion: what it needs of a predictions file, and the examples that it is computed over.
+"""A set's own metric where that is no proportion: what it needs of a predictions file, and its value over some of the examples.
 
 Most sets are scored by accuracy, and `correct` says all. The paper's others need more: which classes came first (`top5`), every class's
 score, every class's mark. These columns are checked here when they come in, go into the split table (`tables.SCORE_COLUMNS`), and are read
 from there, so that whoever has the report has what its figures were computed from.
-
-Of a video, whose frames all carry its answer, the video is the example: in Overlap if any of its frames is, and one cluster with every
-video that has a picture of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from evaluation.config import Metric
 from evaluation.metrics import METRICS, TOP, Answers
@@ -28,15 +22,6 @@ from pipeline.content.labelled import LabelledSet
 from pipeline.contracts.errors import InputError
 
 _NEEDS: dict[Metric, str] = {"mean_top1_top5": "top5", "roc_auc": "scores", "map11": "scores"}
-
-
-@dataclass(frozen=True)
-class Examples:
-    """The scored examples (videos) of a set, n of them: `overlap` bool[n] and `clusters` int64[n] as in the split."""
-
-    answers: Answers
-    overlap: NDArray[np.bool_]
-    clusters: NDArray[np.int64]
 
 
 # ---- from the predictions into the split
@@ -56,8 +41,6 @@ def score_columns(
         columns[name] = _checked(place, table, rows, labelled, name)
     if metric == "map11" and labelled.marks is not None:
         columns["marks"] = pa.array(labelled.marks.tolist(), columns["marks"].type)
-    if metric != "accuracy" and labelled.groups is not None:
-        columns["group"] = pa.array(labelled.groups, pa.string())
     return pa.table(columns, schema=pa.schema(SCORE_COLUMNS))
 
 
@@ -93,33 +76,11 @@ def _checked(
     return column.take(pa.array(rows, pa.int64()))
 
 
-# ---- from the split to the examples
+# ---- from the split to the answers
 
 
-def examples(metric: Metric, scored: pa.Table) -> Examples:
-    """The examples of a set from the scored rows of its published split."""
-    overlap = np.asarray(scored["in_overlap"], np.bool_)
-    clusters = np.asarray(scored["cluster"], np.int64)
-    if scored["group"].null_count < scored.num_rows:
-        scored, overlap, clusters = _videos(scored, overlap, clusters)
-    return Examples(_answers(metric, scored), overlap, clusters)
-
-
-def _videos(
-    scored: pa.Table, overlap: NDArray[np.bool_], clusters: NDArray[np.int64]
-) -> tuple[pa.Table, NDArray[np.bool_], NDArray[np.int64]]:
-    """The first frame of each video, in the order in which the videos begin."""
-    video = np.asarray(scored["group"].combine_chunks().dictionary_encode().indices, np.int64)
-    first = np.unique(video, return_index=True)[1]
-    picture = np.unique(clusters, return_inverse=True)[1]
-    size = len(first) + int(picture.max()) + 1
-    graph = coo_array((np.ones(len(video), np.int8), (video, len(first) + picture)), shape=(size, size))
-    member = connected_components(graph, directed=False)[1][: len(first)]
-    return scored.take(pa.array(first)), np.bincount(video, weights=overlap) > 0, member.astype(np.int64)
-
-
-def _answers(metric: Metric, scored: pa.Table) -> Answers:
-    """What the metric's function reads; what it does not is left empty."""
+def answers_of(metric: Metric, scored: pa.Table) -> Answers:
+    """What the metric's function reads of the scored examples; what it does not is left empty."""
     n = scored.num_rows
     if metric == "map11":
         marks = _lists(scored["marks"]).astype(np.int8)

@@ -1,8 +1,8 @@
-"""All, Clean, Overlap: one row per example of a set, and which side it falls on.
+"""All, Clean, Overlap: one row per picture of a set, and which side it falls on.
 
-An example is in Overlap when at least one corpus row matches it under the set's thresholds (`join`), else in Clean. The table
-also carries the example's own hashes, so that every distance in the evidence can be computed again, and, where predictions were
-given, whether the model was right.
+A picture is in Overlap when at least one corpus row matches it under the set's thresholds (`join`), else in Clean; what that makes of a
+video is said in `examples`. The table also carries the picture's own hashes, so that every distance in the evidence can be computed
+again, and, where predictions were given, whether the model was right.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from evaluation.config import Metric, Thresholds
 from evaluation.metrics import check
+from evaluation.overlap.examples import odd_frame
 from evaluation.overlap.exposure import Training, known, read_training
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.own_metric import score_columns
@@ -64,7 +64,7 @@ class Predictions:
 def split_set(
     number: int,
     codes: EvalCodes,
-    labels: NDArray[np.int32],
+    labelled: LabelledSet,
     pairs: pa.Table,
     found: pa.Table,
     limits: Thresholds,
@@ -72,7 +72,7 @@ def split_set(
 ) -> pa.Table:
     """The SPLIT_SCHEMA rows of set `number`, in its own order; `pairs` (those that are held) and `found` (FOUND_SCHEMA, of all pairs) may
     be of other sets too."""
-    ours = codes.of_set(number)
+    ours, labels = codes.of_set(number), labelled.labels
     own, counted = (table.filter(pc.equal(table["set"], codes.names[number])) for table in (pairs, found))
     rows = ours.num_rows
     count = np.zeros(rows, np.int64)
@@ -83,6 +83,7 @@ def split_set(
             "eval_row": ours["eval_row"],
             "eval_id": ours["eval_id"],
             "sha256": ours["sha256"],
+            "group": pa.array([None] * rows if labelled.groups is None else labelled.groups, pa.string()),
             "cluster": pa.array(clusters(ours, limits)),
             "label": pa.array(labels, pa.int32(), mask=labels == UNLABELLED),
             "in_overlap": pa.array(count > 0),
@@ -124,8 +125,9 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str, metric: Me
     """Match a `predictions.parquet` of `evaluation zeroshot` with a set: by id, picture and label, and by the set's content hash.
 
     Raises InputError when a column is missing or of another type, an id is unknown, comes twice or has no outcome, when a picture or a
-    label is another one, a labelled example has no score, the file lacks what the set's metric needs, or it was scored on a set of another
-    content hash (class list, captions, subgroups, separators): predictions of another version of the set would silently change every split.
+    label is another one, a labelled example has no score, the frames of a video have not one answer, the file lacks what the set's metric
+    needs, or it was scored on a set of another content hash (class list, captions, subgroups, separators): predictions of another version
+    of the set would silently change every split.
     Nothing else may be in the file, because it becomes a part of the report.
     """
     check(metric, f"set {labelled.name!r} ({labelled.path})", len(labelled.classes), labelled.marks is not None)
@@ -160,6 +162,7 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str, metric: Me
             f"{place}: {len(unscored):,} of {len(labelled):,} examples have a label and no score, the first is "
             f"{labelled.ids[unscored[0]]!r}; score the set again"
         )
+    _check_videos(place, table, rows, labelled)
     scores = score_columns(place, table, rows, labelled, metric)
     return Predictions(
         correct,
@@ -206,6 +209,24 @@ def _rows(place: str, table: pa.Table, labelled: LabelledSet) -> list[int | None
             raise InputError(f"{place}: example {row_id!r} has no label, and an outcome; score the set again")
         found[row] = number
     return found
+
+
+def _check_videos(place: str, table: pa.Table, rows: Sequence[int | None], labelled: LabelledSet) -> None:
+    """All frames of a video carry its answer, and its name. `rows` are those of the examples in the file."""
+    example_of = {row: example for example, row in enumerate(rows) if row is not None}
+    videos = [None if labelled.groups is None else labelled.groups[example_of[row]] for row in range(table.num_rows)]
+    names = table["group"].to_pylist() if "group" in table.column_names else videos
+    for row, (name, video) in enumerate(zip(names, videos, strict=True)):
+        if name != video:
+            raise InputError(
+                f"{place}: example {labelled.ids[example_of[row]]!r} is of video {name!r}, in the set of {video!r}; score the set again"
+            )
+    odd = odd_frame(table, videos)
+    if odd is not None:
+        raise InputError(
+            f"{place}: frame {labelled.ids[example_of[odd]]!r} has another answer than the frames of video {videos[odd]!r} before it; "
+            "a video needs one answer, as `evaluation zeroshot` gives it"
+        )
 
 
 def _check_identity(place: str, metadata: Mapping[str, str], labelled: LabelledSet) -> None:

@@ -61,6 +61,15 @@ _CORPUS_ROW = (
 )
 """Where a row of the corpus is, and what is said of it; URL and caption are withheld by hash-only."""
 
+_MEASURE = pa.field("measure", pa.string(), nullable=False)
+_LIKENESS = (
+    pa.field("descriptor_cosine", pa.float64()),
+    pa.field("descriptor_score", pa.float64()),
+    pa.field("descriptor_view", pa.int64()),
+)
+"""What the descriptor says, whatever found the pair: the score, its cosine, and which part of the example it is of (`descriptor.views`);
+null where the job had no descriptor, or one of the two pictures has no vector."""
+
 CODE_SCHEMA = pa.schema(
     [
         *_EXAMPLE,
@@ -83,9 +92,7 @@ PAIR_SCHEMA = pa.schema(
         pa.field("stored_exact", pa.bool_(), nullable=False),
         pa.field("pdq_distance", pa.int32()),
         pa.field("phash_distance", pa.int32()),
-        pa.field("descriptor_cosine", pa.float64()),
-        pa.field("descriptor_score", pa.float64()),
-        pa.field("descriptor_view", pa.int64()),
+        *_LIKENESS,
         pa.field("source_sha256", pa.binary(32)),
         pa.field("image_sha256", pa.binary(32)),
         pa.field("pdq256", pa.binary(32)),
@@ -94,8 +101,7 @@ PAIR_SCHEMA = pa.schema(
     ]
 )
 """One matched pair (which of many are held: `overlap.kept`). The hashes are the corpus side's, so that every distance can be computed
-again; `method` is the strongest match. What the descriptor says, whatever found the pair: the score, its cosine, and which part of the
-example it is of (`descriptor.views`); null where the job had no descriptor, or one of the two pictures has no vector."""
+again; `method` is the strongest match."""
 
 VIEW_SCHEMA = pa.schema(
     [
@@ -152,25 +158,30 @@ NEAREST_SCHEMA = pa.schema(
     [
         _SET,
         *_EXAMPLE,
+        _MEASURE,
         pa.field("pdq_distance", pa.int32(), nullable=False),
+        *_LIKENESS,
         *_CORPUS_ROW,
         pa.field("pdq256", pa.binary(32), nullable=False),
         pa.field("pdq_quality", pa.uint8(), nullable=False),
     ]
 )
-"""One sampled example and the corpus row whose PDQ hash is nearest, match or not; the hashes are the corpus side's."""
+"""One sampled example and the corpus row that is nearest by the `measure` (`overlap.measures`): the one of the least PDQ distance, or of
+the highest score; match or not. The hashes are the corpus side's."""
 
 LABEL_SCHEMA = pa.schema(
     [
         _SET,
         *_EXAMPLE,
+        _MEASURE,
         pa.field("uid", pa.binary(16), nullable=False),
         pa.field("pdq_distance", pa.int32(), nullable=False),
+        pa.field("descriptor_score", pa.float64()),
         pa.field("rater", pa.string(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
     ]
 )
-"""What one person said of one sampled example and its nearest corpus picture: same, different, unsure."""
+"""What one person said of one sampled example and its nearest corpus picture by the `measure`: same, different, unsure."""
 
 COPY_SCHEMA = pa.schema(
     [
@@ -190,6 +201,7 @@ SPLIT_SCHEMA = pa.schema(
     [
         *_EXAMPLE,
         pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("group", pa.string()),
         pa.field("cluster", pa.int64(), nullable=False),
         pa.field("label", pa.int32()),
         pa.field("in_overlap", pa.bool_(), nullable=False),
@@ -204,8 +216,9 @@ SPLIT_SCHEMA = pa.schema(
         pa.field("correct", pa.bool_()),
     ]
 )
-"""One example. `cluster` is the first example (its `eval_row`) of those that show the same picture; `method` is the strongest match, the
-distances are the smallest and the score is the largest over its `pairs`, held or not; `correct` is null where not scored."""
+"""One picture of a set: an example, or a frame of the video that `group` names (see `examples`). `cluster` is the first row (its
+`eval_row`) of those that show the same picture; `method` is the strongest match, the distances are the smallest and the score is the
+largest over its `pairs`, held or not; `correct` is null where not scored."""
 
 TEXT_COLUMNS = (
     pa.field("caption", pa.string()),
@@ -221,13 +234,12 @@ TEXT_COLUMNS = (
 `caption` is withheld by hash-only."""
 
 SCORE_COLUMNS = (
-    pa.field("group", pa.string()),
     pa.field("top5", pa.list_(pa.int32())),
     pa.field("scores", pa.list_(pa.float32())),
     pa.field("marks", pa.list_(pa.int8())),
 )
-"""What a set's own metric needs of an example beside `label` and `correct`, null where it does not: the video that a frame is of, the
-best classes (mean_top1_top5), every class's score (roc_auc, map11), every class's mark (map11: 1, 0, IGNORED)."""
+"""What a set's own metric needs of an example beside `label` and `correct`, null where it does not: the best classes (mean_top1_top5),
+every class's score (roc_auc, map11), every class's mark (map11: 1, 0, IGNORED)."""
 
 TEXT_PAIR_SCHEMA = pa.schema(
     [

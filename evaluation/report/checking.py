@@ -22,6 +22,7 @@ import pydantic
 from evaluation.config import OverlapConfig
 from evaluation.datasets.catalogue import metric_of
 from evaluation.overlap.exposure import known
+from evaluation.overlap.measures import measures
 from evaluation.overlap.tables import (
     CLASS_SCHEMA,
     COPY_SCHEMA,
@@ -37,8 +38,9 @@ from evaluation.report import exposure_check, files, summary, text_check, twin
 from evaluation.report.corpus_check import check_corpus
 from evaluation.report.descriptor_check import check_score_sweep, check_scores, check_settings, impossible_scores
 from evaluation.report.differences import differ
+from evaluation.report.nearest_check import check_histogram, check_labels, check_nearest, strangers
 from evaluation.report.page_check import check_page
-from evaluation.report.pair_check import check_copies, check_histogram, check_labels, check_nearest, check_pairs
+from evaluation.report.pair_check import check_copies, check_pairs
 from evaluation.report.predictions_check import check_copy, read_copy
 from evaluation.report.removal_check import check_removal
 from evaluation.report.schema import Report, SetReport, Statistics
@@ -50,13 +52,23 @@ from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import HouseError, InputError
 
 _NO_PLACE = "-"
+_OF_SETS = {
+    files.PAIRS: PUBLISHED_PAIR_SCHEMA,
+    files.TEXT_PAIRS: PUBLISHED_TEXT_PAIR_SCHEMA,
+    files.CLASSES: CLASS_SCHEMA,
+    files.NEAREST: NEAREST_SCHEMA,
+    files.COPIES: COPY_SCHEMA,
+    files.LABELS: LABEL_SCHEMA,
+}
+"""The tables whose rows say which set they are of."""
 NOT_RECOMPUTED = (
     "the hashes of pictures and labels in the tables (they are compared with each other, not with pictures), what the model answered (the "
-    "predictions in the folder are taken as given), what the learned descriptor says (its card, the scores in the tables), the corpus's "
-    "size, its row groups and which of its rows cannot be trained on, how many of its rows name a class, and the thumbnails and class "
-    "names on the page; of an example or caption with as many pairs by a method as the tables hold, how many more it has, their corpus "
-    "rows, the least pHash distance and the largest score; where captions are withheld, also near and contained captions with their "
-    "scores, and whether a caption names a class"
+    "predictions in the folder are taken as given), what people answered, what the corpus says of a row (its uid, URL and caption), how "
+    "far planted copies are from their originals, what the learned descriptor says (its card, the scores in the tables), that no corpus "
+    "row outside the tables is nearer than the nearest, the corpus's size, its row groups and which of its rows cannot be trained on, how "
+    "many of its rows name a class, and the thumbnails and class names on the page; of an example or caption with as many pairs by a "
+    "method as the tables hold, how many more it has, their corpus rows, the least pHash distance and the largest score; where captions "
+    "are withheld, also near and contained captions with their scores, and whether a caption names a class"
 )
 
 
@@ -112,16 +124,11 @@ def _is_whole(manifest: bytes) -> bool:
 
 
 class _Tables(NamedTuple):
-    """The tables of a report; `splits` by the name of their set."""
+    """The tables of a report: those of `_OF_SETS` by file, the splits by set, the row groups."""
 
-    pairs: list[Row]
-    text_pairs: list[Row]
-    classes: list[Row]
-    closest: list[Row]
-    copies: list[Row]
-    labels: list[Row]
-    groups: list[Row]
+    of_sets: dict[str, list[Row]]
     splits: dict[str, list[Row]]
+    groups: list[Row]
 
 
 def _check_content(directory: str, seal: files.Seal) -> list[str]:
@@ -140,29 +147,24 @@ def _check_content(directory: str, seal: files.Seal) -> list[str]:
     if problems:  # a page of figures that are wrong is wrong too, and may be impossible to draw
         return problems
     text = storage.read_bytes(storage.join(directory, files.PAGE))
-    found = check_page(text, report, tables.pairs, tables.closest, tables.text_pairs, tables.splits, config.report)
+    shown = (tables.of_sets[name] for name in (files.PAIRS, files.NEAREST, files.TEXT_PAIRS))
+    found = check_page(text, report, *shown, tables.splits, config.report)
     return [f"{storage.join(directory, files.PAGE)}: {problem}; write the report again" for problem in found]
 
 
 def _read(directory: str, report: Report) -> _Tables:
-    schemas = {
-        files.PAIRS: PUBLISHED_PAIR_SCHEMA,
-        files.TEXT_PAIRS: PUBLISHED_TEXT_PAIR_SCHEMA,
-        files.CLASSES: CLASS_SCHEMA,
-        files.NEAREST: NEAREST_SCHEMA,
-        files.COPIES: COPY_SCHEMA,
-        files.LABELS: LABEL_SCHEMA,
-        files.ROW_GROUPS: ROW_GROUP_SCHEMA,
-    }
-    splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
-    return _Tables(*(_table(directory, name, schema) for name, schema in schemas.items()), splits)
+    return _Tables(
+        {name: _table(directory, name, schema) for name, schema in _OF_SETS.items()},
+        {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets},
+        _table(directory, files.ROW_GROUPS, ROW_GROUP_SCHEMA),
+    )
 
 
 def _check_tables(
     directory: str, seal: files.Seal, report: Report, config: OverlapConfig, tables: _Tables
 ) -> Iterator[str]:
     """Every table against the others and every figure against the tables. Ends early where a table cannot be counted."""
-    place, splits = storage.join(directory, files.REPORT), tables.splits
+    place = storage.join(directory, files.REPORT)
     fixed = {
         files.SUMMARY: summary.as_csv(report),
         files.SCHEMA: files.schema_bytes(),
@@ -175,7 +177,9 @@ def _check_tables(
     yield from unusable
     if unusable:
         return
-    yield from check_removal(directory, report, tables.pairs, tables.text_pairs)
+    of_sets, splits = tables.of_sets, tables.splits
+    pairs, text_pairs, near = (of_sets[name] for name in (files.PAIRS, files.TEXT_PAIRS, files.NEAREST))
+    yield from check_removal(directory, report, pairs, text_pairs)
     tests = max(1, sum(_both_sides(split) for split in splits.values()))
     yield from differ(place, "statistics.tests", report.statistics.tests, tests)
     # What is stated may be impossible to count with; what the settings say is not.
@@ -184,73 +188,76 @@ def _check_tables(
     yield from _check_holm(place, report)
     over = [one.name for one in report.sets if one.over_limit]
     yield from differ(place, "over_limit", report.over_limit, over)
-    of_corpus = {files.PAIRS: tables.pairs, files.NEAREST: tables.closest, files.TEXT_PAIRS: tables.text_pairs}
-    yield from check_corpus(directory, report, tables.pairs, of_corpus)
-    best = max((_quality(row) for row in (*tables.pairs, *tables.closest)), default=-1)
+    yield from check_corpus(
+        directory, report, pairs, {files.PAIRS: pairs, files.NEAREST: near, files.TEXT_PAIRS: text_pairs}
+    )
+    best = max((_quality(row) for row in (*pairs, *near)), default=-1)
     for one in report.sets:
-        own, near, answers, copied, words, named = (
-            [row for row in rows if row["set"] == one.name]
-            for rows in (
-                tables.pairs,
-                tables.closest,
-                tables.labels,
-                tables.copies,
-                tables.text_pairs,
-                tables.classes,
-            )
-        )
-        split = splits[one.name]
-        yield from check_pairs(storage.join(directory, files.PAIRS), one, own, split, report.pairs_kept)
-        yield from check_scores(storage.join(directory, files.PAIRS), one, own, split)
-        yield from check_figures(place, report, one, own, split)
-        yield from check_score_sweep(place, report, one, split)
-        sampled = twin.sample(split, one.thresholds.pdq_quality, config.nearest.examples)
-        yield from check_nearest(storage.join(directory, files.NEAREST), one, near, own, split, sampled, best)
-        yield from check_histogram(place, one, near)
-        yield from check_labels(storage.join(directory, files.LABELS), place, one, answers, near)
-        asked = twin.sample(split, 0, config.copies.examples)
-        yield from check_copies(
-            storage.join(directory, files.COPIES), place, one, copied, split, asked, report.statistics.confidence
-        )
-        yield from _check_text(directory, report, one, own, words, named, split)
-        yield from _check_model(directory, seal, report, one, own, tables.groups, split)
+        own = {name: [row for row in rows if row["set"] == one.name] for name, rows in of_sets.items()}
+        yield from _check_set(directory, seal, report, config, one, own, splits[one.name], tables.groups, best)
 
 
 def _check_rows(directory: str, report: Report, tables: _Tables) -> Iterator[str]:
-    """What no table of a report has, so that nothing else can be asked of it: rows of other sets and examples, no method."""
+    """What no table of a report has, so that nothing else can be asked of it: rows of other sets and examples, no method or measure."""
 
     def wrong(name: str, what: str) -> str:
         return f"{storage.join(directory, name)}: {what}; write the report again"
 
     for name, split in tables.splits.items():
-        for number, row in enumerate(split):
-            if row["eval_row"] != number:
-                said = f"example {row['eval_id']!r}: is row {row['eval_row']} of the set, in the split table {number}"
-                yield wrong(files.split_name(name), said)
-                break
-    of_sets = {
-        files.PAIRS: tables.pairs,
-        files.TEXT_PAIRS: tables.text_pairs,
-        files.CLASSES: tables.classes,
-        files.NEAREST: tables.closest,
-        files.COPIES: tables.copies,
-        files.LABELS: tables.labels,
-    }
-    for name, rows in of_sets.items():
+        misplaced = next((number for number, row in enumerate(split) if row["eval_row"] != number), None)
+        if misplaced is not None:
+            row = split[misplaced]
+            said = f"example {row['eval_id']!r}: is row {row['eval_row']} of the set, in the split table {misplaced}"
+            yield wrong(files.split_name(name), said)
+    for name, rows in tables.of_sets.items():
         for stranger in sorted({str(row["set"]) for row in rows} - set(tables.splits)):
             yield wrong(name, f"names a set {stranger!r} that report.json does not have")
-    methods = {str(row["method"]) for row in tables.pairs} - set(METHODS)
-    if methods:
-        yield wrong(files.PAIRS, f"{', '.join(sorted(methods))!r} is no method of matching")
-    impossible = impossible_scores(report, tables.pairs)
-    if impossible is not None:
-        yield wrong(files.PAIRS, impossible)
-    unknown = text_check.strangers(tables.text_pairs, tables.splits)
-    if unknown:
-        yield wrong(files.TEXT_PAIRS, unknown)
-    uncut = exposure_check.check_row_groups(report.corpus, tables.groups)
-    if uncut is not None:
-        yield wrong(files.ROW_GROUPS, uncut)
+    asked = measures(report.descriptor is not None)
+    pairs, near, labels = (tables.of_sets[name] for name in (files.PAIRS, files.NEAREST, files.LABELS))
+    found = {
+        files.PAIRS: _unknown_methods(pairs) or impossible_scores(report, pairs),
+        files.TEXT_PAIRS: text_check.strangers(tables.of_sets[files.TEXT_PAIRS], tables.splits),
+        files.NEAREST: strangers(near, asked) or impossible_scores(report, near),
+        files.LABELS: strangers(labels, asked),
+        files.ROW_GROUPS: exposure_check.check_row_groups(report.corpus, tables.groups),
+    }
+    yield from (wrong(name, what) for name, what in found.items() if what is not None)
+
+
+def _unknown_methods(pairs: list[Row]) -> str | None:
+    """Methods that no search has, so that nothing else can be asked of the pairs; None where there is none."""
+    methods = {str(row["method"]) for row in pairs} - set(METHODS)
+    return f"{', '.join(sorted(methods))!r} is no method of matching" if methods else None
+
+
+def _check_set(
+    directory: str,
+    seal: files.Seal,
+    report: Report,
+    config: OverlapConfig,
+    one: SetReport,
+    own: dict[str, list[Row]],
+    split: list[Row],
+    groups: list[Row],
+    best: int,
+) -> Iterator[str]:
+    """Everything that is said of one set; `own` are its rows of the tables `_OF_SETS`, `groups` the row groups of the corpus, `best` is the
+    largest quality of its pictures."""
+    place, table = storage.join(directory, files.REPORT), {name: storage.join(directory, name) for name in own}
+    pairs, near = own[files.PAIRS], own[files.NEAREST]
+    yield from check_pairs(table[files.PAIRS], one, pairs, split, report.pairs_kept)
+    yield from check_scores(table[files.PAIRS], one, pairs, split)
+    yield from check_figures(place, report, one, pairs, split)
+    yield from check_score_sweep(place, report, one, split)
+    sampled = twin.sample(split, one.thresholds.pdq_quality, config.nearest.examples)
+    yield from check_nearest(table[files.NEAREST], one, near, pairs, split, sampled, report.pairs_kept, best)
+    yield from check_histogram(place, one, near, measures(report.descriptor is not None))
+    yield from check_labels(table[files.LABELS], place, one, own[files.LABELS], near)
+    changed = twin.sample(split, 0, config.copies.examples)
+    confidence = report.statistics.confidence
+    yield from check_copies(table[files.COPIES], place, one, own[files.COPIES], split, changed, confidence)
+    yield from _check_text(directory, report, one, pairs, own[files.TEXT_PAIRS], own[files.CLASSES], split)
+    yield from _check_model(directory, seal, report, one, pairs, groups, split)
 
 
 def _check_model(
@@ -374,7 +381,7 @@ def _quality(row: Row) -> int:
 
 
 def _both_sides(split: list[Row]) -> bool:
-    clean, overlap = twin.units([row for row in split if row["correct"] is not None])
+    clean, overlap = twin.units([row for row in twin.examples(split) if row["correct"] is not None])
     return bool(clean and overlap)
 
 

@@ -36,7 +36,8 @@ def check_settings(place: str, report: Report, asked: DescriptorConfig | None) -
 
 
 def impossible_scores(report: Report, pairs: list[Row]) -> str | None:
-    """The first pair whose columns no descriptor gives, so that nothing else can be asked of them; None where there is none."""
+    """The first pair (or nearest picture) whose columns no descriptor gives, so that nothing else can be asked of them; None where there is
+    none."""
     for pair in pairs:
         cosine, score, view = (pair[name] for name in _COLUMNS)
         if cosine is None and score is None and view is None:
@@ -54,22 +55,15 @@ def impossible_scores(report: Report, pairs: list[Row]) -> str | None:
 
 
 def check_scores(place: str, one: SetReport, own: list[Row], split: list[Row]) -> Iterator[str]:
-    """What a score is lowered by hangs on the view alone, and a split has the largest score of each example's pairs; of one with more
+    """What scores are lowered by (`check_lowering`), and a split has the largest score of each example's pairs; of one with more
     pairs than the table holds, no smaller one."""
+    yield from check_lowering(place, one, own)
     best: dict[object, float] = {}
-    lowered: dict[object, float] = {}
     held = Counter(pair["eval_row"] for pair in own)
     for pair in own:
-        cosine, score = pair["descriptor_cosine"], pair["descriptor_score"]
-        if not isinstance(cosine, float) or not isinstance(score, float):
-            continue
-        before = lowered.setdefault((pair["eval_row"], pair["descriptor_view"]), cosine - score)
-        if abs(before - (cosine - score)) > _TOLERANCE:
-            yield (
-                f"{place}: set {one.name!r}: example {pair['eval_id']!r} in row {pair['row']} of {pair['shard']}: its score is lowered by "
-                f"{cosine - score!r}, another of the same view by {before!r}; write the report again"
-            )
-        best[pair["eval_row"]] = max(score, best.get(pair["eval_row"], score))
+        score = pair["descriptor_score"]
+        if isinstance(score, float):
+            best[pair["eval_row"]] = max(score, best.get(pair["eval_row"], score))
     for row in split:
         largest = best.get(row["eval_row"])
         stated = row["descriptor_score"]
@@ -78,6 +72,21 @@ def check_scores(place: str, one: SetReport, own: list[Row], split: list[Row]) -
         if stated != largest and not (unseen and higher):
             where = f"{place}: set {one.name!r}: example {row['eval_id']!r}"
             yield f"{where}: the largest descriptor_score of its pairs is {largest}, its split says {stated}; write the report again"
+
+
+def check_lowering(place: str, one: SetReport, rows: list[Row]) -> Iterator[str]:
+    """What a score is lowered by hangs on the view alone."""
+    lowered: dict[object, float] = {}
+    for row in rows:
+        cosine, score = row["descriptor_cosine"], row["descriptor_score"]
+        if not isinstance(cosine, float) or not isinstance(score, float):
+            continue
+        before = lowered.setdefault((row["eval_row"], row["descriptor_view"]), cosine - score)
+        if abs(before - (cosine - score)) > _TOLERANCE:
+            yield (
+                f"{place}: set {one.name!r}: example {row['eval_id']!r} in row {row['row']} of {row['shard']}: its score is lowered by "
+                f"{cosine - score!r}, another of the same view by {before!r}; write the report again"
+            )
 
 
 def check_score_sweep(place: str, report: Report, one: SetReport, split: list[Row]) -> Iterator[str]:

@@ -1,18 +1,19 @@
-"""Which pairs the page shows, and what it says of each: one pair per overlapping example, the weakest evidence first; then near misses.
+"""Which pairs the page shows, and what it says of each: one pair per matched picture, the weakest evidence first; then near misses.
 
 An auditor should start with the pairs that are easiest to doubt: if those are the same picture, the exact copies are too. Where there
 are more than can be shown, half of the room goes to the weakest and the rest is spread evenly over the others. Near misses are what the
-search may have lost: of the sampled examples without a match (`overlap.nearest`), those whose nearest corpus picture is nearest. Pictures
-are read only here, for the shown pairs: thumbnails of both sides, re-encoded, so that nothing of the original file (metadata, odd
-structures) reaches the reader's browser.
+search may have lost: of the sampled pictures without a match (`overlap.nearest`), those whose nearest corpus picture is nearest, by PDQ
+and, where there is a descriptor, by its score. Pictures are read only here, for the shown pairs: thumbnails of both sides, re-encoded, so
+that nothing of the original file (metadata, odd structures) reaches the reader's browser.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 
 from evaluation.config import ReportConfig
 from evaluation.descriptor.views import NAMES
+from evaluation.overlap.measures import Measure
 from evaluation.overlap.tables import METHODS
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet
@@ -60,14 +62,22 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Misses:
+    """The cards of one set's near misses by a measure; `unmatched` is how many examples of the sample do not overlap."""
+
+    measure: Measure
+    unmatched: int
+    cards: list[Pair]
+
+
+@dataclass(frozen=True)
 class SetEvidence:
-    """The cards of one set; `total` is how many examples overlap, `unmatched` how many of the sample do not."""
+    """The cards of one set; `total` is how many examples overlap. `misses`: of each measure."""
 
     name: str
     total: int
-    unmatched: int
-    pairs: list[Pair] = field(default_factory=list)
-    misses: list[Pair] = field(default_factory=list)
+    pairs: list[Pair]
+    misses: list[Misses]
 
 
 def page_room(shown: ReportConfig, sets: int) -> ReportConfig:
@@ -107,35 +117,47 @@ def _strength(pair: Row) -> tuple[int, float, str, int]:
     return METHODS.index(str(pair["method"])), distance, str(pair["shard"]), row
 
 
-def unmatched(split: Sequence[Row], closest: Sequence[Row]) -> list[Row]:
-    """The sampled examples of one set without a match, the nearest corpus picture first; `closest` has NEAREST_SCHEMA rows of that set."""
+def unmatched(split: Sequence[Row], closest: Sequence[Row], measure: Measure) -> list[Row]:
+    """The sampled pictures of one set without a match, the nearest corpus picture by `measure` first; `closest` has NEAREST_SCHEMA rows of
+    that set."""
     clean = {row["eval_row"] for row in split if not row["in_overlap"]}
     return sorted(
-        (row for row in closest if row["eval_row"] in clean),
-        key=lambda row: (int(str(row["pdq_distance"])), int(str(row["eval_row"]))),
+        (row for row in closest if row["eval_row"] in clean and row["measure"] == measure.name),
+        key=lambda row: (measure.sign * float(str(row[measure.column])), int(str(row["eval_row"]))),
     )
 
 
 def show(
-    labelled: LabelledSet, split: pa.Table, own: pa.Table, closest: pa.Table, pictures: Pictures, shown: ReportConfig
+    labelled: LabelledSet,
+    split: pa.Table,
+    own: pa.Table,
+    closest: pa.Table,
+    measures: Sequence[Measure],
+    pictures: Pictures,
+    shown: ReportConfig,
 ) -> SetEvidence:
-    """The cards of one set, from its split, its pairs and the nearest rows of its sample.
+    """The cards of one set, from its split, its pairs and the nearest rows of its sample by the report's measures.
 
     `shown.evidence` "hash-only" opens no picture and names no URL or caption of the corpus.
     """
-    chosen, missed = choose(own.to_pylist(), shown.pairs_shown), unmatched(split.to_pylist(), closest.to_pylist())
-    rows = [*chosen, *missed[: shown.misses_shown]]
+    chosen, near = choose(own.to_pylist(), shown.pairs_shown), closest.to_pylist()
+    missed = [unmatched(split.to_pylist(), near, measure) for measure in measures]
+    groups = [chosen, *(rows[: shown.misses_shown] for rows in missed)]
+    rows = [row for group in groups for row in group]
     sides = (
         [(Side(str(row["eval_id"])), Side(_hex(row["uid"]))) for row in rows]
         if shown.evidence == "hash-only"
         else picture_pairs(labelled, rows, pictures, shown.thumbnail)
     )
-    cards = [
-        Pair(left, right, facts(row, _class(labelled, row), shown.evidence))
-        for row, (left, right) in zip(rows, sides, strict=True)
-    ]
-    total = len(set(own["eval_row"].to_pylist()))
-    return SetEvidence(labelled.name, total, len(missed), cards[: len(chosen)], cards[len(chosen) :])
+    cards = iter(
+        [
+            Pair(left, right, facts(row, _class(labelled, row), shown.evidence))
+            for row, (left, right) in zip(rows, sides, strict=True)
+        ]
+    )
+    pairs, *below = [list(itertools.islice(cards, len(group))) for group in groups]
+    misses = [Misses(measure, len(lost), kept) for measure, lost, kept in zip(measures, missed, below, strict=True)]
+    return SetEvidence(labelled.name, len(set(own["eval_row"].to_pylist())), pairs, misses)
 
 
 def picture_pairs(

@@ -128,7 +128,7 @@ def check_figures(
     for key in ("samples_seen", "seed", "window_row_groups", "init_sha256"):
         yield from differ(place, f"{name}.{key}", getattr(stated, key), getattr(training, key))
     confidence = report.statistics.confidence
-    overlap = [row for row in split if row["in_overlap"]]
+    overlap = [row for row in twin.examples(split) if row["in_overlap"]]
     yield from check_share(place, f"{name}.share", stated.share, _count(overlap, "seen"), len(overlap), confidence)
     rows = {(row["shard"], row["row"]) for row in own if row["seen"]}
     yield from differ(place, f"{name}.corpus_rows", stated.corpus_rows, len(rows))

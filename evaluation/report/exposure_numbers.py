@@ -1,4 +1,4 @@
-"""The figures of what a checkpoint had seen: from a set's split and pairs to what `report.json` says of them."""
+"""The figures of what a checkpoint had seen: from a set's examples and pairs to what `report.json` says of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from evaluation.report.text_numbers import share
 
 
 def exposure_report(
-    split: pa.Table, own: pa.Table, predictions: Predictions | None, corpus: Corpus, confidence: float
+    examples: pa.Table, own: pa.Table, predictions: Predictions | None, corpus: Corpus, confidence: float
 ) -> Exposure | None:
-    """All figures of one set, from its rows of the published tables; None where the order of its model's training is not known."""
+    """All figures of one set, from its examples (`overlap.examples`) and its rows of the published pairs; None where the order of its
+    model's training is not known."""
     training = None if predictions is None else predictions.training_over(corpus.content_root, corpus.kind)
     if training is None:
         return None
-    overlap = split.filter(split["in_overlap"])
+    overlap = examples.filter(examples["in_overlap"])
     scored = overlap.filter(pc.is_valid(overlap["correct"]))
     correct, seen = (np.asarray(scored[name], np.bool_) for name in ("correct", "seen"))
     units, touched = statistics.collapse(seen, np.asarray(scored["cluster"], np.int64))

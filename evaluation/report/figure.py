@@ -9,6 +9,7 @@ with a constant: the same figures give the same bytes.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from contextlib import AbstractContextManager
 
@@ -20,13 +21,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from evaluation.report.numbers import NEAREST_BIN
+from evaluation.overlap.measures import PDQ, Measure
+from evaluation.report.nearest_numbers import calibration_of, nearest_of, threshold_of
 from evaluation.report.schema import SetReport
 
 _COLOURS = {"#010203": "--ink", "#010204": "--line", "#010205": "--accent", "#010206": "--bad", "#010207": "--soft"}
 _INK, _LINE, _ACCENT, _BAD, _SOFT = _COLOURS
 _COLUMNS = 3
-_WIDEST = 144  # PDQ bits; no two pictures' nearest are further apart
+_AXES = {"distance": ("PDQ bits", (0, 144), 0.5), "score": ("score", (-0.05, 1.0), 0.0)}
+"""What stands below an axis, its ends (no two pictures' nearest are further apart), and how far behind a threshold its line is."""
 
 
 def overview(sets: list[SetReport]) -> str:
@@ -75,47 +78,50 @@ def sweeps(sets: list[SetReport]) -> str:
         return _svg(figure)
 
 
-def distances(sets: list[SetReport]) -> str:
-    """SVG text: for each set the histogram of PDQ distances from the sampled examples to the nearest corpus picture, and its threshold."""
+def distances(sets: list[SetReport], measure: Measure = PDQ) -> str:
+    """SVG text: for each set the histogram of distances (scores) between the sampled pictures and the nearest corpus picture, and its
+    threshold."""
+    unit, ends, _ = _AXES[measure.kind]
+    edges = [measure.value(measure.bin * place) for place in range(measure.bins + 1)]
+    middles = [(one + other) / 2 for one, other in itertools.pairwise(edges)]
     with _style():
         height = -(-len(sets) // _COLUMNS)
         figure = Figure(figsize=(8.6, 0.4 + 1.6 * height), layout="constrained")
         grid = list(figure.subplots(height, _COLUMNS, squeeze=False, sharex=True).flat)
         for axes, one in zip(grid, sets, strict=False):
-            counts = one.nearest.counts
-            axes.bar(
-                [NEAREST_BIN * (place + 0.5) for place in range(len(counts))], counts, width=NEAREST_BIN, color=_ACCENT
-            )
-            axes.axvline(one.thresholds.pdq_distance + 0.5, color=_BAD, linewidth=1.5)
+            nearest = nearest_of(one, measure)
+            axes.bar(middles, [] if nearest is None else nearest.counts, width=abs(edges[1] - edges[0]), color=_ACCENT)
+            _draw_threshold(axes, one, measure)
             axes.set_title(one.name, color=_INK, loc="left")
-            axes.set_xlim(0, _WIDEST)
+            axes.set_xlim(*ends)
             axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         for place, axes in enumerate(grid):
             _plain(axes)
             axes.set_visible(place < len(sets))
             if place >= len(sets) - _COLUMNS:
-                axes.set_xlabel("PDQ bits", color=_INK)
+                axes.set_xlabel(unit, color=_INK)
                 axes.tick_params(labelbottom=True)
         return _svg(figure)
 
 
-def curves(sets: list[SetReport]) -> str:
-    """SVG text: for each labelled set precision and recall against the PDQ distance, with lower bounds, and the set's threshold."""
+def curves(sets: list[SetReport], measure: Measure = PDQ) -> str:
+    """SVG text: for each labelled set precision and recall against the distance (score), with lower bounds, and the set's threshold."""
     with _style():
         height = -(-len(sets) // _COLUMNS)
         figure = Figure(figsize=(8.6, 0.6 + 1.9 * height), layout="constrained")
         grid = list(figure.subplots(height, _COLUMNS, squeeze=False, sharey=True).flat)
         for axes, one in zip(grid, sets, strict=False):
-            curve = one.calibration.curve if one.calibration is not None else []
-            distance = [point.distance for point in curve]
+            calibration = calibration_of(one, measure)
+            curve = calibration.curve if calibration is not None else []
+            distance = [getattr(point, measure.kind) for point in curve]
             for colour, name in ((_ACCENT, "precision"), (_SOFT, "recall")):
                 axes.plot(distance, [100 * (getattr(point, name) or 0) for point in curve], color=colour, label=name)
                 low = [100 * (getattr(point, f"{name}_low") or 0) for point in curve]
                 axes.plot(distance, low, color=colour, linewidth=0.8, linestyle=":")
-            axes.axvline(one.thresholds.pdq_distance + 0.5, color=_BAD, linewidth=1.5)
+            _draw_threshold(axes, one, measure)
             axes.set_ylim(0, 103)
             axes.set_title(one.name, color=_INK, loc="left")
-            axes.set_xlabel("PDQ bits", color=_INK)
+            axes.set_xlabel(_AXES[measure.kind][0], color=_INK)
         for place, axes in enumerate(grid):
             _plain(axes)
             axes.grid(axis="y", color=_LINE, linewidth=0.8)
@@ -143,6 +149,12 @@ def _lowest(rows: NDArray[np.object_]) -> list[Axes]:
     return [
         [axes for axes in column if axes.get_visible()][-1] for column in rows.T if any(a.get_visible() for a in column)
     ]
+
+
+def _draw_threshold(axes: Axes, one: SetReport, measure: Measure) -> None:
+    threshold = threshold_of(one, measure)
+    if threshold is not None:
+        axes.axvline(threshold + _AXES[measure.kind][2], color=_BAD, linewidth=1.5)
 
 
 def _draw_sweep(axes: Axes, one: SetReport) -> None:

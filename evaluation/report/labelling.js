@@ -1,7 +1,8 @@
-// `asked` is defined before this: {set, key, questions: [{eval_id, uid, left, right}]}; a side is a data: URI, or a word on why there is no
-// picture, and the key is a digest of the questions: answers to others are not taken up again.
+// `asked` is defined before this: {set, measure, key, questions: [{eval_id, uid, left, right}]}; a side is a data: URI, or a word on why there
+// is no picture, and the key is a digest of the questions: answers to others are not taken up again.
 const find = (id) => document.getElementById(id);
-const key = `labels ${asked.set} ${asked.key}`;
+const name = asked.measure === "pdq" ? asked.set : `${asked.set}-by-${asked.measure}`;
+const key = `labels ${name} ${asked.key}`;
 let state = { rater: "", answers: {} }, place = 0;
 
 try { state = { ...state, ...JSON.parse(localStorage.getItem(key) ?? "{}") }; } catch { /* a browser that keeps nothing for files */ }
@@ -54,7 +55,8 @@ function lines() {
     .sort(([one], [other]) => Number(one) - Number(other))
     .map(([number, value]) => {
       const { eval_id, uid } = asked.questions[Number(number)];
-      return JSON.stringify({ set: asked.set, eval_id, uid, rater: state.rater.trim(), answer: value }) + "\n";
+      const { set, measure } = asked;
+      return JSON.stringify({ set, measure, eval_id, uid, rater: state.rater.trim(), answer: value }) + "\n";
     })
     .join("");
 }
@@ -67,7 +69,7 @@ find("rater").addEventListener("input", (event) => { state.rater = event.target.
 find("export").addEventListener("click", () => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([lines()], { type: "application/jsonl" }));
-  link.download = `labels-${asked.set}-${state.rater.trim().replace(/[^\p{L}\p{N}]+/gu, "-")}.jsonl`;
+  link.download = `labels-${name}-${state.rater.trim().replace(/[^\p{L}\p{N}]+/gu, "-")}.jsonl`;
   link.click();
   URL.revokeObjectURL(link.href);
 });

@@ -2,7 +2,8 @@
 
 One HTML file per set that opens offline and sends nothing anywhere. It shows neither distance nor caption, and the pairs come in an order
 that has nothing to do with either. Answers are kept by the browser until they are exported as JSON lines (`labels.jsonl`), which
-`overlap.thresholds` reads. Of each bin of eight PDQ bits at most `per_bin` pairs are asked, chosen by hash.
+`overlap.thresholds` reads and which say by which measure (PDQ, or the descriptor's score) the pairs are the nearest. Of each of its bins at
+most `per_bin` pairs are asked, chosen by hash.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,7 +22,7 @@ from markupsafe import Markup
 
 from evaluation.config import OverlapConfig
 from evaluation.datasets import open_set
-from evaluation.overlap.thresholds import BIN
+from evaluation.overlap.measures import MEASURES, PDQ, Measure
 from evaluation.report import files
 from evaluation.report.evidence import Pictures, Row, picture_pairs
 from pipeline.content.labelled import LabelledSet
@@ -33,12 +35,13 @@ _FOLDER = Path(__file__).parent
 def plan(config: OverlapConfig) -> str:
     """What `run` would do, for `--check`."""
     names = ", ".join(one.name for one in config.sets)
-    return f"nearest pictures of {names} from {config.report.dir}; pages in {folder(config)}"
+    return f"nearest pictures of {names} by {config.labelling.by} from {config.report.dir}; pages in {folder(config)}"
 
 
 def folder(config: OverlapConfig) -> str:
-    """Where the pages go."""
-    return config.labelling.dir or config.report.dir.rstrip("/") + ".labelling"
+    """Where the pages go; those by the descriptor into a folder of their own, for a set has one name."""
+    place = config.labelling.dir or config.report.dir.rstrip("/") + ".labelling"
+    return place if config.labelling.by == PDQ.name else storage.join(place, config.labelling.by)
 
 
 def run(config: OverlapConfig) -> str:
@@ -62,7 +65,8 @@ def write(config: OverlapConfig, pictures: Pictures) -> list[tuple[str, int]]:
     """
     report = files.read_report(config.report.dir)
     hashes = {one.name: one.content_hash for one in report.sets}
-    closest = parquet.read(storage.join(config.report.dir, files.NEAREST))
+    closest, measure = parquet.read(storage.join(config.report.dir, files.NEAREST)), MEASURES[config.labelling.by]
+    closest = closest.filter(pc.equal(closest["measure"], measure.name))
     written = []
     for one in config.sets:
         labelled = open_set(one)
@@ -73,22 +77,22 @@ def write(config: OverlapConfig, pictures: Pictures) -> list[tuple[str, int]]:
         own = closest.filter(pc.equal(closest["set"], one.name))
         if not own.num_rows:
             raise InputError(
-                f"set {one.name!r}: the report in {config.report.dir!r} has no nearest pictures; run `overlap` with "
+                f"set {one.name!r}: the report in {config.report.dir!r} has no nearest pictures by {measure.name}; run `overlap` with "
                 "nearest.examples above 0"
             )
-        questions = choose(own, config.labelling.per_bin)
+        questions = choose(own, config.labelling.per_bin, measure)
         place = storage.join(folder(config), f"{one.name}.html")
-        storage.write_atomic(place, page(labelled, questions, pictures, config.labelling.longest).encode())
+        storage.write_atomic(place, page(labelled, questions, pictures, config.labelling.longest, measure).encode())
         written.append((place, len(questions)))
     return written
 
 
-def choose(closest: pa.Table, per_bin: int) -> list[Row]:
-    """At most `per_bin` rows of each bin of one set's NEAREST_SCHEMA rows, in the order in which they are asked."""
+def choose(closest: pa.Table, per_bin: int, measure: Measure = PDQ) -> list[Row]:
+    """At most `per_bin` rows of each bin of one set's NEAREST_SCHEMA rows by `measure`, in the order in which they are asked."""
+    bins = (measure.steps(np.asarray(closest[measure.column])) // measure.bin).tolist()
     asked: dict[int, int] = {}
     chosen: list[Row] = []
-    for row in sorted(closest.to_pylist(), key=_rank):
-        place = row["pdq_distance"] // BIN
+    for place, row in sorted(zip(bins, closest.to_pylist(), strict=True), key=lambda one: _rank(one[1])):
         asked[place] = asked.get(place, 0) + 1
         if asked[place] <= per_bin:
             chosen.append(row)
@@ -100,8 +104,10 @@ def _rank(row: Row) -> bytes:
     return hashlib.blake2b(name, digest_size=16, key=b"labelling").digest()
 
 
-def page(labelled: LabelledSet, questions: Sequence[Row], pictures: Pictures, longest: int) -> str:
-    """The page of one set; pictures are scaled to `longest` pixels at most."""
+def page(
+    labelled: LabelledSet, questions: Sequence[Row], pictures: Pictures, longest: int, measure: Measure = PDQ
+) -> str:
+    """The page of one set, about its nearest pictures by `measure`; pictures are scaled to `longest` pixels at most."""
     asked = [
         {
             "eval_id": str(question["eval_id"]),
@@ -116,7 +122,7 @@ def page(labelled: LabelledSet, questions: Sequence[Row], pictures: Pictures, lo
     script = (_FOLDER / "labelling.js").read_text("utf-8")
     # "<" may not stand in a script: a hostile id could close it.
     key = hashlib.sha256("".join(f"{one['eval_id']}\0{one['uid']}\0" for one in asked).encode("utf-8", "surrogatepass"))
-    content = {"set": labelled.name, "key": key.hexdigest(), "questions": asked}
+    content = {"set": labelled.name, "measure": measure.name, "key": key.hexdigest(), "questions": asked}
     data = json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
     program = f"const asked = {data};\n{script}"
     policy = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()

@@ -12,22 +12,24 @@ from evaluation.report.schema import Effect, Report, SetReport
 from evaluation.report.twin import Row
 
 
-def check_metric(place: str, report: Report, one: SetReport, effect: Effect, scored: list[Row]) -> Iterator[str]:
-    """Every figure of `effect.own`; `scored` are the rows of the split with an outcome."""
+def check_metric(
+    place: str, report: Report, one: SetReport, effect: Effect, split: list[Row], scored: list[Row]
+) -> Iterator[str]:
+    """Every figure of `effect.own`, and the columns of the split that it is of; `scored` are the examples with an outcome."""
     name = f"sets.{one.name}.effect.own"
     if one.metric == "accuracy" or effect.own is None:
         yield from differ(place, f"{name} (of {one.metric})", effect.own is None, one.metric == "accuracy")
         return
-    for row in scored:
-        problem = metric_twin.broken(one.metric, row, scored[0])
+    rows = [row for row in split if row["correct"] is not None]
+    for row in rows:
+        problem = metric_twin.broken(one.metric, row, rows[0])
         if problem is not None:
             yield f"{place}: set {one.name!r}: example {row['eval_id']!r}: {problem}; write the report again"
             return
-    rows = metric_twin.examples(scored)
     sides = {
-        "all": rows,
-        "clean": [row for row in rows if not row["in_overlap"]],
-        "overlap": [row for row in rows if row["in_overlap"]],
+        "all": scored,
+        "clean": [row for row in scored if not row["in_overlap"]],
+        "overlap": [row for row in scored if row["in_overlap"]],
     }
     for key, chosen in sides.items():
         stated = getattr(effect.own, key)
@@ -40,7 +42,7 @@ def check_metric(place: str, report: Report, one: SetReport, effect: Effect, sco
     levels = report.statistics
     computed = metric_twin.inflation(
         one.metric,
-        rows,
+        scored,
         alpha=levels.alpha / levels.tests,
         confidence=levels.confidence,
         draws=levels.draws,

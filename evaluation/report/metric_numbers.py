@@ -1,4 +1,4 @@
-"""The figures of a set's own metric, where that is no proportion: from the scored rows of its split to what `report.json` says of it."""
+"""The figures of a set's own metric, where that is no proportion: from its scored examples to what `report.json` says of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from evaluation.config import Metric, StatisticsConfig
-from evaluation.metrics import METRICS
+from evaluation.metrics import METRICS, Answers
 from evaluation.overlap import own_metric, statistics
-from evaluation.overlap.own_metric import Examples
 from evaluation.report.schema import MetricEffect, Value
 
 
@@ -23,15 +22,14 @@ class OwnMetric(NamedTuple):
 
 
 def own_figures(metric: Metric, scored: pa.Table, levels: StatisticsConfig, tests: int) -> OwnMetric | None:
-    """All figures; None where the metric is accuracy, or nothing was scored."""
+    """All figures of the scored examples (`overlap.examples`); None where the metric is accuracy, or nothing was scored."""
     if metric == "accuracy" or not scored.num_rows:
         return None
-    found = own_metric.examples(metric, scored)
-    counted, n = METRICS[metric](found.answers), len(found.overlap)
+    answers, overlap = own_metric.answers_of(metric, scored), np.asarray(scored["in_overlap"], np.bool_)
     tested = statistics.inflation(
-        counted,
-        found.overlap,
-        found.clusters,
+        METRICS[metric](answers),
+        overlap,
+        np.asarray(scored["cluster"], np.int64),
         alpha=levels.alpha,
         tests=tests,
         confidence=levels.confidence,
@@ -39,9 +37,9 @@ def own_figures(metric: Metric, scored: pa.Table, levels: StatisticsConfig, test
         seed=levels.seed,
     )
     figures = MetricEffect(
-        all=_value(metric, found, np.ones(n, np.bool_)),
-        clean=_value(metric, found, ~found.overlap),
-        overlap=_value(metric, found, found.overlap),
+        all=_value(metric, answers, np.ones_like(overlap)),
+        clean=_value(metric, answers, ~overlap),
+        overlap=_value(metric, answers, overlap),
         clean_units=tested.clean_units,
         overlap_units=tested.overlap_units,
         all_minus_clean=tested.value,
@@ -55,11 +53,11 @@ def own_figures(metric: Metric, scored: pa.Table, levels: StatisticsConfig, test
     return OwnMetric(tested, figures)
 
 
-def _value(metric: Metric, found: Examples, chosen: NDArray[np.bool_]) -> Value:
-    why = own_metric.undefined(metric, found.answers, chosen)
+def _value(metric: Metric, answers: Answers, chosen: NDArray[np.bool_]) -> Value:
+    why = own_metric.undefined(metric, answers, chosen)
     return Value(
         n=int(chosen.sum()),
-        classes=own_metric.classes_seen(metric, found.answers, chosen),
-        value=own_metric.value(metric, found.answers, chosen) if why is None else None,
+        classes=own_metric.classes_seen(metric, answers, chosen),
+        value=own_metric.value(metric, answers, chosen) if why is None else None,
         undefined=why,
     )

@@ -25,27 +25,6 @@ _POWER = 0.8
 _PARTS = 200
 
 
-def examples(scored: Sequence[Row]) -> list[Row]:
-    """One row a video: its first frame, in Overlap if any frame is, its cluster told by the first cluster that it hangs together with.
-
-    Rows of no video are examples as they are.
-    """
-    if not scored or scored[0]["group"] is None:
-        return list(scored)
-    above: dict[object, object] = {}
-
-    def top(node: object) -> object:
-        while above.setdefault(node, node) != node:
-            node = above[node]
-        return node
-
-    touched, first = {row["group"] for row in scored if row["in_overlap"]}, dict[object, Row]()
-    for row in scored:
-        first.setdefault(row["group"], row)
-        above[top(("video", row["group"]))] = top(("picture", row["cluster"]))
-    return [{**row, "in_overlap": video in touched, "cluster": top(("video", video))} for video, row in first.items()]
-
-
 def broken(metric: str, row: Row, first: Row) -> str | None:
     """What is wrong with what a scored row says of its answer, as the end of a sentence; `first` is the set's first scored row."""
     lists = {name: row[name] for name in ("top5", "scores", "marks")}

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from evaluation import intervals
 from evaluation.config import Metric, StatisticsConfig, Thresholds
-from evaluation.overlap import statistics, thresholds
+from evaluation.overlap import statistics
+from evaluation.overlap.examples import Examples, examples
+from evaluation.overlap.measures import DESCRIPTOR, PDQ
 from evaluation.overlap.splits import Predictions
 from evaluation.overlap.tables import EXACT, METHODS
 from evaluation.overlap.text import Findings, SetText
 from evaluation.report.exposure_numbers import exposure_report
 from evaluation.report.metric_numbers import OwnMetric, own_figures
+from evaluation.report.nearest_numbers import label_figures, nearest_figures
 from evaluation.report.schema import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -36,6 +39,8 @@ from evaluation.report.schema import (
     Nearest,
     Recall,
     Report,
+    ScoreCalibration,
+    ScoreNearest,
     ScoreStep,
     SetReport,
     Share,
@@ -43,8 +48,6 @@ from evaluation.report.schema import (
     Step,
 )
 from evaluation.report.text_numbers import share, text_report
-
-NEAREST_BIN = 8  # PDQ bits
 
 _CROPPED = (
     "Pictures that were cropped, rotated, mirrored or framed: perceptual hashes of whole pictures do not see them."
@@ -84,6 +87,16 @@ class SetResult:
     corpus_rows: int
     caption_rows: int
 
+    @cached_property
+    def examples(self) -> Examples:
+        """What every share and score counts."""
+        return examples(self.split)
+
+    @property
+    def scored(self) -> pa.Table:
+        """The examples that the model was scored on."""
+        return self.examples.table.filter(pa.array(self.examples.scored))
+
 
 class Tables(NamedTuple):
     """What stands beside the pairs, of all sets: nearest pictures, planted copies, people's labels."""
@@ -110,12 +123,12 @@ def build_report(
     """All figures of a report; `removed` are the lines of the two lists of rows to take out."""
     tests = max(1, sum(is_testable(result) for result in results))
     analyses = [analyse(result, levels, tests) for result in results]
-    owns = [own_figures(result.metric, scored(result), levels, tests) for result in results]
+    owns = [own_figures(result.metric, result.scored, levels, tests) for result in results]
     held = [_deciding_p(analysis, own) for analysis, own in zip(analyses, owns, strict=True)]
     adjusted = iter(intervals.holm([p for p in held if p is not None]))
     holm = [None if p is None else next(adjusted) for p in held]
     sets = [
-        set_report(result, tables, findings, corpus, levels, analysis, own, holm_p, tests)
+        set_report(result, tables, findings, corpus, levels, analysis, own, holm_p, tests, descriptor is not None)
         for result, analysis, own, holm_p in zip(results, analyses, owns, holm, strict=True)
     ]
     return Report.model_validate(
@@ -139,15 +152,12 @@ def build_report(
     )
 
 
-def scored(result: SetResult) -> pa.Table:
-    """The rows of a split that the model was scored on."""
-    return result.split.filter(pc.is_valid(result.split["correct"]))
-
-
 def is_testable(result: SetResult) -> bool:
     """Whether a set has scored units on both sides, and so counts among the tests that Bonferroni and Holm correct for."""
-    rows = scored(result)
-    _, touched = statistics.collapse(np.asarray(rows["in_overlap"], np.bool_), np.asarray(rows["cluster"], np.int64))
+    scored = result.scored
+    _, touched = statistics.collapse(
+        np.asarray(scored["in_overlap"], np.bool_), np.asarray(scored["cluster"], np.int64)
+    )
     return 0 < int(touched.sum()) < len(touched)
 
 
@@ -155,13 +165,13 @@ def analyse(result: SetResult, levels: StatisticsConfig, tests: int) -> statisti
     """The tests of one set; None without predictions."""
     if result.predictions is None:
         return None
-    rows = scored(result)
-    one_label = not rows["label"].null_count
+    scored = result.scored
+    one_label = not scored["label"].null_count
     return statistics.analyse(
-        np.asarray(rows["correct"], np.bool_),
-        np.asarray(rows["in_overlap"], np.bool_),
-        classes=np.asarray(rows["label"], np.int64) if one_label else None,
-        clusters=np.asarray(rows["cluster"], np.int64),
+        np.asarray(scored["correct"], np.bool_),
+        np.asarray(scored["in_overlap"], np.bool_),
+        classes=np.asarray(scored["label"], np.int64) if one_label else None,
+        clusters=np.asarray(scored["cluster"], np.int64),
         alpha=levels.alpha,
         tests=tests,
         confidence=levels.confidence,
@@ -183,18 +193,20 @@ def set_report(
     judged: OwnMetric | None,
     holm_p: float | None,
     tests: int,
+    learned: bool,
 ) -> SetReport:
-    """The figures of one set."""
-    split = result.split
+    """The figures of one set; `learned`: there is a descriptor."""
+    split, counted = result.split, result.examples.table
     closest, copies, labels = (table.filter(pc.equal(table["set"], result.name)) for table in tables)
     text_pairs, classes, own = (
         table.filter(pc.equal(table["set"], result.name))
         for table in (findings.text_pairs, findings.classes, findings.pairs)
     )
-    overlapping = int(pc.sum(split["in_overlap"]).as_py())
+    answered, scored_answers = (label_figures(labels, closest, measure) for measure in (PDQ, DESCRIPTOR))
+    overlapping = int(pc.sum(counted["in_overlap"]).as_py())
     found = Found(
-        share=share(overlapping, split.num_rows, levels.confidence),
-        by_method={method: int(pc.sum(pc.equal(split["method"], method)).as_py() or 0) for method in METHODS},
+        share=share(overlapping, counted.num_rows, levels.confidence),
+        by_method={method: int(pc.sum(pc.equal(counted["method"], method)).as_py() or 0) for method in METHODS},
         pairs=int(pc.sum(split["pairs"]).as_py() or 0),
         pairs_held=own.num_rows,
         corpus_rows=result.corpus_rows,
@@ -202,27 +214,43 @@ def set_report(
     return SetReport(
         name=result.name,
         content_hash=result.content_hash,
-        examples=split.num_rows,
+        examples=counted.num_rows,
+        frames=split.num_rows if split["group"].null_count < split.num_rows else None,
         repeated_pictures=split.num_rows - pc.count_distinct(split["sha256"]).as_py(),
-        clusters=pc.count_distinct(split["cluster"]).as_py(),
+        clusters=pc.count_distinct(counted["cluster"]).as_py(),
         too_flat=int(pc.sum(pc.less(split["pdq_quality"], result.thresholds.pdq_quality)).as_py()),
         thresholds=result.thresholds,
         limit=result.limit,
-        over_limit=overlapping / split.num_rows > result.limit,  # 29 of 100 is 0.29; 0.29 times 100 is less than 29
+        over_limit=is_over(overlapping, counted.num_rows, result.limit),
         found=found,
         metric=result.metric,
         effect=_effect(analysis, judged, holm_p, result.predictions, corpus),
-        exposure=exposure_report(split, own, result.predictions, corpus, levels.confidence),
+        exposure=exposure_report(counted, own, result.predictions, corpus, levels.confidence),
         sweep=_sweep(result, levels, tests),
         score_sweep=_score_sweep(result, levels, tests),
-        nearest=_nearest(closest),
+        nearest=Nearest.model_validate(nearest_figures(closest, PDQ)),
+        score_nearest=ScoreNearest.model_validate(nearest_figures(closest, DESCRIPTOR)) if learned else None,
         copies=_recalls(copies, result.thresholds, levels.confidence),
-        calibration=_calibration(thresholds.calibrate(labels, closest)),
+        calibration=None if answered is None else Calibration.model_validate(answered),
+        score_calibration=None if scored_answers is None else ScoreCalibration.model_validate(scored_answers),
         text=text_report(
-            result.text, split, own, text_pairs, classes, result.caption_rows, corpus.rows, levels.confidence
+            result.text,
+            split,
+            result.examples.of_row,
+            own,
+            text_pairs,
+            classes,
+            result.caption_rows,
+            corpus.rows,
+            levels.confidence,
         ),
         verdict=statistics.verdict(analysis, overlapping, None if judged is None else judged.inflation),
     )
+
+
+def is_over(overlapping: int, examples: int, limit: float) -> bool:
+    """Whether a share is more than the limit; 29 of 100 is 0.29 and not, though 0.29 times 100 is less than 29."""
+    return overlapping / examples > limit
 
 
 def sweep_limits(pdq_distance: int) -> list[int]:
@@ -257,16 +285,16 @@ def _cuts(
     levels: StatisticsConfig,
     tests: int,
 ) -> list[dict[str, object]]:
-    """The set, cut anew: Overlap is where `place` of the split is within each limit."""
-    within, rows = place(result.split), scored(result)
+    """The set, cut anew: Overlap is what has a row of which `place` is within each limit."""
+    within, scored = result.examples.least(place(result.split)), result.scored
     analyses = (
         [None] * len(limits)
         if result.predictions is None
         else statistics.sweep(
-            np.asarray(rows["correct"], np.bool_),
-            place(rows),
+            np.asarray(scored["correct"], np.bool_),
+            within[result.examples.scored],
             limits,
-            clusters=np.asarray(rows["cluster"], np.int64),
+            clusters=np.asarray(scored["cluster"], np.int64),
             alpha=levels.alpha,
             tests=tests,
             confidence=levels.confidence,
@@ -285,7 +313,7 @@ def _cuts(
 
 
 def _match_distance(split: pa.Table) -> NDArray[np.float64]:
-    """The PDQ distance at which each example would still match: 0 for equal bytes, infinite for what PDQ alone does not find."""
+    """The PDQ distance at which each row would still match: 0 for equal bytes, infinite for what PDQ alone does not find."""
     exact = pc.is_in(split["method"], value_set=pa.array(EXACT))
     near = pc.equal(split["method"], "pdq")
     distance = pc.if_else(pc.fill_null(near, False), pc.cast(split["pdq_distance"], pa.float64()), float("inf"))
@@ -297,15 +325,6 @@ def _missing_score(split: pa.Table) -> NDArray[np.float64]:
     found, learned = np.asarray(split["in_overlap"]), pc.fill_null(pc.equal(split["method"], "descriptor"), False)
     score = pc.if_else(learned, split["descriptor_score"], float("inf"))
     return np.where(found, -np.asarray(score), np.inf)
-
-
-def _nearest(own: pa.Table) -> Nearest:
-    distances = np.asarray(own["pdq_distance"], np.int64)
-    return Nearest(
-        sampled=len(distances),
-        counts=np.bincount(distances // NEAREST_BIN, minlength=256 // NEAREST_BIN + 1).tolist(),
-        median=float(np.median(distances)) if len(distances) else None,
-    )
 
 
 def _recalls(own: pa.Table, limits: Thresholds, confidence: float) -> list[Recall]:
@@ -331,10 +350,6 @@ def _recalls(own: pa.Table, limits: Thresholds, confidence: float) -> list[Recal
             )
         )
     return found
-
-
-def _calibration(found: thresholds.Calibration | None) -> Calibration | None:
-    return None if found is None else Calibration.model_validate(dataclasses.asdict(found))
 
 
 def _split_share(one: statistics.SplitScore) -> Share:

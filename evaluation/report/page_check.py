@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import matplotlib as mpl
 
 from evaluation.config import ReportConfig
+from evaluation.overlap.measures import measures
 from evaluation.report import files, page
-from evaluation.report.evidence import Pair, Row, SetEvidence, Side, choose, facts, page_room, unmatched
+from evaluation.report.evidence import Misses, Pair, Row, SetEvidence, Side, choose, facts, page_room, unmatched
 from evaluation.report.schema import Report
 from evaluation.report.text_evidence import cards as text_cards
 
@@ -41,19 +42,26 @@ def check_page(
     """What is wrong with the page, as the end of a sentence; `room` says how many cards a set may show."""
     text, room = stated.decode("utf-8", "replace"), page_room(room, len(report.sets))
     evidence, _, misses = text.partition("<h2>The evidence</h2>")[2].partition("<h2>Near misses</h2>")
-    pieces = [(part.split("<h3>")[1:]) for part in (evidence, misses)]
-    if any(len(part) != len(report.sets) for part in pieces):
-        yield f"shows the evidence of {len(pieces[0])} sets and near misses of {len(pieces[1])}, report.json has {len(report.sets)}"
+    pieces, below = ((part.split("<h3>")[1:]) for part in (evidence, misses))
+    asked = measures(report.descriptor is not None)
+    if (len(pieces), len(below)) != (len(report.sets), len(report.sets) * len(asked)):
+        yield (
+            f"shows evidence under {len(pieces)} names and near misses under {len(below)}, report.json has {len(report.sets)} sets and "
+            f"{len(asked)} measures of them"
+        )
         return
-    shown = []
-    for one, piece, missed in zip(report.sets, *pieces, strict=True):
+    shown, missed = [], iter(below)
+    for one, piece in zip(report.sets, pieces, strict=True):
         own, near = ([row for row in table if row["set"] == one.name] for table in (pairs, closest))
         split = splits[one.name]
         labels = {row["eval_row"]: row["label"] for row in split}
-        lost = unmatched(split, near)
         cards = _cards(piece, choose(own, room.pairs_shown), labels, report.evidence)
-        below = _cards(missed, lost[: room.misses_shown], labels, report.evidence)
-        shown.append(SetEvidence(one.name, len({row["eval_row"] for row in own}), len(lost), cards, below))
+        lost = [unmatched(split, near, measure) for measure in asked]
+        under = [
+            Misses(measure, len(rows), _cards(next(missed), rows[: room.misses_shown], labels, report.evidence))
+            for measure, rows in zip(asked, lost, strict=True)
+        ]
+        shown.append(SetEvidence(one.name, len({row["eval_row"] for row in own}), cards, under))
     said = [
         text_cards(
             one.name,

@@ -1,10 +1,9 @@
-"""The second hand for a set's tables: every pair, nearest picture, answer and copy is what its hashes say, and the split follows."""
+"""The second hand for a set's tables: every pair and every copy is what its hashes say, and the split follows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from statistics import median
 
 from evaluation.overlap.tables import METHODS
 from evaluation.report import twin
@@ -24,7 +23,7 @@ def check_pairs(place: str, one: SetReport, own: list[Row], split: list[Row], ke
         if (example.get("eval_id"), example.get("sha256")) != (pair["eval_id"], pair["eval_sha256"]):
             yield f"{where}: is another example, or none, in the split table"
             continue
-        pdq, phash = _bits(example["pdq256"], pair["pdq256"]), _bits(example["phash64"], pair["phash64"])
+        pdq, phash = bits_apart(example["pdq256"], pair["pdq256"]), bits_apart(example["phash64"], pair["phash64"])
         known = pdq is not None and phash is not None and pair["pdq_quality"] is not None
         if ((pdq, phash) if known else (None, None)) != (pair["pdq_distance"], pair["phash_distance"]):
             yield f"{where}: its distances are not those of its hashes"
@@ -78,71 +77,7 @@ def _check_distances(place: str, one: SetReport, own: list[Row], split: list[Row
                 yield f"{where}: the least {name} of its pairs is {least}, its split says {stated}"
 
 
-def check_nearest(
-    place: str, one: SetReport, near: list[Row], own: list[Row], split: list[Row], sampled: list[int], best: int
-) -> Iterator[str]:
-    """The sample is the one that the ids choose, distances are those of the hashes, and no match is nearer than the nearest. `best` is the
-    largest quality of a corpus picture that the report names: where that is enough, every example has a nearest picture."""
-    rows = [row["eval_row"] for row in near]
-    if rows != sampled and (rows or best >= one.thresholds.pdq_quality):
-        yield f"{place}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"
-        return
-    matched: dict[object, int] = {}
-    for pair in own:
-        least = one.thresholds.pdq_quality
-        if pair["pdq_distance"] is not None and int(str(pair["pdq_quality"])) >= least:
-            bits = int(str(pair["pdq_distance"]))
-            matched[pair["eval_row"]] = min(bits, matched.get(pair["eval_row"], bits))
-    for row in near:
-        example = split[int(str(row["eval_row"]))]
-        where = f"{place}: set {one.name!r}: example {row['eval_id']!r}"
-        if example["eval_id"] != row["eval_id"] or int(str(row["pdq_quality"])) < one.thresholds.pdq_quality:
-            yield f"{where}: is another example in the split table, or its nearest picture has too little texture"
-        if _bits(example["pdq256"], row["pdq256"]) != row["pdq_distance"]:
-            yield f"{where}: its distance is not that of its hashes"
-        bits, match = int(str(row["pdq_distance"])), matched.get(row["eval_row"])
-        if match is not None and match < bits:
-            yield f"{where}: a pair of it is nearer than the nearest picture"
-        if bits <= one.thresholds.pdq_distance and match != bits:
-            yield f"{where}: its nearest picture is within the threshold and not among its pairs"
-
-
-def check_histogram(place: str, one: SetReport, near: list[Row]) -> Iterator[str]:
-    name = f"sets.{one.name}.nearest"
-    distances = [int(str(row["pdq_distance"])) for row in near]
-    counts = Counter(bits >> 3 for bits in distances)
-    yield from differ(place, f"{name}.sampled", one.nearest.sampled, len(distances))
-    yield from differ(place, f"{name}.counts", one.nearest.counts, [counts[bin] for bin in range(33)])
-    yield from differ(place, f"{name}.median", one.nearest.median, float(median(distances)) if distances else None)
-
-
-def check_labels(table: str, place: str, one: SetReport, answers: list[Row], near: list[Row]) -> Iterator[str]:
-    """Answers are to pairs of the sample, and the curve, the agreement, the choice and the band follow from them."""
-    asked = {(row["eval_row"], row["eval_id"], row["uid"], row["pdq_distance"]) for row in near}
-    for row in answers:
-        if (row["eval_row"], row["eval_id"], row["uid"], row["pdq_distance"]) not in asked:
-            yield f"{table}: set {one.name!r}: example {row['eval_id']!r} is not among the nearest pictures; write the report again"
-            return
-    if len({(row["eval_row"], row["rater"]) for row in answers}) != len(answers):
-        yield f"{table}: set {one.name!r}: a rater answers a pair twice; write the report again"
-        return
-    name, stated = f"sets.{one.name}.calibration", one.calibration
-    if stated is None or not answers:
-        yield from differ(place, name, stated is None, not answers)
-        return
-    found = twin.calibration(answers, near)
-    for key in ("raters", "answers", "kappa", "chosen", "band"):
-        yield from differ(place, f"{name}.{key}", getattr(stated, key), found[key])
-    curve = found["curve"]
-    yield from differ(
-        place, f"{name}.curve", [point.distance for point in stated.curve], [row["distance"] for row in curve]
-    )
-    for point, row in zip(stated.curve, curve, strict=False):
-        for key, value in row.items():
-            yield from differ(place, f"{name}.curve.{point.distance}.{key}", getattr(point, key), value)
-
-
-_SIDES: dict[str, float | None] = {
+SIDES: dict[str, float | None] = {
     "recompressed, JPEG q10": 1.0,
     "half size": 0.5,
     "thumbnail of 64 pixels": None,
@@ -164,12 +99,12 @@ _SIDES: dict[str, float | None] = {
 have their own size and are always there; a thumbnail is too small where the picture is narrow."""
 
 
-def _left_out(names: list[str]) -> bool:
+def left_out(names: list[str]) -> bool:
     """Whether one of the changes is missing that the size of a picture cannot have lost; `names` are those of one example."""
-    sides = {name: side for name, side in _SIDES.items() if side is not None}
+    sides = {name: side for name, side in SIDES.items() if side is not None}
     lost = max((side for name, side in sides.items() if name not in names), default=0.0)
     there = min((side for name, side in sides.items() if name in names), default=0.0)
-    return lost >= there or names != [name for name in _SIDES if name in names]
+    return lost >= there or names != [name for name in SIDES if name in names]
 
 
 def check_copies(
@@ -182,7 +117,7 @@ def check_copies(
         names.setdefault(int(str(row["eval_row"])), []).append(str(row["transform"]))
     if list(names) != asked or any(split[int(str(row["eval_row"]))]["eval_id"] != row["eval_id"] for row in copied):
         yield f"{table}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"
-    for number in (number for number, given in names.items() if _left_out(given)):
+    for number in (number for number, given in names.items() if left_out(given)):
         yield f"{table}: set {one.name!r}: example {number}: has not one copy of every kind, in order; write the report again"
     limits, name = one.thresholds, f"sets.{one.name}.copies"
     counts: dict[str, list[int]] = {}
@@ -207,7 +142,7 @@ def reaches(score: object, least: float | None) -> bool:
     return least is not None and isinstance(score, float) and score >= least
 
 
-def _bits(left: object, right: object) -> int | None:
+def bits_apart(left: object, right: object) -> int | None:
     """Differing bits of two hashes; None where one is unknown."""
     if isinstance(left, bytes) and isinstance(right, bytes):
         return (int.from_bytes(left) ^ int.from_bytes(right)).bit_count()

@@ -18,10 +18,11 @@ from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
 
 SCHEMA_NAME = "evaluation.overlap.report"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
 labels, words, corpora that others wrote. 4: the learned descriptor, what a checkpoint had seen, predictions, metrics that are no
-proportions, tables that hold the nearest pairs of many."""
+proportions, tables that hold the nearest pairs of many. 5: nearest pictures and labels by the descriptor's score, too; the tables of both
+say by which measure; of videos, a video is the example."""
 
 
 class Share(StrictModel):
@@ -97,7 +98,7 @@ class Classes(StrictModel):
 
 
 class Value(StrictModel):
-    """A metric over `n` examples (videos); `undefined` says why there is no value, `classes` how many a mean over classes is over."""
+    """A metric over `n` examples; `undefined` says why there is no value, `classes` how many a mean over classes is over."""
 
     n: int
     classes: int | None
@@ -208,7 +209,7 @@ class ScoreStep(StrictModel):
 
 
 class Nearest(StrictModel):
-    """How far the nearest corpus picture is from each of `sampled` examples, in PDQ bits.
+    """How far the nearest corpus picture is from each of `sampled` pictures, in PDQ bits.
 
     `counts[k]` of them lie at 8 k to 8 k + 7 bits; `median` is null where the corpus has no picture with enough texture.
     """
@@ -218,10 +219,20 @@ class Nearest(StrictModel):
     median: float | None
 
 
-class Point(StrictModel):
-    """Precision and recall within `distance` PDQ bits, from people's labels, with one-sided lower bounds; no recall: none is the same."""
+class ScoreNearest(StrictModel):
+    """How high the descriptor scores the nearest corpus picture of each of `sampled` examples (those with a vector).
 
-    distance: int
+    `counts[k]` of them lack 50 k to 50 k + 49 thousandths of 1, rounded up, the last all of it or more; `median` is null without any.
+    """
+
+    sampled: int
+    counts: list[int] = Field(min_length=21, max_length=21)
+    median: float | None
+
+
+class Rates(StrictModel):
+    """Precision and recall within a threshold, from people's labels, with one-sided lower bounds; no recall: none is the same."""
+
     answers: int
     precision: float
     precision_low: float
@@ -229,15 +240,40 @@ class Point(StrictModel):
     recall_low: float | None
 
 
-class Calibration(StrictModel):
-    """What people said of the set's nearest pictures, and the PDQ distance that the rule chooses from it (see `overlap.thresholds`)."""
+class Point(Rates):
+    """Within `distance` PDQ bits."""
+
+    distance: int
+
+
+class ScorePoint(Rates):
+    """With a score of at least `score`; 0 stands for any."""
+
+    score: float
+
+
+class Labelled(StrictModel):
+    """What people said of a set's nearest pictures; see `overlap.thresholds`."""
 
     raters: list[str]
     answers: int
     kappa: float | None
+
+
+class Calibration(Labelled):
+    """Of those by PDQ, and the distance that the rule chooses."""
+
     curve: list[Point]
     chosen: int | None
     band: tuple[int, int] | None
+
+
+class ScoreCalibration(Labelled):
+    """Of those by the descriptor, and the score that the rule chooses."""
+
+    curve: list[ScorePoint]
+    chosen: float | None
+    band: tuple[float, float] | None
 
 
 class Recall(StrictModel):
@@ -252,7 +288,8 @@ class Recall(StrictModel):
 
 
 class Captions(StrictModel):
-    """A set's captions in the corpus's captions: of the `share.n` examples whose caption is long enough to be searched.
+    """A set's captions in the corpus's captions: of the `share.n` pictures whose caption is long enough to be searched. Here a picture
+    is an example in a set of videos, too: captions are of frames.
 
     `texts` is how many different captions those are, `too_short` how many examples have a shorter one; `by_method` counts each example
     once, under its strongest match. `pairs` and `corpus_rows` count all, `pairs_held` those that text_pairs.parquet holds. `with_picture`
@@ -295,11 +332,16 @@ class TextReport(StrictModel):
 
 
 class SetReport(StrictModel):
-    """One evaluation set. `repeated_pictures` have the bytes of an earlier one; near repeats count once in `clusters`."""
+    """One evaluation set. An example is a picture; where the set's pictures are the `frames` of videos (else null), a video.
+
+    `repeated_pictures` have the bytes of an earlier one, `too_flat` ones are compared by these only; examples that repeat one another
+    count once in `clusters`. `score_nearest` and `score_calibration` are null without a descriptor.
+    """
 
     name: str = Field(pattern=SET_NAME, max_length=100)
     content_hash: str
     examples: int
+    frames: int | None
     repeated_pictures: int
     clusters: int
     too_flat: int
@@ -313,8 +355,10 @@ class SetReport(StrictModel):
     sweep: list[Step]
     score_sweep: list[ScoreStep]  # empty where the descriptor does not decide
     nearest: Nearest
+    score_nearest: ScoreNearest | None
     copies: list[Recall]
     calibration: Calibration | None
+    score_calibration: ScoreCalibration | None
     text: TextReport
     verdict: Verdict
 
@@ -344,7 +388,7 @@ class Report(StrictModel):
     """
 
     schema_name: Literal["evaluation.overlap.report"]
-    schema_version: Literal[4]
+    schema_version: Literal[5]
     config_digest: str
     evidence: Literal["thumbs", "hash-only"]
     pairs_kept: int

@@ -18,10 +18,12 @@ from evaluation.report.twin import Row
 def check_figures(place: str, report: Report, one: SetReport, own: list[Row], split: list[Row]) -> Iterator[str]:
     """Every figure of one set."""
     name = f"sets.{one.name}"
-    overlap = sum(row["in_overlap"] is True for row in split)
-    methods = Counter(row["method"] for row in split)
+    examples = twin.examples(split)
+    overlap = sum(row["in_overlap"] is True for row in examples)
+    methods = Counter(row["method"] for row in examples)
     confidence = report.statistics.confidence
-    yield from differ(place, f"{name}.examples", one.examples, len(split))
+    yield from _check_videos(place, one, split)
+    yield from differ(place, f"{name}.examples", one.examples, len(examples))
     yield from differ(
         place, f"{name}.repeated_pictures", one.repeated_pictures, len(split) - len({row["sha256"] for row in split})
     )
@@ -29,29 +31,48 @@ def check_figures(place: str, report: Report, one: SetReport, own: list[Row], sp
     found = twin.clusters(
         split, limits.pdq_distance, limits.pdq_quality, limits.phash_distance, limits.phash_pdq_distance
     )
-    yield from differ(place, f"{name}.clusters", one.clusters, len(set(found)))
+    yield from differ(place, f"{name}.clusters", one.clusters, len({row["cluster"] for row in examples}))
     wrong = next((row for row, first in zip(split, found, strict=True) if row["cluster"] != first), None)
     if wrong is not None:
         where = f"{place}: set {one.name!r}: example {wrong['eval_id']!r}"
         yield f"{where}: its hashes put it into another cluster than its split; write the report again"
     flat = sum(int(str(row["pdq_quality"])) < limits.pdq_quality for row in split)
     yield from differ(place, f"{name}.too_flat", one.too_flat, flat)
-    yield from check_share(place, f"{name}.found.share", one.found.share, overlap, len(split), confidence)
+    yield from check_share(place, f"{name}.found.share", one.found.share, overlap, len(examples), confidence)
     yield from differ(place, f"{name}.found.by_method", one.found.by_method, {key: methods[key] for key in METHODS})
     pairs = sum(int(str(row["pairs"])) for row in split)
     yield from differ(place, f"{name}.found.pairs", one.found.pairs, pairs)
     yield from differ(place, f"{name}.found.pairs_held", one.found.pairs_held, len(own))
     rows = len({(row["shard"], row["row"]) for row in own})
     yield from check_rows(place, f"{name}.found.corpus_rows", one.found.corpus_rows, rows, pairs - len(own))
-    yield from differ(place, f"{name}.over_limit", one.over_limit, bool(split) and overlap / len(split) > one.limit)
-    scored = [row for row in split if row["correct"] is not None]
+    over = bool(examples) and overlap / len(examples) > one.limit
+    yield from differ(place, f"{name}.over_limit", one.over_limit, over)
+    scored = [row for row in examples if row["correct"] is not None]
     if one.effect is None:
         yield from differ(place, f"{name}.effect", None, None if not scored else "scored examples in the split")
     else:
         yield from _check_effect(place, f"{name}.effect", report, one.effect, scored)
-        yield from check_metric(place, report, one, one.effect, scored)
+        yield from check_metric(place, report, one, one.effect, split, scored)
     yield from differ(place, f"{name}.verdict", one.verdict, _verdict(one, overlap))
     yield from _check_sweep(place, f"{name}.sweep", report, one, split)
+
+
+def _check_videos(place: str, one: SetReport, split: list[Row]) -> Iterator[str]:
+    """All pictures are frames, or none is; all frames of a video have its answer."""
+    frames = sum(row["group"] is not None for row in split)
+    yield from differ(place, f"sets.{one.name}.frames", one.frames, frames or None)
+    if frames not in (0, len(split)):
+        yield f"{place}: set {one.name!r}: has pictures that are frames of a video and others; write the report again"
+    answers: dict[object, tuple[object, ...]] = {}
+    for row in split:
+        answer = (row["label"], row["correct"])
+        if (
+            row["group"] is not None
+            and row["correct"] is not None
+            and answers.setdefault(row["group"], answer) != answer
+        ):
+            where = f"{place}: set {one.name!r}: example {row['eval_id']!r}"
+            yield f"{where}: has another label or answer than the frames of its video before it; write the report again"
 
 
 def _check_sweep(place: str, name: str, report: Report, one: SetReport, split: list[Row]) -> Iterator[str]:
@@ -72,9 +93,10 @@ def check_cut(
     place: str, where: str, report: Report, one: SetReport, step: Step | ScoreStep, cut: list[Row]
 ) -> Iterator[str]:
     """A step of a sweep, from the split as it would be then."""
-    overlap = sum(row["in_overlap"] is True for row in cut)
+    examples = twin.examples(cut)
+    overlap = sum(row["in_overlap"] is True for row in examples)
     yield from differ(place, f"{where}.overlapping", step.overlapping, overlap)
-    scored = [row for row in cut if row["correct"] is not None] if one.effect is not None else []
+    scored = [row for row in examples if row["correct"] is not None] if one.effect is not None else []
     touched = [row for row in scored if row["in_overlap"]]
     rest = [row for row in scored if not row["in_overlap"]]
     yield from differ(place, f"{where}.scored", step.scored, len(touched))

@@ -9,12 +9,16 @@ import csv
 import io
 from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluation.metrics import TITLES
 from evaluation.overlap import thresholds
+from evaluation.overlap.measures import MEASURES, PDQ, Measure
 from evaluation.overlap.tables import METHODS, TEXT_METHODS
 from evaluation.report import files
+from evaluation.report.nearest_numbers import threshold_of
 from evaluation.report.schema import (
     Corpus,
     DescriptorReport,
@@ -33,6 +37,7 @@ COLUMNS = [
     "set",
     "verdict",
     "examples",
+    "frames",
     "clusters",
     "overlap",
     "share",
@@ -117,11 +122,11 @@ def headline(report: Report) -> str:
 
 def sentence(one: SetReport) -> str:
     """What the report says of one set."""
-    share = one.found.share
+    share, kind = one.found.share, _examples(one)
     if share.hits == 0:
-        return f"{one.name}: none of {share.n:,} examples was found in the corpus."
+        return f"{one.name}: none of {share.n:,} {kind} was found in the corpus."
     said = (
-        f"{one.name}: {share.hits:,} of {share.n:,} examples ({_percent(share.value)}) are in the corpus, "
+        f"{one.name}: {share.hits:,} of {share.n:,} {kind} ({_percent(share.value)}) are in the corpus, "
         f"{'over' if one.over_limit else 'within'} the limit of {_percent(one.limit)}"
     )
     effect = one.effect
@@ -145,7 +150,7 @@ def sentence(one: SetReport) -> str:
     if one.verdict == "not testable":
         gain = test.detectable_gain
         least = "any gain" if gain is None else f"a gain under {100 * gain:.0f} points"
-        return f"{said}; {moved}, and so few examples could not show {least}: not testable."
+        return f"{said}; {moved}, and so few {kind} could not show {least}: not testable."
     if one.verdict != "overlap, effect":
         return f"{said}; {moved}: no effect seen."
     if effect.own is not None:
@@ -158,6 +163,10 @@ def sentence(one: SetReport) -> str:
 
 def _name(one: SetReport) -> str:
     return "accuracy" if one.metric == "accuracy" else TITLES[one.metric]
+
+
+def _examples(one: SetReport) -> str:
+    return "examples" if one.frames is None else "videos"
 
 
 def _points(value: float) -> str:
@@ -200,7 +209,7 @@ def text_sentence(one: SetReport) -> str | None:
     if labels is not None and labels.named.n:
         named = f"{labels.named.hits:,} ({_percent(labels.named.value)})"
         said.append(
-            f"of {labels.named.n:,} examples whose picture was found with a caption, {named} have one that names their class, "
+            f"of {labels.named.n:,} {_examples(one)} whose picture was found with a caption, {named} have one that names their class, "
             f"where any caption would in {_percent(labels.expected)}"
         )
     return f"{one.name}: {'; '.join(said)}." if said else None
@@ -213,7 +222,7 @@ def exposure_sentence(one: SetReport) -> str | None:
         return None
     said = (
         f"{one.name}: after {found.samples_seen:,} samples of its training this checkpoint had seen {found.share.hits:,} of the "
-        f"{found.share.n:,} examples that are in the corpus ({_percent(found.share.value)})"
+        f"{found.share.n:,} {_examples(one)} that are in the corpus ({_percent(found.share.value)})"
     )
     if found.init_sha256 is not None:
         said += "; what the weights that it started from had seen is not known"
@@ -232,32 +241,58 @@ def as_text(report: Report) -> str:
 def thresholds_as_text(directory: str, labels: Sequence[str]) -> str:
     """What files of labels choose for each set of a report, for a terminal, with the lines for the configuration."""
     report = files.read_report(directory)
-    closest = parquet.read(storage.join(directory, files.NEAREST))
+    closest, copies = (parquet.read(storage.join(directory, name)) for name in (files.NEAREST, files.COPIES))
     answers = thresholds.read_labels(labels, closest)
     lines = []
     for one in report.sets:
-        found = thresholds.calibrate(*(table.filter(pc.equal(table["set"], one.name)) for table in (answers, closest)))
-        if found is None:
+        given, near, changed = (table.filter(pc.equal(table["set"], one.name)) for table in (answers, closest, copies))
+        if not given.num_rows:
             lines.append(f"{one.name}: no labels")
-            continue
-        agreement = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
-        lines.append(f"{one.name}: {found.answers:,} pairs by {len(found.raters)} raters{agreement}")
-        lines.append("  PDQ bits  answers  precision (at least)  recall (at least)")
-        for point in found.curve:
-            recall = "" if point.recall is None else f"{point.recall:8.1%} ({point.recall_low:.1%})"
-            lines.append(
-                f"  {point.distance:8}  {point.answers:7}  {point.precision:9.1%} ({point.precision_low:.1%})  {recall}"
-            )
-        if found.chosen is None:
-            lines.append(
-                f"  no distance has a precision of {thresholds.LEAST_PRECISION:.0%} by its lower bound; label more pairs, or keep "
-                f"{one.thresholds.pdq_distance} as a convention"
-            )
-        else:
-            lines.append(
-                f"  chosen: thresholds = {{ pdq_distance = {found.chosen} }}   (the report used {one.thresholds.pdq_distance})"
-            )
+        for measure in MEASURES.values():
+            found = thresholds.calibrate(given, near, measure)
+            if found is not None:
+                lines += calibration_lines(one, found, changed, measure)
     return "\n".join(lines)
+
+
+def calibration_lines(one: SetReport, found: thresholds.Calibration, copies: pa.Table, measure: Measure) -> list[str]:
+    """What labels of a set say by one measure, and how many of its planted copies the choice would find."""
+    agreement = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
+    by = "" if measure is PDQ else f" by {measure.title}"
+    lines = [f"{one.name}{by}: {found.answers:,} pairs by {len(found.raters)} raters{agreement}"]
+    head = "PDQ bits" if measure is PDQ else "score"
+    lines.append(f"  {head:>8}  answers  precision (at least)  recall (at least)")
+    for point in found.curve:
+        recall = "" if point.recall is None else f"{point.recall:8.1%} ({point.recall_low:.1%})"
+        threshold = f"{point.threshold:8}" if measure is PDQ else f"{point.threshold:8.3f}"
+        lines.append(f"  {threshold}  {point.answers:7}  {point.precision:9.1%} ({point.precision_low:.1%})  {recall}")
+    used = threshold_of(one, measure)
+    if found.band is not None:
+        lines.append(f"  ambiguous: {found.band[0]} to {found.band[1]}")
+    if found.chosen is None:
+        lines.append(
+            f"  no {measure.kind} has a precision of {thresholds.LEAST_PRECISION:.0%} by its lower bound; label more pairs, or "
+            + (
+                "leave it without one: the descriptor then does not decide"
+                if used is None
+                else f"keep {used} as a convention"
+            )
+        )
+        return lines
+    before = "the report used none" if used is None else f"the report used {used}"
+    lines.append(f"  chosen: thresholds = {{ {measure.column} = {found.chosen} }}   ({before})")
+    recalls = _copies_within(one, copies, measure, found.chosen)
+    return [*lines, *([f"  planted copies within it: {recalls}"] if recalls else [])]
+
+
+def _copies_within(one: SetReport, copies: pa.Table, measure: Measure, threshold: int | float) -> str:
+    """Of a set's COPY_SCHEMA rows: how many of each change a threshold finds by this measure alone."""
+    value, textured = copies[measure.column], pc.greater_equal(copies["pdq_quality"], one.thresholds.pdq_quality)
+    near = pc.less_equal(value, threshold) if measure is PDQ else pc.greater_equal(value, threshold)
+    found = pc.and_(textured, pc.fill_null(near, False))
+    names = copies["transform"].unique().to_pylist()
+    hits = [np.asarray(found)[np.asarray(pc.equal(copies["transform"], name))] for name in names]
+    return ", ".join(f"{name} {int(own.sum())} of {len(own)}" for name, own in zip(names, hits, strict=True))
 
 
 def as_csv(report: Report) -> bytes:
@@ -272,6 +307,7 @@ def as_csv(report: Report) -> bytes:
                 one.name,
                 one.verdict,
                 one.examples,
+                one.frames,
                 one.clusters,
                 found.share.hits,
                 *_row(found.share),

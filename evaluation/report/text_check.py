@@ -126,14 +126,18 @@ def check_figures(
         beside = sum(bool(text_at.get(row["text"], set()) & pictures_at.get(row["eval_row"], set())) for row in hits)
         yield "captions.with_picture", captions.with_picture, beside
     if labels is not None:
-        answers: dict[object, bool] = {}
+        label_of = {row["eval_row"]: _number(row["label"]) for row in split}
+        video_of = {row["eval_row"]: row["group"] for row in split if row["group"] is not None}
+        answers: dict[object, list[tuple[bool, int]]] = {}  # of a picture, or of all frames of a video
         for pair in pairs:
             if pair["names_label"] is not None:
-                answers[pair["eval_row"]] = answers.get(pair["eval_row"], False) or pair["names_label"] is True
-        yield from _share("labels.named", labels.named, sum(answers.values()), len(answers), confidence)
+                picture = pair["eval_row"]
+                answer = (pair["names_label"] is True, label_of.get(picture, -1))
+                answers.setdefault(video_of.get(picture, picture), []).append(answer)
+        named = sum(any(names for names, _ in given) for given in answers.values())
+        yield from _share("labels.named", labels.named, named, len(answers), confidence)
         rows = {row["label"]: _number(row["rows"]) for row in classes}
-        label_of = {row["eval_row"]: row["label"] for row in split}
-        shares = [rows.get(label_of.get(example), 0) / corpus_rows for example in answers]
+        shares = [rows.get(min(label for _, label in given), 0) / corpus_rows for given in answers.values()]
         yield "labels.expected", labels.expected, math.fsum(shares) / len(shares) if shares else None
         yield "labels.classes", labels.classes, len(rows)
         yield "labels.classes_named", labels.classes_named, sum(count > 0 for count in rows.values())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from evaluation import intervals
 from evaluation.overlap.tables import TEXT_METHODS
@@ -14,6 +16,7 @@ from evaluation.report.schema import Captions, Labels, Share, TextReport
 def text_report(
     one: SetText,
     split: pa.Table,
+    example: NDArray[np.int64],
     pairs: pa.Table,
     text_pairs: pa.Table,
     classes: pa.Table,
@@ -21,13 +24,14 @@ def text_report(
     corpus_rows: int,
     confidence: float,
 ) -> TextReport:
-    """All figures of one set; the tables are its own rows of the published ones, `matched` of the `corpus_rows` have a caption of it."""
+    """All figures of one set; the tables are its own rows of the published ones, `example` int64[rows] the example of each row of the
+    split, `matched` of the `corpus_rows` have a caption of it."""
     has_captions = split["text"].null_count < split.num_rows
     return TextReport(
         rule=one.rule,
         names_sha256=one.names_sha256,
         captions=_captions(one, split, pairs, text_pairs, matched, confidence) if has_captions else None,
-        labels=_labels(split, pairs, classes, corpus_rows, confidence) if classes.num_rows else None,
+        labels=_labels(split, example, pairs, classes, corpus_rows, confidence) if classes.num_rows else None,
     )
 
 
@@ -56,11 +60,22 @@ def _captions(
     )
 
 
-def _labels(split: pa.Table, pairs: pa.Table, classes: pa.Table, corpus_rows: int, confidence: float) -> Labels:
+def _labels(
+    split: pa.Table,
+    example: NDArray[np.int64],
+    pairs: pa.Table,
+    classes: pa.Table,
+    corpus_rows: int,
+    confidence: float,
+) -> Labels:
     asked = pairs.filter(pc.is_valid(pairs["names_label"]))
-    by_example = asked.group_by("eval_row").aggregate([("names_label", "any")])
+    rows = np.asarray(asked["eval_row"], np.int64)
+    answers = pa.table(
+        {"example": example[rows], "label": split["label"].take(pa.array(rows)), "names_label": asked["names_label"]}
+    )
+    by_example = answers.group_by("example").aggregate([("names_label", "any"), ("label", "min")])
     rows_of = dict(zip(classes["label"].to_pylist(), classes["rows"].to_pylist(), strict=True))
-    labels = split["label"].take(by_example["eval_row"]).to_pylist()
+    labels = by_example["label_min"].to_pylist()
     return Labels(
         named=share(int(pc.sum(by_example["names_label_any"]).as_py() or 0), len(labels), confidence),
         expected=sum(rows_of[label] for label in labels) / (len(labels) * corpus_rows) if labels else None,

@@ -1,4 +1,5 @@
-"""The second hand: what `overlap.statistics`, `overlap.repeats` and `overlap.thresholds` compute, computed another way for `verify`.
+"""The second hand: what `overlap.examples`, `overlap.statistics`, `overlap.repeats` and `overlap.thresholds` compute, computed another way
+for `verify`.
 
 Nothing here may call them. Where the first hand has closed forms and convolutions, this one searches roots, sums over rows, and goes
 by way of characteristic functions; it is slower and does not need to be fast.
@@ -6,6 +7,7 @@ by way of characteristic functions; it is slower and does not need to be fast.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import beta, binom, binomtest, hypergeom, norm
 
+from evaluation.overlap.tables import METHODS
+
 Row = dict[str, object]
 Table = tuple[int, int, int, int]
 """One stratum: Overlap right and wrong, Clean right and wrong."""
@@ -25,6 +29,40 @@ _BLOCK = 512
 def in_hex(digest: object) -> str:
     """A digest as reports print it; nothing where a row has none."""
     return digest.hex() if isinstance(digest, bytes) else ""
+
+
+def examples(split: Sequence[Row]) -> list[Row]:
+    """One row a video: its first scored frame, in Overlap if any frame is, by the strongest match, seen if any was, its cluster told by the
+    first cluster that it hangs together with. Rows of no video are examples as they are.
+    """
+    if not split or split[0]["group"] is None:
+        return list(split)
+    above: dict[object, object] = {}
+
+    def top(node: object) -> object:
+        while above.setdefault(node, node) != node:
+            above[node] = above[above[node]]
+            node = above[node]
+        return node
+
+    videos: dict[object, list[Row]] = {}
+    for row in split:
+        videos.setdefault(row["group"], []).append(row)
+        above[top(("video", row["group"]))] = top(("picture", row["cluster"]))
+    found: list[Row] = []
+    for video, frames in videos.items():
+        methods = [METHODS.index(str(row["method"])) for row in frames if row["method"] in METHODS]
+        told = [row["seen"] for row in frames if row["seen"] is not None]
+        found.append(
+            {
+                **next((row for row in frames if row["correct"] is not None), frames[0]),
+                "in_overlap": any(row["in_overlap"] is True for row in frames),
+                "method": METHODS[min(methods)] if methods else None,
+                "seen": any(told) if told else None,
+                "cluster": top(("video", video)),
+            }
+        )
+    return found
 
 
 def units(scored: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -132,51 +170,67 @@ def sample(split: Sequence[Row], quality: int, count: int) -> list[int]:
     return sorted(row for _, row in lowest)
 
 
-def calibration(answers: Sequence[Row], near: Sequence[Row]) -> dict[str, Any]:
-    """What labels say of a set: `raters`, `answers`, `kappa`, `curve` (a row for each distance), `chosen`, `band`; pair by pair."""
+def calibration(answers: Sequence[Row], near: Sequence[Row], by: str = "pdq") -> dict[str, Any]:
+    """What labels say of a set by a measure: `raters`, `answers`, `kappa`, `curve` (a row for each `distance`, or `score`), `chosen`,
+    `band`; pair by pair."""
     pairs: dict[object, list[Row]] = {}
     for row in answers:
-        pairs.setdefault(row["eval_row"], []).append(row)
-    bins = Counter(_distance(row) >> 3 for row in near)
-    asked = Counter(_distance(given[0]) >> 3 for given in pairs.values())
+        if row["measure"] == by:
+            pairs.setdefault(row["eval_row"], []).append(row)
+    kind, width, loosest = ("distance", 8, 128) if by == "pdq" else ("score", 50, 999)
+    bins = Counter(distance(row, by) // width for row in near if row["measure"] == by)
+    asked = Counter(distance(given[0], by) // width for given in pairs.values())
     judged = [
         (
-            _distance(given[0]),
+            distance(given[0], by),
             all(row["answer"] == "same" for row in given),
-            bins[_distance(given[0]) >> 3] / asked[_distance(given[0]) >> 3],
+            bins[distance(given[0], by) // width] / asked[distance(given[0], by) // width],
         )
         for given in pairs.values()
     ]
-    distances = sorted({distance for distance, _, _ in judged})
+    distances = sorted({far for far, _, _ in judged})
     curve: list[dict[str, Any]] = []
     for limit in distances:
-        precision = _weighted([(same, weight) for distance, same, weight in judged if distance <= limit])
-        recall = _weighted([(distance <= limit, weight) for distance, same, weight in judged if same])
+        precision = _weighted([(same, weight) for far, same, weight in judged if far <= limit])
+        recall = _weighted([(far <= limit, weight) for far, same, weight in judged if same])
         curve.append(
             {
-                "distance": limit,
-                "answers": sum(distance <= limit for distance, _, _ in judged),
+                kind: _threshold(limit, by),
+                "answers": sum(far <= limit for far, _, _ in judged),
                 "precision": precision[0],
                 "precision_low": precision[1],
                 "recall": recall[0],
                 "recall_low": recall[1],
             }
         )
-    same = [distance for distance, is_same, _ in judged if is_same]
-    doubted = min((distance for distance, is_same, _ in judged if not is_same), default=257)
-    certain = max((distance for distance in distances if distance < doubted), default=0)
+    same = [far for far, is_same, _ in judged if is_same]
+    doubted = min((far for far, is_same, _ in judged if not is_same), default=1001)
+    certain = max((far for far in distances if far < doubted), default=0)
+    chosen = [
+        limit for limit, row in zip(distances, curve, strict=True) if row["precision_low"] >= 0.95 and limit <= loosest
+    ]
     return {
-        "raters": sorted({str(row["rater"]) for row in answers}),
+        "raters": sorted({str(row["rater"]) for given in pairs.values() for row in given}),
         "answers": len(pairs),
         "kappa": _kappa(list(pairs.values())),
         "curve": curve,
-        "chosen": max((row["distance"] for row in curve if row["precision_low"] >= 0.95), default=None),
-        "band": (certain, max(same)) if same else None,
+        "chosen": _threshold(max(chosen), by) if chosen else None,
+        "band": (_threshold(certain, by), _threshold(max(same), by)) if same else None,
     }
 
 
-def _distance(row: Row) -> int:
-    return int(str(row["pdq_distance"]))
+def distance(row: Row, by: str) -> int:
+    """In bits; of a score the thousandths that it lacks of 1, at most all of them: 1000 less the largest k with k / 1000 not above it."""
+    if by == "pdq":
+        return int(str(row["pdq_distance"]))
+    score = float(str(row["descriptor_score"]))
+    near = math.floor(score * 1000)  # the product may be rounded
+    reached = max(k for k in (near - 1, near, near + 1) if k / 1000 <= score)
+    return 1000 - min(1000, max(0, reached))
+
+
+def _threshold(far: int, by: str) -> int | float:
+    return far if by == "pdq" else (1000 - far) / 1000
 
 
 def _weighted(rows: Sequence[tuple[bool, float]]) -> tuple[float | None, float | None]:

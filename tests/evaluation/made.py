@@ -35,15 +35,14 @@ class Made:
         self.planted = planted.plant(folder, repeats=2)
         self.report = folder / "report"
         predictions = folder / "predictions.parquet"
-        one = {"name": "scenes", "path": str(self.planted.evaluation), "id": "id", "label": "label", "limit": 0.1}
         (folder / "names_zh.txt").write_text(planted.NAMES_ZH, "utf-8")
         words = {"caption": "caption", "classes": list(planted.CLASSES), "names": [str(folder / "names_zh.txt")]}
         config = planted.overlap_config(
             self.planted,
             self.report,
             sets=[
-                {**one, **words, "predictions": str(predictions)},
-                {**one, "name": "blind", "limit": 0.5, "where": {"label": 3}},
+                planted.set_table(self.planted, **words, predictions=str(predictions)),
+                planted.set_table(self.planted, name="blind", limit=0.5, where={"label": 3}),
             ],
         )
         ids = open_set(config.sets[0]).ids

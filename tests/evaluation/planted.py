@@ -200,11 +200,23 @@ def plant(
     return Planted(corpus, evaluation, answers, texts, named, changes)
 
 
+def set_table(planted: Planted, **more: object) -> dict[str, object]:
+    """The table of the planted set in a config; `more` adds keys or replaces them."""
+    return {
+        "name": "scenes",
+        "path": str(planted.evaluation),
+        "id": "id",
+        "label": "label",
+        "limit": 0.1,
+        **more,
+    }
+
+
 def overlap_config(planted: Planted, report: Path, **more: object) -> OverlapConfig:
     """A config of one set; `more` replaces whole tables."""
     values: dict[str, object] = {
         "corpus": {"manifest": str(planted.corpus)},
-        "sets": [{"name": "scenes", "path": str(planted.evaluation), "id": "id", "label": "label", "limit": 0.1}],
+        "sets": [set_table(planted)],
         "report": {"dir": str(report)},
         "engine": {"workers": 2},
         "copies": {"examples": 3},

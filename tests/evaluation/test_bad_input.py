@@ -59,6 +59,9 @@ ROWS = {
     "a score of a set": Wrong(
         "scenes.thresholds.descriptor_score is 0.5", one={"thresholds": {"descriptor_score": 0.5}}
     ),
+    "labels by no descriptor": Wrong(
+        "labelling.by is 'descriptor' and there is no table [descriptor]", "labelling.by=descriptor"
+    ),
     "score out of range": Wrong("match.descriptor_score", "match.descriptor_score=0"),
     "unknown view": Wrong("descriptor.views.0", "descriptor={weights='x', views=['thirds']}"),
     "a view twice": Wrong("names one twice", "descriptor={weights='x', views=['whole', 'whole']}"),

@@ -114,7 +114,8 @@ def test_the_labelling_page_asks_keeps_and_exports(made: Made, window: webdriver
             break
         time.sleep(0.1)
     answers = [json.loads(line) for line in saved.read_text("utf-8").splitlines()]
-    assert [(one["rater"], one["answer"]) for one in answers] == [("Ada Ö", "same"), ("Ada Ö", "unsure")]
+    said = [(one["rater"], one["answer"], one["measure"]) for one in answers]
+    assert said == [("Ada Ö", "same", "pdq"), ("Ada Ö", "unsure", "pdq")]
     assert complaints(window) == []
     assert {urlsplit(one).scheme for one in requests(window)} <= {"file", "blob"}
     chosen = command("thresholds", str(made.report), str(saved))

@@ -150,17 +150,22 @@ def test_the_mean_over_sets_has_the_width_of_its_examples() -> None:
 
 def test_a_video_is_one_example(tmp_path: Path) -> None:
     """Of a video every frame has the answer and the mean probabilities; these are read as logarithms, whose softmax they are."""
-    scores, labels = outcomes([True, True, True, False, False, True], classes=4)
+    scores, labels = (np.repeat(one, [3, 2, 1], axis=0) for one in outcomes([True, False, True], classes=4))
     shares = (0.1 + 0.6 * scores).astype(np.float32)
     place = write_answers(tmp_path / "clips.parquet", shares, labels, scale=30.0)
     table = pq.read_table(place)
-    frames = table.set_column(table.column_names.index("group"), "group", [["a", "a", "a", "b", "b", "c"]])
-    pq.write_table(frames.replace_schema_metadata(table.schema.metadata), place)
+    metadata = table.schema.metadata
+    table = table.set_column(table.column_names.index("group"), "group", [["a", "a", "a", "b", "b", "c"]])
+    pq.write_table(table.replace_schema_metadata(metadata), place)
     one = predictions.read(place)
     assert (one.ids, one.correct.tolist(), len(one.units())) == (["a", "b", "c"], [True, False, True], 3)
     assert one.scores is not None
     assert one.logit_scale == 1.0
     assert np.exp(one.scores).tolist() == pytest.approx(shares[[0, 3, 5]])
+    other = table.set_column(table.column_names.index("group"), "group", [["a", "a", "a", "b", "c", "c"]])
+    pq.write_table(other.replace_schema_metadata(metadata), place)
+    with pytest.raises(InputError, match="frame 'e5' has another answer than the frames of video 'c' before it"):
+        predictions.read(place)
 
 
 def test_what_compare_refuses(runs: list[str], tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_search_equals_brute_force(seed: int) -> None:
     picture = np.sort(draws.integers(0, 25, 60)).astype(np.int64)
     index = Index(views, picture, np.arange(60) % 4, draws.uniform(0, 0.2, 60) * (seed % 2))
     thresholds = draws.choice([0.3, 0.6, 0.9], 25)[picture]
-    hits = search.search(index, queries, thresholds)
+    hits, _ = search.search(index, queries, thresholds)
     theirs = by_brute_force(index, queries, thresholds)
     assert len(theirs) > 50
     assert list(zip(hits.picture.tolist(), hits.query.tolist(), strict=True)) == sorted(theirs)
@@ -64,7 +64,7 @@ def test_blocks_change_nothing() -> None:
     """More vectors on both sides than one block holds: every planted pair and no other, as the whole table says."""
     views, queries = planted(4500, 4300, 24, 9)
     index = Index(views, np.arange(4500), np.zeros(4500, np.int64), np.zeros(4500))
-    hits = search.search(index, queries, np.full(4500, 0.8))
+    hits, _ = search.search(index, queries, np.full(4500, 0.8))
     wide, other = views.astype(np.int64), queries.astype(np.int64)
     lengths = np.sqrt((wide**2).sum(1).astype(float)), np.sqrt((other**2).sum(1).astype(float))
     table = (wide @ other.T).astype(float) / (lengths[0][:, None] * lengths[1][None, :])
@@ -95,12 +95,38 @@ def test_given_pairs_score_as_the_search_has_them(seed: int, monkeypatch: pytest
     assert len(search.score_pairs(index, queries, np.zeros(0, np.int64), np.zeros(0, np.int64)).picture) == 0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_nearest_of_a_sample_equals_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the thresholds, in blocks that cut views and queries apart, with many that are equally near: the first of them."""
+    draws = np.random.default_rng(300 + seed)
+    views, queries = planted(60, 90, 12, seed)
+    queries[5] = 0
+    queries[40:70] = queries[draws.integers(0, 8, 30)]
+    picture = np.sort(draws.integers(0, 25, 60)).astype(np.int64)
+    index = Index(views, picture, np.arange(60) % 4, draws.uniform(0, 0.2, 60) * (seed % 2))
+    sampled = np.isin(picture, draws.choice(25, 11, replace=False))
+    thresholds = np.where(picture % 3 == 0, np.inf, 0.6)
+    best: dict[int, tuple[float, int, float, int]] = {}
+    for (one, query), (score, cosine, view) in by_brute_force(index, queries, np.full(60, -2.0)).items():
+        if one in picture[sampled]:
+            best[one] = min(best.get(one, (9.0, 0, 0.0, 0)), (-score, query, cosine, view))
+    expected = [(one, query, view, cosine, -less) for one, (less, query, cosine, view) in sorted(best.items())]
+    hits, _ = search.search(index, queries, thresholds)
+    for block in (7, 4096):
+        monkeypatch.setattr(search, "_BLOCK", block)
+        again, nearest = search.search(index, queries, thresholds, sampled)
+        columns = (nearest.picture, nearest.query, nearest.view, nearest.cosine, nearest.score)
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+        np.testing.assert_array_equal(again.score, hits.score)
+    assert len(expected) > 5
+
+
 def test_an_infinite_threshold_is_matched_by_nothing() -> None:
     views, queries = planted(60, 90, 12, 1)
     index = Index(views, np.arange(60), np.zeros(60, np.int64), np.zeros(60))
     some = np.where(np.arange(60) < 20, 0.5, np.inf)
-    assert len(search.search(index, queries, np.full(60, np.inf)).picture) == 0
-    found, all_ = search.search(index, queries, some), search.search(index, queries, np.full(60, 0.5))
+    assert len(search.search(index, queries, np.full(60, np.inf))[0].picture) == 0
+    (found, _), (all_, _) = (search.search(index, queries, limits) for limits in (some, np.full(60, 0.5)))
     kept = all_.picture < 20
     np.testing.assert_array_equal(found.picture, all_.picture[kept])
     np.testing.assert_array_equal(found.score, all_.score[kept])
@@ -118,7 +144,7 @@ def test_a_threshold_that_is_exactly_reached_counts() -> None:
     vector = np.array([[3, 4, 0]], np.int8)
     index = Index(vector, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
     other = np.array([[4, 3, 0], [4, 3, 1], [0, 0, 0]], np.int8)
-    hits = search.search(index, other, np.array([24 / 25]))
+    hits, _ = search.search(index, other, np.array([24 / 25]))
     assert hits.query.tolist() == [0]
     assert hits.cosine.tolist() == [24 / 25]
 
@@ -127,8 +153,9 @@ def test_nothing_in_nothing_out() -> None:
     none, one = np.zeros((0, 3), np.int8), np.ones((1, 3), np.int8)
     empty = Index(none, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     full = Index(one, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1))
-    assert len(search.search(empty, one, np.zeros(0)).picture) == 0
-    assert len(search.search(full, none, np.zeros(1)).picture) == 0
+    for index, queries, views in ((empty, one, 0), (full, none, 1), (full, np.zeros((2, 3), np.int8), 1)):
+        hits, nearest = search.search(index, queries, np.zeros(views), np.ones(views, np.bool_))
+        assert len(hits.picture) == len(nearest.picture) == 0
 
 
 def test_the_largest_dimension_is_still_exact() -> None:

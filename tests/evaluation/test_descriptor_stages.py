@@ -149,7 +149,7 @@ def test_views_of_a_set_make_the_index(descriptor: Descriptor, tmp_path: Path) -
     assert sorted(set(index.picture.tolist())) == [0, 1, 3, 4, 5, 7]
     # Each whole picture is its own nearest, with a cosine of 1 but for the last bit, in both sets.
     queries = np.stack([vector for vector in Embedder.of(descriptor).first_views(stored) if vector is not None])
-    hits = search(index, queries, np.full(len(index.vectors), 1 - 1e-9))
+    hits, _ = search(index, queries, np.full(len(index.vectors), 1 - 1e-9))
     found = set(zip(hits.picture.tolist(), hits.query.tolist(), strict=True))
     assert {(0, 0), (1, 1), (3, 2), (4, 0), (5, 1), (7, 2)} <= found
     assert set(hits.view.tolist()) == {0}

@@ -48,16 +48,8 @@ def cluster() -> Iterator[None]:
 
 def config_of(made: planted.Planted, corpus: dict[str, Any], report: Path) -> OverlapConfig:
     """A config that asks for pictures, captions and class names."""
-    one = {
-        "name": "scenes",
-        "path": str(made.evaluation),
-        "id": "id",
-        "label": "label",
-        "limit": 0.1,
-        "caption": "caption",
-    }
-    sets = [{**one, "classes": list(planted.CLASSES), "absent_classes": True}]
-    return planted.overlap_config(made, report, corpus=corpus, sets=sets)
+    one = planted.set_table(made, caption="caption", classes=list(planted.CLASSES), absent_classes=True)
+    return planted.overlap_config(made, report, corpus=corpus, sets=[one])
 
 
 def codes_of(made: planted.Planted) -> EvalCodes:

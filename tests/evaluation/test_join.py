@@ -12,8 +12,9 @@ from evaluation.config import Thresholds
 from evaluation.descriptor.search import Index
 from evaluation.overlap import join
 from evaluation.overlap.job import hash_pictures
-from evaluation.overlap.join import EvalCodes, Learned, join_shard
+from evaluation.overlap.join import EvalCodes, join_shard
 from evaluation.overlap.kept import nearest_pairs
+from evaluation.overlap.likeness import Learned
 from evaluation.overlap.splits import split_set
 from evaluation.overlap.tables import CODE_SCHEMA, INDEX_COLUMNS, PAIR_SCHEMA
 from pipeline.content.labelled import open_set
@@ -49,7 +50,7 @@ def test_every_plant_and_no_look_alike(tmp_path: Path) -> None:
         name: "pdq" if method == "phash" else method for name, method in found.items()
     }
     assert pairs.num_rows == len(answers.answers)
-    split = split_set(0, codes, labelled.labels, pairs, counts, config.match, None)
+    split = split_set(0, codes, labelled, pairs, counts, config.match, None)
     assert [row["eval_id"] for row in split.to_pylist() if row["in_overlap"]] == sorted(answers.answers)
 
 

@@ -1,5 +1,6 @@
 """One report, made by the real command, in which a picture and a caption stand in more corpus rows than the tables hold, and in which every
-metric that is no proportion has a set: the figures, what `verify` computes again, and what it finds when they are forged."""
+metric that is no proportion has a set, and videos that are scored by accuracy have one: the figures, what `verify` computes again, and what
+it finds when they are forged."""
 
 import csv
 import json
@@ -13,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binomtest
 
 from evaluation import scoring, zeroshot
 from evaluation.config import Metric, OverlapConfig
 from evaluation.datasets import open_set
 from evaluation.metrics import METRICS, Answers
+from evaluation.overlap.exposure import Training
 from evaluation.report import files, verify
 from evaluation.report.files import read_report
 from evaluation.report.metric_twin import broken
@@ -33,6 +36,8 @@ from tests.evaluation.made import command
 from tests.evaluation.test_report import contents, reseal
 
 Row = dict[str, Any]
+TRAINING = Training(samples_seen=15, seed=5, window_row_groups=2)
+"""Half an epoch; the model of `clips` was trained on this corpus."""
 N, LEAKED, KEPT = 24, 8, 2
 _METRICS: dict[str, Metric] = {
     "words": "mean_per_class",
@@ -40,6 +45,9 @@ _METRICS: dict[str, Metric] = {
     "several": "map11",
     "videos": "mean_top1_top5",
 }
+CLIP = (np.arange(N) + 1) // 2
+"""The video that each picture of the set `clips` is of: the first and the last have one frame, the fourth one that leaked and one that did
+not. The frame of the last shows the picture of row 10."""
 
 
 class Many:
@@ -65,21 +73,23 @@ class Many:
             "two": pa.array([k // 2 % 2 for k in range(N)], pa.int32()),
             "several": pa.array([[k % 3, 2] if k % 5 else [k % 3] for k in range(N)], pa.list_(pa.int32())),
             "videos": pa.array([k // 2 % 6 for k in range(N)], pa.int32()),
+            "clips": pa.array(CLIP % 6, pa.int32()),
         }
         sets = []
         for name, column in labels.items():
-            classes = {"two": 2, "videos": 7}.get(name, 3)
+            classes = {"two": 2, "videos": 7, "clips": 7}.get(name, 3)
             table = {
                 "id": [f"{name}{k:02d}" for k in range(N)],
-                "image": pictures,
+                "image": pictures if name != "clips" else [*pictures[:-1], pictures[10]],
                 "label": column,
                 "caption": [planted.sentence(k) for k in range(N)],
-                "video": [f"v{k // 2}" for k in range(N)],
+                "video": [f"v{clip}" for clip in (CLIP if name == "clips" else np.arange(N) // 2)],
             }
             pq.write_table(pa.table(table), folder / f"{name}.parquet")
             columns: dict[str, Row] = {
                 "words": {"caption": "caption"},
                 "videos": {"group": "video", "absent_classes": True},
+                "clips": {"group": "video", "absent_classes": True},
             }
             one: Row = {
                 "name": name,
@@ -90,7 +100,7 @@ class Many:
             }
             one |= {
                 "classes": [f"class {k}" for k in range(classes)],
-                "metric": _METRICS[name],
+                "metric": _METRICS.get(name, "accuracy"),
                 **columns.get(name, {}),
             }
             sets.append({**one, "predictions": str(folder / "out" / "predictions" / f"{name}.parquet")})
@@ -112,11 +122,12 @@ class Many:
             sure = 3.0 * truth * (np.arange(N) < LEAKED)[:, None]
             scores = (draws.integers(0, 6, (N, classes)) + sure).astype(np.float32)
             if labelled.groups is not None:
-                scores = scores[np.arange(N) // 2 * 2]
+                scores = scores[[labelled.groups.index(video) for video in labelled.groups]]
             answers = Answers(scores, zeroshot.rank(scores), labelled.labels, labelled.marks)
             self.answers[labelled.name] = answers
             predicted = zeroshot.prediction_table(labelled, np.arange(N), answers, keep_scores=True)
-            model = scoring.ModelIdentity("ab" * 32, None)
+            root = manifest.load(str(folder / "corpus")).content_root if labelled.name == "clips" else None
+            model = scoring.ModelIdentity("ab" * 32, root, training=TRAINING)
             scoring.write_predictions(str(folder / "out"), labelled, predicted, model)
         self.config, self.folder = folder / "many.toml", folder / "report"
         self.config.write_text(to_toml(config), "utf-8")
@@ -173,7 +184,7 @@ def test_words_are_counted_and_listed_too(many: Many) -> None:
 
 def test_every_metric_is_the_one_of_the_predictions(many: Many) -> None:
     report = read_report(str(many.folder))
-    assert report.statistics.tests == 4
+    assert report.statistics.tests == 5
     for name, metric in _METRICS.items():
         one, answers = of(report, name), many.answers[name]
         assert one.metric == metric
@@ -199,6 +210,41 @@ def test_every_metric_is_the_one_of_the_predictions(many: Many) -> None:
         assert (one.effect.by_class is None) == (metric == "map11"), "several labels are no classes"
 
 
+def test_of_videos_scored_by_accuracy_a_video_is_the_example(many: Many) -> None:
+    """Worked out from the plan: a video is in Overlap if a frame of it leaked, and those of rows 10 and 23 are one unit."""
+    clips = of(read_report(str(many.folder)), "clips")
+    assert (clips.examples, clips.frames, clips.repeated_pictures, clips.clusters) == (13, 24, 1, 12)
+    assert (clips.found.share.hits, clips.found.share.n) == (5, 13)
+    assert sum(clips.found.by_method.values()) == 5
+    assert clips.found.pairs == 15, "pairs are of pictures"
+    answers, first = many.answers["clips"], np.unique(CLIP, return_index=True)[1]
+    right = answers.hit[first]
+    effect = clips.effect
+    assert effect is not None
+    assert effect.own is None
+    for share, chosen in ((effect.all, right), (effect.clean, right[5:]), (effect.overlap, right[:5])):
+        assert (share.hits, share.n) == (chosen.sum(), len(chosen))
+    assert (effect.clean_units.hits, effect.clean_units.n) == (right[5:12].sum(), 7)
+    assert (effect.overlap_units.hits, effect.overlap_units.n) == (right[:5].sum(), 5)
+    null = right[5:12].mean()
+    assert effect.p_value == pytest.approx(binomtest(int(right[:5].sum()), 5, null, alternative="greater").pvalue)
+    assert effect.all_minus_clean == pytest.approx(right.mean() - right[5:].mean())
+    assert effect.by_class is not None
+    assert effect.by_class.units <= 12
+    widest = clips.sweep[-1]
+    split = pq.read_table(many.folder / "splits" / "clips.parquet").to_pylist()
+    assert {row["group"] for row in split if row["in_overlap"]} == {f"v{clip}" for clip in range(5)}
+    assert [row["in_overlap"] for row in split] == [True] * 8 + [False] * 16, "a split has a row for each picture"
+    alone = {row["group"] for row in split if row["method"] in ("source_sha256", "image_sha256", "pdq")}
+    assert widest.overlapping == widest.scored == len(alone)
+    seen = {row["group"] for row in split if row["seen"]}
+    assert clips.exposure is not None
+    assert (clips.exposure.share.hits, clips.exposure.share.n) == (len(seen), 5)
+    assert clips.exposure.seen.n + clips.exposure.unseen.n == 5
+    assert clips.text.labels is not None
+    assert clips.text.labels.named.n == 5, "every matched picture has a caption beside it"
+
+
 def test_the_page_and_the_summary_show_them(many: Many) -> None:
     text = (many.folder / "report.html").read_text("utf-8")
     for said in (
@@ -212,8 +258,11 @@ def test_the_page_and_the_summary_show_them(many: Many) -> None:
         assert said in text
     assert re.search(r"they move the ROC AUC by [+−][0-9.]+ points", many.result.stdout)
     columns = list(csv.DictReader((many.folder / "summary.csv").read_text().splitlines()))
-    assert [row["metric"] for row in columns] == list(_METRICS.values())
-    assert all(float(row["metric_all"]) > 0 for row in columns)
+    assert [row["metric"] for row in columns] == [*_METRICS.values(), "accuracy"]
+    assert all(float(row["metric_all"]) > 0 for row in columns[:4])
+    assert [row["frames"] for row in columns] == ["", "", "", "24", "24"]
+    assert "clips: 5 of 13 videos (38.46 %) are in the corpus" in many.result.stdout
+    assert "videos of 24 frames" in text
     assert (columns[0]["pairs"], columns[0]["corpus_rows"]) == ("15", "15")
 
 
@@ -247,6 +296,14 @@ FORGED: list[dict[tuple[str | int, ...], object]] = [
         ("sets", 3, "effect", "own", "overlap", "undefined"): "no example",
         ("sets", 3, "effect", "holm_p"): 1.5,
         ("sets", 3, "verdict"): "clean",
+        ("sets", 4, "examples"): 24,
+        ("sets", 4, "frames"): None,
+        ("sets", 4, "clusters"): 23,
+        ("sets", 4, "found", "share", "n"): 24,
+        ("sets", 4, "effect", "all", "n"): 24,
+        ("sets", 4, "effect", "overlap_units", "n"): 8,
+        ("sets", 4, "effect", "detectable_gain"): 0.1,
+        ("sets", 4, "exposure", "share", "n"): 8,
         ("removal", "pictures"): 14,
         ("removal", "captions"): 7,
     },
@@ -285,7 +342,15 @@ EDITS: dict[str, list[tuple[Callable[[list[Row]], object], str]]] = {
     "splits/two.parquet": [(lambda rows: rows[5].update(scores=[0.0, None]), "has a list with what is no number")],
     "splits/several.parquet": [(lambda rows: rows[6].update(marks=[7, 0, 0]), "has not one mark for each score")],
     "splits/videos.parquet": [
-        (lambda rows: rows[6].update(top5=[9, *rows[6]["top5"][1:]]), "gives another answer than `correct`")
+        (lambda rows: rows[7].update(top5=[9, *rows[7]["top5"][1:]]), "gives another answer than `correct`")
+    ],
+    "splits/clips.parquet": [
+        (lambda rows: rows[9].update(group="v11"), "is a frame of video 'v5', its split says 'v11'"),
+        (
+            lambda rows: rows[12].update(correct=not rows[12]["correct"]),
+            "another label or answer than the frames of its",
+        ),
+        (lambda rows: rows[15].update(group=None), "has pictures that are frames of a video and others"),
     ],
     "text_pairs.parquet": [
         (lambda rows: rows[0].update(with_picture=False), "with_picture is not what the pictures say"),

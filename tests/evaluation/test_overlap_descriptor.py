@@ -12,19 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from numpy.typing import NDArray
 
 from evaluation.__main__ import main
 from evaluation.config import OverlapConfig
 from evaluation.descriptor import train
 from evaluation.descriptor.config import AugmentationConfig
 from evaluation.overlap import job
+from evaluation.overlap.measures import DESCRIPTOR, PDQ
+from evaluation.overlap.tables import LABEL_SCHEMA, NEAREST_SCHEMA
+from evaluation.overlap.thresholds import calibrate
 from evaluation.report import files, verify
 from evaluation.report.descriptor_check import check_scores, impossible_scores
 from evaluation.report.schema import Report
+from evaluation.report.summary import calibration_lines
 from pipeline.contracts.config import to_toml
 from tests.conftest import ROOT
 from tests.e2e import pipelines
@@ -62,8 +68,10 @@ def train_for_seconds(folder: Path) -> Path:
 
 def config_of(made: planted.Planted, weights: Path, report: Path, **more: object) -> OverlapConfig:
     """`scenes` by the descriptor too, `blind` (some of the same examples) without it deciding."""
-    one = {"name": "scenes", "path": str(made.evaluation), "id": "id", "label": "label", "limit": 0.1}
-    sets = [{**one, "thresholds": {"descriptor_score": SCORE}}, {**one, "name": "blind", "where": {"label": 7}}]
+    sets = [
+        planted.set_table(made, thresholds={"descriptor_score": SCORE}),
+        planted.set_table(made, name="blind", where={"label": 7}),
+    ]
     looks = {"weights": str(weights), "beta": 0.0}
     tables = {"sets": sets, "descriptor": looks, "nearest": {"examples": 20}}
     return planted.overlap_config(made, report, **{**tables, **more})
@@ -156,6 +164,155 @@ def test_verify_is_silent_and_removal_has_the_copies(looked: Looked) -> None:
     )
 
 
+def test_the_nearest_by_score_is_that_of_comparing_all(looked: Looked) -> None:
+    """By the committed vectors (beta is 0): the planted copy of each example, which PDQ loses; where nothing decides, a near miss."""
+    [looks] = Path(f"{looked.report}.work").glob("views/*/0000-*.parquet")
+    views = pq.read_table(looks).to_pylist()
+    sides = sorted(looked.planted.corpus.glob("derived/vectors/*/*.parquet"))
+    rows = [
+        (row["uid"], side["vector"])
+        for index, vectors in zip(sorted(looked.planted.corpus.glob("*.index.parquet")), sides, strict=True)
+        for row, side in zip(pq.read_table(index).to_pylist(), pq.read_table(vectors).to_pylist(), strict=True)
+        if side["vector"] is not None and row["pdq_quality"] >= 50
+    ]
+
+    def directions(vectors: list[bytes]) -> NDArray[np.float64]:
+        wide = np.stack([np.frombuffer(vector, np.int8) for vector in vectors]).astype(float)
+        lengths: NDArray[np.float64] = np.linalg.norm(wide, axis=1, keepdims=True)
+        return wide / lengths
+
+    theirs = directions([vector for _, vector in rows])
+    near = rows_of(looked.report, files.NEAREST)
+    scenes = [row for row in near if row["set"] == "scenes"]
+    by_score = [row for row in scenes if row["measure"] == "descriptor"]
+    assert [row["eval_row"] for row in by_score] == [row["eval_row"] for row in scenes if row["measure"] == "pdq"]
+    for row in by_score:
+        ours = directions([view["vector"] for view in views if view["eval_row"] == row["eval_row"]])
+        table = (ours @ theirs.T).max(axis=0)
+        assert row["descriptor_score"] == row["descriptor_cosine"] == pytest.approx(table.max(), abs=1e-12)
+        assert row["uid"] == rows[int(table.argmax())][0]
+    pairs = {(pair["eval_id"], pair["uid"]): pair for pair in rows_of(looked.report, files.PAIRS)}
+    for row in by_score:
+        pair = pairs[row["eval_id"], row["uid"]]
+        assert [pair[name] for name in ("descriptor_score", "descriptor_view", "pdq_distance")] == [
+            row[name] for name in ("descriptor_score", "descriptor_view", "pdq_distance")
+        ]
+    lost = {row["eval_id"] for row in scenes if row["measure"] == "pdq" and (row["eval_id"], row["uid"]) not in pairs}
+    assert lost, "PDQ's nearest of a cropped picture is a stranger"
+    assert lost <= set(looked.planted.changed)
+    told, blind = looked.told.sets
+    assert told.score_nearest is not None
+    assert (told.score_nearest.sampled, told.score_nearest.counts[0]) == (12, 12)
+    assert told.score_nearest.median == pytest.approx(np.median([row["descriptor_score"] for row in by_score]))
+    assert (told.calibration, told.score_calibration) == (None, None)
+    assert blind.score_nearest is not None
+    page = (looked.report / files.PAGE).read_text("utf-8")
+    for said in (
+        "scenes, by PDQ: 0 of 0 sampled pictures",
+        f"blind, by the descriptor: {blind.score_nearest.sampled} of {blind.score_nearest.sampled} sampled pictures",
+        "The same by the descriptor: the score of the corpus picture that it finds nearest: for 12 examples of scenes (median",
+        "labelling.by=descriptor",
+    ):
+        assert said in page, said
+
+
+def answers_to(looked: Looked, measure: str, rater: str) -> str:
+    """What a person says who sees what is planted, of the nearest pictures by a measure: lines of a labels file."""
+    pairs = {(pair["eval_id"], pair["uid"]) for pair in rows_of(looked.report, files.PAIRS)}
+    lines = [
+        {
+            "set": row["set"],
+            "measure": measure,
+            "eval_id": row["eval_id"],
+            "uid": row["uid"].hex(),
+            "rater": rater,
+            "answer": "same" if (row["eval_id"], row["uid"]) in pairs else "different",
+        }
+        for row in rows_of(looked.report, files.NEAREST)
+        if row["measure"] == measure and row["set"] == "scenes"
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def test_people_label_along_the_score_too(looked: Looked, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pages by either measure, what `thresholds` says of both kinds of answers, and a report that holds them and is checked."""
+    config = tmp_path / "overlap.toml"
+    config.write_text(to_toml(looked.config), "utf-8")
+    for by in ("pdq", "descriptor"):
+        assert main(["label", "--config", str(config), f"labelling.dir={tmp_path}/pages", f"labelling.by={by}"]) is None
+        (tmp_path / f"{by}.jsonl").write_text(answers_to(looked, by, "Ada"), "utf-8")
+    asked = {path: path.read_text("utf-8") for path in (tmp_path / "pages").rglob("*.html")}
+    assert sorted(str(path.relative_to(tmp_path / "pages")) for path in asked) == [
+        "blind.html",
+        "descriptor/blind.html",
+        "descriptor/scenes.html",
+        "scenes.html",
+    ]
+    for path, page in asked.items():
+        assert f'"measure": "{path.parent.name if path.parent.name == "descriptor" else "pdq"}"' in page
+    by_score = asked[tmp_path / "pages" / "descriptor" / "scenes.html"]
+    near = [row for row in rows_of(looked.report, files.NEAREST) if row["set"] == "scenes"]
+    assert {row["uid"].hex() in by_score for row in near if row["measure"] == "descriptor"} == {True}
+    capsys.readouterr()
+    labels = [str(tmp_path / f"{by}.jsonl") for by in ("pdq", "descriptor")]
+    assert main(["thresholds", str(looked.report), *labels]) is None
+    told = capsys.readouterr().out
+    for said in ("scenes: 12 pairs by 1 raters", "scenes by the descriptor: 12 pairs by 1 raters", "blind: no labels"):
+        assert said in told
+    assert "no score has a precision of 95% by its lower bound; label more pairs, or keep 0.998 as a convention" in told
+    shutil.copytree(f"{looked.report}.work", tmp_path / "report.work")
+    place = looked.config.report.model_copy(update={"dir": str(tmp_path / "report")})
+    scenes, blind = job.run(looked.config.model_copy(update={"labels": labels, "report": place})).sets
+    assert scenes.calibration is not None
+    assert scenes.score_calibration is not None
+    assert (scenes.score_calibration.answers, scenes.score_calibration.chosen) == (12, None)
+    last = scenes.score_calibration.curve[-1]
+    assert (last.answers, last.precision, last.recall) == (12, 1.0, 1.0)
+    assert last.score >= SCORE
+    assert scenes.calibration.curve[-1].precision < 1
+    assert blind.score_calibration is None
+    assert "By the descriptor's score" in (tmp_path / "report" / files.PAGE).read_text("utf-8")
+    assert verify(str(tmp_path / "report")) == []
+    report = json.loads((tmp_path / "report" / files.REPORT).read_bytes())
+    forged = report["sets"][0]["score_calibration"]
+    forged |= {"chosen": 0.5, "band": [1.0, 0.2], "answers": 100, "raters": ["Bo"]}
+    forged["curve"][-1] |= {"precision_low": 0.99, "recall_low": 0.99}
+    report["sets"][1]["score_calibration"] = forged
+    (tmp_path / "report" / files.REPORT).write_bytes(files.canonical(report))
+    reseal(tmp_path / "report")
+    problems = "\n".join(verify(str(tmp_path / "report")))
+    for name in (
+        "chosen",
+        "band",
+        "answers",
+        "raters",
+        f"curve.{last.score}.precision_low",
+        f"curve.{last.score}.recall_low",
+    ):
+        assert f"sets.scenes.score_calibration.{name} is" in problems, name
+    assert "sets.blind.score_calibration is False" in problems
+
+
+def test_a_chosen_score_is_told_with_the_copies_that_it_finds(looked: Looked) -> None:
+    row = {"set": "scenes", "measure": "descriptor", "pdq_distance": 90, "uid": bytes(16), "shard": "", "row": 0}
+    near = [
+        {**row, "eval_row": number, "eval_id": "", "descriptor_score": 0.9, "pdq256": bytes(32), "pdq_quality": 90}
+        for number in range(80)
+    ]
+    given = [{**one, "rater": "Ada", "answer": "same"} for one in near]
+    closest, labels = (
+        pa.Table.from_pylist(rows, schema) for rows, schema in ((near, NEAREST_SCHEMA), (given, LABEL_SCHEMA))
+    )
+    found = calibrate(labels, closest, DESCRIPTOR)
+    assert found is not None
+    copies = pq.read_table(looked.report / files.COPIES, filters=[("set", "=", "scenes")])
+    lines = calibration_lines(looked.told.sets[0], found, copies, DESCRIPTOR)
+    assert "  chosen: thresholds = { descriptor_score = 0.9 }   (the report used 0.998)" in lines
+    assert lines[-1].startswith("  planted copies within it: recompressed, JPEG q10 3 of 3, ")
+    assert "crop, half of the area 3 of 3" in lines[-1]
+    assert calibrate(labels, closest, PDQ) is None
+
+
 def test_another_audit_looks_at_no_picture_of_the_corpus_and_ends_with_the_same_bytes(
     looked: Looked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,15 +391,56 @@ def test_forged_scores_and_methods_are_found(copy: Path) -> None:
         assert said in problems, said
 
 
+def test_forged_nearest_pictures_by_score_are_found(copy: Path) -> None:
+    """One that is not as near as its pair, one of another score than its pair, one left out, one whose pair was taken out, one further."""
+    table, pairs = pq.read_table(copy / files.NEAREST), pq.read_table(copy / files.PAIRS)
+    rows = []
+    for row in table.to_pylist():
+        key = (row["set"], row["measure"], row["eval_id"])
+        if key == ("scenes", "descriptor", "e005"):
+            row |= {"descriptor_score": 0.9, "descriptor_cosine": 0.9}
+        if key == ("scenes", "descriptor", "e006"):
+            row |= {"descriptor_score": 1.0, "descriptor_cosine": 1.0}
+        if key == ("scenes", "pdq", "e008"):
+            row |= {"pdq_distance": row["pdq_distance"] + 1}
+        if key != ("scenes", "descriptor", "e007"):
+            rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / files.NEAREST)
+    left = [row for row in pairs.to_pylist() if row["eval_id"] != "e009"]
+    pq.write_table(pa.Table.from_pylist(left, pairs.schema), copy / files.PAIRS)
+    reseal(copy)
+    problems = "\n".join(verify(str(copy)))
+    for said in (
+        "example 'e005': a pair of it is nearer than the nearest picture by descriptor",
+        "example 'e006': the descriptor says [1.0, 1.0, ",
+        "example 'e007': has pairs with descriptor_score, and no nearest picture by it",
+        "example 'e008': its distance is not that of its hashes",
+        "example 'e009': its nearest picture is within the threshold and not among its pairs",
+        "sets.scenes.score_nearest.sampled is 12, the tables give 11",
+        "sets.scenes.score_nearest.counts is",
+    ):
+        assert said in problems, said
+    for change, said in (
+        ({"measure": "phash"}, "names a measure 'phash' that report.json does not have"),
+        ({"measure": "descriptor", "descriptor_score": None}, "is named by descriptor and has no descriptor_score"),
+        ({"descriptor_view": 40}, "with view 40"),
+    ):
+        pq.write_table(pa.Table.from_pylist([rows[0] | change, *rows[1:]], table.schema), copy / files.NEAREST)
+        reseal(copy)
+        assert any(files.NEAREST in problem and said in problem for problem in verify(str(copy))), said
+
+
 FORGED: dict[str, tuple[tuple[str | int, ...], object]] = {
     "descriptor.beta is 1.0": (("descriptor", "beta"), 1.0),
     "descriptor.rows_without_vector is 10000 of": (("descriptor", "rows_without_vector"), 10_000),
     "descriptor_sha256 is": (("descriptor", "card", "weights_sha256"), "00" * 32),
-    "descriptor.views is": (("descriptor", "views"), ["quarters", "halves", "square", "whole"]),
+    "descriptor.views is": (("descriptor", "views"), ["mirrored", "quarters", "halves", "square", "whole"]),
     "sets: name, limit, thresholds, text": (("sets", 1, "thresholds", "descriptor_score"), 0.8),
     "sets.blind.score_sweep.score": (("sets", 1, "thresholds", "descriptor_score"), 0.8),
     ".score_sweep.0.9985.overlapping is 1, the tables give 12": (("sets", 0, "score_sweep", 2, "overlapping"), 1),
     "sets.scenes.score_sweep.score": (("sets", 0, "score_sweep", 1, "score"), 0.9981),
+    "sets.scenes.score_nearest.median is 0.5": (("sets", 0, "score_nearest", "median"), 0.5),
+    "sets.blind.score_nearest is null": (("sets", 1, "score_nearest"), None),
     "sets.scenes.found.by_method": (("sets", 0, "found", "by_method", "descriptor"), 3),
     "sets.scenes.copies.crop, half of the area.descriptor is 0": (("sets", 0, "copies", 14, "descriptor"), 0),
 }

@@ -79,14 +79,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("overlap-kill")
     config = folder / "overlap.toml"
     made = planted.plant(folder, others=OTHERS)
-    one = {
-        "name": "scenes",
-        "path": str(made.evaluation),
-        "id": "id",
-        "label": "label",
-        "limit": 0.1,
-        "caption": "caption",
-    }
+    one = planted.set_table(made, caption="caption")
     config.write_text(to_toml(planted.overlap_config(made, folder / "unused", sets=[one])), "utf-8")
     with pipelines.ray_folder() as ray:
         found = Ground(config, folder, pipelines.environment(ray), [])

@@ -13,9 +13,10 @@ from sklearn.metrics import recall_score, roc_auc_score, top_k_accuracy_score
 from evaluation import scoring, zeroshot
 from evaluation.config import Metric, OverlapSet, StatisticsConfig
 from evaluation.metrics import Answers
+from evaluation.overlap.examples import examples
 from evaluation.overlap.splits import read_predictions
 from evaluation.overlap.tables import SCORE_COLUMNS
-from evaluation.report import metric_twin
+from evaluation.report import metric_twin, twin
 from evaluation.report.metric_numbers import own_figures
 from evaluation.report.schema import MetricEffect
 from pipeline.content.labelled import LabelledSet, open_set
@@ -31,6 +32,9 @@ _SCORED = pa.schema(
         pa.field("cluster", pa.int64()),
         pa.field("label", pa.int32()),
         pa.field("correct", pa.bool_()),
+        pa.field("group", pa.string()),
+        pa.field("method", pa.string()),
+        pa.field("seen", pa.bool_()),
         *SCORE_COLUMNS,
     ]
 )
@@ -56,6 +60,8 @@ def scored(metric: Metric, seed: int, *, videos: bool = False) -> pa.Table:
         "scores": scores.tolist() if metric in ("roc_auc", "map11") else None,
         "marks": marks.tolist() if metric == "map11" else None,
         "group": group,
+        "method": None,
+        "seen": None,
     }
     return pa.table(
         {
@@ -92,7 +98,7 @@ def value(metric: Metric, rows: list[dict[str, Any]]) -> float:
 
 
 def figures(metric: Metric, table: pa.Table) -> MetricEffect:
-    found = own_figures(metric, table, LEVELS, 2)
+    found = own_figures(metric, examples(table).table, LEVELS, 2)
     assert found is not None
     return found.figures
 
@@ -120,7 +126,7 @@ def test_both_hands_agree(metric: Metric, videos: bool) -> None:
     for seed in range(2):
         table = scored(metric, 100 + seed, videos=videos)
         found = figures(metric, table)
-        rows = metric_twin.examples(table.to_pylist())
+        rows = twin.examples(table.to_pylist())
         theirs = metric_twin.inflation(metric, rows, alpha=0.025, confidence=0.995, draws=200, seed=0)
         for name, figure in theirs.items():
             assert getattr(found, name) == pytest.approx(figure, abs=1e-11), (seed, name)
@@ -132,27 +138,6 @@ def test_both_hands_agree(metric: Metric, videos: bool) -> None:
                 metric_twin.function(metric, some)(np.ones(len(some), np.int64)), abs=1e-12
             )
             assert side.classes == metric_twin.classes(metric, some)
-
-
-def test_a_video_is_one_example_and_overlaps_if_a_frame_does() -> None:
-    """Three videos of two frames; the first two share a picture."""
-    table = pa.Table.from_pylist(
-        [
-            {
-                "in_overlap": number == 1,
-                "cluster": [0, 1, 1, 3, 4, 5][number],
-                "label": 0,
-                "correct": number < 4,
-                "group": f"v{number // 2}",
-            }
-            for number in range(6)
-        ],
-        schema=_SCORED,
-    )
-    found = figures("mean_per_class", table)
-    assert (found.all.n, found.overlap.n) == (3, 1)
-    assert found.all.value == pytest.approx(2 / 3)
-    assert (found.clean_units, found.overlap_units) == (1, 1)
 
 
 def test_what_has_no_value_says_why() -> None:

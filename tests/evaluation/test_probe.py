@@ -218,6 +218,7 @@ def digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     [
         (16, 1e-9, 50),
         pytest.param(1, 1e-4, 31, marks=pytest.mark.prove),
+        pytest.param(1, 1e-5, 31, marks=pytest.mark.prove),
         pytest.param(1, 1e-9, 31, marks=pytest.mark.prove),
     ],
 )

@@ -1,7 +1,6 @@
 """Prompts: every form that is read, what is published where it is present, and names that cannot be a set's."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -21,9 +20,7 @@ from evaluation.prompts import (
     shipped_sets,
 )
 from pipeline.contracts.errors import InputError
-
-PUBLISHED = Path(os.environ.get("REAL_DATA", "../shared/data")) / "prompts"
-published = pytest.mark.skipif(not PUBLISHED.exists(), reason=f"no {PUBLISHED}")
+from tests.evaluation.test_prompt_sets import EUROSAT
 
 SECTION = """# Prompts
 
@@ -139,19 +136,7 @@ def test_openais_form(tmp_path: Path) -> None:
     ]
     euro = load_prompts(str(file), "eurosat")
     assert euro.classes is not None
-    words = [
-        "annual",
-        "forest",
-        "shrub",
-        "highway",
-        "industrial",
-        "pasture",
-        "permanent",
-        "residential",
-        "river",
-        "sea",
-    ]
-    assert all(word in names[0] for word, names in zip(words, euro.classes, strict=True))
+    assert all(word in names[0] for word, names in zip(EUROSAT, euro.classes, strict=True))
     check_classes(euro, folders, "here")
     with pytest.raises(InputError, match="has no section 'Nowhere'; write FILE#SECTION, with one of EuroSAT, Facial"):
         load_prompts(f"{file}#Nowhere")
@@ -162,14 +147,16 @@ def test_openais_form(tmp_path: Path) -> None:
         load_prompts(f"{file}#FacialEmotionRecognition2013")
 
 
-@published
-def test_openais_published_file() -> None:
+def test_openais_published_file(real_data: Path) -> None:
+    place = real_data / "prompts"
+    if not (place / "openai_prompts.md").is_file():
+        pytest.skip(f"no OpenAI prompts in {place}")
     for dataset, section in OPENAI_SECTIONS.items():
-        found = load_prompts(str(PUBLISHED / "openai_prompts.md"), dataset)
+        found = load_prompts(str(place / "openai_prompts.md"), dataset)
         assert found.source == f"openai_prompts.md#{section}"
         assert found.classes is not None
         assert len(found.classes) == catalogue()[dataset].classes
-    actions = load_prompts(str(PUBLISHED / "openai_prompts.md"), "ucf101").classes
+    actions = load_prompts(str(place / "openai_prompts.md"), "ucf101").classes
     assert actions is not None
     assert [names[0] for names in actions[34:36] + actions[46:48]] == [
         "Hammering",
@@ -177,19 +164,19 @@ def test_openais_published_file() -> None:
         "Jumping Jack",
         "Jump Rope",
     ]
-    pets = load_prompts(str(PUBLISHED / "openai_prompts.md"), "oxford_pets").classes
+    pets = load_prompts(str(place / "openai_prompts.md"), "oxford_pets").classes
     assert pets is not None
     assert [names[0].casefold() for names in pets] == sorted(names[0].casefold() for names in pets)
-    objects = load_prompts(str(PUBLISHED / "openai_prompts.md"), "voc2007").classes
+    objects = load_prompts(str(place / "openai_prompts.md"), "voc2007").classes
     assert [names[0] for names in objects or []] == VOC_CLASSES
-    counts = load_prompts(str(PUBLISHED / "openai_prompts.md"), "clevr_counts").classes
+    counts = load_prompts(str(place / "openai_prompts.md"), "clevr_counts").classes
     assert counts == [[str(count)] for count in range(3, 11)]
-    emotions = load_prompts(str(PUBLISHED / "openai_prompts.md"), "fer2013").classes
+    emotions = load_prompts(str(place / "openai_prompts.md"), "fer2013").classes
     assert emotions is not None
     assert emotions[3] == ["happy", "smiling"]
-    names = load_prompts(str(PUBLISHED / "openai_imagenet_classes.json"))
+    names = load_prompts(str(place / "openai_imagenet_classes.json"))
     assert (len(names.classes or []), names.templates) == (1000, None)
-    assert len(load_prompts(str(PUBLISHED / "openai_imagenet_templates.json")).templates or []) == 80
+    assert len(load_prompts(str(place / "openai_imagenet_templates.json")).templates or []) == 80
 
 
 def test_open_clip_is_parsed_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

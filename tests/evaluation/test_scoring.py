@@ -181,6 +181,12 @@ def test_retrieval(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len({query["sha256"] for query in queries if query["direction"] == "image_to_text"}) == 12
     assert len({query["caption"] for query in queries if query["direction"] == "text_to_image"}) == 18
 
+    # A run against itself, as `compare` reads it.
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "out")]) is None
+    said = capsys.readouterr().out
+    assert "won 0 lost 0 of 18 captions of 12 pictures   p 1, Holm 1" in said
+    assert "won 0 lost 0 of 12   p 1, Holm 1" in said
+
 
 def test_a_dataset_from_its_archive(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """CIFAR's own archive and names from a file, twice: the second time from the cache, to the same bytes."""
