@@ -1,5 +1,5 @@
 """`python -m evaluation overlap|train-descriptor|label|zeroshot|retrieval|probe|fewshot --config FILE [--check] [key=value …]`,
-`report DIR`, `verify DIR`, `thresholds DIR LABELS…`.
+`report DIR`, `verify DIR [--root HEX]`, `thresholds DIR LABELS…`.
 
 `compare`, `calibration`, `groups` and `versus-probe` take what the scoring commands wrote, `predict` takes pictures, `robustness`, `bias`,
 `human` and `human-scores` a configuration.
@@ -137,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         reader = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         reader.set_defaults(act=act)
         reader.add_argument("directory", metavar="DIR", help="the folder of the report (a path or s3://…)")
+        if name == "verify":
+            reader.add_argument(
+                "--root",
+                metavar="HEX",
+                help="the report's root, kept elsewhere: no report that was forged since has it",
+            )
     words = "the PDQ distance, or the descriptor's score, that people's labels choose for each set of a report"
     chooser = commands.add_parser("thresholds", help=words, description=words, allow_abbrev=False)
     chooser.set_defaults(act=_thresholds)
@@ -197,8 +203,9 @@ def _configured(command: Configured, arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from evaluation.report import files, summary
 
+    root = files.read_seal(arguments.directory).digest
     report = files.read_report(arguments.directory)
-    print(summary.as_text(report))
+    print(f"{summary.as_text(report)}\nroot {root}")
     if report.over_limit:
         raise AuditFinding(
             f"{', '.join(report.over_limit)}: over the limit; read the evidence, then raise the set's limit or take the rows of "
@@ -207,16 +214,19 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from evaluation.report import verify
+    from evaluation.report import files, verify
     from evaluation.report.checking import NOT_RECOMPUTED
 
-    problems = verify(arguments.directory)
+    problems = verify(arguments.directory, arguments.root)
     if problems:
         raise AuditFinding("\n".join(problems))
     print(
         f"{arguments.directory}: every file is as it was written, and the figures and the page follow from the tables and settings in it"
     )
     print(f"taken as given, because the folder alone does not show it: {NOT_RECOMPUTED}")
+    root = files.read_seal(arguments.directory).digest
+    kept = "is the one that was given" if arguments.root else "keep it elsewhere, and give it as `--root` the next time"
+    print(f"root {root}: {kept}")
 
 
 def _thresholds(arguments: argparse.Namespace) -> None:

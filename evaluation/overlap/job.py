@@ -123,9 +123,11 @@ def run(config: OverlapConfig) -> Report:
 
 
 def run_and_tell(config: OverlapConfig) -> str:
-    """`run`, and what a person should know of it: the figures, where the page is, what comes next."""
+    """`run`, and what a person should know of it: the figures, where the page is, its root, what comes next."""
+    said = summary.as_text(run(config))
     return (
-        f"{summary.as_text(run(config))}\n\nopen: {storage.join(config.report.dir, files.PAGE)}\n"
+        f"{said}\n\nopen: {storage.join(config.report.dir, files.PAGE)}\n"
+        f"root: {files.read_seal(config.report.dir).digest}   (keep it elsewhere; `verify DIR --root HEX` holds the folder against it)\n"
         f"next: python -m evaluation report {config.report.dir}   (exit code 3 when a set is over its limit)"
     )
 

@@ -145,7 +145,10 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str, metric: Me
     rows = _rows(place, table, labelled)
     outcomes = table["correct"].to_pylist()
     correct = [None if row is None else outcomes[row] for row in rows]
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    metadata = {
+        key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+        for key, value in (table.schema.metadata or {}).items()
+    }
     _check_identity(place, metadata, labelled)
     stranger = strange(table.schema)
     if stranger is not None:

@@ -10,7 +10,7 @@ Four things are added to the paper's.
 - **Clusters.** Repeats inside an evaluation set are no independent evidence. Accuracies count every example, as published scores do; tests
   count one unit for each cluster of repeats: its first example, in Overlap if any of the cluster is.
 - **Clean is a sample too.** The paper's test takes its accuracy as known. `exact_p` does not (Fisher's test), and the difference of the two
-  accuracies has Newcombe's interval.
+  accuracies has Newcombe's interval. Without `exact_p` too there is no effect, and without as many Clean units as Overlap has no "none".
 - **Classes.** Overlap may consist of easier classes. `by_class` compares within classes only: the Mantel-Haenszel difference with Sato's
   interval, and the exact test of the same comparison (Fisher's, over all strata at once).
 - **Power.** A small Overlap decides nothing, whatever its p: `detectable_gain` says which gain would have been found with 80 % power,
@@ -107,9 +107,9 @@ def analyse(
 
     `classes` int[n] are the examples' right classes, `clusters` int[n] give the repeats of one picture the same number. `alpha` is divided
     by `tests`, the number of evaluation sets tested together (Bonferroni). Without Clean examples there is no null and without Overlap
-    examples nothing to test: the p values are None then. Raises ValueError where lengths differ.
+    examples nothing to test: the p values are None then. Raises ValueError where lengths differ, or an outcome is neither true nor false.
     """
-    correct, overlap = np.asarray(correct, np.bool_), np.asarray(overlap, np.bool_)
+    correct, overlap = (_outcomes(name, given) for name, given in (("correct", correct), ("overlap", overlap)))
     if correct.shape != overlap.shape or correct.ndim != 1:
         raise ValueError(f"correct has shape {correct.shape}, overlap {overlap.shape}; both must be bool[n]")
     labels, groups = (
@@ -150,6 +150,14 @@ def collapse(
     touched = np.bincount(unit, weights=overlap, minlength=len(first)) > 0
     order = np.argsort(first)
     return first[order].astype(np.int64), touched[order]
+
+
+def _outcomes(name: str, given: NDArray[np.bool_] | Sequence[bool]) -> NDArray[np.bool_]:
+    """As bool; nan and 0.4 would be taken for right answers."""
+    found = np.asarray(given)
+    if found.dtype != np.bool_ and not np.isin(found, (0, 1)).all():
+        raise ValueError(f"{name} has values that are neither true nor false; it must be bool[n]")
+    return found.astype(np.bool_)
 
 
 def _integers(name: str, given: NDArray[np.int64] | Sequence[int], n: int) -> NDArray[np.int64]:
@@ -376,19 +384,26 @@ def verdict(analysis: Analysis | None, overlapping: int, own: Inflation | None =
     """What may be said about one set, in one place. `own`: the set's own metric, where it is no proportion.
 
     No overlapping example: clean. No predictions: overlap, not scored. An effect is, of a set that is scored by accuracy, the paper's p
-    (one-tailed binomial, over units) at or below the corrected alpha; of one with another metric, the one-sided BCa interval of All − Clean
-    at the corrected alpha above zero, and the p of the placements at or below it. Else the set is not testable when Clean or Overlap is
-    empty, the metric is not defined, or a gain of more than 10 points (or none at all) would have been needed to be seen with 80 % power;
-    and only otherwise no effect was seen. The other tests do not decide: they say how an effect is to be read.
+    (one-tailed binomial, over units) and Fisher's at or below the corrected alpha: the paper's takes the accuracy on Clean as known, and of
+    five Clean examples it is not. Of one with another metric, the one-sided BCa interval of All − Clean at the corrected alpha above zero,
+    and the p of the placements at or below it. Else the set is not testable when Clean or Overlap is empty, the metric is not defined, a
+    gain of more than 10 points (or none at all) would have been needed to be seen with 80 % power, or an accuracy is held against a
+    Clean of fewer units than Overlap has; and only otherwise no effect was seen. The other tests do not decide: they say how an effect is
+    to be read.
     """
     if overlapping == 0:
         return "clean"
     if analysis is None:
         return "overlap, not scored"
     test = analysis if own is None else own
-    above_zero = own is None or (own.least is not None and own.least > 0)
-    if test.p_value is not None and test.p_value <= test.alpha and above_zero:
+    if own is not None:
+        sure, expected = own.least is not None and own.least > 0, True
+    else:
+        sure = analysis.exact_p is not None and analysis.exact_p <= analysis.alpha
+        expected = analysis.clean_units.n >= analysis.overlap_units.n
+    if test.p_value is not None and test.p_value <= test.alpha and sure:
         return "overlap, effect"
-    if test.p_value is None or test.detectable_gain is None or test.detectable_gain > LARGEST_BLIND_GAIN:
+    blind = test.p_value is None or test.detectable_gain is None or test.detectable_gain > LARGEST_BLIND_GAIN
+    if blind or not expected:
         return "not testable"
     return "overlap, no effect seen"

@@ -110,7 +110,7 @@ def read_labels(places: Sequence[str], closest: pa.Table) -> pa.Table:
 def _answer(where: str, line: bytes) -> Mapping[str, str]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     keys = ("set", "eval_id", "uid", "rater", "answer", "measure")
     if isinstance(found, dict):
@@ -121,6 +121,10 @@ def _answer(where: str, line: bytes) -> Mapping[str, str]:
         raise InputError(f"{where}: measure {found['measure']!r}; it must be one of {', '.join(MEASURES)}")
     if found["answer"] not in ANSWERS:
         raise InputError(f"{where}: answer {found['answer']!r}; it must be one of {', '.join(ANSWERS)}")
+    try:
+        found["rater"].encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: the rater's name {found['rater']!r} is no text; write it in letters") from None
     if not found["rater"].strip():
         raise InputError(f"{where}: the rater has no name; fill it in, so that two people can be told apart")
     return found

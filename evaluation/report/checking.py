@@ -12,7 +12,9 @@ What the folder does not hold it cannot prove: `NOT_RECOMPUTED`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 import pydantic
@@ -33,22 +35,21 @@ from evaluation.overlap.tables import (
     ROW_GROUP_SCHEMA,
 )
 from evaluation.report import exposure_check, files, summary, text_check, twin
+from evaluation.report.corpus_check import check_corpus
 from evaluation.report.descriptor_check import check_score_sweep, check_scores, check_settings, impossible_scores
 from evaluation.report.differences import differ
 from evaluation.report.nearest_check import check_histogram, check_labels, check_nearest, strangers
-from evaluation.report.numbers import not_checked
 from evaluation.report.page_check import check_page
 from evaluation.report.pair_check import check_copies, check_pairs
 from evaluation.report.predictions_check import check_copy, read_copy
 from evaluation.report.removal_check import check_removal
-from evaluation.report.schema import Report, SetReport
+from evaluation.report.schema import Report, SetReport, Statistics
 from evaluation.report.set_check import check_figures
 from evaluation.report.twin import Row
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import HouseError, InputError
-from pipeline.contracts.schema import Reason
 
 _NO_PLACE = "-"
 _OF_SETS = {
@@ -62,7 +63,8 @@ _OF_SETS = {
 """The tables whose rows say which set they are of."""
 NOT_RECOMPUTED = (
     "the hashes of pictures and labels in the tables (they are compared with each other, not with pictures), what the model answered (the "
-    "predictions in the folder are taken as given), what the learned descriptor says (its card, the scores in the tables), that no corpus "
+    "predictions in the folder are taken as given), what people answered, what the corpus says of a row (its uid, URL and caption), how "
+    "far planted copies are from their originals, what the learned descriptor says (its card, the scores in the tables), that no corpus "
     "row outside the tables is nearer than the nearest, the corpus's size, its row groups and which of its rows cannot be trained on, how "
     "many of its rows name a class, and the thumbnails and class names on the page; of an example or caption with as many pairs by a "
     "method as the tables hold, how many more it has, their corpus rows, the least pHash distance and the largest score; where captions "
@@ -70,19 +72,26 @@ NOT_RECOMPUTED = (
 )
 
 
-def verify(directory: str) -> list[str]:
-    """One sentence per difference, none when the report is whole and right.
+def verify(directory: str, root: str | None = None) -> list[str]:
+    """One sentence per difference, none when the report is whole and right. `root`: the manifest's digest as it was kept elsewhere, which
+    is of this report, or of none that can be forged to look like it.
 
-    Raises InputError when `directory` holds no report at all.
+    Raises InputError when `directory` holds no report at all, and for a `root` that is no digest.
     """
+    if root is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", root):
+        raise InputError(
+            f"--root {root!r}: is no root of a report; give the 64 digits that `overlap` and `report` print"
+        )
     seal = files.read_seal(directory)
     place = storage.join(directory, files.MANIFEST)
     problems: list[str] = []
-    body = json.loads(storage.read_bytes(place))
-    if files.canonical(body) != storage.read_bytes(place) or digest_json(
-        {key: value for key, value in body.items() if key != "digest"}
-    ) != body.get("digest"):
+    whole = _is_whole(storage.read_bytes(place))
+    if not whole:
         problems.append(f"{place}: differs from its own digest; restore it")
+    if root is not None and seal.digest != root.lower():
+        problems.append(
+            f"{place}: the root is {seal.digest!r}, not {root.lower()!r}: this is another report; get the one that you mean"
+        )
     broken = set()
     for name, entry in seal.files.items():
         uri = storage.join(directory, name)
@@ -96,7 +105,7 @@ def verify(directory: str) -> list[str]:
     for uri in storage.list_files(directory, recursive=True):
         if uri.removeprefix(inside) not in {*seal.files, files.MANIFEST}:
             problems.append(f"{uri}: is not part of the report (the manifest does not name it); move it away")
-    if broken:
+    if broken or not whole:
         return problems
     try:
         return [*problems, *_check_content(directory, seal)]
@@ -104,17 +113,58 @@ def verify(directory: str) -> list[str]:
         return [*problems, str(error)]
 
 
-def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
+def _is_whole(manifest: bytes) -> bool:
+    """Whether a manifest is written as one is, and its digest is over the rest of it."""
+    try:
+        body = json.loads(manifest)
+        sealed = {key: value for key, value in body.items() if key != "digest"}
+        return files.canonical(body) == manifest and digest_json(sealed) == body.get("digest")
+    except (ValueError, RecursionError):  # what JSON has no word for, as NaN
+        return False
+
+
+class _Tables(NamedTuple):
+    """The tables of a report: those of `_OF_SETS` by file, the splits by set, the row groups."""
+
+    of_sets: dict[str, list[Row]]
+    splits: dict[str, list[Row]]
+    groups: list[Row]
+
+
+def _check_content(directory: str, seal: files.Seal) -> list[str]:
     """The files against each other: page, tables and figures must tell one story."""
     report = files.read_report(directory)
-    place = storage.join(directory, files.REPORT)
     names = {*files.FIXED, *(files.split_name(one.name) for one in report.sets)}
     names |= {files.predictions_name(one.name) for one in report.sets if one.effect is not None}
     if set(seal.files) != names:
         wrong = sorted(set(seal.files) ^ names)
-        yield f"{storage.join(directory, files.MANIFEST)}: {', '.join(wrong)}: named here or in report.json, not in both"
-        return
-    yield from _check_identity(place, seal, report)
+        return [
+            f"{storage.join(directory, files.MANIFEST)}: {', '.join(wrong)}: named here or in report.json, not in both"
+        ]
+    tables, config = _read(directory, report), _config(seal)
+    problems = [*_check_identity(storage.join(directory, files.REPORT), seal, report)]
+    problems += _check_tables(directory, seal, report, config, tables)
+    if problems:  # a page of figures that are wrong is wrong too, and may be impossible to draw
+        return problems
+    text = storage.read_bytes(storage.join(directory, files.PAGE))
+    shown = (tables.of_sets[name] for name in (files.PAIRS, files.NEAREST, files.TEXT_PAIRS))
+    found = check_page(text, report, *shown, tables.splits, config.report)
+    return [f"{storage.join(directory, files.PAGE)}: {problem}; write the report again" for problem in found]
+
+
+def _read(directory: str, report: Report) -> _Tables:
+    return _Tables(
+        {name: _table(directory, name, schema) for name, schema in _OF_SETS.items()},
+        {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets},
+        _table(directory, files.ROW_GROUPS, ROW_GROUP_SCHEMA),
+    )
+
+
+def _check_tables(
+    directory: str, seal: files.Seal, report: Report, config: OverlapConfig, tables: _Tables
+) -> Iterator[str]:
+    """Every table against the others and every figure against the tables. Ends early where a table cannot be counted."""
+    place = storage.join(directory, files.REPORT)
     fixed = {
         files.SUMMARY: summary.as_csv(report),
         files.SCHEMA: files.schema_bytes(),
@@ -123,46 +173,55 @@ def _check_content(directory: str, seal: files.Seal) -> Iterator[str]:
     for name, data in fixed.items():
         if data != storage.read_bytes(storage.join(directory, name)):
             yield f"{storage.join(directory, name)}: differs from what report.json says; write the report again"
-    tables = {name: _table(directory, name, schema) for name, schema in _OF_SETS.items()}
-    pairs, text_pairs = tables[files.PAIRS], tables[files.TEXT_PAIRS]
+    unusable = [*_check_rows(directory, report, tables)]
+    yield from unusable
+    if unusable:
+        return
+    of_sets, splits = tables.of_sets, tables.splits
+    pairs, text_pairs, near = (of_sets[name] for name in (files.PAIRS, files.TEXT_PAIRS, files.NEAREST))
     yield from check_removal(directory, report, pairs, text_pairs)
-    splits = {one.name: _table(directory, files.split_name(one.name), PUBLISHED_SPLIT_SCHEMA) for one in report.sets}
-    for name, rows in tables.items():
-        for stranger in sorted({str(row["set"]) for row in rows} - set(splits)):
-            yield f"{storage.join(directory, name)}: names a set {stranger!r} that report.json does not have"
-    unknown = _unknown_methods(pairs) or impossible_scores(report, pairs)
-    if unknown is not None:
-        yield f"{storage.join(directory, files.PAIRS)}: {unknown}; write the report again"
-        return
-    unknown = text_check.strangers(text_pairs, splits)
-    if unknown is not None:
-        yield f"{storage.join(directory, files.TEXT_PAIRS)}: {unknown}; write the report again"
-        return
-    tests = sum(_both_sides(split) for split in splits.values())
-    yield from differ(place, "statistics.tests", report.statistics.tests, max(1, tests))
+    tests = max(1, sum(_both_sides(split) for split in splits.values()))
+    yield from differ(place, "statistics.tests", report.statistics.tests, tests)
+    # What is stated may be impossible to count with; what the settings say is not.
+    levels = Statistics.model_validate({**config.statistics.model_dump(), "tests": tests})
+    report = report.model_copy(update={"statistics": levels})
     yield from _check_holm(place, report)
     over = [one.name for one in report.sets if one.over_limit]
     yield from differ(place, "over_limit", report.over_limit, over)
-    yield from _check_corpus(place, report, pairs)
-    text, config = storage.read_bytes(storage.join(directory, files.PAGE)), _config(seal)
-    asked = measures(report.descriptor is not None)
-    for name in (files.NEAREST, files.LABELS):
-        problem = strangers(tables[name], asked)
-        if problem is None and name == files.NEAREST:
-            problem = impossible_scores(report, tables[name])
-        if problem is not None:
-            yield f"{storage.join(directory, name)}: {problem}; write the report again"
-            return
-    for problem in check_page(text, report, pairs, tables[files.NEAREST], text_pairs, splits, config.report):
-        yield f"{storage.join(directory, files.PAGE)}: {problem}; write the report again"
-    groups = _table(directory, files.ROW_GROUPS, ROW_GROUP_SCHEMA)
-    uncut = exposure_check.check_row_groups(report.corpus, groups)
-    if uncut is not None:
-        yield f"{storage.join(directory, files.ROW_GROUPS)}: {uncut}; write the report again"
-        return
+    yield from check_corpus(
+        directory, report, pairs, {files.PAIRS: pairs, files.NEAREST: near, files.TEXT_PAIRS: text_pairs}
+    )
+    best = max((_quality(row) for row in (*pairs, *near)), default=-1)
     for one in report.sets:
-        own = {name: [row for row in rows if row["set"] == one.name] for name, rows in tables.items()}
-        yield from _check_set(directory, seal, report, config, one, own, splits[one.name], groups)
+        own = {name: [row for row in rows if row["set"] == one.name] for name, rows in of_sets.items()}
+        yield from _check_set(directory, seal, report, config, one, own, splits[one.name], tables.groups, best)
+
+
+def _check_rows(directory: str, report: Report, tables: _Tables) -> Iterator[str]:
+    """What no table of a report has, so that nothing else can be asked of it: rows of other sets and examples, no method or measure."""
+
+    def wrong(name: str, what: str) -> str:
+        return f"{storage.join(directory, name)}: {what}; write the report again"
+
+    for name, split in tables.splits.items():
+        misplaced = next((number for number, row in enumerate(split) if row["eval_row"] != number), None)
+        if misplaced is not None:
+            row = split[misplaced]
+            said = f"example {row['eval_id']!r}: is row {row['eval_row']} of the set, in the split table {misplaced}"
+            yield wrong(files.split_name(name), said)
+    for name, rows in tables.of_sets.items():
+        for stranger in sorted({str(row["set"]) for row in rows} - set(tables.splits)):
+            yield wrong(name, f"names a set {stranger!r} that report.json does not have")
+    asked = measures(report.descriptor is not None)
+    pairs, near, labels = (tables.of_sets[name] for name in (files.PAIRS, files.NEAREST, files.LABELS))
+    found = {
+        files.PAIRS: _unknown_methods(pairs) or impossible_scores(report, pairs),
+        files.TEXT_PAIRS: text_check.strangers(tables.of_sets[files.TEXT_PAIRS], tables.splits),
+        files.NEAREST: strangers(near, asked) or impossible_scores(report, near),
+        files.LABELS: strangers(labels, asked),
+        files.ROW_GROUPS: exposure_check.check_row_groups(report.corpus, tables.groups),
+    }
+    yield from (wrong(name, what) for name, what in found.items() if what is not None)
 
 
 def _unknown_methods(pairs: list[Row]) -> str | None:
@@ -180,8 +239,10 @@ def _check_set(
     own: dict[str, list[Row]],
     split: list[Row],
     groups: list[Row],
+    best: int,
 ) -> Iterator[str]:
-    """Everything that is said of one set; `own` are its rows of the tables `_OF_SETS`, `groups` the row groups of the corpus."""
+    """Everything that is said of one set; `own` are its rows of the tables `_OF_SETS`, `groups` the row groups of the corpus, `best` is the
+    largest quality of its pictures."""
     place, table = storage.join(directory, files.REPORT), {name: storage.join(directory, name) for name in own}
     pairs, near = own[files.PAIRS], own[files.NEAREST]
     yield from check_pairs(table[files.PAIRS], one, pairs, split, report.pairs_kept)
@@ -189,12 +250,12 @@ def _check_set(
     yield from check_figures(place, report, one, pairs, split)
     yield from check_score_sweep(place, report, one, split)
     sampled = twin.sample(split, one.thresholds.pdq_quality, config.nearest.examples)
-    yield from check_nearest(table[files.NEAREST], one, near, pairs, split, sampled, report.pairs_kept)
+    yield from check_nearest(table[files.NEAREST], one, near, pairs, split, sampled, report.pairs_kept, best)
     yield from check_histogram(place, one, near, measures(report.descriptor is not None))
     yield from check_labels(table[files.LABELS], place, one, own[files.LABELS], near)
-    changed = set(twin.sample(split, 0, config.copies.examples))
+    changed = twin.sample(split, 0, config.copies.examples)
     confidence = report.statistics.confidence
-    yield from check_copies(table[files.COPIES], place, one, own[files.COPIES], changed, confidence)
+    yield from check_copies(table[files.COPIES], place, one, own[files.COPIES], split, changed, confidence)
     yield from _check_text(directory, report, one, pairs, own[files.TEXT_PAIRS], own[files.CLASSES], split)
     yield from _check_model(directory, seal, report, one, pairs, groups, split)
 
@@ -237,7 +298,7 @@ def _check_text(
         yield f"{storage.join(directory, files.TEXT_PAIRS)}: set {one.name!r}: {problem}; write the report again"
     for problem in text_check.check_labels(pairs, split, classes, shown):
         yield f"{storage.join(directory, files.PAIRS)}: set {one.name!r}: {problem}; write the report again"
-    rows, confidence = report.corpus.rows, report.statistics.confidence
+    rows, confidence = max(1, report.corpus.rows), report.statistics.confidence
     for name, stated, computed in text_check.check_figures(one, split, pairs, words, classes, rows, confidence):
         yield from differ(place, f"sets.{one.name}.text.{name}", stated, computed)
 
@@ -302,41 +363,21 @@ def _check_identity(place: str, seal: files.Seal, report: Report) -> Iterator[st
         yield from differ(place, f"sets.{one.name}.metric", one.metric, metrics.get(one.name))
 
 
-def _check_corpus(place: str, report: Report, pairs: list[Row]) -> Iterator[str]:
-    """The corpus is not in the folder: its sizes are only held against the rows that the pairs name."""
-    corpus = report.corpus
-    yield from differ(place, "not_checked", report.not_checked, not_checked([one.thresholds for one in report.sets]))
-    refused = sum(corpus.rejected.values()) + corpus.damaged_files
-    if set(corpus.rejected) - set(Reason) or min(corpus.rejected.values(), default=1) < 1 or corpus.damaged_files < 0:
-        yield f"{place}: corpus.rejected is {corpus.rejected!r}, no count by the reasons of a corpus; write the report again"
-    elif refused and corpus.kind == "shards":
-        yield f"{place}: corpus.rejected counts {refused} rows, and a corpus of this project has none; write the report again"
-    for name, version in corpus.hashes.items():
-        yield from differ(place, f"corpus.hashes.{name}", version, HASH_VERSION.get(name))
-    rows = {(row["shard"], row["row"]): row["pdq256"] for row in pairs}
-    hashless = sum(pdq is None for pdq in rows.values())
-    known = {"rows": len(rows), "shards": len({shard for shard, _ in rows}), "rows_without_hashes": hashless}
-    for name, least in known.items():
-        if getattr(corpus, name) < least:
-            yield f"{place}: corpus.{name} is {getattr(corpus, name)!r}, the pairs name {least}; write the report again"
-    if corpus.rows_without_hashes > corpus.rows - len(rows) + hashless:
-        yield f"{place}: corpus.rows_without_hashes is {corpus.rows_without_hashes}, more than the rows left; write the report again"
-    most = max((one.found.corpus_rows for one in report.sets), default=0)
-    if corpus.rows < most:
-        yield f"{place}: corpus.rows is {corpus.rows}, a set has {most} matched rows; write the report again"
-    if len({(row["set"], row["eval_row"], row["shard"], row["row"]) for row in pairs}) != len(pairs):
-        yield f"{place}: a pair comes twice in {files.PAIRS}; write the report again"
-    if report.evidence == "hash-only" and any(row["url"] is not None or row["caption"] is not None for row in pairs):
-        yield f"{place}: evidence is 'hash-only', and {files.PAIRS} has URLs or captions; write the report again"
-
-
 def _table(directory: str, name: str, schema: pa.Schema) -> list[Row]:
     uri = storage.join(directory, name)
     table = parquet.read(uri)
     if table.schema != schema:
         raise InputError(f"{uri}: columns differ from this version of the report; write the report again")
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:  # text that is no UTF-8
+        raise InputError(f"{uri}: {str(error)[:200]!r}; write the report again") from None
     rows: list[Row] = table.to_pylist()
     return rows
+
+
+def _quality(row: Row) -> int:
+    return int(str(row["pdq_quality"])) if row["pdq_quality"] is not None else -1
 
 
 def _both_sides(split: list[Row]) -> bool:

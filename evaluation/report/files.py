@@ -219,12 +219,17 @@ def read_seal(folder: str) -> Seal:
 
 
 def read_report(folder: str) -> Report:
-    """report.json of a folder. Raises InputError when it is missing, damaged or of another version."""
-    place = storage.join(folder, REPORT)
+    """report.json of a finished report. Raises InputError when it is missing, damaged, of another version, or not what was sealed."""
+    seal, place = read_seal(folder), storage.join(folder, REPORT)
     if not storage.exists(place):
         raise InputError(f"{folder}: no {REPORT}; give the folder that `python -m evaluation overlap` wrote")
+    data = storage.read_bytes(place)
+    if REPORT not in seal.files or seal.files[REPORT].sha256 != hashlib.sha256(data).hexdigest():
+        raise InputError(
+            f"{place}: sha256 differs from the manifest; restore it, or run `python -m evaluation overlap` again"
+        )
     try:
-        return Report.model_validate_json(storage.read_bytes(place))
+        return Report.model_validate_json(data)
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the file"

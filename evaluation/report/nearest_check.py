@@ -35,10 +35,18 @@ def strangers(rows: Iterable[Row], asked: Sequence[Measure]) -> str | None:
 
 
 def check_nearest(
-    place: str, one: SetReport, near: list[Row], own: list[Row], split: list[Row], sampled: list[int], keep: int
+    place: str,
+    one: SetReport,
+    near: list[Row],
+    own: list[Row],
+    split: list[Row],
+    sampled: list[int],
+    keep: int,
+    best: int,
 ) -> Iterator[str]:
     """The nearest pictures of one set by every measure, beside its pairs (of which the table holds `keep` by each method): what the
-    descriptor says of a pair is the same wherever it stands, distances are those of the hashes, and then measure by measure."""
+    descriptor says of a pair is the same wherever it stands, distances are those of the hashes, and then measure by measure. `best` is the
+    largest quality of a corpus picture that the report names: where that is enough, every example has a nearest picture by PDQ."""
     yield from check_lowering(place, one, near)
     said = {(pair["eval_row"], pair["shard"], pair["row"]): [pair[name] for name in _LIKENESS] for pair in own}
     for row in near:
@@ -56,7 +64,7 @@ def check_nearest(
     held = Counter((pair["eval_row"], pair["method"]) for pair in own)
     full = {number for (number, _), count in held.items() if count >= keep}
     for measure in MEASURES.values():
-        yield from _check_measure(place, one, near, own, split, sampled, full, measure)
+        yield from _check_measure(place, one, near, own, split, sampled, full, measure, best)
 
 
 def _check_measure(
@@ -68,13 +76,15 @@ def _check_measure(
     sampled: list[int],
     full: set[object],
     measure: Measure,
+    best_quality: int,
 ) -> Iterator[str]:
     """The sample is the one that the ids choose, neither a pair nor another nearest picture is nearer than the nearest by `measure`, and
     one within the threshold is a pair: in the table, or of those examples with a `full` one, by what the split says of all pairs."""
     mine = [row for row in near if row["measure"] == measure.name]
     rows = [row["eval_row"] for row in mine]
     # Every example has a nearest picture by PDQ, or the corpus none with texture; by the descriptor those have that have a vector.
-    whole = [sampled, []] if measure is PDQ else [[row for row in sampled if row in set(rows)]]
+    none = [[]] if best_quality < one.thresholds.pdq_quality else []
+    whole = [sampled, *none] if measure is PDQ else [[row for row in sampled if row in set(rows)]]
     if rows not in whole:
         yield f"{place}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"
         return

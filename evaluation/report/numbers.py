@@ -221,7 +221,7 @@ def set_report(
         too_flat=int(pc.sum(pc.less(split["pdq_quality"], result.thresholds.pdq_quality)).as_py()),
         thresholds=result.thresholds,
         limit=result.limit,
-        over_limit=overlapping > result.limit * counted.num_rows,
+        over_limit=is_over(overlapping, counted.num_rows, result.limit),
         found=found,
         metric=result.metric,
         effect=_effect(analysis, judged, holm_p, result.predictions, corpus),
@@ -246,6 +246,11 @@ def set_report(
         ),
         verdict=statistics.verdict(analysis, overlapping, None if judged is None else judged.inflation),
     )
+
+
+def is_over(overlapping: int, examples: int, limit: float) -> bool:
+    """Whether a share is more than the limit; 29 of 100 is 0.29 and not, though 0.29 times 100 is less than 29."""
+    return overlapping / examples > limit
 
 
 def sweep_limits(pdq_distance: int) -> list[int]:

@@ -17,6 +17,8 @@ from pipeline.contracts.errors import InputError
 
 _COLUMNS = ["eval_id", "sha256", "label", "correct"]
 _MORE = ["prediction", "group"]  # checked where they are
+_LISTS: dict[str, str] = {"mean_top1_top5": "top5", "roc_auc": "scores", "map11": "scores"}
+"""Which list of an answer the set's metric is computed from."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def read_copy(directory: str, one: SetReport) -> Copy | None:
     if stranger is not None or absent:
         problem = f"has {stranger}, which no predictions have" if stranger else f"has no column {absent[0]!r}"
         raise InputError(f"{place}: {problem}; write the report again")
-    table = parquet.read(place, [*_COLUMNS, *(name for name in _MORE if name in found.names)])
+    more = [*_MORE, *([_LISTS[one.metric]] if one.metric in _LISTS else [])]
+    table = parquet.read(place, [*_COLUMNS, *(name for name in more if name in found.names)])
     metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in (found.metadata or {}).items()}
     rows: list[Row] = table.to_pylist()
     return Copy(place, rows, metadata)
@@ -79,6 +82,9 @@ def check_copy(place: str, one: SetReport, effect: Effect, split: list[Row], cop
             yield f"{where}: is of another picture or label than its split; write the report again"
         if answer["correct"] is None or answer["correct"] != row["correct"]:
             yield f"{where}: correct is {answer['correct']!r}, its split says {row['correct']!r}; write the report again"
+        listed = _LISTS.get(one.metric)
+        if listed is not None and answer.get(listed) != row[listed]:
+            yield f"{where}: {listed} are {answer.get(listed)!r}, its split says {row[listed]!r}; write the report again"
         if "group" in answer and answer["group"] != row["group"]:
             yield f"{where}: is a frame of video {answer['group']!r}, its split says {row['group']!r}; write the report again"
         if "prediction" in answer and label != -1 and (answer["prediction"] == label) != answer["correct"]:

@@ -63,4 +63,4 @@ def _key(report: Report, line: str) -> tuple[str, int] | None:
         digits = len(line) == 32 and set(line) <= set("0123456789abcdef")
         return (line, 0) if digits else None
     shard, *rest = line.split("\t", 2)
-    return (shard, int(rest[0])) if len(rest) == 2 and rest[0].isdigit() else None
+    return (shard, int(rest[0])) if len(rest) == 2 and rest[0].isascii() and rest[0].isdigit() else None

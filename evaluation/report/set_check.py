@@ -45,7 +45,8 @@ def check_figures(place: str, report: Report, one: SetReport, own: list[Row], sp
     yield from differ(place, f"{name}.found.pairs_held", one.found.pairs_held, len(own))
     rows = len({(row["shard"], row["row"]) for row in own})
     yield from check_rows(place, f"{name}.found.corpus_rows", one.found.corpus_rows, rows, pairs - len(own))
-    yield from differ(place, f"{name}.over_limit", one.over_limit, overlap > one.limit * len(examples))
+    over = bool(examples) and overlap / len(examples) > one.limit
+    yield from differ(place, f"{name}.over_limit", one.over_limit, over)
     scored = [row for row in examples if row["correct"] is not None]
     if one.effect is None:
         yield from differ(place, f"{name}.effect", None, None if not scored else "scored examples in the split")
@@ -173,8 +174,12 @@ def _verdict(one: SetReport, overlap: int) -> str:
     if effect is None:
         return "overlap, not scored"
     test = effect if effect.own is None else effect.own
-    above_zero = effect.own is None or (effect.own.least is not None and effect.own.least > 0)
-    if test.p_value is not None and test.p_value <= effect.alpha and above_zero:
+    if effect.own is None:
+        sure = effect.exact_p is not None and effect.exact_p <= effect.alpha
+    else:
+        sure = effect.own.least is not None and effect.own.least > 0
+    if test.p_value is not None and test.p_value <= effect.alpha and sure:
         return "overlap, effect"
     blind = test.p_value is None or test.detectable_gain is None or test.detectable_gain > 0.1
+    blind = blind or (effect.own is None and effect.clean_units.n < effect.overlap_units.n)
     return "not testable" if blind else "overlap, no effect seen"

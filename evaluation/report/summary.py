@@ -143,6 +143,10 @@ def sentence(one: SetReport) -> str:
             f"{said}; its {TITLES[one.metric]} is not defined on one side of the split, so the effect cannot be tested."
         )
     moved = f"they move the {_name(one)} by {_points(test.all_minus_clean)} points (p = {test.p_value:.3g})"
+    if effect.own is None and effect.p_value <= effect.alpha and one.verdict != "overlap, effect":
+        moved += f", but p = {effect.exact_p:.3g} where Clean is a sample too"
+    if one.verdict == "not testable" and effect.own is None and effect.clean_units.n < effect.overlap_units.n:
+        return f"{said}; {moved}, and {effect.clean_units.n:,} Clean examples are too few to know what to expect: not testable."
     if one.verdict == "not testable":
         gain = test.detectable_gain
         least = "any gain" if gain is None else f"a gain under {100 * gain:.0f} points"

@@ -1,9 +1,13 @@
 """What a forger would do to the tables and figures of a report."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from evaluation.report import files
+from pipeline.contracts import parquet
 
 Change = Callable[[pa.Table], pa.Table]
 
@@ -29,3 +33,16 @@ def restate(report: Any, path: Sequence[str | int], value: object) -> None:
         report = report[key]
     assert report[path[-1]] != value
     report[path[-1]] = value
+
+
+def reseal(folder: Path) -> None:
+    """Every hash of the manifest as the files now are."""
+    seal = files.read_seal(str(folder))
+    inside = {one: (folder / one).read_bytes() for one in seal.files}
+    (folder / "manifest.json").write_bytes(files.seal(inside, seal.inputs))
+
+
+def replace(folder: Path, name: str, change: Change) -> None:
+    """Another table in its place, written as the job writes them."""
+    (folder / name).write_bytes(files.table_bytes(change(parquet.read(str(folder / name)))))
+    reseal(folder)

@@ -119,6 +119,33 @@ def test_verdicts() -> None:
     assert verdict(analyse(correct[:30], overlap[:30]), 3) == "not testable"
 
 
+def test_a_clean_side_that_is_too_small_decides_nothing() -> None:
+    """Of few Clean examples the accuracy is not known: the paper's test alone would call a third of such sets an effect, and none is."""
+    one = analyse(np.arange(40) < 20, np.arange(40) < 39)
+    assert one.p_value == 0.0, "the only Clean example is wrong, so that nothing is expected of Overlap"
+    assert verdict(one, 39) == "not testable"
+    draws = np.random.default_rng(31)
+    overlap = np.arange(105) < 100
+    said = [verdict(analyse(draws.random(105) < 0.5, overlap), 100) for _ in range(400)]
+    assert said.count("overlap, effect") <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
+    assert "overlap, no effect seen" not in said
+    many = np.arange(3000) < 2000
+    assert verdict(analyse(np.arange(3000) % 2 == 0, many), 2000) == "not testable", (
+        "Clean has fewer units than Overlap"
+    )
+    assert verdict(analyse((np.arange(3000) % 2 == 0) | many, many), 2000) == "overlap, effect", (
+        "and is enough to see one"
+    )
+
+
+def test_what_is_neither_right_nor_wrong_is_refused() -> None:
+    overlap = np.arange(4) < 2
+    for odd in ([float("nan"), 1.0, 0.0, 1.0], [0.4, 1.0, 0.0, 1.0], [2, 1, 0, 1]):
+        with pytest.raises(ValueError, match="correct has values that are neither true nor false"):
+            analyse(np.array(odd), overlap)  # type: ignore[arg-type]
+    assert analyse(np.array([1, 1, 0, 1]), overlap) == analyse(np.array([True, True, False, True]), overlap)  # type: ignore[arg-type]
+
+
 # ---- clusters
 
 
