@@ -11,16 +11,18 @@ understood. `list_file` reads a file from end to end, once: which rows it has, w
 those rows, and raises InputError where the bytes are not those that were listed.
 
 A row without a picture that can be used is refused by a reason, never lost. What is refused for its size is not read: MAX_PICTURE_BYTES a
-picture (a sample, in tars; a cell of Parquet shows its size only when it is read), MAX_ROWS a file. A caption longer than a MiB, a URL longer than 64 KiB and a fetched hash that is none count as
-absent.
+picture (a sample, in tars; a cell of Parquet shows its size only when it is read), MAX_ROWS a file. A caption longer than a MiB, a URL
+longer than 64 KiB and a fetched hash that is none count as absent.
 """
 
 from __future__ import annotations
 
 import bisect
 import hashlib
+import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -92,13 +94,23 @@ class FolderPicture(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A tar, a Parquet file, or a block of neighbouring pictures of a folder. `stamp` changes with its bytes, very probably."""
+    """A tar, a Parquet file, or a block of neighbouring pictures of a folder. `stamp` changes with its bytes, very probably.
+
+    Every unit of work takes all files of a corpus to its worker, so the pictures of a block are packed: a million of them as 11 MB and not
+    as millions of objects.
+    """
 
     name: str
     uri: str
     stamp: str
     bytes: int
-    pictures: tuple[FolderPicture, ...] = ()
+    packed: bytes = b""
+
+    @property
+    def pictures(self) -> list[FolderPicture]:
+        """Those of a block; unpacked anew each time."""
+        found = json.loads(zlib.decompress(self.packed)) if self.packed else []
+        return [FolderPicture(name, uri, tuple(texts)) for name, uri, texts in found]
 
 
 class Listing(NamedTuple):
@@ -183,7 +195,8 @@ def _block(number: int, pictures: list[FolderPicture], stamps: dict[str, tuple[i
     said = [(one.name, [(uri.rpartition(".")[2], stamps[uri]) for uri in (one.uri, *one.texts)]) for one in pictures]
     stamp = hashlib.sha256(repr(said).encode()).hexdigest()
     size = sum(stamps[one.uri][0] for one in pictures)
-    return CorpusFile(f"block-{number:06d}", storage.parent(pictures[0].uri), stamp, size, tuple(pictures))
+    packed = zlib.compress(json.dumps(pictures).encode())
+    return CorpusFile(f"block-{number:06d}", storage.parent(pictures[0].uri), stamp, size, packed)
 
 
 def _refuse_twice(uris: list[str]) -> None:
@@ -526,13 +539,14 @@ def _load(one: FolderPicture) -> _Loaded:
 
 
 def _list_block(file: CorpusFile) -> Listing:
-    digests = at_once(lambda one: _load(one).digest, file.pictures)
+    pictures = file.pictures
+    digests = at_once(lambda one: _load(one).digest, pictures)
     rows = [
         (row, plain(one.name), _key(one.name), None, None, digest)
-        for row, (one, digest) in enumerate(zip(file.pictures, digests, strict=True))
+        for row, (one, digest) in enumerate(zip(pictures, digests, strict=True))
     ]
     hasher = hashlib.sha256()
-    for one, digest in zip(file.pictures, digests, strict=True):
+    for one, digest in zip(pictures, digests, strict=True):
         name = one.name.encode("utf-8", "surrogateescape")
         hasher.update(len(name).to_bytes(8, "little") + name + digest)
     return Listing(_listed(rows), hasher.hexdigest())
@@ -540,9 +554,10 @@ def _list_block(file: CorpusFile) -> Listing:
 
 def _read_block(file: CorpusFile, listed: pa.Table) -> Iterator[Entry]:
     rows = listed.to_pylist()
-    loaded = in_turn(_load, [file.pictures[row["row"]] for row in rows])
+    pictures = file.pictures
+    loaded = in_turn(_load, [pictures[row["row"]] for row in rows])
     for row, (data, size, texts, digest) in zip(rows, loaded, strict=True):
         if digest != row["sha256"]:
-            raise _changed(file.pictures[row["row"]].uri, row["source"])
+            raise _changed(pictures[row["row"]].uri, row["source"])
         entry = _with_texts(row, data, "", texts)
         yield entry if data is not None else entry._replace(refused=_too_many_bytes(size))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -385,3 +386,15 @@ def test_a_folder_with_links_that_go_round(tmp_path: Path) -> None:
     assert [one.name for one in file.pictures] == ["a/1.jpg", "b/a/1.jpg"], (
         "a folder that a link leads to is looked into"
     )
+
+
+def test_the_pictures_of_a_folder_travel_light(tmp_path: Path) -> None:
+    """All of them go to every worker with every thousand: what they weigh there is their number squared."""
+    for number in range(2000):
+        (tmp_path / f"a_picture_with_some_name_{number:06d}.jpg").touch()
+        (tmp_path / f"a_picture_with_some_name_{number:06d}.txt").touch()
+    files = readers.find_files("folder", [str(tmp_path)])
+    assert len(pickle.dumps(files)) < 30 * 2000
+    again: list[CorpusFile] = pickle.loads(pickle.dumps(files))
+    assert [one.name for file in again for one in file.pictures] == sorted(path.name for path in tmp_path.glob("*.jpg"))
+    assert again[1].pictures[0].texts == (f"{tmp_path}/a_picture_with_some_name_001000.txt",)
