@@ -7,6 +7,8 @@ tests more careful.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -17,37 +19,46 @@ from evaluation.config import Thresholds
 from evaluation.overlap.index import HammingIndex
 from pipeline.content.hashes import as_codes, hamming
 
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+_QUERIES = 4096  # pictures whose neighbours are in memory at once
+
 
 def clusters(codes: pa.Table, limits: Thresholds) -> NDArray[np.int64]:
     """For each row of a set's CODE_SCHEMA table the first row of its cluster: int64[n]."""
-    pdq = as_codes(codes["pdq256"].to_pylist())
-    phash = np.ascontiguousarray(codes["phash64"], np.uint64)
-    short = phash.view(np.uint8).reshape(-1, 8)
-    textured = np.flatnonzero(np.asarray(codes["pdq_quality"], np.uint8) >= limits.pdq_quality)
-    edges = [_same_bytes(codes["sha256"].to_pylist())]
-    if len(
-        textured
-    ):  # pictures of which every pair is alike would be as many pairs as their number squared: one of them is searched
-        both = np.concatenate([pdq, short], axis=1)[textured]
-        _, first, same = np.unique(both, axis=0, return_index=True, return_inverse=True)
-        edges.append((textured, textured[first[same.reshape(-1)]]))
-        textured = textured[first]
-    left, right, _ = HammingIndex(pdq[textured]).search(pdq[textured], limits.pdq_distance)
-    edges.append((textured[left], textured[right]))
-    left, right, _ = HammingIndex(short[textured]).search(short[textured], limits.phash_distance)
-    left, right = textured[left], textured[right]
-    agreed = hamming(pdq[left], pdq[right]) <= limits.phash_pdq_distance
-    edges.append((left[agreed], right[agreed]))
-    one, other = (np.concatenate([edge[side] for edge in edges]) for side in (0, 1))
-    graph = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(pdq), len(pdq)))
-    if not len(pdq):
-        return np.empty(0, np.int64)
-    _, member = connected_components(graph, directed=False)
+    member = np.arange(codes.num_rows)
+    for one, other in _same(codes, limits):
+        if len(one):
+            graph = coo_array((np.ones(len(one), np.bool_), (member[one], member[other])), shape=(len(member),) * 2)
+            member = connected_components(graph, directed=False)[1][member]
     _, first, place = np.unique(member, return_index=True, return_inverse=True)
     return first[place].astype(np.int64)
 
 
-def _same_bytes(digests: list[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _same(codes: pa.Table, limits: Thresholds) -> Iterator[Pairs]:
+    """Rows that show one picture, some at a time: the frames of a film are as many pairs as their number squared."""
+    yield _same_bytes(codes["sha256"].to_pylist())
+    pdq = as_codes(codes["pdq256"].to_pylist())
+    short = np.ascontiguousarray(codes["phash64"], np.uint64).view(np.uint8).reshape(-1, 8)
+    textured = np.flatnonzero(np.asarray(codes["pdq_quality"], np.uint8) >= limits.pdq_quality)
+    if not len(textured):
+        return
+    # Of pictures that hash alike one is searched.
+    both = np.concatenate([pdq, short], axis=1)[textured]
+    _, first, same = np.unique(both, axis=0, return_index=True, return_inverse=True)
+    yield textured, textured[first[same.reshape(-1)]]
+    distinct = textured[first]
+    near, alike = HammingIndex(pdq[distinct]), HammingIndex(short[distinct])
+    for start in range(0, len(distinct), _QUERIES):
+        asked = distinct[start : start + _QUERIES]
+        left, right, _ = near.search(pdq[asked], limits.pdq_distance)
+        yield asked[left], distinct[right]
+        left, right, _ = alike.search(short[asked], limits.phash_distance)
+        left, right = asked[left], distinct[right]
+        agreed = hamming(pdq[left], pdq[right]) <= limits.phash_pdq_distance
+        yield left[agreed], right[agreed]
+
+
+def _same_bytes(digests: list[bytes]) -> Pairs:
     """Each row with the first of its digest."""
     first: dict[bytes, int] = {}
     rows = np.arange(len(digests), dtype=np.int64)

@@ -440,13 +440,14 @@ def _content_hash(
 ) -> str:
     hasher = hashlib.sha256()
     parts = [*classes, "", config.separators]
+    told = "=" if texts[0] is not None else "subgroup="  # of a text that stands alone one must see which it is
     for row, row_id in enumerate(ids):
         extras = [column[row] for column in texts if column is not None]
         parts += [
             row_id,
             hashes[row].hex(),
             str(labels[row]),
-            *("" if extra is None else "=" + extra for extra in extras),
+            *("" if extra is None else told + extra for extra in extras),
         ]
         if groups is not None:
             parts.append("group=" + groups[row])

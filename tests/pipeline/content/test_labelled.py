@@ -67,6 +67,8 @@ def test_the_content_hash_sees_every_change(tmp_path: Path) -> None:
     named = opened(tmp_path / "base.parquet", **settings, classes=["p", "q", "r"]).content_hash
     assert len({base, named, *hashes}) == 6
     assert opened(write(tmp_path / "again.parquet", **columns), **settings).content_hash == base
+    one = write(tmp_path / "one.parquet", image=[b"1", b"2"], text=["p", "q"])
+    assert opened(one, caption="text").content_hash != opened(one, subgroup="text").content_hash
 
 
 def test_class_files(tmp_path: Path) -> None:
