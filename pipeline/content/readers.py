@@ -84,6 +84,10 @@ class Columns(NamedTuple):
     key: str | None = None
 
 
+Packed = bytes
+"""Pictures of a block: zlib over JSON of [name, URI, URIs of the texts]."""
+
+
 class FolderPicture(NamedTuple):
     """A picture file: its path below the folder, where it is, and which of `webdataset.CAPTIONS` lie beside it."""
 
@@ -104,7 +108,7 @@ class CorpusFile:
     uri: str
     stamp: str
     bytes: int
-    packed: bytes = b""
+    packed: Packed = b""
 
     @property
     def pictures(self) -> list[FolderPicture]:
