@@ -210,7 +210,7 @@ def test_the_nearest_by_score_is_that_of_comparing_all(looked: Looked) -> None:
     for said in (
         "scenes, by PDQ: 0 of 0 sampled pictures",
         f"blind, by the descriptor: {blind.score_nearest.sampled} of {blind.score_nearest.sampled} sampled pictures",
-        "The same by the descriptor: the score of the corpus picture that it finds nearest: for 12 examples of scenes (median",
+        "The same by the descriptor: the score of the corpus picture that it finds nearest: for 12 pictures of scenes (median",
         "labelling.by=descriptor",
     ):
         assert said in page, said
