@@ -76,3 +76,4 @@ def test_the_walk_of_verify_finds_the_same(seed: int) -> None:
     found = clusters(table, limits).tolist()
     assert 10 < len(set(found)) < n - 10, "the case is one in which something is found, and not everything"
     assert found == twin.clusters(table.to_pylist(), 14, 50, 1, 20)
+    assert clusters(table, limits, block=7).tolist() == found
