@@ -147,8 +147,8 @@ def _check_content(directory: str, seal: files.Seal) -> list[str]:
     if problems:  # a page of figures that are wrong is wrong too, and may be impossible to draw
         return problems
     text = storage.read_bytes(storage.join(directory, files.PAGE))
-    shown = (tables.of_sets[name] for name in (files.PAIRS, files.NEAREST, files.TEXT_PAIRS))
-    found = check_page(text, report, *shown, tables.splits, config.report)
+    pairs, near, text_pairs = (tables.of_sets[name] for name in (files.PAIRS, files.NEAREST, files.TEXT_PAIRS))
+    found = check_page(text, report, pairs, near, text_pairs, tables.splits, config.report)
     return [f"{storage.join(directory, files.PAGE)}: {problem}; write the report again" for problem in found]
 
 

@@ -83,7 +83,7 @@ def _check_measure(
     mine = [row for row in near if row["measure"] == measure.name]
     rows = [row["eval_row"] for row in mine]
     # Every example has a nearest picture by PDQ, or the corpus none with texture; by the descriptor those have that have a vector.
-    none = [[]] if best_quality < one.thresholds.pdq_quality else []
+    none: list[list[object]] = [[]] if best_quality < one.thresholds.pdq_quality else []
     whole = [sampled, *none] if measure is PDQ else [[row for row in sampled if row in set(rows)]]
     if rows not in whole:
         yield f"{place}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"

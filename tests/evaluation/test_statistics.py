@@ -142,8 +142,8 @@ def test_what_is_neither_right_nor_wrong_is_refused() -> None:
     overlap = np.arange(4) < 2
     for odd in ([float("nan"), 1.0, 0.0, 1.0], [0.4, 1.0, 0.0, 1.0], [2, 1, 0, 1]):
         with pytest.raises(ValueError, match="correct has values that are neither true nor false"):
-            analyse(np.array(odd), overlap)  # type: ignore[arg-type]
-    assert analyse(np.array([1, 1, 0, 1]), overlap) == analyse(np.array([True, True, False, True]), overlap)  # type: ignore[arg-type]
+            analyse(np.array(odd), overlap)
+    assert analyse(np.array([1, 1, 0, 1]), overlap) == analyse(np.array([True, True, False, True]), overlap)
 
 
 # ---- clusters
