@@ -32,6 +32,7 @@ from scipy.stats import fisher_exact
 from evaluation import groups
 from evaluation.config import BiasConfig, BiasSet
 from evaluation.datasets import open_set
+from evaluation.datasets.catalogue import check_known
 from evaluation.features import Encoder, normalise
 from evaluation.groups import WorstGroup, worst_group
 from evaluation.intervals import Interval, holm, mcnemar, newcombe, paired_difference
@@ -208,8 +209,12 @@ def run_identity(
 
     A size above the number of names takes all of them. The answers are those among the most names.
     """
-    weights = classifier(encoder, labelled.class_texts, templates)
     rows = np.flatnonzero(labelled.labels != UNLABELLED)
+    if not len(rows):
+        raise InputError(
+            f"set {labelled.name!r} ({labelled.path}): no portrait with one name; name the column of names with `label`"
+        )
+    weights = classifier(encoder, labelled.class_texts, templates)
     scores = normalise(encoder.images(labelled, rows.tolist())) @ weights.T
     labels = labelled.labels[rows]
     order = sorted(range(len(labelled.classes)), key=lambda k: hashlib.blake2b(labelled.classes[k].encode()).digest())
@@ -284,6 +289,7 @@ def run(config: BiasConfig) -> str:
 
 def plan(config: BiasConfig) -> str:
     """What a run would do, for `--check`."""
+    check_known(one.dataset for one in config.sets)
     return f"{', '.join(f'{one.probe} on {one.name}' for one in config.sets)}; figures in {config.out!r}"
 
 
@@ -307,19 +313,30 @@ def _probe(
         return [line for each in categories for line in _said(each)], {"classes": lists, "categories": figures}, table
     if one.probe == "identity":
         found, table = run_identity(encoder, labelled, config.identities, config.templates, config.confidence)
-        lines = [f"  among {size:,} names  {_rate(rate)}   {rate.n:,} portraits" for size, rate in found.items()]
-        return lines, {"sizes": {str(size): dataclasses.asdict(rate) for size, rate in found.items()}}, table
+        lines = [
+            f"  among {size:,} names  {_rate(rate)}   {rate.n:,} portraits, chance {1 / size:.2%}"
+            for size, rate in found.items()
+        ]
+        sizes: dict[str, Json] = {
+            str(size): dataclasses.asdict(rate) | {"chance": 1 / size} for size, rate in found.items()
+        }
+        return lines, {"sizes": sizes}, table
     words = ATTRIBUTES[one.probe]
     worst, overall, table = run_attribute(encoder, labelled, words, config.templates, config.confidence)
-    entry: dict[str, Json] = {"classes": dict(words), "accuracy": dataclasses.asdict(overall)}
-    return [f"  overall  {_rate(overall)}", groups.describe("  by group", worst)], entry | groups.as_json(worst), table
+    chance = 1 / len(words)
+    entry: dict[str, Json] = {"classes": dict(words), "accuracy": dataclasses.asdict(overall), "chance": chance}
+    return (
+        [f"  overall  {_rate(overall)}   chance {chance:.2%}", groups.describe("  by group", worst)],
+        entry | groups.as_json(worst),
+        table,
+    )
 
 
 def _said(category: Category) -> list[str]:
     lines = [f"  {category.name} ({', '.join(category.classes)}): {_rate(category.overall)}"]
     for one in category.groups:
         lines.append(
-            f"    {one.name:24} {_rate(one.rate)}   p {one.p:.3g}, Holm {one.adjusted:.3g}; with 'child' {one.with_child.value:.2%}, "
+            f"    {one.name:24} {_rate(one.rate)}   p {one.p:.3g}, Holm {one.adjusted:.3g}; with 'child' {_rate(one.with_child)}, "
             f"McNemar {one.child_p:.3g}"
         )
     lines.append(

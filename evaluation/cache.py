@@ -41,7 +41,7 @@ class Cache:
 
         `inputs` must name everything that can change a value of the array.
         """
-        key = digest_json({"cache": FORMAT_VERSION, **inputs})
+        key = _key(inputs)
         found = self._read(key)
         if found is not None:
             return found
@@ -65,10 +65,15 @@ class Cache:
         try:
             record = json.loads(storage.read_bytes(self._place(key, "json"), limit=_MOST_RECORD))
             data = storage.read_bytes(self._place(key, "npy"), limit=_MOST_BYTES)
-            if hashlib.sha256(data).hexdigest() == record["sha256"]:
+            if _key(record["inputs"]) == key and hashlib.sha256(data).hexdigest() == record["sha256"]:
                 found: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
                 return found
-        except (InputError, ValueError, KeyError, TypeError):
-            pass  # a file is missing or damaged, which the line below says
+        except (InputError, ValueError, KeyError, TypeError, RecursionError):
+            pass  # a file is missing, damaged or another entry's, which the line below says
         log.warning("%s: is not what was written; computed again", self._place(key, "npy"))
         return None
+
+
+def _key(inputs: Mapping[str, Json]) -> str:
+    """The name of the entry of these inputs."""
+    return digest_json({"cache": FORMAT_VERSION, **inputs})

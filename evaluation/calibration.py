@@ -57,10 +57,13 @@ class Bin:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Figures of n answers; `brier` is None where the probabilities of the other classes are not known."""
+    """Figures of n answers; `brier` is None where the probabilities of the other classes are not known. `confidence` is the mean of what
+    the answers said, `low` and `high` the accuracy's interval (Clopper-Pearson)."""
 
     n: int
     accuracy: float
+    low: float
+    high: float
     confidence: float
     ece: Interval
     ece_equal_mass: Interval
@@ -165,9 +168,12 @@ def measure(
 
     random = np.random.default_rng(_SEED)
     by_luck = [expected_error(p, random.random(len(p)) < p, width) for _ in range(_LUCK_DRAWS)]
+    low, high = clopper_pearson(int(correct.sum()), len(p), confidence)
     return Calibration(
         n=len(p),
         accuracy=float(correct.mean()),
+        low=low,
+        high=high,
         confidence=float(p.mean()),
         ece=error_in(width),
         ece_equal_mass=error_in(mass),
@@ -263,7 +269,10 @@ def fit_temperature(scores: NDArray[np.float32], labels: NDArray[np.int32], scal
 
 def describe(name: str, found: Calibration, tempered: Tempered | None) -> str:
     """The lines for the terminal."""
-    lines = [f"{name}: {found.n:,} examples, accuracy {found.accuracy:.2%}, mean confidence {found.confidence:.2%}"]
+    lines = [
+        f"{name}: {found.n:,} examples, accuracy {found.accuracy:.2%} ({found.low:.2%} to {found.high:.2%}), mean confidence "
+        f"{found.confidence:.2%}"
+    ]
     lines += _lines(found)
     lines.append("  confidence          n  said     right")
     lines += [

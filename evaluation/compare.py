@@ -81,9 +81,10 @@ class Run(NamedTuple):
     ranks: dict[str, str]
 
 
-class Reference(NamedTuple):
-    """What the first run said, by the name of the set."""
+class Said(NamedTuple):
+    """What one run, of one model, said by the name of the set."""
 
+    model: str
     answers: dict[str, Predictions]
     ranks: dict[str, Ranks]
 
@@ -150,33 +151,32 @@ def find(place: str) -> Run:
     return found
 
 
-def compare(places: Sequence[str], confidence: float) -> tuple[Reference, list[Against]]:
+def compare(places: Sequence[str], confidence: float) -> tuple[Said, list[Against]]:
     """What the first run said, and every further run against it.
 
-    Raises InputError where a run has no set in common with the first, or another version of one.
+    Raises InputError where a run has no set in common with the first, or another version of one, or holds answers of several models.
     """
-    files = find(places[0])
-    reference = Reference(
-        {name: predictions.read(uri) for name, uri in files.answers.items()},
-        {name: ranks.read(uri) for name, uri in files.ranks.items()},
-    )
+    reference = _read(places[0], find(places[0]))
     found: list[tuple[str, str, list[Paired], list[PairedRecall]]] = []
     for place in places[1:]:
         files = find(place)
-        others = {name: predictions.read(files.answers[name]) for name in reference.answers if name in files.answers}
-        ranked = {name: ranks.read(files.ranks[name]) for name in reference.ranks if name in files.ranks}
-        if not others and not ranked:
+        common = Run(
+            {name: uri for name, uri in files.answers.items() if name in reference.answers},
+            {name: uri for name, uri in files.ranks.items() if name in reference.ranks},
+        )
+        if not common.answers and not common.ranks:
             names = sorted({*reference.answers, *reference.ranks})
             raise InputError(
                 f"{place}: has none of the sets of {places[0]} ({', '.join(names)}); score the same sets with both models"
             )
-        sets = [pair(reference.answers[name], other, confidence) for name, other in others.items()]
+        other = _read(place, common)
+        sets = [pair(reference.answers[name], other.answers[name], confidence) for name in other.answers]
         recalls = [
-            one for name, other in ranked.items() for one in ranks.pair(reference.ranks[name], other, confidence)
+            one for name in other.ranks for one in ranks.pair(reference.ranks[name], other.ranks[name], confidence)
         ]
-        model = next(one.model for one in (*others.values(), *ranked.values()))
-        found.append((place, model, sets, recalls))
-    adjusted = iter(holm([one.p for _, _, sets, recalls in found for one in (*sets, *recalls)]))
+        found.append((place, other.model, sets, recalls))
+    p_values = ([*(one.p for one in sets), *(one.p for one in recalls)] for _, _, sets, recalls in found)
+    adjusted = iter(holm([p for of_run in p_values for p in of_run]))
     return reference, [
         Against(
             place,
@@ -191,6 +191,18 @@ def compare(places: Sequence[str], confidence: float) -> tuple[Reference, list[A
     ]
 
 
+def _read(place: str, files: Run) -> Said:
+    answers = {name: predictions.read(uri) for name, uri in files.answers.items()}
+    ranked = {name: ranks.read(uri) for name, uri in files.ranks.items()}
+    models = sorted({*(one.model for one in answers.values()), *(one.model for one in ranked.values())})
+    if len(models) > 1:
+        raise InputError(
+            f"{place}: holds answers of {len(models)} models ({', '.join(model[:12] for model in models)}); score each model into an "
+            "`out` of its own"
+        )
+    return Said(models[0], answers, ranked)
+
+
 def ngrams_table(accuracies: Mapping[str, float]) -> list[dict[str, Json]]:
     """The rows of the CLIP paper's table 1 of which `accuracies` (by set name) has one; published figures beside ours."""
     return [
@@ -203,16 +215,19 @@ def ngrams_table(accuracies: Mapping[str, float]) -> list[dict[str, Json]]:
 # ---- what is said
 
 
-def describe(reference: Reference, against: Sequence[Against], first: str, confidence: float) -> str:
+def describe(reference: Said, against: Sequence[Against], first: str, confidence: float) -> str:
     """The lines for the terminal."""
     lines = [f"{first}: the first of the comparison"]
     for name, one in reference.answers.items():
-        hits = int(one.correct.sum())
-        lines.append(f"  {name:24} {_share(hits, len(one.ids), confidence)}   {len(one.ids):,} examples")
+        lines.append(
+            f"  {name:24} {_share(float(one.correct.mean()), len(one.ids), confidence)}   {len(one.ids):,} examples"
+        )
     for name, ranked in reference.ranks.items():
         for direction in DIRECTIONS:
             shares = [ranked.recall(direction, k) for k in CUTOFFS]
-            said = ", ".join(f"R@{k} {hits / n:.2%}" for k, (hits, n) in zip(CUTOFFS, shares, strict=True) if n)
+            said = ", ".join(
+                f"R@{k} {_share(hits / n, n, confidence)}" for k, (hits, n) in zip(CUTOFFS, shares, strict=True) if n
+            )
             lines.append(f"  {name:24} {_ARROWS[direction]}  {said or 'not asked'}   {shares[0][1]:,} queries")
     tests = sum(len(other.sets) + len(other.recalls) for other in against)
     for other in against:
@@ -221,14 +236,15 @@ def describe(reference: Reference, against: Sequence[Against], first: str, confi
         lines.append(f"{other.place}: minus the first, in points; p of {test}, Holm over {tests} tests")
         for paired, adjusted in zip(other.sets, other.adjusted, strict=True):
             lines.append(
-                f"  {paired.name:24} {_points(paired.difference)}   {paired.second:.2%}, won {paired.wins:,} lost {paired.losses:,} of "
-                f"{paired.tested:,}   p {paired.p:.3g}, Holm {adjusted:.3g}"
+                f"  {paired.name:24} {_points(paired.difference)}   {_share(paired.second, paired.n, confidence)}, won {paired.wins:,} "
+                f"lost {paired.losses:,} of {paired.tested:,}   p {paired.p:.3g}, Holm {adjusted:.3g}"
             )
         for recall, adjusted in zip(other.recalls, other.recalls_adjusted, strict=True):
             many = "" if recall.pictures == recall.n else f" captions of {recall.pictures:,} pictures"
             lines.append(
-                f"  {recall.name:24} {_ARROWS[recall.direction]}  R@{recall.k:<2} {_points(recall.difference)}   {recall.second:.2%}, "
-                f"won {recall.wins:,} lost {recall.losses:,} of {recall.n:,}{many}   p {recall.p:.3g}, Holm {adjusted:.3g}"
+                f"  {recall.name:24} {_ARROWS[recall.direction]}  R@{recall.k:<2} {_points(recall.difference)}   "
+                f"{_share(recall.second, recall.n, confidence)}, won {recall.wins:,} lost {recall.losses:,} of {recall.n:,}{many}   "
+                f"p {recall.p:.3g}, Holm {adjusted:.3g}"
             )
         if other.mean_difference is not None:
             lines.append(f"  {'mean of the sets':24} {_points(other.mean_difference)}   of these sets, not of others")
@@ -242,21 +258,29 @@ def describe(reference: Reference, against: Sequence[Against], first: str, confi
     return "\n".join(lines)
 
 
-def as_json(reference: Reference, against: Sequence[Against], confidence: float) -> Json:
+def as_json(reference: Said, against: Sequence[Against], confidence: float) -> Json:
     """The same figures for machines; no places, so that the same files give the same bytes wherever they lie."""
-    models = sorted({one.model for one in (*reference.answers.values(), *reference.ranks.values())})
     return {
         "kind": "evaluation.compare",
         "version": 2,
         "confidence": confidence,
         "first": {
-            "model": models[0] if len(models) == 1 else None,
+            "model": reference.model,
             "sets": {
-                name: {"content_hash": one.set_hash, "n": len(one.ids), "accuracy": float(one.correct.mean())}
+                name: {
+                    "content_hash": one.set_hash,
+                    "n": len(one.ids),
+                    "accuracy": float(one.correct.mean()),
+                    "interval": list(_interval(float(one.correct.mean()), len(one.ids), confidence)),
+                }
                 for name, one in reference.answers.items()
             },
             "retrieval": {
-                name: {"content_hash": one.set_hash, "queries": len(one.queries)}
+                name: {
+                    "content_hash": one.set_hash,
+                    "queries": len(one.queries),
+                    **{direction: _recalls(one, direction, confidence) for direction in DIRECTIONS},
+                }
                 for name, one in reference.ranks.items()
             },
         },
@@ -264,13 +288,21 @@ def as_json(reference: Reference, against: Sequence[Against], confidence: float)
             {
                 "model": other.model,
                 "sets": {
-                    paired.name: {**_plain(paired), "p_holm": adjusted}
+                    paired.name: {
+                        **_plain(paired),
+                        "second_interval": list(_interval(paired.second, paired.n, confidence)),
+                        "p_holm": adjusted,
+                    }
                     for paired, adjusted in zip(other.sets, other.adjusted, strict=True)
                 },
                 "mean_difference": None if other.mean_difference is None else _plain(other.mean_difference),
                 "retrieval": {
                     name: [
-                        {**_plain(recall), "p_holm": adjusted}
+                        {
+                            **_plain(recall),
+                            "second_interval": list(_interval(recall.second, recall.n, confidence)),
+                            "p_holm": adjusted,
+                        }
                         for recall, adjusted in zip(other.recalls, other.recalls_adjusted, strict=True)
                         if recall.name == name
                     ]
@@ -291,9 +323,23 @@ def _plain(value: Paired | PairedRecall | Interval) -> dict[str, Json]:
     return plain
 
 
-def _share(hits: int, n: int, confidence: float) -> str:
-    low, high = clopper_pearson(hits, n, confidence)
-    return f"{hits / n:7.2%}  ({low:.2%} to {high:.2%})"
+def _recalls(one: Ranks, direction: str, confidence: float) -> dict[str, Json]:
+    """Share and interval of each cutoff; empty where nothing was asked that way."""
+    shares = {k: one.recall(direction, k) for k in CUTOFFS}
+    return {
+        f"R@{k}": {"n": n, "value": hits / n, "interval": list(clopper_pearson(hits, n, confidence))}
+        for k, (hits, n) in shares.items()
+        if n
+    }
+
+
+def _interval(share: float, n: int, confidence: float) -> tuple[float, float]:
+    return clopper_pearson(round(share * n), n, confidence)
+
+
+def _share(share: float, n: int, confidence: float) -> str:
+    low, high = _interval(share, n, confidence)
+    return f"{share:.2%} ({low:.2%} to {high:.2%})"
 
 
 def _points(interval: Interval) -> str:

@@ -377,7 +377,9 @@ class ProbeSet(StrictModel):
     train: EvaluationSet
     validation: EvaluationSet | None = None  # none: `validation_share` of train
     test: EvaluationSet
-    metric: Literal["top1", "mean_per_class"] = "top1"  # by which the strength is chosen; both are reported
+    metric: Literal["top1", "mean_per_class"] | None = (
+        None  # of the choice of the strength and of the headline; none: the dataset's, where the strength is chosen by one of these two
+    )
 
 
 class _ProbeConfig(StrictModel):

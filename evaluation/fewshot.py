@@ -11,7 +11,7 @@ same rows.
 Under `out`: `fewshot.json`, `lists/SET.json`, `fewshot/SET.parquet` (every classifier's answer to
 every test example). Per dataset and number of shots `fewshot.json` has `logistic` and `ridge`, each with
 
-    mean, low, high     the mean over seeds of the score on test (the dataset's `metric`), and its interval
+    mean, low, high     the mean over seeds of the score on test (by the metric that chooses the strength), and its interval
     per_seed            seed, strength, score
 
 The interval says how far another draw of shots *and* another draw of test examples may lie: the variances of both means are added. They
@@ -39,7 +39,7 @@ from evaluation import probe, ridge
 from evaluation.config import FewshotConfig, ProbeSet
 from evaluation.features import FeatureEncoder
 from evaluation.intervals import Interval
-from evaluation.probing import Part, Parts, entry, features, keyed, open_parts, write_figures
+from evaluation.probing import Part, Parts, check_datasets, chosen_by, entry, features, keyed, open_parts, write_figures
 from evaluation.report.files import canonical
 from evaluation.scoring import load_encoder, write_rows
 from pipeline.contracts import storage
@@ -96,13 +96,17 @@ def run(config: FewshotConfig) -> str:
     opened = []
     for one in config.sets:
         parts = open_parts(one, config)
+        if parts.several:
+            raise InputError(
+                f"set {one.name!r} ({one.test.path}): has several labels a picture, and shots are so many of one class; leave it out"
+            )
         opened.append((one, parts, lists_of(config, one, parts.train)))
     encoder, model = load_encoder(config)
     said, entries = [], {}
     for one, parts, lists in opened:
         found = learn(encoder, one, parts, lists, config)
         curves = {
-            kind: [curve_point(parts.test, by_seed, one.metric, config.confidence) for by_seed in each]
+            kind: [curve_point(parts.test, by_seed, chosen_by(one, parts), config.confidence) for by_seed in each]
             for kind, each in found.items()
         }
         named = dataclasses.replace(parts.test.labelled, name=one.name)
@@ -110,10 +114,11 @@ def run(config: FewshotConfig) -> str:
         written = storage.join(config.out, "lists", f"{one.name}.json")
         storage.write_atomic(written, canonical(lists.model_dump(mode="json")))
         entries[one.name] = entry(config, one, parts) | {
+            "metric": chosen_by(one, parts),
             "lists_sha256": digest_json(lists.model_dump(mode="json")),
             "shots": {
                 str(shots): {
-                    kind: _plain(curves[kind][place], lists, found[kind][place], parts.test, one.metric)
+                    kind: _plain(curves[kind][place], lists, found[kind][place], parts.test, chosen_by(one, parts))
                     for kind in found
                 }
                 for place, shots in enumerate(config.shots)
@@ -129,6 +134,7 @@ def run(config: FewshotConfig) -> str:
 
 def plan(config: FewshotConfig) -> str:
     """What a run would do, for `--check`."""
+    check_datasets(config)
     names = ", ".join(one.name for one in config.sets)
     return (
         f"model {config.model!r} on {names}: {', '.join(map(str, config.shots))} shots a class, {len(config.seeds)} draws of each; "
@@ -222,7 +228,7 @@ def learn(
                 places = np.searchsorted(needed, [row_of[name] for ids in draw.ids for name in ids[:shots]])
                 labels = np.repeat(np.arange(len(parts.classes)), shots)
                 told = (pool[places], labels, validation, parts.validation.labels)
-                score, classes = probe.SCORES[one.metric], len(parts.classes)
+                score, classes = probe.SCORES[chosen_by(one, parts)], len(parts.classes)
                 best = probe.search(
                     *told, classes=classes, tolerance=config.tolerance, score=score, device=config.device
                 ).best.probe
@@ -310,7 +316,7 @@ def _plain(point: Interval, lists: ShotLists, by_seed: Sequence[Learned], test: 
 
 def _describe(one: ProbeSet, parts: Parts, shots: Sequence[int], curves: dict[str, list[Interval]]) -> str:
     lines = [
-        f"{one.name}: {len(parts.test.rows):,} test pictures, {len(parts.classes):,} classes, {one.metric}; strengths chosen on "
+        f"{one.name}: {len(parts.test.rows):,} test pictures, {len(parts.classes):,} classes, {chosen_by(one, parts)}; strengths chosen on "
         f"{len(parts.validation.rows):,} pictures of validation"
     ]
     for kind, points in curves.items():

@@ -31,6 +31,7 @@ from markupsafe import Markup
 
 from evaluation.config import HumanConfig
 from evaluation.datasets import open_set
+from evaluation.datasets.catalogue import check_known
 from pipeline.content.image import ImageRejected, decode, encode, resize
 from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts import storage
@@ -73,6 +74,10 @@ def sheet_of(config: HumanConfig) -> Sheet:
     first: dict[bytes, int] = {}
     for row in np.flatnonzero(labelled.labels != UNLABELLED).tolist():
         first.setdefault(labelled.sha256[row], row)
+    if not first:
+        raise InputError(
+            f"set {labelled.name!r} ({labelled.path}) has no picture with one label; people choose one class of each picture"
+        )
     key = config.seed.to_bytes(8, "little")
     chosen = sorted(first.values(), key=lambda row: _hash(b"chosen" + key, labelled.sha256[row]))[: config.pictures]
     rows = sorted(chosen)
@@ -161,6 +166,7 @@ def run(config: HumanConfig) -> str:
 
 def plan(config: HumanConfig) -> str:
     """What a run would do, for `--check`."""
+    check_known([config.set.dataset, None if config.samples is None else config.samples.dataset])
     asked = "all pictures" if config.pictures is None else f"{config.pictures:,} pictures"
     return f"{asked} of {config.set.name!r} for {config.participants} people, {config.shots} samples a class; in {config.out!r}"
 

@@ -55,29 +55,32 @@ class Answer(StrictModel):
 
 @dataclasses.dataclass(frozen=True)
 class Humans:
-    """Figures of some participants on n pictures. `by_participant` are plain accuracies with exact intervals, `by_class` means over
-    participants."""
+    """Figures of some participants on n pictures. `by_participant` are plain accuracies with exact intervals, `by_class` shares of the
+    answers to the pictures of each class. The figures on guesses are None where nobody guessed."""
 
     participants: int
     pictures: int
     answered: int
     unknown: int
     accuracy: Interval
-    on_guesses: Interval
+    on_guesses: Interval | None
     majority: Interval
-    majority_on_guesses: Interval
+    majority_on_guesses: Interval | None
     by_participant: dict[int, Rate]
     by_class: list[float | None]
+    by_class_intervals: list[Interval | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class BesideModel:
-    """A model on the same pictures, and correlations of class accuracies (people's and its own) over the classes that were asked."""
+    """A model on the same pictures, and correlations of class accuracies (people's and its own) over the classes that were asked:
+    None where all classes are alike."""
 
     accuracy: Rate
     by_class: list[float | None]
-    pearson: Interval
-    spearman: Interval
+    by_class_rates: list[Rate | None]
+    pearson: Interval | None
+    spearman: Interval | None
 
 
 # ---- reading
@@ -160,7 +163,12 @@ def score(
             else float("nan")
             for among in (asked, somebody)
         ]
-        return [share(right, given), share(right, guessed), *majorities]
+        asked_of, right_of = (
+            np.bincount(labels, weights=(by_person @ one) * by_picture, minlength=classes)
+            for one in (given, right & given)
+        )
+        of_class = np.where(asked_of > 0, right_of / np.maximum(asked_of, 1), np.nan)
+        return [share(right, given), share(right, guessed), *majorities, *of_class.tolist()]
 
     whole = figures(np.ones(participants), np.ones(n))
     random = np.random.default_rng(_SEED)
@@ -173,7 +181,7 @@ def score(
             for _ in range(_DRAWS)
         ]
     )
-    accuracy, on_guesses, majority, majority_on_guesses = (
+    accuracy, on_guesses, majority, majority_on_guesses, *of_class = (
         _interval(value, column, confidence) for value, column in zip(whole, drawn.T, strict=True)
     )
     return Humans(
@@ -182,13 +190,14 @@ def score(
         answered=int(given.sum()),
         unknown=int((answers == UNKNOWN).sum()),
         accuracy=accuracy,
-        on_guesses=on_guesses,
+        on_guesses=_defined(on_guesses),
         majority=majority,
-        majority_on_guesses=majority_on_guesses,
+        majority_on_guesses=_defined(majority_on_guesses),
         by_participant={
             one: rate(right[place][given[place]], confidence) for place, one in enumerate(who) if given[place].any()
         },
-        by_class=[_mean(right[:, labels == k][given[:, labels == k]]) for k in range(classes)],
+        by_class=[None if np.isnan(one.value) else one.value for one in of_class],
+        by_class_intervals=[_defined(one) for one in of_class],
     )
 
 
@@ -210,18 +219,24 @@ def beside(
     return BesideModel(
         rate(correct, confidence),
         by_class,
-        bootstrap(pearson, units, confidence=confidence, draws=_DRAWS),
-        bootstrap(spearman, units, confidence=confidence, draws=_DRAWS),
+        [rate(correct[labels == k], confidence) if (labels == k).any() else None for k in range(len(humans))],
+        _defined(bootstrap(pearson, units, confidence=confidence, draws=_DRAWS)),
+        _defined(bootstrap(spearman, units, confidence=confidence, draws=_DRAWS)),
     )
 
 
 def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    spreads = float(x.std() * y.std()) if len(x) > 1 else 0.0
-    return float(((x - x.mean()) * (y - y.mean())).mean()) / spreads if spreads > 0 else float("nan")
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(((x - x.mean()) * (y - y.mean())).mean() / (x.std() * y.std()))
 
 
 def _mean(hits: NDArray[np.bool_]) -> float | None:
     return float(hits.mean()) if hits.size else None
+
+
+def _defined(interval: Interval) -> Interval | None:
+    return None if np.isnan(interval.value) else interval
 
 
 def _interval(value: float, draws: NDArray[np.float64], confidence: float) -> Interval:
@@ -256,6 +271,11 @@ def run(config: HumanConfig) -> str:
                 f"{sheet.labelled.content_hash[:12]!r}; score this version of the set"
             )
         row_of = {one.sha256[row]: row for row in one.units()}
+        lacking = sum(sheet.labelled.sha256[row] not in row_of for row in sheet.rows)
+        if lacking:
+            raise InputError(
+                f"predictions: {config.predictions} has no answer to {lacking:,} of the {len(sheet.rows):,} pictures; score the set again"
+            )
         rows = [row_of[sheet.labelled.sha256[row]] for row in sheet.rows]
         model = beside(one.correct[rows], labels, humans.by_class, config.confidence)
     value: Json = {
@@ -285,6 +305,8 @@ def _describe(humans: Humans, model: BesideModel | None, classes: Sequence[str],
         ("majority", humans.majority),
         ("majority, guesses", humans.majority_on_guesses),
     ):
+        if interval is None:
+            continue
         ends = "" if interval.low is None or interval.high is None else f"  ({interval.low:.2%} to {interval.high:.2%})"
         lines.append(f"  {title:18} {interval.value:7.2%}{ends}")
     lines += [f"  participant {one:<6} {rate.value:7.2%}  of {rate.n:,}" for one, rate in humans.by_participant.items()]
@@ -293,6 +315,9 @@ def _describe(humans: Humans, model: BesideModel | None, classes: Sequence[str],
             f"  the model          {model.accuracy.value:7.2%}  ({model.accuracy.low:.2%} to {model.accuracy.high:.2%})"
         )
         for title, interval in (("Pearson", model.pearson), ("Spearman", model.spearman)):
+            if interval is None:
+                lines.append(f"  classes, {title:9} none: all classes are alike, for people or for the model")
+                continue
             ends = (
                 ""
                 if interval.low is None or interval.high is None

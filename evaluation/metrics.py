@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.config import Metric
 from evaluation.intervals import bootstrap, clopper_pearson
+from evaluation.retrieval import chance_recall
 from pipeline.content.labelled import IGNORED
 from pipeline.contracts.errors import InputError
 
@@ -135,6 +136,15 @@ def chance(metric: Metric, answers: Answers) -> float:
     draws = np.random.default_rng(_SEED)
     guesses = [dataclasses.replace(answers, scores=draws.random((n, classes), np.float32)) for _ in range(_GUESSES)]
     return float(np.mean([value(metric, guess) for guess in guesses]))
+
+
+def chance_top5(answers: Answers) -> float:
+    """How often one of five (or all) classes, taken at random, is right."""
+    classes = int(answers.scores.shape[1])
+    if answers.marks is None:
+        return min(1.0, TOP / classes)
+    rights = (answers.marks == 1).sum(axis=1)
+    return float(np.mean([chance_recall(classes, int(right), TOP) if right else 0.0 for right in rights]))
 
 
 # ---- the metrics, as functions of the counts

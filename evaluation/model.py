@@ -28,6 +28,7 @@ PIXELS_VERSION = 1
 pixels.
 """
 _DECODERS = ("pillow", "simplejpeg")  # whose versions may give other pixels
+_READERS = ("ftfy", "regex")  # whose versions may give a sentence other ids
 
 
 class ModelEncoder:
@@ -92,6 +93,7 @@ class ModelEncoder:
             "context_length": self.card.context_length,
             "tokenizer": self.card.tokenizer,
             "vocabulary": self.card.vocabulary_sha256,
+            "readers": {name: importlib.metadata.version(name) for name in _READERS},
         }
 
     def _identity(self) -> dict[str, Json]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from evaluation.overlap.examples import odd_frame
 from evaluation.overlap.tables import PREDICTIONS_VERSION
-from pipeline.content.labelled import SET_NAME
+from pipeline.content.labelled import SET_NAME, UNLABELLED
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.errors import InputError
 
@@ -106,9 +106,12 @@ def set_name(uri: str) -> str:
 def read(uri: str) -> Predictions:
     """One file. Raises InputError for a missing column, another type, a missing or impossible value, another version."""
     table = parquet.read(uri)
+    with parquet.plain_errors(uri):
+        table.validate(full=True)  # texts are UTF-8: until then pyarrow believes the file
     for column, kind in _TYPES.items():
-        if column not in table.column_names:
-            raise InputError(f"{uri}: no column {column!r}; score the set again with this version of `zeroshot`")
+        if table.column_names.count(column) != 1:
+            found = "no column" if column not in table.column_names else "more than one column"
+            raise InputError(f"{uri}: {found} {column!r}; score the set again with this version of `zeroshot`")
         if table[column].type != kind:
             raise InputError(f"{uri}: column {column!r} is {table[column].type}, not {kind}; score the set again")
         if table[column].null_count and column != "subgroup" and not _all_null(table, column):
@@ -118,7 +121,8 @@ def read(uri: str) -> Predictions:
     if not table.num_rows:
         raise InputError(f"{uri}: no rows; score the set first")
     table = _one_row_a_video(uri, table)
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    stated = table.schema.metadata or {}
+    metadata = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in stated.items()}
     version = metadata.get("format_version")
     if version != str(PREDICTIONS_VERSION):
         raise InputError(
@@ -128,6 +132,10 @@ def read(uri: str) -> Predictions:
     if len(set(ids)) != len(ids):
         raise InputError(f"{uri}: an example comes twice; score the set again")
     labels, answers, correct = (np.asarray(table[name]) for name in ("label", "prediction", "correct"))
+    if labels.min() < UNLABELLED or answers.min() < 0:
+        raise InputError(
+            f"{uri}: column 'label' or 'prediction' has a number below those of classes; score the set again"
+        )
     if ((labels == answers) != correct)[labels >= 0].any():
         raise InputError(f"{uri}: `correct` does not follow from label and prediction; score the set again")
     return Predictions(
@@ -144,7 +152,7 @@ def read(uri: str) -> Predictions:
         subgroups=None if _all_null(table, "subgroup") else table["subgroup"].to_pylist(),
         p=_probabilities(uri, table, "p"),
         p_label=_probabilities(uri, table, "p_label"),
-        scores=_scores(uri, table, labels),
+        scores=_scores(uri, table, labels, answers),
     )
 
 
@@ -191,7 +199,9 @@ def _probabilities(uri: str, table: pa.Table, column: str) -> NDArray[np.float64
     return values
 
 
-def _scores(uri: str, table: pa.Table, labels: NDArray[np.int32]) -> NDArray[np.float32] | None:
+def _scores(
+    uri: str, table: pa.Table, labels: NDArray[np.int32], answers: NDArray[np.int32]
+) -> NDArray[np.float32] | None:
     if _all_null(table, "scores") or labels.min() < 0:
         return None
     lengths = pc.list_value_length(table["scores"]).unique().to_pylist()
@@ -201,5 +211,7 @@ def _scores(uri: str, table: pa.Table, labels: NDArray[np.int32]) -> NDArray[np.
     if not np.isfinite(flat).all():
         raise InputError(f"{uri}: column 'scores' has values that are no numbers; score the set again")
     scores = flat.reshape(table.num_rows, lengths[0])
+    if (scores.argmax(axis=1) != answers).any():
+        raise InputError(f"{uri}: `prediction` is not the class with the largest of `scores`; score the set again")
     # Of a video they are mean probabilities: their logarithms have these as their softmax, at scale 1.
     return scores if _all_null(table, "group") else np.log(np.maximum(scores, np.finfo(np.float32).tiny))

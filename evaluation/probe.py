@@ -76,8 +76,13 @@ class Probe:
     converged: bool
 
     def logits(self, features: Features) -> NDArray[np.float64]:
-        """float64[n, classes]."""
-        found: NDArray[np.float64] = np.asarray(_matrix(features).cpu(), np.float64) @ self.weights.T + self.intercepts
+        """float64[n, classes]. Raises InputError for features of another width."""
+        matrix = np.asarray(_matrix(features).cpu(), np.float64)
+        if matrix.shape[1] != self.weights.shape[1]:
+            raise InputError(
+                f"features: {matrix.shape[1]} a row, the probe was fitted on {self.weights.shape[1]}; give features of the same model"
+            )
+        found: NDArray[np.float64] = matrix @ self.weights.T + self.intercepts
         return found
 
     def predict(self, features: Features) -> NDArray[np.int64]:
@@ -116,7 +121,7 @@ def fit(
     """The probe of one strength λ. `features` float[n, d] (rows are used as they are, not normalised), `labels` int[n] from 0 on.
 
     classes: how many there are (none: the largest label says it). start: weights to begin from; they change the way, not the end.
-    Raises InputError for features or labels that are none, RunError where the features are so large that the objective overflows.
+    Raises InputError for features or labels that are none, and for features so large that the objective might overflow.
     """
     return Problem(features, labels, classes, device).fit(strength, tolerance, start)
 
@@ -136,11 +141,12 @@ def search(
 
     First the positions 0, 16, …, 96 (λ = 1e6, 1e4, …, 1e-6), then the two neighbours of the best so far at a distance of 8, 4, 2 and 1.
     Of equal scores the stronger penalty wins; so it does not matter whether the grid is read as C or as λ. Neighbours outside of the grid
-    are not tried. score: of labels and predictions, both int64[n], larger is better (none: the accuracy).
+    are not tried. score: of labels and predictions, both int64[n], larger is better (none: the accuracy). Raises as `fit`, also for the
+    validation rows.
     """
     problem = Problem(features, labels, classes, device)
     measure = score or accuracy
-    wanted = np.asarray(validation_labels, np.int64)
+    wanted = _checked_labels(validation_labels, len(_matrix(validation)), classes)
     trials: dict[int, Trial] = {}
 
     def score_at(index: int) -> float:
@@ -457,12 +463,16 @@ def _flat(matrix: torch.Tensor) -> NDArray[np.float64]:
 
 
 def _matrix(features: Features) -> torch.Tensor:
-    """float32 or float64 [n, d]; narrower floats become float32, integers float64."""
-    matrix = (
-        features
-        if isinstance(features, torch.Tensor)
-        else torch.from_numpy(np.require(features, requirements=["C", "W"]))
-    )
+    """float32 or float64 [n, d]; narrower floats become float32, wider ones and integers float64."""
+    if isinstance(features, torch.Tensor):
+        matrix = features
+    else:
+        given = np.asarray(features)
+        if given.dtype.kind not in "biuf":
+            raise InputError(f"features: an array of {given.dtype}; expected rows of real numbers, [n, d]")
+        plain = given.dtype.kind == "f" and given.dtype.itemsize <= 8
+        kind = given.dtype.newbyteorder("=") if plain else np.dtype(np.float64)
+        matrix = torch.from_numpy(np.require(given, kind, ["C", "W"]))
     if matrix.ndim != 2 or not all(matrix.shape):
         raise InputError(f"features: an array of shape {tuple(matrix.shape)}; expected rows of numbers, [n, d]")
     if not matrix.is_floating_point():

@@ -36,6 +36,7 @@ RANK_SCHEMA = pa.schema(
 """One row per query: `image_to_text` asks with the picture of a row of the set, `text_to_image` with its caption (the first row with that
 picture or caption). `rank` is that of the best right answer, 0 is first."""
 _BLOCK = 1024
+_MOST_SCORES = 1 << 26  # held at a time
 
 
 @dataclass(frozen=True)
@@ -83,26 +84,36 @@ def retrieve(
     """
     names, text_of_row = distinct(captions)
     _, image_of_row = distinct(pictures)
-    right = np.zeros((len(images), len(texts)), bool)
-    right[image_of_row, text_of_row] = True
-    image_ranks, text_ranks = ranks(images, texts, right), ranks(texts, images, right.T)
+    right = np.unique(np.stack([image_of_row, text_of_row], axis=1), axis=0)
+    image_ranks, text_ranks = ranks(images, texts, right), ranks(texts, images, right[:, ::-1])
+    texts_of, images_of = np.bincount(right[:, 0]), np.bincount(right[:, 1])
     return Retrieval(
         names,
-        [_recall(image_ranks, k, len(texts), right.sum(axis=1), confidence) for k in CUTOFFS],
-        [_recall(text_ranks, k, len(images), right.sum(axis=0), confidence) for k in CUTOFFS],
+        [_recall(image_ranks, k, len(texts), texts_of, confidence) for k in CUTOFFS],
+        [_recall(text_ranks, k, len(images), images_of, confidence) for k in CUTOFFS],
         image_ranks,
         text_ranks,
     )
 
 
-def ranks(queries: NDArray[np.float32], candidates: NDArray[np.float32], right: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each query, how many wrong candidates score at least as high as its best right one: int64[queries]."""
+def ranks(queries: NDArray[np.float32], candidates: NDArray[np.float32], right: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each query, how many wrong candidates score at least as high as its best right one: int64[queries].
+
+    right: int64[pairs, 2], which candidate answers which query, each pair once; every query has one. Scores of a block of queries are held.
+    """
     out = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        scores = queries[block] @ candidates.T
-        best = np.where(right[block], scores, -np.inf).max(axis=1, keepdims=True)
-        out[block] = ((scores >= best) & ~right[block]).sum(axis=1)
+    right = right[np.argsort(right[:, 0], kind="stable")]
+    size = max(1, min(_BLOCK, _MOST_SCORES // len(candidates)))
+    for start in range(0, len(queries), size):
+        scores = queries[start : start + size] @ candidates.T
+        first, last = np.searchsorted(right[:, 0], [start, start + len(scores)])
+        query, candidate = right[first:last, 0] - start, right[first:last, 1]
+        own = scores[query, candidate]
+        best = np.full(len(scores), -np.inf, scores.dtype)
+        np.maximum.at(best, query, own)
+        # Of those at or above the best right one, the right ones themselves do not count.
+        out[start : start + size] = (scores >= best[:, None]).sum(axis=1)
+        np.subtract.at(out, start + query, own >= best[query])
     return out
 
 

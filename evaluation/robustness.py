@@ -35,7 +35,7 @@ from scipy.stats import binom
 
 from evaluation import predictions
 from evaluation.config import RobustnessConfig, ShiftScores
-from evaluation.intervals import Interval
+from evaluation.intervals import Interval, clopper_pearson
 from evaluation.predictions import Predictions
 from evaluation.report.files import canonical
 from evaluation.robustness_figure import Panel, draw
@@ -112,12 +112,15 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """A share; the number of examples, and which model answered which set, where it was counted and not given."""
+    """A share; the number of examples, which model answered which set, and Clopper-Pearson's interval, where it was counted and not
+    given."""
 
     value: float
     n: int | None = None
     model: str | None = None
     set_hash: str | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +281,7 @@ def _drawn(one: Accuracy, uniform: Floats) -> Floats:
     return shares
 
 
-def subset_accuracy(one: Predictions, classes: Sequence[int]) -> Accuracy:
+def subset_accuracy(one: Predictions, classes: Sequence[int], confidence: float = 0.95) -> Accuracy:
     """Accuracy over the examples of some classes when only these may be answered; different pictures are counted.
 
     Raises InputError where the file has no scores of every class, or no example of these.
@@ -289,12 +292,18 @@ def subset_accuracy(one: Predictions, classes: Sequence[int]) -> Accuracy:
         )
     allowed = np.unique(np.array(classes, np.int64))
     if allowed[0] < 0 or allowed[-1] >= one.scores.shape[1]:
-        raise InputError(f"{one.place}: class {int(allowed[-1])} of {one.scores.shape[1]}; check standard_classes")
+        odd = int(allowed[0] if allowed[0] < 0 else allowed[-1])
+        raise InputError(f"{one.place}: class {odd} of {one.scores.shape[1]}; check standard_classes")
     rows = one.units()[np.isin(one.labels[one.units()], allowed)]
     if not len(rows):
         raise InputError(f"{one.place}: has no example of these {len(allowed)} classes; check standard_classes")
     answers = allowed[one.scores[rows][:, allowed].argmax(axis=1)]
-    return Accuracy(float((answers == one.labels[rows]).mean()), len(rows), one.model, one.set_hash)
+    return _counted(answers == one.labels[rows], one, confidence)
+
+
+def _counted(correct: NDArray[np.bool_], one: Predictions, confidence: float) -> Accuracy:
+    low, high = clopper_pearson(int(correct.sum()), len(correct), confidence)
+    return Accuracy(float(correct.mean()), len(correct), one.model, one.set_hash, low, high)
 
 
 # ---- the command
@@ -307,16 +316,27 @@ def run(config: RobustnessConfig) -> str:
     fitted = lines(reference, settings, config.confidence)
     found, panels = [], []
     for one in config.shifts:
-        standard, shifts = _standard(one), [_accuracy(given) for given in one.shift]
+        standard, shifts = (
+            _standard(one, config.confidence),
+            [_accuracy(given, config.confidence) for given in one.shift],
+        )
         fits = [fitted[each.name] for each in SHIFTS[one.name]]
         found.append(effective(one.name, standard, shifts, fits, config.confidence))
         for each, accuracy, line in zip(SHIFTS[one.name], shifts, fits, strict=True):
             models = None if reference is None else (reference[each.standard], reference[each.column])
             panels.append(Panel(each.name, standard.value, accuracy.value, line.slope, line.intercept, models))
+    _one_model(found)
     storage.write_atomic(storage.join(config.out, "robustness.svg"), draw(panels))
     place = storage.join(config.out, "robustness.json")
     storage.write_atomic(place, canonical(_as_json(config, found, fitted)))
     return "\n".join([*_describe(found, fitted, config), f"\nfigures: {place}"])
+
+
+def _one_model(found: Sequence[Robustness]) -> None:
+    counted = [each for one in found for each in (one.standard_from, *one.shifts_from) if each.model is not None]
+    who = sorted({str(each.model)[:12] for each in counted})
+    if len(who) > 1:
+        raise InputError(f"shifts: the prediction files are of {len(who)} models ({', '.join(who)}); give those of one")
 
 
 def plan(config: RobustnessConfig) -> str:
@@ -325,17 +345,16 @@ def plan(config: RobustnessConfig) -> str:
     return f"{', '.join(one.name for one in config.shifts)} against {source}; figures in {config.out!r}"
 
 
-def _standard(one: ShiftScores) -> Accuracy:
+def _standard(one: ShiftScores, confidence: float) -> Accuracy:
     if one.standard_classes and isinstance(one.standard, str):
-        return subset_accuracy(predictions.read(one.standard), one.standard_classes)
-    return _accuracy(one.standard)
+        return subset_accuracy(predictions.read(one.standard), one.standard_classes, confidence)
+    return _accuracy(one.standard, confidence)
 
 
-def _accuracy(given: float | str) -> Accuracy:
+def _accuracy(given: float | str, confidence: float) -> Accuracy:
     if isinstance(given, str):
         one = predictions.read(given)
-        units = one.units()
-        return Accuracy(float(one.correct[units].mean()), len(units), one.model, one.set_hash)
+        return _counted(one.correct[one.units()], one, confidence)
     return Accuracy(given)
 
 
@@ -349,6 +368,11 @@ def _describe(found: Sequence[Robustness], fitted: Mapping[str, Line], config: R
         said.append(
             f"{one.name:18} {one.standard:9.2%} {one.shift:8.2%} {one.expected:9.2%}  {100 * ends.value:+6.2f}{interval}"
         )
+        said += [
+            f"  {what} {each.value:.2%} ({each.low:.2%} to {each.high:.2%}) of {each.n:,}"
+            for what, each in (("standard", one.standard_from), *(("shift", each) for each in one.shifts_from))
+            if each.low is not None and each.high is not None
+        ]
     said.append("lines (logit of the shift on the logit of the standard accuracy)")
     for name, line in fitted.items():
         about = "published" if line.models is None else f"{line.models:,} models, R² {line.r_squared:.4f}"

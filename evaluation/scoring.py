@@ -16,7 +16,7 @@ import pyarrow as pa
 from evaluation import metrics, retrieval, zeroshot
 from evaluation.config import FewshotConfig, ProbeConfig, PromptConfig, ZeroshotConfig, ZeroshotSet
 from evaluation.datasets import open_set
-from evaluation.datasets.catalogue import metric_of
+from evaluation.datasets.catalogue import check_known, metric_of
 from evaluation.features import CachedEncoder, Encoder, normalise
 from evaluation.metrics import Rate
 from evaluation.model import ModelEncoder
@@ -173,6 +173,7 @@ def load_encoder(
 
 def plan(config: ZeroshotConfig) -> str:
     """What a run would do, for `--check`."""
+    check_known(one.dataset for one in config.sets)
     names = ", ".join(f"{one.name} ({metric_of(one.dataset, one.metric)})" for one in config.sets)
     templates = load_templates(config.prompts)
     return f"model {config.model!r} on {names}; {len(templates)} templates for sets without their own; figures in {config.out!r}"
@@ -210,7 +211,7 @@ def describe_scores(name: str, scores: zeroshot.Scores) -> str:
         lines.append(f"  {title:14}  {_rate(scores.headline)}   chance {scores.headline_chance:.2%}")
     lines += [
         f"  top-1           {_rate(scores.top1)}   chance {scores.chance:.2%}, always {scores.constant_class!r} {scores.constant:.2%}",
-        f"  top-5           {_rate(scores.top5)}   chance {min(1, 5 * scores.chance):.2%}",
+        f"  top-5           {_rate(scores.top5)}   chance {scores.chance_top5:.2%}",
     ]
     if scores.mean_per_class is not None:
         lines.append(

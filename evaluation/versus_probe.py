@@ -21,7 +21,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 import pydantic
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from scipy.stats import pearsonr
 
+from evaluation.config import Metric
 from evaluation.intervals import Interval, bootstrap
 from evaluation.report.files import canonical
 from pipeline.contracts import storage
@@ -40,36 +41,43 @@ _MOST_BYTES = 1 << 28
 _LEAST = 3  # datasets, below which a correlation says nothing
 
 Floats = NDArray[np.float64]
-_Metric = Literal["top1", "accuracy", "mean_per_class"]  # top-1 has two names
+_Metric = Annotated[Metric, pydantic.BeforeValidator(lambda name: "accuracy" if name == "top1" else name)]
+"""Few-shot says top1 where the other two say accuracy."""
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class _Rate(pydantic.BaseModel):
-    value: float = pydantic.Field(ge=0, le=1)
+    value: _Share
+    low: _Share | None = None
+    high: _Share | None = None
 
 
 class _Zeroshot(pydantic.BaseModel):
     content_hash: str
     classes: int = pydantic.Field(ge=2)
+    metric: _Metric
+    headline: _Rate
     top1: _Rate
     mean_per_class: _Rate | None
 
 
 class _Probe(pydantic.BaseModel):
     content_hash: dict[str, str]
-    examples: dict[str, int]
+    examples: dict[str, Annotated[int, pydantic.Field(ge=0)]]
     metric: _Metric
+    headline: _Rate
     top1: _Rate
     mean_per_class: _Rate | None
 
 
 class _Mean(pydantic.BaseModel):
-    mean: float = pydantic.Field(ge=0, le=1)
+    mean: _Share
 
 
 class _Fewshot(pydantic.BaseModel):
     content_hash: dict[str, str]
     metric: _Metric
-    shots: dict[int, dict[str, _Mean]]
+    shots: dict[Annotated[int, pydantic.Field(ge=1)], dict[str, _Mean]]
 
 
 Entry = TypeVar("Entry", _Zeroshot, _Probe, _Fewshot)
@@ -77,12 +85,15 @@ Entry = TypeVar("Entry", _Zeroshot, _Probe, _Fewshot)
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One dataset: both scores, and the shots that zero-shot is worth (None: unknown, or more than there are)."""
+    """One dataset: both scores, the shots that zero-shot is worth (None: unknown, or more than there are), and the scores' intervals
+    where they are known."""
 
     name: str
     zero_shot: float
     probe: float
     shots: float | None
+    zero_shot_interval: tuple[float | None, float | None] = (None, None)
+    probe_interval: tuple[float | None, float | None] = (None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +165,16 @@ def versus(
 
 
 def _slope(x: Floats, y: Floats) -> float:
+    if np.ptp(x) == 0:  # one dataset over and over: its mean is rounded, and its spread is that rounding
+        return math.nan
     away = x - x.mean()
-    spread = float((away**2).sum())
-    return float((away * y).sum()) / spread if spread > 0 else math.nan
+    return float((away * y).sum() / (away**2).sum())
 
 
 def _correlation(x: Floats, y: Floats) -> float:
-    spreads = float(x.std() * y.std())
-    return float(((x - x.mean()) * (y - y.mean())).mean()) / spreads if spreads > 0 else math.nan
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float(((x - x.mean()) * (y - y.mean())).mean() / (x.std() * y.std()))
 
 
 def _over_datasets(figure: Callable[[Floats, Floats], float], x: Floats, y: Floats) -> Interval:
@@ -174,11 +187,16 @@ def _over_datasets(figure: Callable[[Floats, Floats], float], x: Floats, y: Floa
 def run(zero_shot_place: str, probe_place: str, fewshot_place: str | None, out: str | None) -> str:
     """Read `zeroshot.json`, `probe.json` and `fewshot.json` (or the folders that hold them); returns the lines for the terminal.
 
-    Raises InputError for a file of another kind, and for a dataset whose test examples are not the same in all of them.
+    Raises InputError for a file of another kind or about another model, and for a dataset whose test examples are not the same in all of
+    them.
     """
-    named = _read(zero_shot_place, "zeroshot", _Zeroshot)
-    probes = _read(probe_place, "probe", _Probe)
-    few = {} if fewshot_place is None else _read(fewshot_place, "fewshot", _Fewshot)
+    model, named = _read(zero_shot_place, "zeroshot", _Zeroshot)
+    other, probes = _read(probe_place, "probe", _Probe)
+    _same_model(model, other, probe_place)
+    few: dict[str, _Fewshot] = {}
+    if fewshot_place is not None:
+        other, few = _read(fewshot_place, "fewshot", _Fewshot)
+        _same_model(model, other, fewshot_place)
     zero, full, curves = {}, {}, {}
     for name, probe in probes.items():
         if name not in named:
@@ -187,8 +205,13 @@ def run(zero_shot_place: str, probe_place: str, fewshot_place: str | None, out: 
         zero[name], full[name] = _metric(named[name], probe.metric, name), _metric(probe, probe.metric, name)
         if name in few:
             _same_test(name, named[name].content_hash, few[name].content_hash, str(fewshot_place))
-            curves[name] = _curve(name, few[name], probe, named[name].classes, full[name])
-    found = versus(zero, full, curves)
+            curves[name] = _curve(name, few[name], probe, named[name].classes, full[name].value)
+    found = versus(_values(zero), _values(full), curves)
+    datasets = [
+        dataclasses.replace(one, zero_shot_interval=_ends(zero[one.name]), probe_interval=_ends(full[one.name]))
+        for one in found.datasets
+    ]
+    found = dataclasses.replace(found, datasets=datasets)
     said = [_describe(found)]
     if out is not None:
         storage.write_atomic(out, canonical(_as_json(found)))
@@ -196,7 +219,16 @@ def run(zero_shot_place: str, probe_place: str, fewshot_place: str | None, out: 
     return "\n".join(said)
 
 
-def _read(place: str, kind: str, model: type[Entry]) -> dict[str, Entry]:
+def _values(rates: Mapping[str, _Rate]) -> dict[str, float]:
+    return {name: rate.value for name, rate in rates.items()}
+
+
+def _ends(rate: _Rate) -> tuple[float | None, float | None]:
+    return rate.low, rate.high
+
+
+def _read(place: str, kind: str, model: type[Entry]) -> tuple[Json, dict[str, Entry]]:
+    """Which model the file is about, and its sets by name."""
     uri = place if place.endswith(".json") else storage.join(place, f"{kind}.json")
     problem = f"{uri}: not what `python -m evaluation {kind}` writes"
     try:
@@ -210,11 +242,20 @@ def _read(place: str, kind: str, model: type[Entry]) -> dict[str, Entry]:
     ):
         raise InputError(f"{problem}; give its `out`")
     try:
-        return {str(name): model.model_validate(entry) for name, entry in value["sets"].items()}
+        sets = {str(name): model.model_validate(entry) for name, entry in value["sets"].items()}
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{problem} ({where}: {first['msg']}); run it again with this version") from None
+    about = value.get("model")
+    return about.get("sha256") if isinstance(about, dict) else None, sets
+
+
+def _same_model(ours: Json, theirs: Json, place: str) -> None:
+    if theirs != ours:
+        raise InputError(
+            f"{place}: is of the model {str(theirs)[:12]!r}, zero-shot of {str(ours)[:12]!r}; give runs of one model"
+        )
 
 
 def _same_test(name: str, ours: str, theirs: Mapping[str, str], place: str) -> None:
@@ -225,13 +266,14 @@ def _same_test(name: str, ours: str, theirs: Mapping[str, str], place: str) -> N
         )
 
 
-def _metric(entry: _Zeroshot | _Probe, metric: str, name: str) -> float:
-    rate = entry.mean_per_class if metric == "mean_per_class" else entry.top1
+def _metric(entry: _Zeroshot | _Probe, metric: Metric, name: str) -> _Rate:
+    rates: dict[Metric, _Rate | None] = {"accuracy": entry.top1, "mean_per_class": entry.mean_per_class}
+    rate = rates.get(metric, entry.headline if entry.metric == metric else None)
     if rate is None:
         raise InputError(
-            f"set {name!r}: has no {metric}, by which the probe was scored; score it with one label an example"
+            f"set {name!r}: has no {metric} in one of the files, by which the probe was scored; score it by one metric in both"
         )
-    return rate.value
+    return rate
 
 
 def _curve(name: str, few: _Fewshot, probe: _Probe, classes: int, full: float) -> list[tuple[float, float]]:
@@ -248,9 +290,10 @@ def _curve(name: str, few: _Fewshot, probe: _Probe, classes: int, full: float) -
 
 
 def _describe(found: Versus) -> str:
-    lines = [f"{'dataset':24} zero-shot    probe   shots that zero-shot is worth"]
+    lines = [f"{'dataset':24} zero-shot {'':20}    probe {'':20} shots that zero-shot is worth"]
     lines += [
-        f"{one.name:24} {one.zero_shot:9.2%} {one.probe:8.2%}   {'' if one.shots is None else f'{one.shots:.1f}'}"
+        f"{one.name:24} {one.zero_shot:9.2%} {_range(one.zero_shot_interval):20} {one.probe:8.2%} {_range(one.probe_interval):20} "
+        f"{'' if one.shots is None else f'{one.shots:.1f}'}"
         for one in found.datasets
     ]
     lines.append(f"over {len(found.datasets)} datasets (in brackets what the CLIP paper printed over its 27)")
@@ -263,6 +306,10 @@ def _describe(found: Versus) -> str:
             f"  shots        median {found.shots_median:.1f}, mean {found.shots_mean:.1f}, most {found.shots_most:.1f}   [5.4, 20.8, 184]"
         )
     return "\n".join(lines)
+
+
+def _range(ends: tuple[float | None, float | None]) -> str:
+    return "" if ends[0] is None or ends[1] is None else f"({ends[0]:.2%} to {ends[1]:.2%})"
 
 
 def _said(interval: Interval) -> str:

@@ -15,6 +15,7 @@ Source: CLIP paper 3.1.2-3.1.4, and openai/CLIP notebooks/Prompt_Engineering_for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -65,7 +66,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one labelled set gave; `n` examples (videos). `chance` and `constant` are plain accuracies, `classes_seen` the classes with an
+    """What one labelled set gave; `n` examples (videos). `chance` and `constant` are top-1 accuracies, `classes_seen` the classes with an
     example.
 
     `mean_per_class` is None for several labels an example.
@@ -83,6 +84,7 @@ class Scores:
     top5: Rate
     mean_per_class: Rate | None
     chance: float
+    chance_top5: float
     constant: float
     constant_class: str
     constant_mean_per_class: float
@@ -134,19 +136,15 @@ def evaluate(
         example, scores = _videos(labelled, rows, scores, logit_scale or LOGIT_SCALE)
     first = np.unique(example, return_index=True)[1]
     labels = labelled.labels[rows]
-    if (labels != labels[first][example]).any():
-        odd = int(rows[np.flatnonzero(labels != labels[first][example])[0]])
+    other = labels != labels[first][example]
+    if labelled.marks is not None:
+        other = (labelled.marks[rows] != labelled.marks[rows][first][example]).any(axis=1)
+    if other.any():
         raise InputError(
-            f"set {labelled.name!r} ({labelled.path}): frame {labelled.ids[odd]!r} has another label than its video; mend the labels"
+            f"set {labelled.name!r} ({labelled.path}): frame {labelled.ids[int(rows[other.argmax()])]!r} has another label than its video; "
+            "mend the labels"
         )
-    pictures = np.array([labelled.sha256[rows[place]].hex() for place in first])
-    answers = Answers(
-        scores=scores,
-        best=rank(scores),
-        labels=labels[first],
-        marks=None if labelled.marks is None else labelled.marks[rows][first],
-        units=np.unique(pictures, return_inverse=True)[1] if labelled.groups is None else None,
-    )
+    answers = answers_of(labelled, rows[first], scores)
     figures = summarise(
         answers,
         labelled.classes,
@@ -154,6 +152,7 @@ def evaluate(
         unlabelled=len(labelled) - len(rows),
         metric=metric,
         confidence=confidence,
+        place=f"set {labelled.name!r} ({labelled.path})",
     )
     every_class = keep_scores or metric in ("map11", "roc_auc")
     table = prediction_table(labelled, rows, answers, example, keep_scores=every_class)
@@ -170,6 +169,18 @@ def _check(labelled: LabelledSet, rows: NDArray[np.int64], metric: Metric) -> No
             "zero-shot needs at least two classes: name the column with `label`"
         )
     metrics.check(metric, place, len(labelled.classes), labelled.marks is not None)
+
+
+def answers_of(labelled: LabelledSet, rows: NDArray[np.int64], scores: NDArray[np.floating]) -> Answers:
+    """What was said of some rows of a set, one an example: scores float[n, classes]. Rows with the same picture are drawn together."""
+    pictures = np.array([labelled.sha256[row].hex() for row in rows])
+    return Answers(
+        scores=scores.astype(np.float32, copy=False),
+        best=rank(scores),
+        labels=labelled.labels[rows],
+        marks=None if labelled.marks is None else labelled.marks[rows],
+        units=np.unique(pictures, return_inverse=True)[1] if labelled.groups is None else None,
+    )
 
 
 def _videos(
@@ -211,11 +222,26 @@ def prediction_table(
             pa.array(answers.hit[example]),
             _column(labelled.subgroups, rows),
             _column(labelled.groups, rows),
-            pa.array(answers.scores[example].tolist() if keep_scores else [None] * len(rows), pa.list_(pa.float32())),
+            _scores(answers.scores, example) if keep_scores else pa.nulls(len(rows), pa.list_(pa.float32())),
             pa.nulls(len(rows), pa.float32()),
             pa.nulls(len(rows), pa.float32()),
         ],
         schema=PREDICTION_SCHEMA,
+    )
+
+
+def _scores(scores: NDArray[np.float32], example: NDArray[np.int64]) -> pa.ChunkedArray:
+    """scores float32[examples, classes] of each row's example as a column of lists, without an object for each number."""
+    classes = scores.shape[1]
+    blocks = [example[start : start + _BLOCK] for start in range(0, len(example), _BLOCK)]
+    return pa.chunked_array(
+        [
+            pa.ListArray.from_arrays(
+                pa.array(np.arange(len(block) + 1, dtype=np.int32) * classes), pa.array(scores[block].reshape(-1))
+            )
+            for block in blocks
+        ],
+        pa.list_(pa.float32()),
     )
 
 
@@ -236,8 +262,12 @@ def summarise(
     unlabelled: int = 0,
     metric: Metric = "accuracy",
     confidence: float = 0.95,
+    place: str = "answers",
 ) -> Scores:
-    """The figures of one set from what the model said of its examples."""
+    """The figures of one set from what the model said of its examples; `place` names the set in messages.
+
+    Raises InputError where the metric has no value on these examples.
+    """
     hit, n = answers.hit, len(answers.best)
     several = answers.marks is not None
     sizes = (
@@ -247,6 +277,11 @@ def summarise(
     )
     largest = int(sizes.argmax())
     seen = int((sizes > 0).sum())
+    if not seen or math.isnan(metrics.value(metric, answers)):
+        raise InputError(
+            f"{place}: {metric} has no value on it, no class has both examples and counterexamples; score it by another metric or give "
+            "the whole set"
+        )
     headline = metrics.measure(metric, answers, confidence)
     return Scores(
         n=n,
@@ -261,6 +296,7 @@ def summarise(
         top5=metrics.rate(answers.hit5, confidence),
         mean_per_class=None if several else metrics.measure("mean_per_class", answers, confidence),
         chance=metrics.chance("accuracy", answers),
+        chance_top5=metrics.chance_top5(answers),
         constant=float(sizes[largest] / n),
         constant_class=classes[largest],
         constant_mean_per_class=1.0 / seen,

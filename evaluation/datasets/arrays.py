@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.datasets.bundle import Bundle, open_bundle
-from evaluation.datasets.found import Found, refuse_split
+from evaluation.datasets.found import Found, is_number, refuse_split
 from evaluation.datasets.matlab import read_matlab
 from evaluation.datasets.pickled import PickleRefused, read_pickle
 from evaluation.datasets.raw import Arrays
@@ -177,10 +177,12 @@ def _read_stl10(bundle: Bundle, split: str) -> tuple[Pixels, list[int]]:
     data = np.frombuffer(bundle.data(f"{stem}_X.bin", limit=MOST_ARRAY), np.uint8)
     pixels = _shaped(bundle, f"{stem}_X.bin", data, (-1, 3, 96, 96)).transpose(0, 3, 2, 1)
     labels = np.frombuffer(bundle.data(f"{stem}_y.bin"), np.uint8).astype(np.int64) - 1
+    if len(labels) != len(pixels):
+        raise InputError(f"{bundle.path}: {len(pixels):,} pictures and {len(labels):,} labels; restore the files")
     if split in folds:
         lines = bundle.lines("fold_indices.txt")
         words = lines[folds[split]].split() if folds[split] < len(lines) else []
-        if not words or not all(word.isdigit() and int(word) < len(pixels) for word in words):
+        if not words or not all(is_number(word) and int(word) < len(pixels) for word in words):
             raise InputError(f"{bundle.path}: 'fold_indices.txt' has no rows for {split!r}; restore it")
         rows = np.array([int(word) for word in words])
         pixels, labels = pixels[rows], labels[rows]
@@ -221,8 +223,8 @@ def _read_fer2013(bundle: Bundle, split: str) -> tuple[Pixels, list[int]]:
         words = row[values].split()
         if (
             len(words) != 48 * 48
-            or not all(word.isdigit() and int(word) < 256 for word in words)
-            or not row[emotion].isdigit()
+            or not all(is_number(word) and int(word) < 256 for word in words)
+            or not is_number(row[emotion])
         ):
             raise InputError(
                 f"{bundle.path}: 'fer2013.csv', line {number}: not 48 x 48 grey values and a class; restore it"

@@ -14,6 +14,7 @@ import contextlib
 import gzip
 import io
 import itertools
+import lzma
 import struct
 import zipfile
 import zlib
@@ -235,6 +236,7 @@ def _archive(uri: str) -> Iterator[io.BufferedReader]:
         tars.Damaged,
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
         struct.error,
         EOFError,
         NotImplementedError,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,13 @@ def known(name: str) -> Dataset:
             f"dataset {name!r} is not in the catalogue; known are {', '.join(catalogue())}; leave `dataset` out for another set"
         )
     return found
+
+
+def check_known(names: Iterable[str | None]) -> None:
+    """For `--check`, which opens no set. Raises InputError for the name of a dataset that is not in the catalogue."""
+    for name in names:
+        if name is not None:
+            known(name)
 
 
 def metric_of(dataset: str | None, asked: Metric | None) -> Metric:

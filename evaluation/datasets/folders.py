@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from evaluation.datasets.bundle import Bundle, Member, Members
-from evaluation.datasets.found import Found, refuse_split
+from evaluation.datasets.found import Found, is_number, refuse_split
 from pipeline.content.labelled import PICTURE_ENDINGS
 from pipeline.contracts.errors import InputError
 
@@ -22,9 +22,9 @@ def numbered_folders(bundle: Bundle, split: str) -> Found:
     """Folders `0` to `999`, which are the class numbers (ImageNetV2)."""
     pictures = _pictures(bundle, "all" if split == "test" else split)
     names = {parent(name) for name in pictures}
-    if not all(name.isdigit() and len(name) < 5 for name in names):
+    if not all(is_number(name) and len(name) < 5 for name in names):
         raise InputError(
-            f"{bundle.path}: expected folders whose names are class numbers, there is {min(names, key=str.isdigit)!r}"
+            f"{bundle.path}: expected folders whose names are class numbers, there is {min(names, key=is_number)!r}"
         )
     classes = [str(number) for number in range(max(map(int, names)) + 1)]
     rows = [(name, str(int(parent(name)))) for name in pictures]

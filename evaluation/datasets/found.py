@@ -30,6 +30,11 @@ class Found:
     marks: NDArray[np.int8] | None = None
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number of at most nine digits: `int` takes it, which it does not take of all that `isdigit` does."""
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def refuse_split(bundle: Bundle, split: str, known: Iterable[str]) -> NoReturn:
     """There is no such split."""
     raise InputError(f"{bundle.path}: this dataset has no split {split!r}; its splits are {', '.join(known)}")

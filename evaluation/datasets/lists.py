@@ -12,7 +12,7 @@ import numpy as np
 
 from evaluation.datasets.bundle import Bundle, Member, Members
 from evaluation.datasets.folders import class_folders, listed, parent, pictures_under
-from evaluation.datasets.found import Found, refuse_split
+from evaluation.datasets.found import Found, is_number, refuse_split
 from evaluation.datasets.matlab import read_matlab
 from pipeline.content.labelled import IGNORED
 from pipeline.contracts.errors import InputError
@@ -53,7 +53,7 @@ def oxford_pets(bundle: Bundle, split: str) -> Found:
     if split not in ("trainval", "test"):
         refuse_split(bundle, split, ("trainval", "test"))
     rows = [line.split() for line in bundle.lines(f"annotations/{split}.txt")]
-    bad = next((row for row in rows if len(row) < 2 or not row[1].isdigit()), None)
+    bad = next((row for row in rows if len(row) < 2 or not is_number(row[1])), None)
     if bad is not None:
         raise InputError(
             f"{bundle.path}: 'annotations/{split}.txt' has the line {' '.join(bad)!r}, expected NAME CLASS …; restore it"
@@ -153,7 +153,7 @@ def gtsrb(bundle: Bundle, split: str) -> Found:
     if split != "test":
         refuse_split(bundle, split, ("train", "test"))
     table = list(csv.DictReader(bundle.lines("GT-final_test.csv"), delimiter=";", skipinitialspace=True))
-    if not all((row.get("ClassId") or "").isdigit() and row.get("Filename") for row in table):
+    if not all(is_number(row.get("ClassId") or "") and row.get("Filename") for row in table):
         raise InputError(
             f"{bundle.path}: 'GT-final_test.csv' has no columns Filename and ClassId; take the one with labels"
         )

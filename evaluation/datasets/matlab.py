@@ -25,6 +25,7 @@ _TEXT = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18:
 _CELL, _STRUCT, _CHAR = 1, 2, 4
 _COMPLEX = 0x0800
 _DEEPEST = 8
+_MOST_DIMENSIONS = 32
 
 
 class _Damaged(Exception):
@@ -109,7 +110,7 @@ def _matrix(elements: _Elements, depth: int) -> tuple[str, Any]:
     """Name and value of a variable, or of a part of one (which has no name)."""
     flags, shape = elements.integers(), elements.integers()
     name = bytes(elements.next()[1]).decode("latin-1")
-    if len(flags) != 2 or not shape or min(shape) < 0:
+    if len(flags) != 2 or not 0 < len(shape) <= _MOST_DIMENSIONS or min(shape) < 0:
         raise _Damaged("a variable without its kind or shape")
     kind, count = flags[0] & 0xFF, math.prod(shape)
     if flags[0] & _COMPLEX or depth > _DEEPEST:

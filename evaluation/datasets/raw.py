@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.contracts.errors import InputError
 
 _STORED = 0xFFFF  # bytes of a deflate block that is not compressed
-_PPM = re.compile(rb"P6(?:\s+|\s*#[^\n]*\n)+(\d{1,6})(?:\s+|\s*#[^\n]*\n)+(\d{1,6})\s+255\s")
+_PPM = re.compile(rb"P6(?:\s|#[^\n]*\n)+(\d{1,6})(?:\s|#[^\n]*\n)+(\d{1,6})\s+255\s")
 
 
 @dataclass(frozen=True)

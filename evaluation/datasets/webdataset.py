@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from evaluation.datasets.bundle import Bundle, Member, Members, small_texts
-from evaluation.datasets.found import Found
+from evaluation.datasets.found import Found, is_number
 from pipeline.content.labelled import PICTURE_ENDINGS
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
@@ -49,6 +49,6 @@ def webdataset(bundle: Bundle, split: str) -> Found:
 def _label(bundle: Bundle, key: tuple[str, str], text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.strip().isdigit() or len(text.strip()) > 9:
+    if not is_number(text.strip()):
         raise InputError(f"{bundle.path}: '{key[1]}.cls' holds {text[:40]!r}, no class number; mend the tar")
     return int(text)

@@ -268,8 +268,11 @@ def _resume(folder: str, identity: str, network: Network, optimiser: torch.optim
         told = json.loads(header["__metadata__"]["state"])
         step, seconds, theirs = int(told["step"]), float(told["seconds"]), told["identity"]
         tensors = safetensors.torch.load(data)
-        fits = all(tensors[f"weight.{name}"].shape == one.shape for name, one in network.named_parameters())
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        parts = ("weight", *_MOMENTS)
+        fits = all(
+            tensors[f"{part}.{name}"].shape == one.shape for name, one in network.named_parameters() for part in parts
+        )
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError):
         raise InputError(f"{place}: not a readable checkpoint; move it away to start again") from None
     if theirs != identity or not fits:
         raise InputError(

@@ -78,7 +78,7 @@ def _check(place: str, card: Card, data: bytes) -> None:
         header.pop("__metadata__", None)
         found = {name: (one["dtype"], one["shape"]) for name, one in header.items()}
         safetensors.torch.load(data)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError):
         raise InputError(f"{place}: not a safetensors file; restore it from its training") from None
     wrong = next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
     if wrong is not None:

@@ -24,6 +24,8 @@ from pipeline.content.labelled import LabelledSet
 
 _SAVED = 90  # JPEG quality of a copy
 _SMALLEST = 16  # pixels; a copy with a shorter side is no picture any more and is left out
+_LONGEST = 65_500  # pixels; libjpeg writes no longer side, and a copy that has one is left out
+_THREAD = 16  # times as long as wide
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 
 
@@ -36,7 +38,13 @@ def _area(picture: Image.Image, kept: float) -> Image.Image:
 
 
 def _centre_224(picture: Image.Image) -> Image.Image:
-    """CLIP's own preprocessing: short side to 224 by a bicubic filter, then the middle 224 x 224."""
+    """CLIP's own preprocessing: short side to 224 by a bicubic filter, then the middle 224 x 224.
+
+    Of a thread only the middle is enlarged: the rest of it, cut away here at once, may be more than a machine holds.
+    """
+    across, down = (min(side, _THREAD * min(picture.size)) for side in picture.size)
+    left, top = (picture.width - across) // 2, (picture.height - down) // 2
+    picture = picture.crop((left, top, left + across, top + down))
     scale = 224 / min(picture.size)
     size = (max(224, round(picture.width * scale)), max(224, round(picture.height * scale)))
     small = picture.resize(size, Image.Resampling.BICUBIC)
@@ -91,14 +99,19 @@ TRANSFORMS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 
 def copy_of(picture: Image.Image, transform: str) -> bytes:
     """The changed picture as JPEG."""
+    return _saved(TRANSFORMS[transform](picture), transform)
+
+
+def _saved(changed: Image.Image, transform: str) -> bytes:
     quality = 10 if transform == "recompressed, JPEG q10" else _SAVED
-    return encode(np.asarray(TRANSFORMS[transform](picture)), format="jpeg", quality=quality)
+    return encode(np.asarray(changed), format="jpeg", quality=quality)
 
 
 def hash_copies(labelled: LabelledSet, rows: list[int], scores: CopyScores | None = None) -> pa.Table:
     """COPY_SCHEMA: one row per picture of `rows` and transform, with the distances from the original, in that order.
 
-    A picture that cannot be opened and a copy too small to be one have no row. `scores`: what the descriptor says of copies of a row.
+    A picture that cannot be opened, and a copy too small to be one or too long for a JPEG, have no row. `scores`: what the descriptor says
+    of copies of a row.
     """
     found: list[tuple[int, str, str, PictureHashes, PictureHashes]] = []
     likeness: list[float | None] = []
@@ -109,12 +122,12 @@ def hash_copies(labelled: LabelledSet, rows: list[int], scores: CopyScores | Non
             continue
         original, upright = picture_hashes(opened), Image.fromarray(opened.rgb)
         copies = []
-        for name in TRANSFORMS:
-            data = copy_of(upright, name)
-            changed = decode(data, min_short_side=HASH_SHORT_SIDE)
-            if min(changed.rgb.shape[:2]) >= _SMALLEST:
-                copies.append(data)
-                found.append((picture.row, picture.id, name, original, picture_hashes(changed)))
+        for name, transform in TRANSFORMS.items():
+            changed = transform(upright)
+            if min(changed.size) >= _SMALLEST and max(changed.size) <= _LONGEST:
+                copies.append(_saved(changed, name))
+                hashes = picture_hashes(decode(copies[-1], min_short_side=HASH_SHORT_SIDE))
+                found.append((picture.row, picture.id, name, original, hashes))
         likeness += [None] * len(copies) if scores is None else scores(picture.row, copies)
     both = [one for *_, one, _ in found], [other for *_, other in found]
     return pa.table(

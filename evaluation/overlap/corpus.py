@@ -31,6 +31,7 @@ from pipeline.content import readers
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes, sha256
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.readers import Columns, CorpusFile, Entry, Layout
+from pipeline.content.text import repaired
 from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.config import Json, digest_json
 from pipeline.contracts.errors import InputError
@@ -39,10 +40,10 @@ from pipeline.engine import Result, Run, Stage, Unit, matching_records, stage_di
 
 log = logging.getLogger("evaluation")
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2  # 2: captions are repaired as ours are
 ROWS_PER_UNIT = 10_000
 _ROOTS: dict[Layout, str] = {"webdataset": "tars", "parquet": "parquet", "folder": "folder"}
-_TEXT_KEPT = 8192  # characters of a URL or caption that go into an index; the uid is over the whole
+_TEXT_KEPT = 8192  # characters of a raw URL or caption that are looked at; the uid is over the whole
 
 Place = tuple[str, int]
 """A shard's name and a row in it, as pairs.parquet has them."""
@@ -346,7 +347,7 @@ def hash_rows(entries: Iterable[Entry], *, withhold: bool) -> Result:
             refused.append({**row, "caption_raw": caption_raw, **told})
             continue
         row |= {
-            "caption": None if withhold else _kept(caption),
+            "caption": None if withhold else _caption(caption),
             "source_sha256": entry.fetched,
             "image_sha256": sha256(entry.data),
             "phash64": hashes.phash64,
@@ -363,6 +364,11 @@ def hash_rows(entries: Iterable[Entry], *, withhold: bool) -> Result:
 def _kept(text: str | None) -> str | None:
     """A text as a table can hold it: cut, and lone surrogates (JSON may escape them) spelt out."""
     return None if text is None else text[:_TEXT_KEPT].encode("utf-8", "backslashreplace").decode()
+
+
+def _caption(raw: str | None) -> str | None:
+    """What a raw caption says, repaired as the captions of our own corpora are: people do not write "&amp;"."""
+    return None if raw is None else repaired(raw[:_TEXT_KEPT]) or None
 
 
 def _file_pictures(work: _IndexWork, places: Iterable[Place]) -> dict[Place, bytes | None]:
@@ -399,7 +405,7 @@ def _file_texts(work: _IndexWork, folder: str, shard: str, path: str) -> pa.Tabl
     if not work.withhold:
         return index
     entries = _entries(work, _number(work, shard), index["row"].combine_chunks())
-    told = {entry.row: (_kept(entry.url), _kept(entry.caption)) for entry in entries}
+    told = {entry.row: (_kept(entry.url), _caption(entry.caption)) for entry in entries}
     said = [told[row] for row in index["row"].to_pylist()]
     texts = pa.table(
         {
@@ -442,6 +448,14 @@ def read_index(folder: str, path: str, *, withhold: bool) -> pa.Table:
         for name in ("url", "caption"):
             index = index.append_column(name, pa.nulls(index.num_rows, pa.string()))
     return index.append_column(CAPTIONED, pa.nulls(index.num_rows, pa.bool_()) if foreign and withhold else captioned)
+
+
+def expect(uri: str, sha256: str) -> None:
+    """Raises InputError where a table is not the one that a manifest or a record names: the report would state the root of another."""
+    if storage.sha256_file(uri) != sha256:
+        raise InputError(
+            f"{uri}: its sha256 is not {sha256}, that of the table which was committed there; restore it or build it again"
+        )
 
 
 def in_files(found: pa.Table, index: pa.Table) -> pa.Table:

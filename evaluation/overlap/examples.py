@@ -83,7 +83,8 @@ def _clusters(video: NDArray[np.int64], n: int, picture: NDArray[np.int64]) -> N
     node = np.unique(picture, return_inverse=True)[1]
     size = n + int(node.max()) + 1
     graph = coo_array((np.ones(len(video), np.int8), (video, n + node)), shape=(size, size))
-    return connected_components(graph, directed=False)[1][:n].astype(np.int64)
+    found: NDArray[np.int64] = connected_components(graph, directed=False)[1][:n].astype(np.int64)
+    return found
 
 
 def odd_frame(answers: pa.Table, videos: Sequence[str | None]) -> int | None:

@@ -22,6 +22,7 @@ Where more values would have to be looked up than there are codes, or the radius
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -72,7 +73,7 @@ class HammingIndex:
         """Pairs (query row, code row, distance) with at most `distance` differing bits, ordered by query row, then code row."""
         if queries.dtype != np.uint8 or queries.ndim != 2 or queries.shape[1] != self._width:
             raise ValueError(f"queries must be uint8[n, {self._width}], not {queries.dtype}{list(queries.shape)}")
-        words = as_words(queries)
+        words, distance = as_words(queries), operator.index(distance)
         radii = _radii(self._width * 8 // _SLOT_BITS, distance)
         probes = np.array([_WITHIN[radius] if radius >= 0 else 0 for radius in radii or ()], np.int64)
         if radii is None or int(probes.sum()) >= len(self):

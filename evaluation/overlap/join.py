@@ -29,7 +29,7 @@ from evaluation.config import Thresholds
 from evaluation.descriptor.search import Float64s
 from evaluation.overlap.index import HammingIndex
 from evaluation.overlap.kept import first_of_each
-from evaluation.overlap.likeness import Compared, Learned, Likeness, compare, least_scores, likeness_of
+from evaluation.overlap.likeness import Compared, Learned, compare, least_scores, likeness_of
 from evaluation.overlap.tables import (
     CODE_SCHEMA,
     FOUND_SCHEMA,
@@ -46,6 +46,7 @@ FORMAT_VERSION = 5
 """Of PAIR_SCHEMA, FOUND_SCHEMA, MATCHED_SCHEMA, NEAREST_SCHEMA and of the rules; part of every unit's digest."""
 
 _UNKNOWN = 1 << 30  # bits, where a hash is not known
+_ROWS = 1 << 13  # of a shard that are compared at once: a placeholder is as many pairs as its rows times its examples
 _HASHES = ("source_sha256", "image_sha256", "phash64", "pdq256", "pdq_quality")
 
 
@@ -160,9 +161,63 @@ def join_shard(
     """
     _check_columns(index, place)
     corpus = _corpus_codes(index)
+    file_row = np.asarray(index["row"], np.int64) if "row" in index.column_names else np.arange(index.num_rows)
     texture = np.where(corpus.known, corpus.quality.astype(np.int64), -1)
     compared = None if learned is None else compare(learned, texture, codes.set_number, thresholds)
-    left, right = _candidates(index, corpus, codes, thresholds, compared)
+    found, held, matched = _Found(len(codes.quality)), _Matches.none(), [np.empty(0, np.int64)]
+    rows_of_sets = dict.fromkeys(codes.names, 0)
+    for start in range(0, index.num_rows, _ROWS):
+        some = _matches(corpus, codes, thresholds, learned, compared, slice(start, start + _ROWS))
+        if not len(some.left):
+            continue
+        found.add(some)
+        held = _best([held, some], file_row, keep)
+        matched.append(np.unique(some.right))
+        for name, count in corpus_rows(codes.names, codes.set_number[some.left], some.right).items():
+            rows_of_sets[name] += count
+    return Joined(
+        _pair_table(index, shard, codes, corpus, held.take(np.lexsort((held.right, held.left)))),
+        found.table(codes),
+        matched_table(index, shard, np.concatenate(matched)),
+        rows_of_sets,
+        compared,
+    )
+
+
+class _Matches(NamedTuple):
+    """Pairs that match: evaluation place and shard row, place in METHODS, what is exact, distances (_UNKNOWN: no hash), and what the
+    descriptor says; arrays of one length."""
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    method: NDArray[np.int64]
+    source_exact: NDArray[np.bool_]
+    stored_exact: NDArray[np.bool_]
+    pdq: NDArray[np.int64]
+    phash: NDArray[np.int64]
+    cosine: Float64s
+    score: Float64s
+    view: NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> _Matches:
+        whole, exact, learned = np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0)
+        return cls(whole, whole, whole, exact, exact, whole, whole, learned, learned, whole)
+
+    def take(self, places: NDArray[np.int64]) -> _Matches:
+        return _Matches._make(column[places] for column in self)
+
+
+def _matches(
+    corpus: _CorpusCodes,
+    codes: EvalCodes,
+    thresholds: Sequence[Thresholds],
+    learned: Learned | None,
+    compared: Compared | None,
+    rows: slice,
+) -> _Matches:
+    """All matches of some rows of a shard; `compared` is what the descriptor found in all of it."""
+    left, right = _candidates(corpus, codes, thresholds, compared, rows)
     ours = codes.sha256[left]
     source_exact = corpus.fetched[right] & (ours == corpus.source[right]).all(axis=1)
     stored_exact = corpus.stored[right] & (ours == corpus.image[right]).all(axis=1)
@@ -180,23 +235,59 @@ def join_shard(
     )
     likeness = likeness_of(learned, left, right)
     copied = textured & (likeness.score >= least_scores(thresholds)[per_set])
-    found = np.flatnonzero(source_exact | stored_exact | near | alike | copied)
     method = np.select([source_exact, stored_exact, near, alike], [0, 1, 2, 3], 4)
     unknown = ~corpus.known[right]
-    row = np.asarray(index["row"], np.int64)[right] if "row" in index.column_names else right
-    # As `kept` has it: the descriptor's own pairs by their score, all others by PDQ.
-    distance = np.where(method == 4, -likeness.score, np.where(unknown, _UNKNOWN, pdq))
-    held = found[first_of_each([left[found], method[found]], [distance[found], row[found]], keep)]
-    bits = np.where(unknown, _UNKNOWN, phash)[found]
-    return Joined(
-        _pair_table(
-            index, shard, codes, corpus, left, right, held, method, source_exact, stored_exact, pdq, phash, likeness
-        ),
-        _found_table(codes, left[found], bits, likeness.score[found]),
-        matched_table(index, shard, np.unique(right[found])),
-        corpus_rows(codes.names, per_set[found], right[found]),
-        compared,
+    every = _Matches(
+        left,
+        right,
+        method,
+        source_exact,
+        stored_exact,
+        np.where(unknown, _UNKNOWN, pdq),
+        np.where(unknown, _UNKNOWN, phash),
+        *likeness,
     )
+    return every.take(np.flatnonzero(source_exact | stored_exact | near | alike | copied))
+
+
+def _best(parts: Sequence[_Matches], file_row: NDArray[np.int64], keep: int) -> _Matches:
+    """What is held of them: as `kept` has it, the descriptor's own pairs by their score, all others by PDQ."""
+    every = _Matches._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+    distance = np.where(every.method == 4, -every.score, every.pdq)
+    held = first_of_each([every.left, every.method], [distance, file_row[every.right]], keep)
+    return every.take(np.flatnonzero(held))
+
+
+class _Found:
+    """What there is of each example, of all pairs that were ever added: their number, the least pHash distance (_UNKNOWN: none) and the
+    largest score (nan: none)."""
+
+    def __init__(self, examples: int) -> None:
+        self.pairs = np.zeros(examples, np.int64)
+        self.least = np.full(examples, _UNKNOWN, np.int64)
+        self.largest = np.full(examples, np.nan)
+
+    def add(self, some: _Matches) -> None:
+        """`some` ascend by place, and are not none."""
+        places, first, pairs = np.unique(some.left, return_index=True, return_counts=True)
+        self.pairs[places] += pairs
+        self.least[places] = np.minimum(self.least[places], np.minimum.reduceat(some.phash, first))
+        self.largest[places] = np.fmax(self.largest[places], np.fmax.reduceat(some.score, first))
+
+    def table(self, codes: EvalCodes) -> pa.Table:
+        """FOUND_SCHEMA rows, ascending by place."""
+        places = np.flatnonzero(self.pairs)
+        least, largest = self.least[places], self.largest[places]
+        return pa.table(
+            {
+                "set": pa.array([codes.names[number] for number in codes.set_number[places]], pa.string()),
+                "eval_row": codes.table["eval_row"].take(pa.array(places)),
+                "pairs": pa.array(self.pairs[places], pa.int64()),
+                "phash_distance": pa.array(least, pa.int32(), mask=least == _UNKNOWN),
+                "descriptor_score": pa.array(largest, pa.float64(), mask=np.isnan(largest)),
+            },
+            schema=FOUND_SCHEMA,
+        )
 
 
 def matched_table(index: pa.Table, shard: str, rows: NDArray[np.int64]) -> pa.Table:
@@ -210,24 +301,6 @@ def corpus_rows(names: Sequence[str], sets: NDArray[np.integer], rows: NDArray[n
     width = int(rows.max(initial=0)) + 1
     numbers = np.unique(sets.astype(np.int64) * width + rows) // width
     return dict(zip(names, np.bincount(numbers, minlength=len(names)).tolist(), strict=True))
-
-
-def _found_table(codes: EvalCodes, left: NDArray[np.int64], bits: NDArray[np.int64], scores: Float64s) -> pa.Table:
-    """FOUND_SCHEMA from the evaluation place, the pHash distance (_UNKNOWN: none) and the score (nan: none) of every pair, ascending by
-    place."""
-    places, first, pairs = np.unique(left, return_index=True, return_counts=True)
-    least = np.minimum.reduceat(bits, first) if len(first) else bits
-    largest = np.fmax.reduceat(scores, first) if len(first) else scores
-    return pa.table(
-        {
-            "set": pa.array([codes.names[number] for number in codes.set_number[places]], pa.string()),
-            "eval_row": codes.table["eval_row"].take(pa.array(places)),
-            "pairs": pa.array(pairs, pa.int64()),
-            "phash_distance": pa.array(least, pa.int32(), mask=least == _UNKNOWN),
-            "descriptor_score": pa.array(largest, pa.float64(), mask=np.isnan(largest)),
-        },
-        schema=FOUND_SCHEMA,
-    )
 
 
 def _check_columns(index: pa.Table, place: str) -> None:
@@ -259,51 +332,36 @@ def _as_bytes(codes: NDArray[np.uint64]) -> NDArray[np.uint8]:
 
 
 def _candidates(
-    index: pa.Table,
-    corpus: _CorpusCodes,
-    codes: EvalCodes,
-    thresholds: Sequence[Thresholds],
-    compared: Compared | None,
+    corpus: _CorpusCodes, codes: EvalCodes, thresholds: Sequence[Thresholds], compared: Compared | None, rows: slice
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Every pair that could match under the loosest thresholds, once: evaluation places and shard rows, sorted by both."""
+    """Every pair of these rows that could match under the loosest thresholds, once: evaluation places and shard rows, sorted by both."""
     quality = int(_each("pdq_quality", thresholds).min())
     searches = _searches(codes, quality)
     everywhere = np.arange(len(codes.quality))
-    fetched, stored = np.flatnonzero(corpus.fetched), np.flatnonzero(corpus.stored)
-    textured = np.flatnonzero(corpus.known & (corpus.quality >= quality))
+    fetched, stored = np.flatnonzero(corpus.fetched[rows]), np.flatnonzero(corpus.stored[rows])
+    textured = np.flatnonzero(corpus.known[rows] & (corpus.quality[rows] >= quality))
     pdq_distance, phash_distance = (int(_each(f"{name}_distance", thresholds).max()) for name in ("pdq", "phash"))
-    keys = []
-    for search, places, queries, rows, distance in (
+    width = len(corpus.known[rows])
+    keys: list[NDArray[np.int64]] = []
+    for search, places, queries, asked, distance in (
         (searches.files, everywhere, corpus.source, fetched, 0),
         (searches.files, everywhere, corpus.image, stored, 0),
         (searches.pdq, searches.places, corpus.pdq, textured, pdq_distance),
         (searches.phash, searches.places, _as_bytes(corpus.phash), textured, phash_distance),
     ):
-        row, place, _ = search.search(queries[rows], distance)
-        keys.append(places[place] * index.num_rows + rows[row])
+        row, place, _ = search.search(queries[rows][asked], distance)
+        keys.append(places[place] * width + asked[row])
     if compared is not None:
-        keys.append(compared.pairs.picture * index.num_rows + compared.pairs.query)
+        picture, query = compared.pairs.picture, compared.pairs.query
+        inside = (query >= rows.start) & (query < rows.stop)
+        keys.append(picture[inside] * width + query[inside] - rows.start)
     key = np.unique(np.concatenate(keys))
-    return key // max(index.num_rows, 1), key % max(index.num_rows, 1)
+    return key // width, key % width + rows.start
 
 
-def _pair_table(
-    index: pa.Table,
-    shard: str,
-    codes: EvalCodes,
-    corpus: _CorpusCodes,
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
-    kept: NDArray[np.int64],
-    method: NDArray[np.int64],
-    source_exact: NDArray[np.bool_],
-    stored_exact: NDArray[np.bool_],
-    pdq: NDArray[np.int64],
-    phash: NDArray[np.int64],
-    likeness: Likeness,
-) -> pa.Table:
-    places, rows = left[kept], right[kept]
-    cosine, score, view = (values[kept] for values in likeness)
+def _pair_table(index: pa.Table, shard: str, codes: EvalCodes, corpus: _CorpusCodes, matches: _Matches) -> pa.Table:
+    places, rows = matches.left, matches.right
+    score = matches.score
     unseen = np.isnan(score)
     unknown = ~corpus.known[rows]  # a pair that only the exact bytes found
     ours = codes.table.take(pa.array(places))
@@ -315,18 +373,18 @@ def _pair_table(
             "eval_id": ours["eval_id"],
             "eval_sha256": ours["sha256"],
             "uid": index["uid"].take(pa.array(rows)),
-            "shard": pa.array([shard] * len(kept), pa.string()),
+            "shard": pa.array([shard] * len(rows), pa.string()),
             "row": pa.array(rows, pa.int64()),
             "url": theirs["url"],
             "caption": theirs["caption"],
-            "method": pa.array([METHODS[number] for number in method[kept]], pa.string()),
-            "source_exact": pa.array(source_exact[kept], pa.bool_()),
-            "stored_exact": pa.array(stored_exact[kept], pa.bool_()),
-            "pdq_distance": pa.array(pdq[kept], pa.int32(), mask=unknown),
-            "phash_distance": pa.array(phash[kept], pa.int32(), mask=unknown),
-            "descriptor_cosine": pa.array(cosine, pa.float64(), mask=unseen),
+            "method": pa.array([METHODS[number] for number in matches.method], pa.string()),
+            "source_exact": pa.array(matches.source_exact, pa.bool_()),
+            "stored_exact": pa.array(matches.stored_exact, pa.bool_()),
+            "pdq_distance": pa.array(matches.pdq, pa.int32(), mask=unknown),
+            "phash_distance": pa.array(matches.phash, pa.int32(), mask=unknown),
+            "descriptor_cosine": pa.array(matches.cosine, pa.float64(), mask=unseen),
             "descriptor_score": pa.array(score, pa.float64(), mask=unseen),
-            "descriptor_view": pa.array(view, pa.int64(), mask=unseen),
+            "descriptor_view": pa.array(matches.view, pa.int64(), mask=unseen),
             "source_sha256": theirs["source_sha256"],
             "image_sha256": theirs["image_sha256"],
             "pdq256": theirs["pdq256"],

@@ -55,7 +55,13 @@ class JoinWork:
 
     def read(self, unit: Unit) -> pa.Table:
         index = corpora.read_index(self.folder, str(unit.params["index"]), withhold=self.withhold)
-        return index if self.views is None else with_vectors(index, self.vectors, str(unit.params["vectors"]))
+        if self.views is not None:
+            index = with_vectors(index, self.vectors, str(unit.params["vectors"]))
+        for (folder, table), sha256 in zip(
+            ((self.folder, "index"), (self.vectors, "vectors")), unit.inputs, strict=False
+        ):
+            corpora.expect(storage.join(folder, str(unit.params[table])), sha256)
+        return index
 
     def work(self, index: pa.Table, unit: Unit) -> Result:
         hashless, shard = index["pdq256"].null_count, str(unit.params["shard"])

@@ -34,11 +34,11 @@ from pipeline.content.forms import normal_forms
 from pipeline.content.kernels import Bytes, code_point, compiled, text_buffers
 from pipeline.content.labelled import LabelledSet
 from pipeline.content.scripts import spaceless_points
-from pipeline.content.text import normal_form
+from pipeline.content.text import normal_form, repaired
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 
-FORMAT_VERSION = 2  # of TEXT_PAIR_SCHEMA, TEXT_FOUND_SCHEMA and of the rules; part of every unit's digest
+FORMAT_VERSION = 3  # of TEXT_PAIR_SCHEMA, TEXT_FOUND_SCHEMA and of the rules; part of every unit's digest
 _EXACT, _CONTAINED, _NEAR = range(len(TEXT_METHODS))
 _Ints = NDArray[np.int64]
 
@@ -78,7 +78,7 @@ def _spaced(data: Bytes, starts: _Ints, spaceless: NDArray[np.bool_]) -> tuple[B
 
 
 class Written(NamedTuple):
-    """The captions of a set, one entry an example: as written, in token form (null: none, or no token in it), `text` and `sizes`.
+    """The captions of a set, one entry an example: repaired, in token form (null: none, or no token in it), `text` and `sizes`.
 
     `text` is the first example with the same form, `sizes` its tokens; both int64[n], -1 where the form is null.
     """
@@ -90,8 +90,9 @@ class Written(NamedTuple):
 
 
 def read_captions(captions: Sequence[str | None] | None, examples: int) -> Written:
-    """The captions of a set as they are searched; None: it has none."""
-    written = pa.array([None] * examples if captions is None else captions, pa.string())
+    """The captions of a set as they are searched, repaired as those of a corpus are; None: it has none."""
+    given = [None] * examples if captions is None else captions
+    written = pa.array([None if one is None else repaired(one) for one in given], pa.string())
     forms = token_forms(written)
     forms = pc.if_else(pc.equal(forms, ""), pa.scalar(None, pa.string()), forms)
     listed = forms.to_pylist()

@@ -37,7 +37,7 @@ from pipeline.contracts.config import Json, digest_json
 from pipeline.engine import Result, Run, Stage, Unit, stage_digest, stage_folder
 from pipeline.records import Record
 
-_ROWS = 1 << 16  # of a shard whose token forms are held at once
+_ROWS, _BYTES = 1 << 16, 1 << 24  # captions whose token forms are held at once; one byte may become twenty and more
 _CLASSES, _NAMED, _FOUND, _MATCHED = ".classes.parquet", ".named.parquet", ".found.parquet", ".matched.parquet"
 _CLASS_ROWS = pa.schema([pa.field("class", pa.int64(), nullable=False), pa.field("rows", pa.int64(), nullable=False)])
 _NAMED_ROWS = pa.schema(
@@ -117,8 +117,8 @@ class _TextWork:
         pairs = [np.zeros(len(written.text), np.int64) for _, written, _ in self.sets]
         hit = np.zeros((len(self.sets), index.num_rows), np.bool_)
         answers: dict[int, list[int] | None] = {}
-        for start in range(0, index.num_rows, _ROWS):
-            part = index.slice(start, _ROWS)
+        for start, rows_together in _blocks(index["caption"]):
+            part = index.slice(start, rows_together)
             forms = text.token_forms(part["caption"].combine_chunks())
             for number, (name, written, captions) in enumerate(self.sets):
                 found = captions.search(forms)
@@ -150,6 +150,18 @@ class _TextWork:
         of_sets = {name: int(one.sum()) for (name, _, _), one in zip(self.sets, hit, strict=True)}
         held = kept.best_text_pairs(keyed(pa.concat_tables(tables), index), self.keep)
         return Result(held, beside=tables_beside, notes={"corpus_rows": dict[str, Json](of_sets)})
+
+
+def _blocks(captions: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
+    """The captions in blocks, as (first, how many): of at most _ROWS of them and, but for a single one, _BYTES."""
+    ends = np.cumsum(np.asarray(pc.fill_null(pc.binary_length(captions), 0), np.int64))
+    start = 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = min(start + _ROWS, int(np.searchsorted(ends, before + _BYTES, "right")))
+        stop = max(stop, start + 1)
+        yield start, stop - start
+        start = stop
 
 
 def _among(rows: NDArray[np.int64], texts: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -208,8 +208,8 @@ def _lines(place: str, text: str) -> Prompts:
 def _table(place: str, text: str) -> Prompts:
     try:
         return _entries(place, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"prompts: {place!r} is not valid TOML ({error}); mend the line it names") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"prompts: {place!r} is not valid TOML ({str(error)[:100]}); mend the line it names") from None
 
 
 def _entries(place: str, table: dict[str, Any]) -> Prompts:

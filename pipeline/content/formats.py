@@ -9,6 +9,9 @@ import struct
 
 from pipeline.contracts.schema import Reason
 
+MAX_SIDE = 65_535
+"""Pixels, what JPEG and GIF can say. PNG, BMP and TIFF can say more, and of a thread 5 pixels wide and 12 million long the perceptual
+hashes would hold 6 GB: they pad its lines, and what they sample of it is wider than it is."""
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
@@ -77,8 +80,11 @@ def _isobmff_kind(data: bytes) -> str | None:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse what a header says before anything is allocated."""
     if width < 1 or height < 1:
         raise ImageRejected(Reason.IMAGE_CORRUPT, f"header says {width} x {height}")
+    if max(width, height) > MAX_SIDE:
+        raise ImageRejected(Reason.IMAGE_TOO_LARGE, f"{width} x {height} (limit {MAX_SIDE} pixels a side)")
     if width * height > max_pixels:
         raise ImageRejected(
             Reason.IMAGE_TOO_LARGE, f"{width} x {height} = {width * height} pixels (limit {max_pixels})"

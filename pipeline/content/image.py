@@ -117,7 +117,7 @@ def decode(
 ) -> Picture:
     """Decode `data` to one upright RGB picture.
 
-    `max_pixels` bounds width x height of the source, checked on the header before anything is allocated. With
+    `max_pixels` bounds width x height of the source, MAX_SIDE each of them, checked on the header before anything is allocated. With
     `min_short_side` or `min_long_side` a JPEG may be decoded at 1/2, 1/4 or 1/8 (libjpeg's DCT scaling), never to a shorter,
     or a longer, side below it. At most one of the two is given.
     Raises ImageRejected, and nothing else, whatever the bytes are.
@@ -423,7 +423,7 @@ def resize(
     sides that the source gives, which those of `rgb`, rounded once already, may miss by one, and shows all of it and nothing else.
     `mirrored` as in `Picture`.
     Shrinking averages areas exactly (`area.py`), enlarging is bicubic.
-    Raises ImageRejected(image_too_large) where the result would exceed MAX_PIXELS (a very thin picture, scaled up).
+    Raises ImageRejected(image_too_large) where the result would exceed MAX_PIXELS or MAX_SIDE (a very thin picture, scaled up).
     """
     height, width = rgb.shape[:2]
     full_width, full_height = original_size or (width, height)

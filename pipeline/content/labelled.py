@@ -205,9 +205,13 @@ def _open_parquet(config: LabelledSetConfig) -> LabelledSet:
     for column in wanted:
         if column is not None and column not in present:
             raise InputError(f"{_place(config)} has no column {column!r}; its columns are {', '.join(present)}")
+        if column is not None and present.count(column) > 1:
+            raise InputError(f"{_place(config)} has {present.count(column)} columns {column!r}; rename one of them")
     small = sorted({column for column in wanted if column is not None} - {config.image})
     with parquet.plain_errors(config.path, _DAMAGED):
-        table = source.read(columns=small).append_column("", pa.array(np.arange(source.metadata.num_rows)))
+        table = source.read(columns=small)
+        table.validate(full=True)  # texts are UTF-8: until then pyarrow believes the file
+    table = table.append_column("", pa.array(np.arange(source.metadata.num_rows)))
     for column, value in config.where.items():
         try:
             allowed = pa.array(value if isinstance(value, list) else [value])
@@ -255,10 +259,11 @@ def _picture_bytes(path: str, column: str, places: NDArray[np.int64]) -> Iterato
             while True:
                 with parquet.plain_errors(path, _DAMAGED):
                     batch = next(batches, None)
-                if batch is None:
-                    break
-                taken = inside[(inside >= start) & (inside < start + batch.num_rows)] - start
-                for data in batch.column(0).take(pa.array(taken)).to_pylist():
+                    if batch is None:
+                        break
+                    taken = inside[(inside >= start) & (inside < start + batch.num_rows)] - start
+                    pictures = batch.column(0).take(pa.array(taken))
+                for data in pictures.to_pylist():
                     yield _as_bytes(path, column, data)
                 start += batch.num_rows
         first += rows
@@ -317,6 +322,11 @@ def _labels(
     return np.array([UNLABELLED if value is None else int(value) for value in values], np.int32), classes
 
 
+def _short(value: object) -> str:
+    """A value for a message, however long it is."""
+    return repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:80]}…"
+
+
 def _labels_by_name(
     config: LabelledSetConfig, values: Sequence[str | int | None], given: list[str]
 ) -> tuple[NDArray[np.int32], list[str]]:
@@ -328,7 +338,7 @@ def _labels_by_name(
     for row, value in enumerate(values):
         if value is not None and value not in number:
             raise InputError(
-                f"{_place(config)}: row {row}: label {value!r} is not in the class list of {len(classes)} names; "
+                f"{_place(config)}: row {row}: label {_short(value)} is not in the class list of {len(classes)} names; "
                 "add it to the list or mend the label"
             )
     if given and not config.absent_classes and len(present) != len(given):
@@ -370,7 +380,9 @@ def assemble(
         raise InputError(f"{_place(config)}: row {row} has no group; name its video in column {config.group!r}")
     if len(set(ids)) != len(ids):
         twice = Counter(ids).most_common(1)[0][0]
-        raise InputError(f"{_place(config)}: the id {twice!r} is used twice; choose an id column whose values differ")
+        raise InputError(
+            f"{_place(config)}: the id {_short(twice)} is used twice; choose an id column whose values differ"
+        )
     hashes = []
     with Progress(len(ids), "pictures", f"opening {config.name}", summary=False) as progress:
         for data in source.read(range(len(ids))):
@@ -399,8 +411,17 @@ def assemble(
 def _several_labels(
     config: LabelledSetConfig, values: Sequence[Any], known_classes: Sequence[str]
 ) -> tuple[NDArray[np.int32], list[str], NDArray[np.int8]]:
-    """Marks from a list of labels a row; a row without a list has no class at all."""
-    lists = [[label for label in value if label is not None] if isinstance(value, list) else [] for value in values]
+    """Marks from a list of labels a row, which may be empty: none of the classes is in the picture.
+
+    Raises InputError for a row without a list: of it nothing is known, and it would count as a picture of none.
+    """
+    bare = next((row for row, value in enumerate(values) if not isinstance(value, list)), None)
+    if bare is not None:
+        raise InputError(
+            f"{_place(config)}: row {bare} has no list in column {config.label!r}; write an empty one for a picture of none of the "
+            "classes, or leave the row out with `where`"
+        )
+    lists = [[label for label in value if label is not None] for value in values]
     flat, classes = _labels(config, [label for one in lists for label in one], known_classes)
     marks = np.zeros((len(values), len(classes)), np.int8)
     marks[np.repeat(np.arange(len(lists)), [len(one) for one in lists]), flat] = 1
@@ -419,13 +440,14 @@ def _content_hash(
 ) -> str:
     hasher = hashlib.sha256()
     parts = [*classes, "", config.separators]
+    told = "=" if texts[0] is not None else "subgroup="  # of a text that stands alone one must see which it is
     for row, row_id in enumerate(ids):
         extras = [column[row] for column in texts if column is not None]
         parts += [
             row_id,
             hashes[row].hex(),
             str(labels[row]),
-            *("" if extra is None else "=" + extra for extra in extras),
+            *("" if extra is None else told + extra for extra in extras),
         ]
         if groups is not None:
             parts.append("group=" + groups[row])

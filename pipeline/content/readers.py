@@ -11,16 +11,19 @@ understood. `list_file` reads a file from end to end, once: which rows it has, w
 those rows, and raises InputError where the bytes are not those that were listed.
 
 A row without a picture that can be used is refused by a reason, never lost. What is refused for its size is not read: MAX_PICTURE_BYTES a
-picture (a sample, in tars), MAX_ROWS a file. A caption longer than a MiB, a URL longer than 64 KiB and a fetched hash that is none count as
-absent.
+picture (a sample, in tars; a cell of Parquet shows its size only when it is read), MAX_ROWS a file. A caption longer than a MiB, a URL
+longer than 64 KiB and a fetched hash that is none count as absent.
 """
 
 from __future__ import annotations
 
 import bisect
 import hashlib
-import itertools
+import json
+import os
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -31,7 +34,7 @@ import pyarrow.parquet as pq
 from pipeline.content import webdataset
 from pipeline.content.formats import ImageRejected
 from pipeline.content.labelled import PICTURE_ENDINGS
-from pipeline.content.tars import Damaged
+from pipeline.content.tars import Damaged, Member
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.at_once import at_once, in_turn
 from pipeline.contracts.errors import InputError
@@ -39,7 +42,7 @@ from pipeline.contracts.schema import Reason
 
 Layout = Literal["webdataset", "parquet", "folder"]
 
-LISTING_VERSION = 1
+LISTING_VERSION = 2
 """Of LISTED_SCHEMA and of the rules by which rows are found and numbered."""
 MAX_PICTURE_BYTES = webdataset.MAX_SAMPLE_BYTES
 MAX_ROWS = 1_000_000
@@ -91,13 +94,23 @@ class FolderPicture(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A tar, a Parquet file, or a block of neighbouring pictures of a folder. `stamp` changes with its bytes, very probably."""
+    """A tar, a Parquet file, or a block of neighbouring pictures of a folder. `stamp` changes with its bytes, very probably.
+
+    Every unit of work takes all files of a corpus to its worker, so the pictures of a block are packed: a million of them as 11 MB and not
+    as millions of objects.
+    """
 
     name: str
     uri: str
     stamp: str
     bytes: int
-    pictures: tuple[FolderPicture, ...] = ()
+    packed: bytes = b""
+
+    @property
+    def pictures(self) -> list[FolderPicture]:
+        """Those of a block; unpacked anew each time."""
+        found = json.loads(zlib.decompress(self.packed)) if self.packed else []
+        return [FolderPicture(name, uri, tuple(texts)) for name, uri, texts in found]
 
 
 class Listing(NamedTuple):
@@ -182,12 +195,14 @@ def _block(number: int, pictures: list[FolderPicture], stamps: dict[str, tuple[i
     said = [(one.name, [(uri.rpartition(".")[2], stamps[uri]) for uri in (one.uri, *one.texts)]) for one in pictures]
     stamp = hashlib.sha256(repr(said).encode()).hexdigest()
     size = sum(stamps[one.uri][0] for one in pictures)
-    return CorpusFile(f"block-{number:06d}", storage.parent(pictures[0].uri), stamp, size, tuple(pictures))
+    packed = zlib.compress(json.dumps(pictures).encode())
+    return CorpusFile(f"block-{number:06d}", storage.parent(pictures[0].uri), stamp, size, packed)
 
 
 def _refuse_twice(uris: list[str]) -> None:
-    ordered = sorted(uris)
-    twice = next((uri for uri, other in itertools.pairwise(ordered) if uri == other), None)
+    places = [uri if storage.is_s3(uri) else os.path.abspath(uri) for uri in uris]
+    seen = Counter(places)
+    twice = next((uri for uri, place in zip(uris, places, strict=True) if seen[place] > 1), None)
     if twice is not None:
         raise InputError(f"corpus.files: {twice!r} is named twice; name each file once")
 
@@ -226,12 +241,14 @@ def read_file(layout: Layout, file: CorpusFile, listed: pa.Table, columns: Colum
 
 
 def plain(name: str) -> str:
-    """A name as one line of printable text: other characters, and the backslash, as Python escapes them; cut at a thousand characters."""
-    escaped = (
-        sign if sign.isprintable() and sign != "\\" else sign.encode("unicode_escape").decode()
-        for sign in name[:_MAX_KEY]
-    )
+    """A name as one line of printable text, no two alike: other characters, and the backslash, as Python escapes them."""
+    escaped = (sign if sign.isprintable() and sign != "\\" else sign.encode("unicode_escape").decode() for sign in name)
     return "".join(escaped)
+
+
+def _key(name: str) -> str:
+    """What the corpus calls a row, to be read; its file and number name it."""
+    return plain(name[:_MAX_KEY])
 
 
 def _listed(rows: Sequence[tuple[int, str, str | None, int | None, int | None, bytes]]) -> pa.Table:
@@ -271,12 +288,19 @@ def _list_tar(file: CorpusFile) -> Listing:
             return block
 
         stream = webdataset.Stream(int(source.size()), read_at)
-        members = webdataset.members(stream.read, 0, stream.size)
+        marked = False
+
+        def members() -> Iterator[Member]:
+            nonlocal marked
+            marked = yield from webdataset.members(stream.read, 0, stream.size)
+
         try:
-            for number, sample in enumerate(webdataset.samples(members, stream.read, _TAR_PICTURES)):
+            for number, sample in enumerate(webdataset.samples(members(), stream.read, _TAR_PICTURES)):
                 _refuse_rows(file.uri, number + 1)
                 place = f"{file.name}#{number}"
-                rows.append((number, place, plain(sample.name), sample.start, sample.end, sample.digest))
+                rows.append((number, place, _key(sample.name), sample.start, sample.end, sample.digest))
+            if not marked:  # some writers leave it out; so does a copy that was cut between two files
+                raise Damaged("ends without the mark of its end")
         except Damaged as error:
             if not rows:
                 raise InputError(
@@ -383,6 +407,9 @@ def _list_parquet(file: CorpusFile, columns: Columns) -> Listing:
 
 def _resolved(uri: str, schema: pa.Schema, columns: Columns) -> dict[str, str]:
     """Which column is the picture, and which are there of the others. Raises InputError for one that is missing or of another type."""
+    twice = next((name for name, count in Counter(schema.names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{uri}: column {twice!r} is there twice; write the table with a name for each column")
     images = (columns.image,) if columns.image is not None else _IMAGE_COLUMNS
     image = next((name for name in images if name in schema.names), None)
     if image is None:
@@ -421,11 +448,15 @@ def _is_pictures(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _is_pictures(kind.field(place).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        return _is_pictures(kind.value_type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_dictionary(kind):  # as pandas writes a categorical column
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _read_parquet(file: CorpusFile, listed: pa.Table, columns: Columns) -> Iterator[Entry]:
@@ -473,7 +504,7 @@ def _cells(row: dict[str, Any], values: dict[str, Any]) -> Entry:
     return Entry(
         row["row"],
         row["source"],
-        None if key is None else plain(str(key)),
+        None if key is None else _key(str(key)),
         None if refused else image,
         _url(said.get("url")),
         text if short else None,
@@ -508,13 +539,14 @@ def _load(one: FolderPicture) -> _Loaded:
 
 
 def _list_block(file: CorpusFile) -> Listing:
-    digests = at_once(lambda one: _load(one).digest, file.pictures)
+    pictures = file.pictures
+    digests = at_once(lambda one: _load(one).digest, pictures)
     rows = [
-        (row, plain(one.name), plain(one.name), None, None, digest)
-        for row, (one, digest) in enumerate(zip(file.pictures, digests, strict=True))
+        (row, plain(one.name), _key(one.name), None, None, digest)
+        for row, (one, digest) in enumerate(zip(pictures, digests, strict=True))
     ]
     hasher = hashlib.sha256()
-    for one, digest in zip(file.pictures, digests, strict=True):
+    for one, digest in zip(pictures, digests, strict=True):
         name = one.name.encode("utf-8", "surrogateescape")
         hasher.update(len(name).to_bytes(8, "little") + name + digest)
     return Listing(_listed(rows), hasher.hexdigest())
@@ -522,9 +554,10 @@ def _list_block(file: CorpusFile) -> Listing:
 
 def _read_block(file: CorpusFile, listed: pa.Table) -> Iterator[Entry]:
     rows = listed.to_pylist()
-    loaded = in_turn(_load, [file.pictures[row["row"]] for row in rows])
+    pictures = file.pictures
+    loaded = in_turn(_load, [pictures[row["row"]] for row in rows])
     for row, (data, size, texts, digest) in zip(rows, loaded, strict=True):
         if digest != row["sha256"]:
-            raise _changed(file.pictures[row["row"]].uri, row["source"])
+            raise _changed(pictures[row["row"]].uri, row["source"])
         entry = _with_texts(row, data, "", texts)
         yield entry if data is not None else entry._replace(refused=_too_many_bytes(size))

@@ -48,7 +48,17 @@ _ASCII_TABLE |= {ord(symbol): f" {symbol} " for symbol in "&%$"}
 
 def clean(caption_raw: str) -> str:
     """The caption as it is stored: repaired, unescaped, NFC, one line, at most MAX_CAPTION_CHARS; may be empty."""
-    text = caption_raw[:MAX_RAW_CHARS]
+    text = repaired(caption_raw[:MAX_RAW_CHARS])
+    if len(text) > MAX_CAPTION_CHARS:
+        end = MAX_CAPTION_CHARS
+        while end and (unicodedata.combining(text[end]) or text[end] in "\u200d\ufe0f"):
+            end -= 1  # not between a letter and its accent, nor inside a joined emoji
+        text = text[:end].rstrip()
+    return text
+
+
+def repaired(text: str) -> str:
+    """What `clean` makes of a text but for its length: for texts that are compared with stored captions, and are none."""
     if not (text.isascii() and text.isprintable() and "&" not in text):
         for _ in range(3):  # some pages escape twice, a few three times
             unescaped = html.unescape(text)
@@ -57,13 +67,7 @@ def clean(caption_raw: str) -> str:
             text = unescaped
         text = ftfy.fix_text(text, _FTFY)
         text = unicodedata.normalize("NFC", text.translate(_CLEAN_TABLE))
-    text = " ".join(text.split())
-    if len(text) > MAX_CAPTION_CHARS:
-        end = MAX_CAPTION_CHARS
-        while end and (unicodedata.combining(text[end]) or text[end] in "\u200d\ufe0f"):
-            end -= 1  # not between a letter and its accent, nor inside a joined emoji
-        text = text[:end].rstrip()
-    return text
+    return " ".join(text.split())
 
 
 def normal_form(caption: str) -> str:

@@ -10,7 +10,7 @@ The members are those of the house's one walker (`tars.walk`). Sizes are bounded
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from pipeline.content.tars import Damaged, Member, ReadAt, walk
@@ -27,14 +27,16 @@ _STEP = 1 << 20
 # ---- members
 
 
-def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
+def members(read: ReadAt, start: int, end: int) -> Generator[Member, None, bool]:
     """The regular files between two offsets of a tar, the first of which is that of a header. Raises Damaged.
 
-    A range of whole samples ends without a mark, and so do tars of some writers; behind a mark stands nothing.
+    Returns whether its end is marked: a range of whole samples ends without a mark, and so do tars of some writers, and those that were cut
+    between two files. Behind a mark stands nothing.
     """
     mark = yield from walk(read, start, end)
     if mark is not None:
         _expect_zeros(read, mark, end)
+    return mark is not None
 
 
 def _expect_zeros(read: ReadAt, at: int, end: int) -> None:

@@ -218,7 +218,7 @@ def plain_errors(uri: str, damage: str = "not a readable Parquet file") -> Itera
     with storage.plain_errors(uri, "read"):
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns
             if storage.is_the_stores(error):
                 raise
             said = " ".join(str(error).split())[:200]

@@ -302,26 +302,45 @@ def size(uri: str) -> int:
 
 
 def list_files(folder: str, *, recursive: bool = False) -> list[str]:
-    """The URIs of the files in a folder, sorted; temporary names are left out. An absent folder has no files."""
-    files, path = filesystem(folder)
-    selector = pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True)
-    with plain_errors(folder, "list"):
-        found = files.get_file_info(selector)
+    """The URIs of the files in a folder, sorted; temporary names are left out. An absent folder has no files.
+
+    `recursive`: and in the folders below, also those that links lead to; a link to a folder that it lies in is not followed.
+    """
+    below = _walk(folder, frozenset()) if recursive and not is_s3(folder) else _entries(folder, recursive=recursive)
     prefix = "s3://" if is_s3(folder) else ""
     return sorted(
         prefix + entry.path
-        for entry in found
+        for entry in below
         if entry.type == pyarrow.fs.FileType.File and TEMPORARY_MARK not in entry.base_name
     )
 
 
+def _walk(folder: str, above: frozenset[str]) -> Iterator[pyarrow.fs.FileInfo]:
+    """What is in a local folder and below: pyarrow goes round where a link leads to a folder above."""
+    inside = above | {os.path.realpath(folder)}
+    for entry in _entries(folder):
+        yield entry
+        if entry.type == pyarrow.fs.FileType.Directory and os.path.realpath(entry.path) not in inside:
+            yield from _walk(entry.path, inside)
+
+
+def _entries(folder: str, *, recursive: bool = False) -> list[pyarrow.fs.FileInfo]:
+    """What is in a folder; nothing in an absent one. Raises InputError for a name that is no UTF-8, which pyarrow cannot open."""
+    files, path = filesystem(folder)
+    selector = pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+    with plain_errors(folder, "list"):
+        found: list[pyarrow.fs.FileInfo] = files.get_file_info(selector)
+    try:
+        for entry in found:
+            entry.path.encode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{folder}: the name {error.object!r} in it is no UTF-8; rename or move that file") from None
+    return found
+
+
 def sizes(folder: str) -> dict[str, int]:
     """Name and bytes of every file directly in a folder, in one listing. An absent folder has none."""
-    files, path = filesystem(folder)
-    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
-    with plain_errors(folder, "list"):
-        found = files.get_file_info(selector)
-    return {entry.base_name: entry.size for entry in found if entry.type == pyarrow.fs.FileType.File}
+    return {entry.base_name: entry.size for entry in _entries(folder) if entry.type == pyarrow.fs.FileType.File}
 
 
 def sizes_of(uris: Sequence[str]) -> list[int | None]:
@@ -340,22 +359,16 @@ def stamps_of(uris: Sequence[str]) -> list[tuple[int, int] | None]:
 
 
 def _stamps(folder: str) -> dict[str, tuple[int, int]]:
-    files, path = filesystem(folder)
-    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
-    with plain_errors(folder, "list"):
-        found = files.get_file_info(selector)
     return {
-        entry.base_name: (entry.size, entry.mtime_ns or 0) for entry in found if entry.type == pyarrow.fs.FileType.File
+        entry.base_name: (entry.size, entry.mtime_ns or 0)
+        for entry in _entries(folder)
+        if entry.type == pyarrow.fs.FileType.File
     }
 
 
 def folders(folder: str) -> list[str]:
     """The names of the folders directly in a folder, sorted."""
-    files, path = filesystem(folder)
-    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
-    with plain_errors(folder, "list"):
-        found = files.get_file_info(selector)
-    return sorted(entry.base_name for entry in found if entry.type == pyarrow.fs.FileType.Directory)
+    return sorted(entry.base_name for entry in _entries(folder) if entry.type == pyarrow.fs.FileType.Directory)
 
 
 def glob(pattern: str) -> list[str]:

@@ -1,5 +1,6 @@
 """What a user can get wrong with `evaluation overlap`: one sentence with place, value and next step, exit code 2, nothing written."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,9 +14,11 @@ import tomli_w
 
 from evaluation.__main__ import main
 from evaluation.config import BiasConfig, FewshotConfig, ProbeConfig, Thresholds, ZeroshotConfig
+from evaluation.descriptor.search import Index
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.join_stage import JoinWork
-from pipeline.contracts import manifest
+from evaluation.overlap.tables import VECTOR_SCHEMA
+from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import StrictModel, to_toml
 from pipeline.contracts.errors import InputError
 from pipeline.engine import Unit
@@ -119,6 +122,33 @@ def test_a_missing_hash_column_of_a_shard(small: planted.Planted, tmp_path: Path
     work = JoinWork(str(tmp_path), EvalCodes([], []), np.empty(0, np.int64), [Thresholds()], 1, withhold=False)
     with pytest.raises(InputError, match="column 'pdq256' is missing; rebuild the corpus"):
         work.read(Unit("0", (), {"shard": shard.path, "index": shard.index_path}))
+
+
+def test_a_table_that_was_changed_after_its_commit(small: planted.Planted, tmp_path: Path) -> None:
+    """An index without the hashes of its pictures, under the manifest's name, would be a clean report under the corpus's root."""
+    shard = manifest.load(str(small.corpus)).shards[0]
+    unit = Unit("0", (shard.index_sha256,), {"shard": shard.path, "index": shard.index_path, "vectors": "v.parquet"})
+    work = JoinWork(str(tmp_path), EvalCodes([], []), np.empty(0, np.int64), [Thresholds()], 1, withhold=False)
+    (tmp_path / shard.index_path).write_bytes((small.corpus / shard.index_path).read_bytes())
+    index = work.read(unit)
+    uids = index["uid"]
+    vectors = pa.array([bytes(8)] * index.num_rows, pa.binary())
+    pq.write_table(pa.table([uids, vectors], schema=VECTOR_SCHEMA), tmp_path / "v.parquet")
+    views = Index(np.zeros((0, 8), np.int8), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    seeing = dataclasses.replace(work, views=views, vectors=str(tmp_path))
+    committed = storage.sha256_file(str(tmp_path / "v.parquet"))
+    assert seeing.read(dataclasses.replace(unit, inputs=(*unit.inputs, committed)))["vector"].equals(
+        pa.chunked_array([vectors])
+    )
+    with pytest.raises(InputError, match=r"v\.parquet: its sha256 is not 000"):
+        seeing.read(dataclasses.replace(unit, inputs=(*unit.inputs, "000")))
+    place = index.column_names.index("pdq256")
+    changed = index.set_column(place, "pdq256", pa.nulls(index.num_rows, pa.binary(32)))
+    pq.write_table(changed, tmp_path / shard.index_path)
+    with pytest.raises(
+        InputError, match=r"its sha256 is not .*, that of the table which was committed there; restore it"
+    ):
+        work.read(unit)
 
 
 def test_two_sets_of_one_name(small: planted.Planted, tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ def test_identities_among_fewer_names(tmp_path: Path) -> None:
     assert table.num_rows == 80
 
 
+def test_identities_need_one_name_a_portrait(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [flat(9), flat(99)], "name": [["ann", "bob"], ["bob"]]}), tmp_path / "f.parquet")
+    one = BiasSet(name="faces", path=str(tmp_path / "f.parquet"), label="name", probe="identity")
+    with pytest.raises(InputError, match="no portrait with one name"):
+        bias.run_identity(PlantedEncoder({}), open_set(one), [2], TEMPLATES, 0.95)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

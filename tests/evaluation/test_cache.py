@@ -148,6 +148,8 @@ PICTURE_CHANGES: dict[str, Change] = {
 TEXT_CHANGES: dict[str, Change] = {
     "weights": PICTURE_CHANGES["weights"],
     "vocabulary": with_card(phrase="one other drawing with"),
+    "ftfy": version("ftfy"),
+    "regex": version("regex"),
     "torch": PICTURE_CHANGES["torch"],
     "sentence": lambda patch, folder, labelled: Case(
         ModelEncoder(str(folder)), labelled, sentences=["a red square", "a blue"]
@@ -183,7 +185,7 @@ def test_a_changed_text_never_hits(what: str, model: Path, tmp_path: Path, monke
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no array", "record", "other record"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "no array", "record", "other record", "deep record", "other entry"])
 def test_a_damaged_entry_is_computed_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = caches.Cache(str(tmp_path))
     truth = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -205,6 +207,13 @@ def test_a_damaged_entry_is_computed_again(damage: str, tmp_path: Path, caplog: 
         array.unlink()
     elif damage == "record":
         record.write_text("{")
+    elif damage == "deep record":
+        record.write_text("[" * 100_000)
+    elif damage == "other entry":  # whole, and under this one's name
+        other = caches.Cache(str(tmp_path / "other"))
+        other.array({"a": 2}, lambda: truth + 1)
+        for place in (array, record):
+            place.write_bytes(next((tmp_path / "other").glob(f"*{place.suffix}")).read_bytes())
     else:
         record.write_text(json.dumps(["not a table"]))
     np.testing.assert_array_equal(cache.array({"a": 1}, compute), truth)

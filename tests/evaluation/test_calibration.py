@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from evaluation import calibration, groups, predictions
 from evaluation.__main__ import main
@@ -48,6 +49,8 @@ def test_against_a_naive_twin(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         brier.append(sum((share - (k == label)) ** 2 for k, share in enumerate(shares)))
     right = [bool(one) for one in scores.argmax(axis=1) == labels]
     assert found["accuracy"] == np.mean(right)
+    exact = binomtest(sum(right), 500).proportion_ci(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
     assert found["confidence"] == pytest.approx(np.mean(p))
     assert found["ece"]["value"] == pytest.approx(naive_error(p, right), abs=1e-12)
     assert found["log_loss"]["value"] == pytest.approx(-np.mean(np.log(own)))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.optimize import minimize_scalar
@@ -109,6 +110,9 @@ def test_compare(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
             wins, losses = int((after & ~before).sum()), int((before & ~after).sum())
             assert (one["wins"], one["losses"], one["tested"], one["n"]) == (wins, losses, tested, len(raw[0, name]))
             assert one["second"] == raw[number, name].mean()
+            hits, rows = int(raw[number, name].sum()), len(raw[number, name])
+            exact = binomtest(hits, rows).proportion_ci(0.95)
+            assert one["second_interval"] == pytest.approx([exact.low, exact.high])
             assert one["difference"]["value"] == pytest.approx(after.mean() - before.mean())
             assert one["p"] == pytest.approx(binomtest(wins, wins + losses).pvalue, rel=1e-9)
             p_values.append(one["p"])
@@ -150,8 +154,9 @@ def test_the_mean_over_sets_has_the_width_of_its_examples() -> None:
 
 def test_a_video_is_one_example(tmp_path: Path) -> None:
     """Of a video every frame has the answer and the mean probabilities; these are read as logarithms, whose softmax they are."""
-    scores, labels = (np.repeat(one, [3, 2, 1], axis=0) for one in outcomes([True, False, True], classes=4))
-    shares = (0.1 + 0.6 * scores).astype(np.float32)
+    scores, labels = outcomes([True, False, True], classes=4)
+    frames = [3, 2, 1]
+    shares, labels = np.repeat((0.1 + 0.6 * scores).astype(np.float32), frames, axis=0), np.repeat(labels, frames)
     place = write_answers(tmp_path / "clips.parquet", shares, labels, scale=30.0)
     table = pq.read_table(place)
     metadata = table.schema.metadata
@@ -187,7 +192,13 @@ def test_what_compare_refuses(runs: list[str], tmp_path: Path) -> None:
     refused("has none of the sets", runs[0], str(tmp_path / "third"))
     refused("no predictions there", runs[0], str(tmp_path / "nowhere"))
     assert predictions.find(str(other)) == {"shapes": str(other)}
+    mixed = tmp_path / "mixed" / "predictions"
+    for name, model in (("shapes", "cc" * 32), ("imagenet", "dd" * 32)):
+        write_answers(mixed / f"{name}.parquet", scores, labels, model=model)
+    refused("holds answers of 2 models .cccccccccccc, dddddddddddd.", runs[0], str(mixed.parent))
+    refused("holds answers of 2 models", str(mixed.parent), runs[0])
     table = pq.read_table(other)
+    bad_text = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
     for said, changed in (
         ("no column 'p_label'", table.drop_columns(["p_label"])),
         ("column 'label' is int64", table.set_column(3, "label", table["label"].cast("int64"))),
@@ -196,6 +207,15 @@ def test_what_compare_refuses(runs: list[str], tmp_path: Path) -> None:
         (
             "column 'group' has 60 missing values",
             table.set_column(table.column_names.index("group"), "group", [["a", None] * 60]),
+        ),
+        ("not a readable Parquet file .*UTF8", table.slice(0, 1).set_column(1, "eval_id", bad_text)),
+        ("below those of classes", table.set_column(3, "label", pa.array(np.full(120, -9, np.int32)))),
+        ("below those of classes", table.set_column(4, "prediction", pa.array(np.full(120, -1, np.int32)))),
+        ("more than one column 'label'", table.append_column("label", table["label"])),
+        ("format version '\ufffd'", table.replace_schema_metadata({b"format_version": b"\xff"})),
+        (
+            "`prediction` is not the class with the largest of `scores`",
+            table.set_column(table.column_names.index("scores"), "scores", table["scores"].combine_chunks()[::-1]),
         ),
         ("logit_scale is '-1'", table.replace_schema_metadata({**table.schema.metadata, b"logit_scale": b"-1"})),
     ):

@@ -78,3 +78,14 @@ def test_distances_are_those_of_the_peers_hashes(tmp_path: Path) -> None:
         assert row["pdq_distance"] == int((ours != theirs).sum()), row["transform"]
         assert row["pdq_quality"] == min(one, other)
         assert row["phash_distance"] == imagehash.phash(original) - imagehash.phash(changed)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3000, 1), (60_000, 4), (65_000, 500)])
+def test_dots_and_threads_end_no_job(tmp_path: Path, width: int, height: int) -> None:
+    """What becomes too small, or longer than a JPEG can be, has no row; the middle of a thread is enlarged, not all of it."""
+    sink = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(sink, "PNG")
+    pq.write_table(pa.table({"image": [sink.getvalue()]}), tmp_path / "set.parquet")
+    table = hash_copies(open_set(LabelledSetConfig(name="set", path=str(tmp_path / "set.parquet"))), [0])
+    assert "CLIP's centre crop of 224" in table["transform"].to_pylist()
+    assert ("border of 10 %" in table["transform"].to_pylist()) == (width == 65_000)

@@ -243,7 +243,8 @@ def test_artefacts_that_do_not_fit(scenes: Path, tmp_path: Path) -> None:
 
     place.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     refused("not the weights of the card")
-    for other, said in ((b"\xff" * 40, "not a safetensors file"), (b"", "not a safetensors file")):
+    endless = (100_000).to_bytes(8, "little") + b"[" * 100_000
+    for other, said in ((other, "not a safetensors file") for other in (b"\xff" * 40, b"", endless)):
         place.write_bytes(other)
         card_place.write_text(json.dumps({**card, "weights_sha256": hashlib.sha256(other).hexdigest()}))
         refused(said)
@@ -269,9 +270,22 @@ def test_another_configuration_is_refused(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / CARD).unlink()
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: of another configuration"):
         train.train(tiny(scenes, tmp_path / "out", steps=11))
-    (tmp_path / "out.work" / train.CHECKPOINT).write_bytes(b"broken")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        train.train(tiny(scenes, tmp_path / "out", steps=10))
+    place = tmp_path / "out.work" / train.CHECKPOINT
+    whole = safetensors.torch.load(place.read_bytes())
+    with safetensors.safe_open(place, "pt") as file:
+        told = file.metadata()
+    fewer = {name: tensor for name, tensor in whole.items() if not name.startswith("exp_avg_sq.")}
+    shorter = {name: tensor[:1] if name == "exp_avg.head.weight" else tensor for name, tensor in whole.items()}
+    endless = (100_000).to_bytes(8, "little") + b"[" * 100_000
+    for data, said in (
+        (b"broken", "not a readable checkpoint"),
+        (endless, "not a readable checkpoint"),
+        (safetensors.torch.save(fewer, told), "not a readable checkpoint"),
+        (safetensors.torch.save(shorter, told), r"checkpoint\.safetensors: of another configuration"),
+    ):
+        place.write_bytes(data)
+        with pytest.raises(InputError, match=said):
+            train.train(tiny(scenes, tmp_path / "out", steps=10))
 
 
 def test_a_read_descriptor_gives_the_vectors_of_the_trained_one(scenes: Path, tmp_path: Path) -> None:

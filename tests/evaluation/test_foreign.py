@@ -101,6 +101,9 @@ def test_texts_that_no_table_can_hold(small: planted.Planted) -> None:
     [row] = corpora.hash_rows([entry], withhold=False).rows.to_pylist()
     assert (row["url"], row["caption"]) == ("https://e.org/\\udc80", "y" * 8192)
     assert row["uid"] == uid("https://e.org/\udc80", "y" * 10_000 + "\ud800")
+    page = "A man&#39;s dog &amp; a caf&eacute;"
+    [row] = corpora.hash_rows([entry._replace(caption=page)], withhold=False).rows.to_pylist()
+    assert (row["caption"], row["uid"]) == ("A man's dog & a caf\u00e9", uid("https://e.org/\udc80", page))
     [row] = corpora.hash_rows([entry._replace(url=None)], withhold=True).rows.to_pylist()
     assert (row["url"], row["caption"], row["uid"]) == (None, None, uid("x.tar#4", ""))
 

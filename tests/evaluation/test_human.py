@@ -127,6 +127,7 @@ def test_scores_against_a_naive_twin() -> None:
         (found.majority, np.mean(credits)),
         (found.majority_on_guesses, np.mean(guessed)),
     ):
+        assert interval is not None
         assert interval.value == pytest.approx(value)
         assert (interval.low or 0) < interval.value < (interval.high or 0)
     assert len(guessed) < 60
@@ -134,6 +135,13 @@ def test_scores_against_a_naive_twin() -> None:
     assert (found.answered, found.unknown) == (int((answers != MISSING).sum()), int((answers == UNKNOWN).sum()))
     right = (answers == labels) & (answers != MISSING)
     assert found.by_class[1] == pytest.approx(right[:, labels == 1].sum() / (answers != MISSING)[:, labels == 1].sum())
+    for share, interval in zip(found.by_class, found.by_class_intervals, strict=True):
+        assert share is not None
+        assert interval is not None
+        assert interval.value == share
+        assert (interval.low or 0) < share < (interval.high or 0)
+    fewer = human_scores.score(answers, labels, [1, 2, 3], 4, 0.95)
+    assert (fewer.by_class[3], fewer.by_class_intervals[3]) == (None, None)
 
 
 @pytest.mark.prove
@@ -181,7 +189,29 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     )
     assert found["model"]["accuracy"]["hits"] == int((scores.argmax(axis=1) == labelled.labels).sum())
     pairs = np.array([found["humans"]["by_class"], found["model"]["by_class"]])
+    assert [one["value"] for one in found["model"]["by_class_rates"]] == found["model"]["by_class"]
     assert found["model"]["pearson"]["value"] == pytest.approx(np.corrcoef(pairs)[0, 1])
+    whole = pq.read_table(place)
+    pq.write_table(whole.slice(2).replace_schema_metadata(whole.schema.metadata), place)
+    with pytest.raises(InputError, match=r"pets\.model\.parquet has no answer to 2 of the 30 pictures"):
+        main([*call, f"predictions='{place}'"])
+
+
+def test_people_who_never_guess_beside_a_model_that_is_always_right(config: Path, tmp_path: Path) -> None:
+    """No share of no guesses, no correlation of classes that are alike: nulls, in a file that is JSON."""
+    sheet = human.sheet_of(loaded(config))
+    write_lines(tmp_path / "a.jsonl", sheet, np.full((2, len(sheet.names)), UNKNOWN, np.int32))
+    labelled = open_set(loaded(config).set)
+    scores = np.eye(3, dtype=np.float32)[labelled.labels]
+    place = write_answers(tmp_path / "m.parquet", scores, labelled.labels, set_hash=labelled.content_hash)
+    changed = pq.read_table(place)
+    digests = pa.array(labelled.sha256, pa.binary(32))
+    pq.write_table(changed.set_column(2, "sha256", digests).replace_schema_metadata(changed.schema.metadata), place)
+    answers = f"answers=['{tmp_path / 'a.jsonl'}']"
+    assert main(["human-scores", "--config", str(config), answers, f"predictions='{place}'"]) is None
+    found = json.loads((tmp_path / "out" / "human.json").read_bytes())
+    assert (found["humans"]["accuracy"]["value"], found["humans"]["on_guesses"]) == (0.0, None)
+    assert (found["model"]["accuracy"]["value"], found["model"]["pearson"]) == (1.0, None)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +234,14 @@ def test_answers_that_are_none(config: Path, tmp_path: Path, change: dict[str, o
         main(["human-scores", "--config", str(config), f"answers=['{tmp_path / 'a.jsonl'}']"])
     assert len(str(caught.value).splitlines()) == 1
     assert "line 2" in str(caught.value)
+
+
+def test_pictures_with_several_labels_are_no_sheet(config: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [flat(9), flat(99)], "label": [[0, 1], [2]]}), tmp_path / "voc.parquet")
+    path = f"set.path='{tmp_path / 'voc.parquet'}'"
+    with pytest.raises(InputError, match=r"voc.parquet. has no picture with one label"):
+        main(["human", "--config", str(config), path, "set.absent_classes=true"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_sheets_that_cannot_be(config: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +241,42 @@ def test_nothing_on_either_side() -> None:
     empty = EvalCodes(["a"], [CODE_SCHEMA.empty_table()])
     index = pa.table({name: pa.array([], INDEX_SCHEMA.field(name).type) for name in INDEX_COLUMNS})
     assert join_shard(index, "s", empty, [Thresholds()]).pairs.num_rows == 0
+
+
+def test_rows_that_are_compared_together_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = random_index(random_side(200, 2))
+    table = pa.table({"eval_row": range(60), "eval_id": [str(n) for n in range(60)], **random_side(60, 1)}, CODE_SCHEMA)
+    codes = EvalCodes(["a"], [table])
+    for keep in (1, 2, 1000):
+        whole = join_shard(index, "s", codes, [Thresholds()], keep=keep)
+        assert whole.corpus_rows["a"] == whole.matched.num_rows > 10
+        with monkeypatch.context() as patch:
+            patch.setattr(join, "_ROWS", 7)
+            assert join_shard(index, "s", codes, [Thresholds()], keep=keep) == whole
+
+
+def test_a_placeholder_in_many_rows_fills_no_memory() -> None:
+    """40 examples and 24,000 rows show one picture: a million pairs, of which one row's worth is held."""
+    rows, examples = 24_000, 40
+    same = {"phash64": 7, "pdq256": b"\x5a" * 32, "pdq_quality": 100}
+    columns: dict[str, object] = {name: pa.nulls(rows, INDEX_SCHEMA.field(name).type) for name in INDEX_COLUMNS}
+    for name, value in same.items():
+        columns[name] = pa.array([value] * rows, INDEX_SCHEMA.field(name).type)
+    columns["uid"] = pa.array([row.to_bytes(16) for row in range(rows)], pa.binary(16))
+    table = pa.table(
+        {
+            "eval_row": range(examples),
+            "eval_id": [str(n) for n in range(examples)],
+            "sha256": [n.to_bytes(32) for n in range(examples)],
+            **{name: [value] * examples for name, value in same.items()},
+        },
+        CODE_SCHEMA,
+    )
+    tracemalloc.start()
+    joined = join_shard(pa.table(columns), "s", EvalCodes(["a"], [table]), [Thresholds()], keep=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert joined.found["pairs"].to_pylist() == [rows] * examples
+    assert joined.matched.num_rows == rows
+    assert joined.pairs["row"].to_pylist() == [0, 1] * examples
+    assert peak < 150 << 20

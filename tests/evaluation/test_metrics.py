@@ -134,6 +134,16 @@ def test_a_repeated_picture_is_no_further_evidence() -> None:
     assert (apart.high or 0) - (apart.low or 0) < 0.8 * ((found.high or 0) - (found.low or 0))
 
 
+def test_five_guesses_reach_what_chance_says() -> None:
+    """Of several labels not five times what one guess reaches: the guesses are different classes."""
+    draws = np.random.default_rng(9)
+    for marks in (False, True):
+        given = answers(3, classes=9, marks=marks)
+        truth = given.marks == 1 if given.marks is not None else np.eye(9, dtype=bool)[given.labels]
+        hits = [truth[row, draws.permutation(9)[:5]].any() for _ in range(500) for row in range(len(truth))]
+        assert metrics.chance_top5(given) == pytest.approx(np.mean(hits), abs=0.01)
+
+
 def test_guessing_reaches_what_chance_says() -> None:
     draws = np.random.default_rng(5)
     guesses = draws.random((30_000, 6)).astype(np.float32)

@@ -158,6 +158,8 @@ def test_types_of_features() -> None:
     frozen.flags.writeable = False
     for features in (frozen, torch.from_numpy(data.x), np.asfortranarray(data.x)):
         np.testing.assert_allclose(probe.fit(features, data.y, 1.0).weights, wanted.weights, atol=1e-7)
+    for wide in (data.x.astype(">f8"), data.x.astype(np.longdouble)):
+        np.testing.assert_allclose(probe.fit(wide, data.y, 1.0).weights, wanted.weights, atol=1e-7)
     half = probe.fit(data.x.astype(np.float16), data.y.astype(np.int32), 1.0)
     np.testing.assert_allclose(half.weights, wanted.weights, atol=0.01)
     whole = (10 * data.x).astype(np.int64)
@@ -308,6 +310,9 @@ FINE = np.zeros((4, 2), np.float32) + np.arange(4)[:, None]
         (FINE[:, 0], [0, 1, 0, 1], {}, r"features: an array of shape \(4,\)"),
         (FINE[:, :0], [0, 1, 0, 1], {}, r"shape \(4, 0\)"),
         (FINE * np.nan, [0, 1, 0, 1], {}, "not finite"),
+        (FINE + 1j, [0, 1, 0, 1], {}, "an array of complex"),
+        (FINE.astype(object), [0, 1, 0, 1], {}, "an array of object"),
+        (FINE.astype(str), [0, 1, 0, 1], {}, "an array of <U"),
         (FINE, [0, 1, 0], {}, r"shape \(3,\); expected one class number for each of 4"),
         (FINE, [0.0, 1.0, 0.0, 1.0], {}, "labels: float64"),
         (FINE, [0, 1, -1, 1], {}, "row 2 has -1"),
@@ -316,12 +321,24 @@ FINE = np.zeros((4, 2), np.float32) + np.arange(4)[:, None]
         (FINE, [0, 1, 0, 1], {"strength": 0.0}, "strength: 0.0 is not above 0"),
         (FINE, [0, 1, 0, 1], {"strength": float("nan")}, "strength: nan"),
         (FINE, [0, 1, 0, 1], {"device": "abacus"}, "device: 'abacus'"),
+        (FINE, [0, 1, 0, 1], {"device": "meta"}, "device: 'meta' is not there"),
+        (FINE, [0, 1, 0, 1], {"device": "xla"}, "device: 'xla' is not there"),
     ],
 )
 def test_bad_input(features: Any, labels: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         probe.fit(features, np.array(labels), **{"strength": 1.0, **more})
     assert "\n" not in str(caught.value)
+
+
+def test_bad_validation_rows() -> None:
+    data = clouds(100, 6, 3)
+    with pytest.raises(InputError, match=r"shape \(1,\); expected one class number for each of 2,000 rows"):
+        probe.search(data.x, data.y, data.asked, data.answers[:1])
+    with pytest.raises(InputError, match="row 0 has 7; class numbers go from 0 to 2"):
+        probe.search(data.x, data.y, data.asked, data.answers * 0 + 7, classes=3)
+    with pytest.raises(InputError, match="features: 5 a row, the probe was fitted on 6"):
+        probe.search(data.x, data.y, data.asked[:, :5], data.answers)
 
 
 def test_a_start_of_another_shape_and_features_that_overflow() -> None:

@@ -251,6 +251,7 @@ def test_names_of_another_set_are_refused() -> None:
         ("a.toml", "templates = [3]", "templates is no list of sentences"),
         ("a.toml", 'classes = ["x"]\ntemplates = ["none"]', "exactly once"),
         ("a.toml", "classes = ", "not valid TOML"),
+        ("a.toml", "classes = " + "[" * 10_000, "not valid TOML"),
         ("a.toml", 'title = "x"', "holds no template"),
         ("a.json", "{", "not valid JSON"),
         ("a.json", "[" * 99999, "not valid JSON"),

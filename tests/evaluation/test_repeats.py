@@ -1,10 +1,13 @@
 """Clusters of repeats: by bytes, by hashes, in chains; equal to the walk that `verify` does."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from evaluation.config import Thresholds
+from evaluation.overlap import repeats
 from evaluation.overlap.repeats import clusters
 from evaluation.overlap.tables import CODE_SCHEMA
 from evaluation.report import twin
@@ -18,7 +21,7 @@ def codes(
         {
             "eval_row": list(range(n)),
             "eval_id": [str(row) for row in range(n)],
-            "sha256": [bytes([one]) * 32 for one in (range(n) if sha256 is None else sha256)],
+            "sha256": [one.to_bytes(32) for one in (range(n) if sha256 is None else sha256)],
             "phash64": [(1 << row) - 1 for row in range(0, 6 * n, 6)] if phash is None else phash,
             "pdq256": pdq,
             "pdq_quality": [quality] * n,
@@ -76,4 +79,17 @@ def test_the_walk_of_verify_finds_the_same(seed: int) -> None:
     found = clusters(table, limits).tolist()
     assert 10 < len(set(found)) < n - 10, "the case is one in which something is found, and not everything"
     assert found == twin.clusters(table.to_pylist(), 14, 50, 1, 20)
-    assert clusters(table, limits, block=7).tolist() == found
+
+
+def test_the_frames_of_a_film_are_asked_for_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,500 frames that are all alike and two million pairs; then the same clusters whatever is asked together."""
+    draws = np.random.default_rng(3)
+    frames = [bytes(30) + int(draws.integers(1 << 16)).to_bytes(2) for _ in range(1500)]
+    monkeypatch.setattr(repeats, "_QUERIES", 64)
+    table = codes([*frames, b"\xff" * 32], phash=[0] * 1501, sha256=None)
+    tracemalloc.start()
+    found = clusters(table, Thresholds())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.tolist() == [0] * 1500 + [1500]
+    assert peak < 24 << 20

@@ -1,5 +1,7 @@
 """Retrieval against a slow twin, shared captions and tied scores included."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,18 @@ def test_broken_embeddings_are_refused(value: float) -> None:
     embeddings[3] = value
     with pytest.raises(RunError, match="1 of 5 are not finite"):
         normalise(embeddings)
+
+
+def test_memory_is_that_of_a_block_of_scores_whatever_the_set() -> None:
+    """12,000 pictures and captions: which belong together is no table of 144 million."""
+    draws = np.random.default_rng(6)
+    images = normalise(draws.normal(size=(12_000, 3)).astype(np.float32))
+    tracemalloc.start()
+    found = retrieval.retrieve(images, images, range(12_000), [str(n) for n in range(12_000)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 130 << 20
+    assert found.image_to_text[0].value > 0.99
 
 
 def test_chance_is_what_random_orders_reach() -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tomli_w
 from scipy.special import expit, logit
-from scipy.stats import linregress
+from scipy.stats import binomtest, linregress
 
-from evaluation import robustness
+from evaluation import predictions, robustness
 from evaluation.__main__ import main
 from evaluation.robustness import PUBLISHED, SHIFTS, Accuracy, effective, fit, read_reference
 from pipeline.contracts.errors import InputError
@@ -156,6 +156,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert first["effective"]["value"] == pytest.approx(by_hand)
     assert first["effective"]["low"] < by_hand < first["effective"]["high"]
     assert video["shift"] == pytest.approx(0.925)
+    exact = binomtest(int((answers == labels[chosen]).sum()), int(chosen.sum())).proportion_ci(0.95)
+    assert [first["standard_from"][end] for end in ("low", "high")] == pytest.approx([exact.low, exact.high])
+    assert video["standard_from"]["low"] is None
     files = {name: (tmp_path / "out" / name).read_bytes() for name in ("robustness.json", "robustness.svg")}
     picture = ElementTree.fromstring(files["robustness.svg"])
     texts = " ".join("".join(one.itertext()) for one in picture.iter("{http://www.w3.org/2000/svg}text"))
@@ -163,6 +166,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert str(tmp_path) not in (files["robustness.json"] + files["robustness.svg"]).decode()
     assert main(["robustness", "--config", str(tmp_path / "robustness.toml")]) is None
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+
+
+def test_answers_of_two_models_are_no_robustness(tmp_path: Path) -> None:
+    scores, labels = np.eye(5, dtype=np.float32)[[0, 1, 2, 3, 4, 0]], np.array([0, 1, 2, 3, 0, 1], np.int32)
+    standard = write_answers(tmp_path / "imagenet.parquet", scores, labels)
+    shift = write_answers(tmp_path / "shift.parquet", scores, labels, model="bb" * 32)
+    config = {"shifts": [{"name": "imagenetv2", "standard": standard, "shift": [shift]}], "out": str(tmp_path / "out")}
+    (tmp_path / "robustness.toml").write_text(tomli_w.dumps(config), "utf-8")
+    with pytest.raises(InputError, match=r"files are of 2 models .aaaaaaaaaaaa, bbbbbbbbbbbb."):
+        main(["robustness", "--config", str(tmp_path / "robustness.toml")])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="class -3 of 5"):
+        robustness.subset_accuracy(predictions.read(standard), [-3, 1])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.config import TextRule
+from evaluation.overlap import text_stage
 from evaluation.overlap.tables import TEXT_METHODS
 from evaluation.overlap.text import CaptionIndex, ClassNames, class_names, read_captions, read_names, token_forms
 from pipeline.content.scripts import tokens
@@ -263,3 +264,31 @@ def test_coco_in_conceptual_captions() -> None:
     searched = [row for row in range(len(coco)) if written.sizes[row] >= TextRule().least]
     assert {(int(written.text[row]), row) for row in searched} <= found
     assert len(searched) > 2490
+
+
+def test_captions_as_pages_write_them() -> None:
+    """Entities, mojibake and what no table can hold are repaired on both sides, as in the captions of our own corpora."""
+    page = "A man&#39;s brown dog &amp; a cat chase a red ball"
+    ours = [
+        "A man's brown dog & a cat chase a red ball",
+        page,
+        "\ud83d a dog runs in the park",
+        "Der Hund l\u00c3\u00a4uft im Park umher",
+    ]
+    written = read_captions(ours, 4)
+    assert written.text.tolist() == [0, 0, 2, 3]
+    assert written.captions.to_pylist()[1:] == [
+        ours[0],
+        "\ufffd a dog runs in the park",
+        "Der Hund l\u00e4uft im Park umher",
+    ]
+
+
+def test_captions_are_looked_at_in_blocks_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One character may become eighteen: of ten thousand long captions the forms would be more than an array holds."""
+    monkeypatch.setattr(text_stage, "_BYTES", 100)
+    monkeypatch.setattr(text_stage, "_ROWS", 4)
+    said = ["x" * 40, None, "x" * 70, "x" * 500, None, "", "x", "x", "x", "x" * 100]
+    blocks = list(text_stage._blocks(pa.chunked_array([pa.array(said[:4]), pa.array(said[4:], pa.string())])))
+    assert blocks == [(0, 2), (2, 1), (3, 1), (4, 4), (8, 1), (9, 1)]
+    assert list(text_stage._blocks(pa.chunked_array([], pa.string()))) == []

@@ -38,6 +38,16 @@ def test_the_line_is_scipys() -> None:
     assert (found.slope.low, found.slope.high) == pytest.approx((one.low, one.high), abs=0.06)
 
 
+def test_one_dataset_drawn_over_and_over_has_no_slope() -> None:
+    """Its scores' mean is rounded: without care the slope is rounding divided by rounding."""
+    probe = {"a": 25 / 30, "b": 24 / 30, "c": 23 / 30}
+    found = versus({"a": 9 / 30, "b": 9 / 30, "c": 8 / 30}, probe, {})
+    for interval, most in ((found.slope, 1.0), (found.correlation, 1.0)):
+        assert interval.low is not None
+        assert interval.high is not None
+        assert -1e-9 <= interval.low <= interval.value <= interval.high <= most + 1e-9
+
+
 @pytest.mark.prove
 def test_the_slopes_interval_holds_the_truth() -> None:
     held = 0
@@ -66,14 +76,22 @@ def files(folder: Path) -> list[str]:
     zero["set0"] = (shots[4] + shots[8]) / 2
     written = {
         "zeroshot": {
-            name: {"content_hash": name, "classes": 10, "top1": {"value": value}, "mean_per_class": {"value": 0.5}}
+            name: {
+                "content_hash": name,
+                "classes": 10,
+                "metric": "roc_auc" if name == "set2" else "accuracy",
+                "headline": {"value": 0.6},
+                "top1": {"value": value, "low": 0.01, "high": 0.99},
+                "mean_per_class": {"value": 0.5},
+            }
             for name, value in {**zero, "alone": 0.5}.items()
         },
         "probe": {
             name: {
                 "content_hash": {"test": name, "train": "x"},
                 "examples": {"train": 800, "validation": 200, "test": 50},
-                "metric": "mean_per_class" if name == "set1" else "top1",
+                "metric": {"set1": "mean_per_class", "set2": "roc_auc"}.get(name, "accuracy"),
+                "headline": {"value": 0.8, "low": 0.7, "high": 0.9},
                 "top1": {"value": value},
                 "mean_per_class": {"value": 0.7},
             }
@@ -104,6 +122,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert by_name["set0"]["shots"] == pytest.approx(4 * 2**0.5)
     assert found["shots_median"] == by_name["set0"]["shots"]
     assert (by_name["set1"]["zero_shot"], by_name["set1"]["probe"]) == (0.5, 0.7)
+    assert (by_name["set2"]["zero_shot"], by_name["set2"]["probe"]) == (0.6, 0.8)
+    assert by_name["set2"]["probe_interval"] == [0.7, 0.9]
+    assert by_name["set0"]["zero_shot_interval"] == [0.01, 0.99]
+    assert by_name["set1"]["probe_interval"] == [None, None]
     assert "alone" not in by_name
     # Worth more than any number of shots that was tried: on the segment up to all 100 examples a class.
     place = Path(zero) / "zeroshot.json"
@@ -117,7 +139,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
-    zero, probe, _ = files(tmp_path)
+    zero, probe, few = files(tmp_path)
 
     def refused(said: str, *arguments: str) -> None:
         with pytest.raises(InputError, match=said) as caught:
@@ -126,11 +148,20 @@ def test_what_it_refuses(tmp_path: Path) -> None:
 
     refused("not what `python -m evaluation zeroshot` writes", str(Path(probe) / "probe.json"), probe)
     refused("no such file", zero, str(tmp_path))
+    curve = Path(few) / "fewshot.json"
+    changed = json.loads(curve.read_bytes())
+    changed["sets"]["set0"]["shots"] = {"0": {"logistic": {"mean": 0.5}}}
+    curve.write_text(json.dumps(changed), "utf-8")
+    refused("shots.0.*greater than or equal to 1", zero, probe, "--fewshot", few)
     place = Path(probe) / "probe.json"
     changed = json.loads(place.read_bytes())
     changed["sets"]["set3"]["content_hash"]["test"] = "other"
     place.write_text(json.dumps(changed), "utf-8")
     refused("'set3' was tested on content hash 'other', zero-shot on 'set3'", zero, probe)
+    changed["model"] = {"sha256": "ee" * 32}
+    place.write_text(json.dumps(changed), "utf-8")
+    refused("probe: is of the model 'eeeeeeeeeeee', zero-shot of 'None'", zero, probe)
+    del changed["model"]
     changed["sets"] = {"set3": {"metric": "top1"}}
     place.write_text(json.dumps(changed), "utf-8")
     refused("content_hash: Field required", zero, probe)

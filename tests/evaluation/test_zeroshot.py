@@ -1,5 +1,6 @@
 """Zero-shot against a slow twin on a toy encoder, the guards against silent errors (an exported model: test_scoring.py)."""
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -247,6 +248,44 @@ def test_a_metric_that_does_not_fit_is_refused(greys: LabelledSet) -> None:
         zeroshot.evaluate(ToyEncoder(), greys, TEMPLATES, metric="map11")
     with pytest.raises(InputError, match="roc_auc needs two classes, there are 6"):
         zeroshot.evaluate(ToyEncoder(), greys, TEMPLATES, metric="roc_auc")
+
+
+def test_a_metric_without_a_value_is_refused(tmp_path: Path) -> None:
+    """The area under a curve of memes none of which is hateful."""
+    table = pa.table({"image": [flat(20 * k, 24) for k in range(6)], "label": [0] * 6})
+    pq.write_table(table, tmp_path / "memes.parquet")
+    config = {"name": "memes", "path": str(tmp_path / "memes.parquet"), "label": "label", "absent_classes": True}
+    labelled = open_set(LabelledSetConfig.model_validate({**config, "classes": COLOURS[:2]}))
+    with pytest.raises(InputError, match=r"set 'memes' .*roc_auc has no value on it"):
+        zeroshot.evaluate(FlatEncoder(), labelled, ["{}"], metric="roc_auc")
+    scores = np.eye(3, dtype=np.float32)
+    none = Answers(scores, zeroshot.rank(scores), np.full(3, -1, np.int32), np.zeros((3, 3), np.int8))
+    for metric in ("accuracy", "map11"):
+        with pytest.raises(InputError, match=f"voc: {metric} has no value"):
+            zeroshot.summarise(none, COLOURS[:3], metric=metric, place="voc")
+
+
+def test_frames_with_other_marks_than_their_video_are_refused(tmp_path: Path) -> None:
+    columns = {"label": [[0], [0, 1], [1]], "video": ["v", "v", "w"]}
+    pq.write_table(pa.table({"image": [flat(80 * k, 24) for k in range(3)], **columns}), tmp_path / "v.parquet")
+    config = {"name": "v", "path": str(tmp_path / "v.parquet"), "label": "label", "group": "video"}
+    labelled = open_set(LabelledSetConfig.model_validate({**config, "classes": COLOURS[:2]}))
+    with pytest.raises(InputError, match="frame '1' has another label than its video"):
+        zeroshot.evaluate(FlatEncoder(), labelled, ["{}"], metric="map11")
+
+
+def test_kept_scores_cost_what_they_are(greys: LabelledSet) -> None:
+    """4 bytes a class and example, not an object for each: 59 examples of 20,000 classes."""
+    draws = np.random.default_rng(7)
+    scores = draws.random((59, 20_000), np.float32)
+    rows = np.arange(59)
+    answers = Answers(scores, zeroshot.rank(scores), greys.labels[rows])
+    tracemalloc.start()
+    table = zeroshot.prediction_table(greys, rows, answers, keep_scores=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * scores.nbytes
+    assert table["scores"][58].as_py() == scores[58].tolist()
 
 
 def test_a_set_without_labels_is_refused(greys: LabelledSet) -> None:

@@ -5,8 +5,8 @@
 By the seed, evaluation sets and a corpus are drawn (`ground` says which, `planting` how many), and leaks of every kind are planted: files
 bit for bit as fetched and as stored; recompressed, resized, enlarged, saved in another format, recoloured, cropped a little, thinly
 framed, under grain; captions whole, in longer ones, nearly, in English and Chinese; class names. Beside them stands what must not be
-found: look-alikes that moved as little as they could without being a match, blank frames that any hash takes for one another, captions a
-word beyond near.
+found: look-alikes that moved as little as they could without being a match, blank frames, of which the black ones are one picture to
+any hash, captions a word beyond near.
 
 Then the real command makes its report in a process of its own, on Ray, `verify` recomputes it, and what it says is compared with what was
 planted (`comparing`). The exit code is 0 only if all of it agrees: every plant by the right method, nothing else, the right verdict for

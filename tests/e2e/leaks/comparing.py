@@ -28,6 +28,11 @@ def compare(ground: Ground, report: Path) -> Checks:
     pairs = _rows(report / "pairs.parquet", "set", "eval_id", "uid", "method", "names_label")
     copies = {(one["set"], one["eval_id"], one["uid"]): one["method"] for one in pairs}
     _kinds(ground.copies, copies, METHODS, ground.others, checks)
+    checks.that("look-alike" in ground.others.values(), "there are look-alikes among them")
+    checks.that(
+        ground.blank_alike > 0,
+        f"{ground.blank_alike} pairs of blank frames are kept apart by their want of texture alone",
+    )
     print("\n2. Captions: pairs of a set's caption and a corpus row\n")
     said = _rows(report / "text_pairs.parquet", "set", "text", "uid", "method")
     texts = {(one["set"], ground.sets[one["set"]][one["text"]].id, one["uid"]): one["method"] for one in said}

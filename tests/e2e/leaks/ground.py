@@ -67,6 +67,8 @@ class Ground:
     captions: list[Plant] = field(default_factory=list)
     others: dict[bytes, str] = field(default_factory=dict)
     names: dict[bytes, int] = field(default_factory=dict)
+    blank_alike: int = 0
+    """Pairs of a blank frame of the set and one of the corpus that the hashes alone would take for one picture."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """Pictures that were drawn again, since no strength of a kind was surely found."""
 

@@ -86,6 +86,13 @@ class Gallery:
         return not others.any()
 
 
+def hash_alike(one: Look, other: Look) -> bool:
+    """Whether two pictures surely would be taken for one another, were it not asked how much texture they have."""
+    pdq, phash = (int(np.bitwise_count(a ^ b).sum()) for a, b in ((one.pdq, other.pdq), (one.phash, other.phash)))
+    alike = phash <= LIMITS.phash_distance - _PHASH_MARGIN and pdq <= LIMITS.phash_pdq_distance - _PDQ_MARGIN
+    return alike or pdq <= LIMITS.pdq_distance - _PDQ_MARGIN
+
+
 def is_flat(one: Look) -> bool:
     """Surely without the texture that a hash needs. Raises ValueError where that is in doubt."""
     told = relation(one, one)

@@ -151,25 +151,33 @@ def _brief_sayings(growing: Growing, brief: Sequence[Caption]) -> None:
 
 
 def _blank_frames(growing: Growing) -> None:
-    """Frames without texture, alike to every hash: the corpus has each in another size, and two of them bit for bit; one repeats."""
+    """Frames without texture: the corpus has others, in another size, and two of them bit for bit; one repeats.
+
+    Half of them are black, as those of films are: to every hash these are one picture, and only their want of texture keeps them apart.
+    """
+    looks = []
     for number in range(BLANK):
-        data = _frame(growing, 100 + number)
+        black = number >= BLANK // 2
+        data = _frame(growing, 100 + number, black)
         one = growing.ask("blank", data, pictures.look(data), 0)
-        other = _frame(growing, 200 + number)
+        other = _frame(growing, 200 + number, black)
         growing.offer("blank frame", other)
+        looks.append((pictures.look(data), pictures.look(other)))
         if number < len(EXACT):
             kind, method = list(EXACT.items())[number]
             uid = growing.offer(f"blank frame, {kind}", *((data, other) if number == 0 else (other, data)))
             growing.ground.copies.append(Plant("blank", one.id, uid, f"blank frame, {kind}", method))
         if number == BLANK - 1:
             growing.ask("blank", data, pictures.look(data), 0, shows=one.shows)
+    growing.ground.blank_alike = sum(pictures.hash_alike(one, other) for one, _ in looks for _, other in looks)
 
 
-def _frame(growing: Growing, side: int) -> bytes:
-    """Of one colour, or from one to another, `side` pixels wide."""
+def _frame(growing: Growing, side: int, black: bool) -> bytes:
+    """Black, or of one colour, or from one to another; `side` pixels wide."""
     colours = [tuple(growing.dice.number(0, 255) for _ in range(3)) for _ in range(growing.dice.number(1, 2))]
     strip = Image.new("RGB", (1, len(colours)))
-    strip.putdata(colours)
+    if not black:
+        strip.putdata(colours)
     data = pictures.jpeg(strip.resize((side, side * 3 // 4), Image.Resampling.BILINEAR))
     assert pictures.is_flat(pictures.look(data))
     return data

@@ -104,6 +104,13 @@ def test_svhn(tmp_path: Path, compressed: bool) -> None:
     np.testing.assert_array_equal(seen(found), digits)
 
 
+def test_folds_of_a_training_set_without_all_its_labels(tmp_path: Path) -> None:
+    files = {"class_names.txt": b"a\nb", "train_X.bin": bytes(4 * 27_648), "train_y.bin": bytes([1, 2])}
+    files["fold_indices.txt"] = b"0 3\n" * 10
+    with pytest.raises(InputError, match="4 pictures and 2 labels"):
+        opened(pack(files, tmp_path / "stl", "folder"), "stl10", "fold2")
+
+
 def test_fer2013(tmp_path: Path) -> None:
     faces = [pixels(k, 48, 1) for k in range(4)]
     usage = ["Training", "PublicTest", "PrivateTest", "PublicTest"]
@@ -145,6 +152,21 @@ def test_fer2013(tmp_path: Path) -> None:
             "no multiple of 27,648",
         ),
         ("fer2013", {"fer2013.csv": b"emotion,pixels,Usage\n1,2 3 4,PublicTest"}, "line 2: not 48 x 48"),
+        (
+            "fer2013",
+            {"fer2013.csv": b"emotion,pixels,Usage\n\xb3," + b"7 " * 2304 + b",PublicTest"},  # a superscript 3
+            "line 2: not 48 x 48",
+        ),
+        (
+            "fer2013",
+            {"fer2013.csv": b"emotion,pixels,Usage\n3," + b"7 " * 2303 + b"9" * 5000 + b",PublicTest"},
+            "line 2: not 48 x 48",
+        ),
+        (
+            "stl10",
+            {"class_names.txt": b"a\nb", "test_X.bin": bytes(2 * 27_648), "test_y.bin": bytes([1])},
+            "2 pictures and 1 labels",
+        ),
     ],
 )
 def test_damaged_files_are_one_sentence(tmp_path: Path, dataset: str, files: dict[str, bytes], said: str) -> None:
@@ -211,6 +233,7 @@ def test_ppm() -> None:
     data = b"P6\n# made by hand\n9 9\n255\n" + values.tobytes()
     np.testing.assert_array_equal(decode(picture(data)).rgb, values)
     assert picture(b"other bytes") == b"other bytes"
-    for bad in (data[:-1], b"P6\n9 9\n65535\n" + bytes(500), b"P6\n0 9\n255\n"):
+    spaces = b"P6" + b" " * 5000  # no end of ways to divide them
+    for bad in (data[:-1], b"P6\n9 9\n65535\n" + bytes(500), b"P6\n0 9\n255\n", spaces, b"P6" + b"#\n " * 5000):
         with pytest.raises(InputError):
             picture(bad)

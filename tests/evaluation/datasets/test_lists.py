@@ -363,6 +363,18 @@ def test_captions(tmp_path: Path) -> None:
     ("dataset", "files", "said"),
     [
         ("oxford_pets", {"annotations/test.txt": lines("Abyssinian_1 one")}, "has the line 'Abyssinian_1 one'"),
+        ("oxford_pets", {"annotations/test.txt": lines("Abyssinian_1 ² 1 1")}, "has the line 'Abyssinian_1 ² 1 1'"),
+        (
+            "oxford_pets",
+            {"annotations/test.txt": lines(f"Abyssinian_1 {'1' * 5000}")},
+            "has the line 'Abyssinian_1 111",
+        ),
+        ("imagenetv2", {"v2/²/a.jpeg": encoded(1)}, "class numbers, there is '²'"),
+        (
+            "gtsrb",
+            {**gtsrb(), "GT-final_test.csv": lines("Filename;ClassId", "00000.ppm;²")},
+            "no columns Filename and ClassId",
+        ),
         ("oxford_pets", {"annotations/test.txt": lines("Abyssinian_1 2 1 1")}, "does not number its classes from 1"),
         ("oxford_pets", {"annotations/test.txt": lines("Abyssinian_1 1 1 1")}, "1 of 1 listed pictures are not there"),
         (

@@ -85,6 +85,15 @@ def test_mangled_files(compressed: bool) -> None:
     assert all(said.startswith("x.mat: ") and "\n" not in said for said in refused)
 
 
+def test_more_dimensions_than_an_array_has() -> None:
+    shape = [1] * 70
+    body = struct.pack("<IIII", 6, 8, 6, 0) + struct.pack("<II70i", 5, 280, *shape) + struct.pack("<HHcxxx", 1, 1, b"v")
+    body += struct.pack("<IId", 9, 8, 1.5)
+    data = matlab(x=1)[:128] + struct.pack("<II", 14, len(body)) + body
+    with pytest.raises(InputError, match="without its kind or shape"):
+        read_matlab(data, "x.mat")
+
+
 def test_a_bomb_is_not_inflated() -> None:
     packed = zlib.compress(struct.pack("<II", 14, 1 << 30) + bytes(1 << 20), 9)
     data = matlab(x=1)[:128] + struct.pack("<II", 15, len(packed)) + packed

@@ -757,3 +757,10 @@ def test_real_emoji_pictures_lie_over_white() -> None:
         truth = rgba[..., :3] * weight + 255 * (1 - weight)
         assert np.abs(decode(data).rgb - truth).max() <= 1
     assert {"P", "RGBA"} <= modes
+
+
+def test_a_thread_without_end_is_refused() -> None:
+    """5 pixels wide and 12 million long it would fill 74 kB, and hashing it 6 GB."""
+    assert refused(png(5, 70_000, 8, 0, bytes(70_000 * 6))).reason is Reason.IMAGE_TOO_LARGE
+    assert refused(png(70_000, 5, 8, 0, bytes(70_001 * 5))).reason is Reason.IMAGE_TOO_LARGE
+    assert decode(png(5, 65_535, 8, 0, bytes(65_535 * 6))).rgb.shape == (65_535, 5, 3)

@@ -67,6 +67,8 @@ def test_the_content_hash_sees_every_change(tmp_path: Path) -> None:
     named = opened(tmp_path / "base.parquet", **settings, classes=["p", "q", "r"]).content_hash
     assert len({base, named, *hashes}) == 6
     assert opened(write(tmp_path / "again.parquet", **columns), **settings).content_hash == base
+    one = write(tmp_path / "one.parquet", image=[b"1", b"2"], text=["p", "q"])
+    assert opened(one, caption="text").content_hash != opened(one, subgroup="text").content_hash
 
 
 def test_class_files(tmp_path: Path) -> None:
@@ -101,6 +103,7 @@ def test_class_files(tmp_path: Path) -> None:
         ({"style": list("xyxyxy")}, {"where": {"style": ["x", 2]}}, "where.style: .* is not of the column's type"),
         ({"image": [b""] * 6}, {}, "without picture bytes"),
         ({"id": list("abcdea")}, {"id": "id"}, "id 'a' is used twice"),
+        ({"label": [[0], [1], None, [0], [], [1]]}, {"label": "label"}, "row 2 has no list in column 'label'"),
     ],
 )
 def test_bad_sets(tmp_path: Path, columns: dict[str, Any], settings: dict[str, Any], said: str) -> None:
@@ -109,6 +112,31 @@ def test_bad_sets(tmp_path: Path, columns: dict[str, Any], settings: dict[str, A
         opened(path, **settings)
     assert "bad.parquet" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_texts_that_are_none_and_a_column_twice(tmp_path: Path) -> None:
+    """What a writer that checks nothing can put into a file."""
+    path = write(tmp_path / "bad.parquet", label=[0, 1, 0, 1, 0, 1])
+    table = pq.read_table(path)
+    offsets = pa.py_buffer(np.array([0, 2, 2, 2, 2, 2, 2], np.int32))
+    texts = pa.StringArray.from_buffers(6, offsets, pa.py_buffer(b"\xff\xfe"))
+    pq.write_table(table.append_column("name", texts), path)
+    for settings in ({"caption": "name"}, {"label": "name"}, {"id": "name"}, {"where": {"name": "x"}}):
+        with pytest.raises(InputError, match=r"bad\.parquet: is damaged or cannot be read .*UTF8"):
+            opened(path, **settings)
+    assert len(opened(path, label="label")) == 6
+    long: list[dict[str, Any]] = [{"id": "long"}, {"label": "long", "classes": ["a"]}]
+    for keys in long:
+        pq.write_table(table.append_column("long", pa.array(["x" * 1_000_000] * 6)), path)
+        with pytest.raises(InputError) as caught:
+            opened(path, **keys)
+        assert len(str(caught.value)) < 400
+    pq.write_table(pa.table({"image": pa.array(["a"] * 6, pa.string_view())}), path)
+    with pytest.raises(InputError, match=r"bad\.parquet"):
+        opened(path)
+    pq.write_table(table.append_column("label", table["label"]), path)
+    with pytest.raises(InputError, match="has 2 columns 'label'; rename one of them"):
+        opened(path, label="label")
 
 
 def test_sparse_class_numbers_need_no_list(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -319,3 +320,81 @@ def test_a_file_named_twice(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar_bytes([("1.jpg", b"one")]))
     with pytest.raises(InputError, match="is named twice"):
         readers.find_files("webdataset", [str(tmp_path), f"{tmp_path}/x.tar"])
+
+
+def test_a_tar_that_is_cut_between_two_files_says_so(tmp_path: Path) -> None:
+    """Nothing in it is broken, and all of it is read; only the mark of its end is missing. Of an empty file nothing else is to say."""
+    whole = tar_bytes([("1.jpg", b"one"), ("1.txt", b"eins"), ("2.jpg", b"two"), ("2.txt", b"zwei")])
+    (tmp_path / "x.tar").write_bytes(whole[: 6 * 512])
+    [listing] = opened("webdataset", str(tmp_path))[1]
+    assert listing.damage == "ends without the mark of its end"
+    assert [(one.data, one.caption) for one in entries("webdataset", str(tmp_path))] == [
+        (b"one", "eins"),
+        (b"two", None),
+    ]
+    (tmp_path / "x.tar").write_bytes(b"")
+    with pytest.raises(InputError, match="ends without the mark of its end; give tars as webdataset writes them"):
+        opened("webdataset", str(tmp_path))
+
+
+def test_a_file_named_twice_in_two_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.tar").write_bytes(tar_bytes([("1.jpg", b"one")]))
+    monkeypatch.chdir(tmp_path)
+    for other in ("./in", f"{tmp_path}/in/*.tar"):
+        with pytest.raises(InputError, match="is named twice"):
+            readers.find_files("webdataset", ["in", other])
+
+
+def test_two_files_never_have_one_name(tmp_path: Path) -> None:
+    """However long their paths are: pairs name a row by its file."""
+    deep = tmp_path.joinpath(*["d" * 200] * 6)
+    for place in (tmp_path, deep / "one", deep / "two"):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "x.tar").write_bytes(tar_bytes([("1.jpg", b"one")]))
+    files = readers.find_files("webdataset", [str(tmp_path), str(deep / "one"), str(deep / "two")])
+    assert len({file.name for file in files}) == 3
+
+
+def test_columns_as_other_writers_encode_them(tmp_path: Path) -> None:
+    """Categories of pandas, views of Arrow: read like any other. A caption that is silently not read is not searched."""
+    texts, pictures = pa.array(["a", "b", "a"]), pa.array([b"1", b"2", b"1"], pa.binary())
+    for caption, image in (
+        (texts.dictionary_encode(), pictures.dictionary_encode()),
+        (texts.cast(pa.string_view()), pictures.cast(pa.binary_view())),
+    ):
+        pq.write_table(pa.table({"image": image, "caption": caption}), tmp_path / "x.parquet")
+        found = [(one.data, one.caption) for one in entries("parquet", str(tmp_path))]
+        assert found == [(b"1", "a"), (b"2", "b"), (b"1", "a")]
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array([b"x"])] * 2, names=["image", "image"]), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet: column 'image' is there twice"):
+        opened("parquet", str(tmp_path))
+
+
+def test_a_folder_with_links_that_go_round(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(b"one")
+    for link, to in (("a/up", ".."), ("a/b", "../b"), ("b/a", "../a"), ("b/here", ".")):
+        (tmp_path / link).symlink_to(to)
+    [file], _ = opened("folder", str(tmp_path / "a"))
+    assert [one.name for one in file.pictures] == ["1.jpg"]
+    [file], _ = opened("folder", str(tmp_path))
+    assert [one.name for one in file.pictures] == ["a/1.jpg", "b/a/1.jpg"], (
+        "a folder that a link leads to is looked into"
+    )
+
+
+def test_the_pictures_of_a_folder_travel_light(tmp_path: Path) -> None:
+    """All of them go to every worker with every thousand: what they weigh there is their number squared."""
+    for number in range(2000):
+        (tmp_path / f"a_picture_with_some_name_{number:06d}.jpg").touch()
+        (tmp_path / f"a_picture_with_some_name_{number:06d}.txt").touch()
+    files = readers.find_files("folder", [str(tmp_path)])
+    assert len(pickle.dumps(files)) < 30 * 2000
+    again: list[CorpusFile] = pickle.loads(pickle.dumps(files))
+    assert [one.name for file in again for one in file.pictures] == sorted(path.name for path in tmp_path.glob("*.jpg"))
+    assert again[1].pictures[0].texts == (f"{tmp_path}/a_picture_with_some_name_001000.txt",)

@@ -387,3 +387,16 @@ def test_a_limit_of_open_files_is_no_fault_of_the_disk(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert "Too many open files" in str(raised.value)
     assert str(raised.value).endswith("raise the limit of open files (ulimit -n)")
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9.jpg").write_bytes(b"x")
+    folder = str(tmp_path)
+    for look in (
+        storage.list_files,
+        storage.sizes,
+        storage.folders,
+        lambda place: storage.list_files(place, recursive=True),
+    ):
+        with pytest.raises(InputError, match=r"caf.xe9\.jpg' in it is no UTF-8; rename or move that file"):
+            look(folder)
