@@ -136,10 +136,12 @@ def read_predictions(uri: str, labelled: LabelledSet, file_hash: str, metric: Me
     for column in ("eval_id", "sha256", "label", "correct"):
         if column not in table.column_names:
             raise InputError(f"{place}: no column {column!r}; give the file that `evaluation zeroshot` wrote")
-    if not pa.types.is_boolean(table["correct"].type):
-        raise InputError(
-            f"{place}: column 'correct' is {table['correct'].type}, not bool; give the file that `evaluation zeroshot` wrote"
-        )
+    for column in ("eval_id", "correct"):
+        found, wanted = table[column].type, PREDICTION_SCHEMA.field(column).type
+        if found != wanted:
+            raise InputError(
+                f"{place}: column {column!r} is {found}, not {wanted}; give the file that `evaluation zeroshot` wrote"
+            )
     if not table.num_rows:
         raise InputError(f"{place}: no rows; score the set first or leave `predictions` out")
     rows = _rows(place, table, labelled)

@@ -339,7 +339,10 @@ EDITS: dict[str, list[tuple[Callable[[list[Row]], object], str]]] = {
         (lambda rows: rows[9].update(text_pairs=1), "example 'words09': its text pairs give"),
         (lambda rows: rows[1].update(text_pairs=2), "example 'words01': its text pairs give"),
     ],
-    "splits/two.parquet": [(lambda rows: rows[5].update(scores=[0.0, None]), "has a list with what is no number")],
+    "splits/two.parquet": [
+        (lambda rows: rows[5].update(scores=[0.0, None]), "has a list with what is no number"),
+        (lambda rows: rows[6].update(scores=[2 * one for one in rows[6]["scores"]]), "example 'two06': scores are ["),
+    ],
     "splits/several.parquet": [(lambda rows: rows[6].update(marks=[7, 0, 0]), "has not one mark for each score")],
     "splits/videos.parquet": [
         (lambda rows: rows[7].update(top5=[9, *rows[7]["top5"][1:]]), "gives another answer than `correct`")

@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from evaluation.__main__ import main
+from evaluation.config import OverlapConfig
+from evaluation.datasets import open_set
 from evaluation.overlap import copies, thresholds
+from evaluation.overlap.splits import read_predictions
 from evaluation.overlap.tables import NEAREST_SCHEMA
 from evaluation.report import files, verify
 from evaluation.report.numbers import is_over
 from evaluation.report.pair_check import SIDES, left_out
 from evaluation.report.removal_check import check_removal
+from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import AuditFinding, InputError
 from tests.evaluation.forging import Change, replace, reseal, restate
 from tests.evaluation.made import Made
@@ -187,3 +192,18 @@ def test_a_share_that_is_the_limit_is_within_it(n: int) -> None:
         limit = float(f"{hits / n:.4f}")
         assert not is_over(hits, n, limit)
         assert is_over(hits + 1, n, limit)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.replace_schema_metadata({**table.schema.metadata, b"\xff": b"\xfe"}), "has metadata"),
+        (lambda table: table.set_column(1, "eval_id", pa.array([["e"]] * table.num_rows)), "column 'eval_id' is list"),
+    ],
+)
+def test_predictions_of_a_stranger(made: Made, tmp_path: Path, change: Change, said: str) -> None:
+    table = pq.read_table(made.report / "predictions" / "scenes.parquet")
+    pq.write_table(change(table), tmp_path / "p.parquet")
+    one = load_config(OverlapConfig, str(made.config)).sets[0]
+    with pytest.raises(InputError, match=said):
+        read_predictions(str(tmp_path / "p.parquet"), open_set(one), "0" * 64)
