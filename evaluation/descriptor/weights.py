@@ -77,7 +77,7 @@ def _check(place: str, card: Card, data: bytes) -> None:
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
         found = {name: (one["dtype"], one["shape"]) for name, one in header.items()}
-        safetensors.torch.load(data)
+        tensors = safetensors.torch.load(data)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError):
         raise InputError(f"{place}: not a safetensors file; restore it from its training") from None
     wrong = next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
@@ -85,4 +85,13 @@ def _check(place: str, card: Card, data: bytes) -> None:
         raise InputError(
             f"{place}: {wrong!r} is {found.get(wrong, 'missing')!r}, the card's architecture needs {expected.get(wrong, 'none')!r}; "
             "restore card and weights from the same training"
+        )
+    broken = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    if broken is not None:
+        raise InputError(f"{place}: {broken!r} has values that are no numbers; train the descriptor again")
+    learned = [name for name, _ in model.Network(card.architecture).named_parameters()]
+    many = sum(tensors[name].numel() for name in learned)
+    if many != card.parameters:
+        raise InputError(
+            f"{place}: has {many:,} parameters, its card says {card.parameters:,}; restore both from the same training"
         )

@@ -21,6 +21,7 @@ from typing import Any
 
 from evaluation.config import PromptConfig
 from pipeline.content.labelled import check_template
+from pipeline.content.text import has_half
 from pipeline.contracts import storage
 from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import InputError
@@ -309,6 +310,10 @@ def _sentence(body: ast.expr) -> str:
 def _checked(found: Prompts, place: str) -> Prompts:
     if not found.classes and not found.templates:
         raise InputError(f"prompts: {place!r} holds no template; write one sentence with {{}} a line")
+    texts = [*(found.templates or []), *(name for names in found.classes or [] for name in names)]
+    broken = next((text for text in texts if has_half(text)), None)
+    if broken is not None:
+        raise InputError(f"prompts: {place!r}: {broken[:80]!r} has half of a character; write it again as UTF-8")
     for template in found.templates or []:
         try:
             check_template(template)

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from pipeline.content.text import has_half
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import StrictModel, not_semantic
@@ -375,6 +376,11 @@ def assemble(
         labels, named, marks = _several_labels(config, values, classes)
     else:
         labels, named = _labels(config, values, classes)
+    broken = next((name for name in named if has_half(name)), None)
+    if broken is not None:
+        raise InputError(
+            f"{_place(config)}: class {_short(broken)} has half of a character; write its name again as UTF-8"
+        )
     if groups is not None and None in groups:
         row = list(groups).index(None)
         raise InputError(f"{_place(config)}: row {row} has no group; name its video in column {config.group!r}")

@@ -41,6 +41,7 @@ _OWN_WORD_PUNCTUATION = frozenset("&%")  # punctuation by category, words by use
 _SPACE_LETTERS = frozenset("\u02b9\u02bb\u02bc\u02bd")  # letters by category, apostrophes by use
 _LEGAL_MARKS = frozenset("\u2122\u2120\u00ae\u00a9")
 _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+_HALF = re.compile("[\ud800-\udfff]")
 _LOOSE_ENDS = re.compile(r"(?<![\w+#])[+#]+|[+#]+(?=\w)")
 _ASCII_TABLE = {code: " " for code in range(128) if not chr(code).isalnum() and chr(code) not in "+#&%$"}
 _ASCII_TABLE |= {ord(symbol): f" {symbol} " for symbol in "&%$"}
@@ -55,6 +56,11 @@ def clean(caption_raw: str) -> str:
             end -= 1  # not between a letter and its accent, nor inside a joined emoji
         text = text[:end].rstrip()
     return text
+
+
+def has_half(text: str) -> bool:
+    """Whether there is half of a surrogate pair in it, as JSON can say it: no character, and UTF-8 cannot write it."""
+    return _HALF.search(text) is not None
 
 
 def repaired(text: str) -> str:

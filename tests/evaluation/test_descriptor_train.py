@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -254,7 +255,15 @@ def test_artefacts_that_do_not_fit(scenes: Path, tmp_path: Path) -> None:
     place.write_bytes(fewer)
     card_place.write_text(json.dumps({**card, "weights_sha256": hashlib.sha256(fewer).hexdigest()}))
     refused("'head.bias' is 'missing'")
+    state = safetensors.torch.load(data)
+    state["head.bias"][0] = math.nan
+    nothing = safetensors.torch.save(state)
+    place.write_bytes(nothing)
+    card_place.write_text(json.dumps({**card, "weights_sha256": hashlib.sha256(nothing).hexdigest()}))
+    refused("'head.bias' has values that are no numbers")
     place.write_bytes(data)
+    card_place.write_text(json.dumps({**card, "parameters": 7}))
+    refused("its card says 7")
     card_place.write_text(json.dumps({**card, "format_version": 99}))
     refused("not a card")
     card_place.write_text("{}")

@@ -253,6 +253,8 @@ def test_names_of_another_set_are_refused() -> None:
         ("a.toml", "classes = ", "not valid TOML"),
         ("a.toml", "classes = " + "[" * 10_000, "not valid TOML"),
         ("a.toml", 'title = "x"', "holds no template"),
+        ("a.json", r'[["cat", "d\ud800"]]', "half of a character"),
+        ("a.json", r'["a \udc00 {}"]', "half of a character"),
         ("a.json", "{", "not valid JSON"),
         ("a.json", "[" * 99999, "not valid JSON"),
     ],

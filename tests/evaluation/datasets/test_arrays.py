@@ -130,6 +130,14 @@ def test_fer2013(tmp_path: Path) -> None:
         ("cifar10", {"batches.meta.txt": b"a\nb\n"}, "holds no 'test_batch.bin'"),
         ("cifar10", {"batches.meta": pickle.dumps(print)}, "it calls|damaged pickle|instruction"),
         ("cifar10", {"batches.meta": python2_pickle({"label_names": [3]})}, "no list 'label_names'"),
+        (
+            "cifar10",
+            {
+                "batches.meta": pickle.dumps({"label_names": ["cat", "d\ud800g"]}, protocol=2),
+                "test_batch": python2_pickle({"labels": [0, 1], "data": planes(0, 2)}),
+            },
+            "half of a character",
+        ),
         ("cifar10", {"batches.meta.txt": b"a\nb", "test_batch": python2_pickle({"labels": [1]})}, "no array 'data'"),
         (
             "cifar10",
