@@ -175,9 +175,17 @@ def seal(files: Mapping[str, bytes], inputs: Mapping[str, Json]) -> bytes:
 
 
 def check_free(folder: str, inputs: Mapping[str, Json]) -> None:
-    """Refuse a folder that already holds a report about other inputs: evidence is not overwritten."""
+    """Refuse a folder that already holds a report about other inputs, for evidence is not overwritten, or files of no report, which
+    `verify` would find there for ever. What a killed job has published without its manifest is no obstacle."""
     place = storage.join(folder, MANIFEST)
     if not storage.exists(place):
+        inside = folder.rstrip("/") + "/"
+        there = (uri.removeprefix(inside) for uri in storage.list_files(folder, recursive=True))
+        stranger = next((name for name in there if not re.match(_FILE_NAME, name)), None)
+        if stranger is not None:
+            raise InputError(
+                f"report.dir: {folder!r} holds {stranger!r}, which is of no report; give the report a folder of its own"
+            )
         return
     before = read_seal(folder)
     names = {*before.inputs, *inputs} - {"config"}  # it has a digest

@@ -16,7 +16,7 @@ import pytest
 
 from evaluation.report import files, verify
 from evaluation.report.files import read_report
-from pipeline.contracts import manifest
+from pipeline.contracts import manifest, storage
 from pipeline.contracts.errors import InputError
 from tests.conftest import ROOT
 from tests.evaluation import planted
@@ -215,6 +215,15 @@ def test_an_interrupted_run_is_completed(made: Made, tmp_path: Path) -> None:
     result = command("overlap", "--config", str(made.config), f"report.dir={half}")
     assert result.returncode == 0, result.stderr
     assert contents(half) == contents(made.report)
+
+
+def test_a_folder_of_other_files_is_refused_and_what_a_killed_job_published_is_not(tmp_path: Path) -> None:
+    for name in ("report.html", "splits/toys.parquet", "predictions/toys.parquet"):
+        storage.write_atomic(str(tmp_path / name), b"half of a report")
+    files.check_free(str(tmp_path), {})
+    storage.write_atomic(str(tmp_path / "splits" / "notes.txt"), b"mine")
+    with pytest.raises(InputError, match=r"holds 'splits/notes.txt', which is of no report; give the report a folder"):
+        files.check_free(f"{tmp_path}/", {})
 
 
 def test_another_report_is_not_overwritten(made: Made) -> None:
