@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from evaluation import predictions, ranks
 from evaluation.intervals import DRAWS, Interval, clopper_pearson, holm, mcnemar, paired_difference
 from evaluation.predictions import Predictions
-from evaluation.ranks import DIRECTIONS, PairedRecall, Ranks
+from evaluation.ranks import DIRECTIONS, PairedRecall, Ranks, Share
 from evaluation.retrieval import CUTOFFS
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
@@ -224,11 +224,10 @@ def describe(reference: Said, against: Sequence[Against], first: str, confidence
         )
     for name, ranked in reference.ranks.items():
         for direction in DIRECTIONS:
-            shares = [ranked.recall(direction, k) for k in CUTOFFS]
-            said = ", ".join(
-                f"R@{k} {_share(hits / n, n, confidence)}" for k, (hits, n) in zip(CUTOFFS, shares, strict=True) if n
-            )
-            lines.append(f"  {name:24} {_ARROWS[direction]}  {said or 'not asked'}   {shares[0][1]:,} queries")
+            recalls = _recalls(ranked, direction, confidence)
+            said = ", ".join(f"R@{k} {_with_ends(one.value, one.low, one.high)}" for k, one in recalls.items())
+            asked = max((one.n for one in recalls.values()), default=0)
+            lines.append(f"  {name:24} {_ARROWS[direction]}  {said or 'not asked'}   {asked:,} queries")
     tests = sum(len(other.sets) + len(other.recalls) for other in against)
     for other in against:
         captions = any(recall.pictures < recall.n for recall in other.recalls)
@@ -243,7 +242,7 @@ def describe(reference: Said, against: Sequence[Against], first: str, confidence
             many = "" if recall.pictures == recall.n else f" captions of {recall.pictures:,} pictures"
             lines.append(
                 f"  {recall.name:24} {_ARROWS[recall.direction]}  R@{recall.k:<2} {_points(recall.difference)}   "
-                f"{_share(recall.second, recall.n, confidence)}, won {recall.wins:,} lost {recall.losses:,} of {recall.n:,}{many}   "
+                f"{_with_ends(recall.second, *recall.second_interval)}, won {recall.wins:,} lost {recall.losses:,} of {recall.n:,}{many}   "
                 f"p {recall.p:.3g}, Holm {adjusted:.3g}"
             )
         if other.mean_difference is not None:
@@ -279,7 +278,13 @@ def as_json(reference: Said, against: Sequence[Against], confidence: float) -> J
                 name: {
                     "content_hash": one.set_hash,
                     "queries": len(one.queries),
-                    **{direction: _recalls(one, direction, confidence) for direction in DIRECTIONS},
+                    **{
+                        direction: {
+                            f"R@{k}": {"n": found.n, "value": found.value, "interval": [found.low, found.high]}
+                            for k, found in _recalls(one, direction, confidence).items()
+                        }
+                        for direction in DIRECTIONS
+                    },
                 }
                 for name, one in reference.ranks.items()
             },
@@ -300,7 +305,7 @@ def as_json(reference: Said, against: Sequence[Against], confidence: float) -> J
                     name: [
                         {
                             **_plain(recall),
-                            "second_interval": list(_interval(recall.second, recall.n, confidence)),
+                            "second_interval": list(recall.second_interval),
                             "p_holm": adjusted,
                         }
                         for recall, adjusted in zip(other.recalls, other.recalls_adjusted, strict=True)
@@ -323,14 +328,10 @@ def _plain(value: Paired | PairedRecall | Interval) -> dict[str, Json]:
     return plain
 
 
-def _recalls(one: Ranks, direction: str, confidence: float) -> dict[str, Json]:
-    """Share and interval of each cutoff; empty where nothing was asked that way."""
-    shares = {k: one.recall(direction, k) for k in CUTOFFS}
-    return {
-        f"R@{k}": {"n": n, "value": hits / n, "interval": list(clopper_pearson(hits, n, confidence))}
-        for k, (hits, n) in shares.items()
-        if n
-    }
+def _recalls(one: Ranks, direction: str, confidence: float) -> dict[int, Share]:
+    """The share at each cutoff; none where nothing was asked that way."""
+    found = {k: one.recall(direction, k, confidence) for k in CUTOFFS}
+    return {k: share for k, share in found.items() if share is not None}
 
 
 def _interval(share: float, n: int, confidence: float) -> tuple[float, float]:
@@ -338,7 +339,10 @@ def _interval(share: float, n: int, confidence: float) -> tuple[float, float]:
 
 
 def _share(share: float, n: int, confidence: float) -> str:
-    low, high = _interval(share, n, confidence)
+    return _with_ends(share, *_interval(share, n, confidence))
+
+
+def _with_ends(share: float, low: float, high: float) -> str:
     return f"{share:.2%} ({low:.2%} to {high:.2%})"
 
 

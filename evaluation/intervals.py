@@ -1,8 +1,9 @@
 """How sure a figure is: intervals and tests that every score of the package uses, and nothing about pictures.
 
-Proportions have exact intervals (Clopper-Pearson), differences of two proportions Newcombe's, everything else (a mean over classes, an
-average precision, a difference of such) is bootstrapped over independent units, which are examples, or clusters of examples that are no
-independent evidence. Two models on the same examples are compared in pairs. Many tests together are corrected by Holm.
+Proportions have exact intervals (Clopper-Pearson; of examples in clusters with their effective number), differences of two proportions
+Newcombe's, everything else (a mean over classes, an average precision, a difference of such) is bootstrapped over independent units, which
+are examples, or clusters of examples that are no independent evidence. Two models on the same examples are compared in pairs. Many tests
+together are corrected by Holm.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv, gammaln, ndtr, ndtri
+from scipy.special import betainc, betaincinv, gammaln, ndtr, ndtri, stdtrit
 
 DRAWS = 2000
 _JACKKNIFE_GROUPS = 200
@@ -30,14 +31,38 @@ class Interval:
     high: float | None
 
 
-def clopper_pearson(hits: int, n: int, confidence: float) -> tuple[float, float]:
-    """The exact two-sided interval for a proportion (Clopper and Pearson, 1934); (0, 1) where `n` is 0."""
+def clopper_pearson(hits: float, n: float, confidence: float) -> tuple[float, float]:
+    """The exact two-sided interval for a proportion (Clopper and Pearson, 1934), of counts or effective numbers; (0, 1) where `n` is 0."""
     if n == 0:
         return 0.0, 1.0
     tail = (1.0 - confidence) / 2.0
     low = 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))
     high = 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, 1.0 - tail))
     return low, high
+
+
+def clustered(hit: NDArray[np.bool_], units: NDArray[np.int64], confidence: float) -> tuple[float, float]:
+    """The two-sided interval for the share of `hit` (bool[n]), whose examples are drawn in clusters: `units` int64[n] numbers them from 0.
+
+    Clopper and Pearson's with the effective number of examples (Korn and Graubard, 1998): n over the design effect, with their correction
+    for few clusters, and at most n. Where each example is a cluster it is the exact interval; where all are hits, or none, nothing shows
+    how far the examples of a cluster agree, and a cluster counts as one.
+    """
+    n, clusters = len(hit), len(np.unique(units))
+    if clusters == n:
+        return clopper_pearson(int(hit.sum()), n, confidence)
+    share = float(hit.mean())
+    away = np.bincount(units, weights=hit - share)
+    spread = float((away**2).sum()) / n**2
+    if share in (0.0, 1.0) or clusters == 1:
+        effective = float(clusters)
+    elif spread < FLAT**2:  # every cluster has the same share
+        effective = float(n)
+    else:
+        tail = 0.5 + confidence / 2.0
+        few = float((stdtrit(n - 1, tail) / stdtrit(clusters - 1, tail)) ** 2)
+        effective = min(float(n), few * share * (1.0 - share) * (clusters - 1) / clusters / spread)
+    return clopper_pearson(share * effective, effective, confidence)
 
 
 def wilson(hits: int, n: int, confidence: float) -> tuple[float, float]:

@@ -9,11 +9,12 @@ interval is Tango's there, else a bootstrap over pictures. A caption that severa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.intervals import Interval, bootstrap, paired_difference, signs
+from evaluation.intervals import Interval, bootstrap, clustered, paired_difference, signs
 from evaluation.overlap.tables import PREDICTIONS_VERSION
 from evaluation.predictions import set_name
 from evaluation.retrieval import CUTOFFS, RANK_SCHEMA
@@ -23,6 +24,15 @@ from pipeline.contracts.errors import InputError
 FOLDER = "retrieval"
 DIRECTIONS = ("image_to_text", "text_to_image")
 _QUERY = ("direction", "row", "eval_id", "sha256", "caption")
+
+
+class Share(NamedTuple):
+    """A share of `n` queries with its interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
 
 
 @dataclass(frozen=True)
@@ -40,17 +50,20 @@ class Ranks:
         """The places of one direction's queries, int64[m]."""
         return np.array([place for place, query in enumerate(self.queries) if query[0] == direction], np.int64)
 
-    def recall(self, direction: str, k: int) -> tuple[int, int]:
-        """Queries answered among the first k, and all."""
-        rank = self.rank[self.asked(direction)]
-        return int((rank < k).sum()), len(rank)
+    def recall(self, direction: str, k: int, confidence: float) -> Share | None:
+        """The share of a direction's queries that are answered among the first k; None where there is no query."""
+        asked = self.asked(direction)
+        if not len(asked):
+            return None
+        hit = self.rank[asked] < k
+        return Share(float(hit.mean()), *clustered(hit, _units(self, asked), confidence), len(hit))
 
 
 @dataclass(frozen=True)
 class PairedRecall:
     """Two models' recall at `k` on one set: `wins` and `losses` of the second over the first among `n` queries of so many `pictures`.
 
-    `first` and `second` are shares of all queries, `difference` is second minus first.
+    `first` and `second` are shares of all queries, `difference` is second minus first, `second_interval` is that of `second`.
     """
 
     name: str
@@ -60,6 +73,7 @@ class PairedRecall:
     pictures: int
     first: float
     second: float
+    second_interval: tuple[float, float]
     difference: Interval
     wins: int
     losses: int
@@ -109,6 +123,12 @@ def read(uri: str) -> Ranks:
     )
 
 
+def _units(ranks: Ranks, asked: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The picture of each of these queries, numbered from 0: int64[n]."""
+    number: dict[object, int] = {}
+    return np.array([number.setdefault(ranks.queries[place][3], len(number)) for place in asked], np.int64)
+
+
 def pair(first: Ranks, second: Ranks, confidence: float) -> list[PairedRecall]:
     """Compare two models on one set, both directions at each cutoff.
 
@@ -128,9 +148,9 @@ def pair(first: Ranks, second: Ranks, confidence: float) -> list[PairedRecall]:
         asked = first.asked(direction)
         if not len(asked):
             continue
-        pictures = [first.queries[place][3] for place in asked]
+        unit = _units(first, asked)
         found += [
-            _paired(first.name, direction, k, first.rank[asked] < k, second.rank[asked] < k, pictures, confidence)
+            _paired(first.name, direction, k, first.rank[asked] < k, second.rank[asked] < k, unit, confidence)
             for k in CUTOFFS
         ]
     return found
@@ -142,12 +162,10 @@ def _paired(
     k: int,
     before: NDArray[np.bool_],
     after: NDArray[np.bool_],
-    pictures: list[object],
+    unit: NDArray[np.int64],
     confidence: float,
 ) -> PairedRecall:
-    """One cutoff, from the outcomes bool[n] of the queries and the picture of each."""
-    number: dict[object, int] = {}
-    unit = np.array([number.setdefault(picture, len(number)) for picture in pictures], np.int64)
+    """One cutoff, from the outcomes bool[n] of the queries and the picture of each, `unit` int64[n]."""
     sizes, n = np.bincount(unit), len(unit)
     change = after.astype(np.int64) - before
     changes = np.bincount(unit, weights=change).astype(np.int64)
@@ -167,6 +185,7 @@ def _paired(
         pictures=len(sizes),
         first=float(before.mean()),
         second=float(after.mean()),
+        second_interval=clustered(after, unit, confidence),
         difference=difference,
         wins=wins,
         losses=losses,

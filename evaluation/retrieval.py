@@ -4,7 +4,8 @@ Recall at k, both ways, over the whole set. Several pictures may share a caption
 (COCO's have five): a text query counts as answered when any picture that carries exactly this text is among its k best, and a picture's
 query when any of its texts is. Whose pictures are one is for the caller to say. Ties are counted
 against the model: every wrong candidate with the same score as the right one is ranked before it, so that a model that gives
-all candidates one score finds nothing. The recall that a random order would reach is printed beside each figure.
+all candidates one score finds nothing. The recall that a random order would reach is printed beside each figure. The captions of one
+picture ask together: the interval of their recall counts them as a cluster (`intervals.clustered`; one that several share is the first's).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from evaluation.intervals import clopper_pearson
+from evaluation.intervals import clustered
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -87,10 +88,11 @@ def retrieve(
     right = np.unique(np.stack([image_of_row, text_of_row], axis=1), axis=0)
     image_ranks, text_ranks = ranks(images, texts, right), ranks(texts, images, right[:, ::-1])
     texts_of, images_of = np.bincount(right[:, 0]), np.bincount(right[:, 1])
+    picture_of_text = image_of_row[np.unique(text_of_row, return_index=True)[1]]
     return Retrieval(
         names,
-        [_recall(image_ranks, k, len(texts), texts_of, confidence) for k in CUTOFFS],
-        [_recall(text_ranks, k, len(images), images_of, confidence) for k in CUTOFFS],
+        [_recall(image_ranks, k, len(texts), texts_of, np.arange(len(images)), confidence) for k in CUTOFFS],
+        [_recall(text_ranks, k, len(images), images_of, picture_of_text, confidence) for k in CUTOFFS],
         image_ranks,
         text_ranks,
     )
@@ -131,9 +133,16 @@ def chance_recall(candidates: int, right: int, k: int) -> float:
     return float(1.0 - np.exp(log_miss))
 
 
-def _recall(rank: NDArray[np.int64], k: int, candidates: int, right: NDArray[np.int64], confidence: float) -> Recall:
+def _recall(
+    rank: NDArray[np.int64],
+    k: int,
+    candidates: int,
+    right: NDArray[np.int64],
+    units: NDArray[np.int64],
+    confidence: float,
+) -> Recall:
     found, n = int((rank < k).sum()), len(rank)
-    low, high = clopper_pearson(found, n, confidence)
+    low, high = clustered(rank < k, units, confidence)
     counts, repeats = np.unique(right, return_counts=True)
     chance = sum(chance_recall(candidates, int(m), k) * int(r) for m, r in zip(counts, repeats, strict=True)) / n
     return Recall(k, n, found, found / n, low, high, chance)

@@ -11,6 +11,7 @@ from evaluation.intervals import (
     binomial_p_greater,
     bootstrap,
     clopper_pearson,
+    clustered,
     holm,
     mcnemar,
     newcombe,
@@ -175,3 +176,41 @@ def test_bootstrap_covers_what_it_should() -> None:
         assert found.high is not None
         held += found.low <= 1.0 <= found.high
     assert 0.84 <= held / 300 <= 0.95
+
+
+def test_a_share_of_clusters_covers_and_is_the_exact_one_where_all_are_alone() -> None:
+    """Five captions of a picture mostly stand or fall together: the exact interval of captions often misses the truth, this one rarely."""
+    draws = np.random.default_rng(4)
+    units, truth = np.repeat(np.arange(80), 5), 0.3
+    missed = naive = 0
+    for _ in range(400):
+        agreed, own = draws.random(80)[units] < truth, draws.random(400) < truth
+        hit = np.where(draws.random(400) < 0.8, agreed, own)
+        ends = clustered(hit, units, 0.95), clopper_pearson(int(hit.sum()), 400, 0.95)
+        missed += not ends[0][0] <= truth <= ends[0][1]
+        naive += not ends[1][0] <= truth <= ends[1][1]
+    assert missed <= 0.05 * 400 + 13  # three standard deviations
+    assert naive > 0.15 * 400
+    alone = draws.random(50) < truth
+    assert clustered(alone, np.arange(50), 0.9) == clopper_pearson(int(alone.sum()), 50, 0.9)
+
+
+def test_a_share_of_clusters_by_hand() -> None:
+    """Korn and Graubard's number from sums over clusters, one at a time; the ends from scipy's quantiles of beta."""
+    hit = np.array([1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0], np.bool_)
+    units = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4])
+    n, clusters, share = 11, 5, 6 / 11
+    spread = sum(
+        (sum(bool(h) - share for h, unit in zip(hit, units, strict=True) if unit == one)) ** 2 for one in range(5)
+    )
+    few = (stats.t.ppf(0.975, n - 1) / stats.t.ppf(0.975, clusters - 1)) ** 2
+    effective = min(n, few * share * (1 - share) / (clusters / (clusters - 1) * spread / n**2))
+    low, high = clustered(hit, units, 0.95)
+    assert low == pytest.approx(stats.beta.ppf(0.025, share * effective, effective * (1 - share) + 1), rel=1e-9)
+    assert high == pytest.approx(stats.beta.ppf(0.975, share * effective + 1, effective * (1 - share)), rel=1e-9)
+    every, none = np.ones(11, np.bool_), np.zeros(11, np.bool_)
+    assert clustered(every, units, 0.95) == clopper_pearson(5, 5, 0.95)
+    assert clustered(none, units, 0.95) == clopper_pearson(0, 5, 0.95)
+    assert clustered(hit, np.zeros(11, np.int64), 0.95) == clopper_pearson(share, 1.0, 0.95)
+    half = np.array([1, 0] * 5, np.bool_)
+    assert clustered(half, np.repeat(np.arange(5), 2), 0.95) == clopper_pearson(5.0, 10.0, 0.95)
