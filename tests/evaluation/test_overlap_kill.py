@@ -204,7 +204,7 @@ def test_a_worker_killed_in_a_unit_is_replaced(ground: Ground, stage: str) -> No
     """A unit that ended before we saw its worker is no hit: then the same again on an output of its own."""
     for attempt in itertools.count():
         name = f"worker-{stage}-{attempt}"
-        before = {"join": "codes", "text": "join"}.get(stage)
+        before = {"join": "codes", "text": "copies"}.get(stage)
         if before:
             # A launch that starts with this stage: its first unit loads the libraries, which takes a while.
             kill_at(ground, name, f"{before}/{ground.records('whole', before)[-1].stem}/record")
