@@ -16,17 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation import metrics
 from evaluation.metrics import Answers
-from evaluation.probe import (
-    INVERSE_STRENGTHS,
-    SEARCH_TOLERANCE,
-    TOLERANCE,
-    Features,
-    Probe,
-    Problem,
-    Search,
-    Trial,
-    halving,
-)
+from evaluation.probe import SEARCH_TOLERANCE, TOLERANCE, Features, Probe, Problem, Search, searched
 from pipeline.content.labelled import IGNORED
 from pipeline.contracts.errors import InputError
 
@@ -57,17 +47,10 @@ def search(
 ) -> Search:
     """The 15-fit search for the strength that all classes share. Raises as `fit`, and InputError where validation has no example."""
     problems = _problems(features, marks, device)
-    trials: dict[int, Trial] = {}
-
-    def score_at(index: int) -> float:
-        nearest = min(trials, key=lambda other: (abs(other - index), other), default=None)
-        start = None if nearest is None else trials[nearest].probe
-        one = _fitted(problems, 1.0 / float(INVERSE_STRENGTHS[index]), tolerance, start)
-        trials[index] = Trial(index, mean_precision(one.logits(validation), validation_marks), one)
-        return trials[index].score
-
-    best = halving(score_at)
-    return Search(trials[best], list(trials.values()))
+    return searched(
+        lambda strength, start: _fitted(problems, strength, tolerance, start),
+        lambda found: mean_precision(found.logits(validation), validation_marks),
+    )
 
 
 def mean_precision(logits: NDArray[np.float64], marks: Marks) -> float:

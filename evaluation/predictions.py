@@ -103,11 +103,18 @@ def set_name(uri: str) -> str:
     return name
 
 
-def read(uri: str) -> Predictions:
-    """One file. Raises InputError for a missing column, another type, a missing or impossible value, another version."""
+def open_table(uri: str) -> tuple[pa.Table, dict[str, str]]:
+    """A table and its metadata. Raises InputError for what is none, or has texts that are no UTF-8."""
     table = parquet.read(uri)
     with parquet.plain_errors(uri):
-        table.validate(full=True)  # texts are UTF-8: until then pyarrow believes the file
+        table.validate(full=True)  # until then pyarrow believes the file
+    stated = table.schema.metadata or {}
+    return table, {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in stated.items()}
+
+
+def read(uri: str) -> Predictions:
+    """One file. Raises InputError for a missing column, another type, a missing or impossible value, another version."""
+    table, metadata = open_table(uri)
     for column, kind in _TYPES.items():
         if table.column_names.count(column) != 1:
             found = "no column" if column not in table.column_names else "more than one column"
@@ -121,8 +128,6 @@ def read(uri: str) -> Predictions:
     if not table.num_rows:
         raise InputError(f"{uri}: no rows; score the set first")
     table = _one_row_a_video(uri, table)
-    stated = table.schema.metadata or {}
-    metadata = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in stated.items()}
     version = metadata.get("format_version")
     if version != str(PREDICTIONS_VERSION):
         raise InputError(

@@ -147,14 +147,21 @@ def search(
     problem = Problem(features, labels, classes, device)
     measure = score or accuracy
     wanted = _checked_labels(validation_labels, len(_matrix(validation)), classes)
+    return searched(
+        lambda strength, start: problem.fit(strength, tolerance, start),
+        lambda found: measure(wanted, found.predict(validation)),
+    )
+
+
+def searched(fit_from: Callable[[float, Probe | None], Probe], score_of: Callable[[Probe], float]) -> Search:
+    """The search from how a strength is fitted, given weights to begin from, and what a fit is worth."""
     trials: dict[int, Trial] = {}
 
     def score_at(index: int) -> float:
         # From the nearest that is done, of two the stronger: its weights are smaller.
         nearest = min(trials, key=lambda other: (abs(other - index), other), default=None)
-        start = None if nearest is None else trials[nearest].probe
-        probe = problem.fit(1.0 / float(INVERSE_STRENGTHS[index]), tolerance, start)
-        trials[index] = Trial(index, measure(wanted, probe.predict(validation)), probe)
+        found = fit_from(1.0 / float(INVERSE_STRENGTHS[index]), None if nearest is None else trials[nearest].probe)
+        trials[index] = Trial(index, score_of(found), found)
         return trials[index].score
 
     best = halving(score_at)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.intervals import Interval, bootstrap, clustered, paired_difference, signs
 from evaluation.overlap.tables import PREDICTIONS_VERSION
-from evaluation.predictions import set_name
+from evaluation.predictions import open_table, set_name
 from evaluation.retrieval import CUTOFFS, RANK_SCHEMA
 from pipeline.contracts import parquet
 from pipeline.contracts.errors import InputError
@@ -88,17 +88,17 @@ def holds_ranks(uri: str) -> bool:
 
 def read(uri: str) -> Ranks:
     """One file. Raises InputError for a missing column, another type, a missing or impossible value, another version."""
-    table = parquet.read(uri)
+    table, metadata = open_table(uri)
     for field in RANK_SCHEMA:
-        if field.name not in table.column_names:
-            raise InputError(f"{uri}: no column {field.name!r}; run `retrieval` again")
+        if table.column_names.count(field.name) != 1:
+            found = "no column" if field.name not in table.column_names else "more than one column"
+            raise InputError(f"{uri}: {found} {field.name!r}; run `retrieval` again")
         column = table[field.name]
         if column.type != field.type or column.null_count:
             wrong = f"{column.type}, not {field.type}" if column.type != field.type else "missing in some rows"
             raise InputError(f"{uri}: column {field.name!r} is {wrong}; run `retrieval` again")
     if not table.num_rows:
         raise InputError(f"{uri}: no rows; run `retrieval` first")
-    metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in (table.schema.metadata or {}).items()}
     version = metadata.get("format_version")
     if version != str(PREDICTIONS_VERSION):
         raise InputError(

@@ -82,14 +82,15 @@ def _check_measure(
     one within the threshold is a pair: in the table, or of those examples with a `full` one, by what the split says of all pairs."""
     mine = [row for row in near if row["measure"] == measure.name]
     rows = [row["eval_row"] for row in mine]
+    there = set(rows)
     # Every example has a nearest picture by PDQ, or the corpus none with texture; by the descriptor those have that have a vector.
     none: list[list[object]] = [[]] if best_quality < one.thresholds.pdq_quality else []
-    whole = [sampled, *none] if measure is PDQ else [[row for row in sampled if row in set(rows)]]
+    whole = [sampled, *none] if measure is PDQ else [[row for row in sampled if row in there]]
     if rows not in whole:
         yield f"{place}: set {one.name!r}: holds other examples than the sample that their ids choose; write the report again"
         return
     best, matched = (_least(one, table, measure) for table in ([*near, *own], own))
-    for number in sorted(set(sampled) & set(best) - set(rows)):
+    for number in sorted(set(sampled) & set(best) - there):
         example = split[number]["eval_id"]
         yield f"{place}: set {one.name!r}: example {example!r}: has pairs with {measure.column}, and no nearest picture by it"
     limit = threshold_of(one, measure)

@@ -168,6 +168,8 @@ def test_what_is_refused(runs: list[str], tmp_path: Path) -> None:
     ranks, rows = table["rank"].to_pylist(), table["row"].to_pylist()
     for said, changed in (
         ("no column 'caption'", table.drop_columns(["caption"])),
+        ("more than one column 'rank'", table.append_column("rank", table["rank"])),
+        ("format version None", table.replace_schema_metadata({b"\xff": b"\xff"})),
         ("column 'rank' is double, not int64", column("rank", ranks, pa.float64())),
         ("column 'rank' is missing in some rows", column("rank", [None, *ranks[1:]])),
         ("column 'rank' has -1, and 0 is first", column("rank", [-1, *ranks[1:]])),
