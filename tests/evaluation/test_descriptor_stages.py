@@ -35,7 +35,7 @@ def descriptor() -> Descriptor:
     data = weights.weights_bytes(network, background)
     card = Card(
         architecture=shape,
-        parameters=1,
+        parameters=sum(weight.numel() for weight in network.parameters()),
         trained_on=TrainedOn(kind="set", root="", digest="", pictures=1, held_out=2, unusable=0),
         augmentation=AugmentationConfig(),
         augmentation_version="1",
