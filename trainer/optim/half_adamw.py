@@ -13,6 +13,8 @@ comes in any other type, under our names or AdamW's own (`exp_avg`, `exp_avg_sq`
 logit_scale <= ln 100) is kept here, in the master weights: clamping the module's copy under ZeRO is undone by the next step.
 """
 
+import functools
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
@@ -20,13 +22,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.optim.blocks import block_count, dequantise, quantise
-from trainer.optim.rounding import Grid, Span, largest_on, moment_noise, random_bits, round_onto
+from trainer.optim import update
+from trainer.optim.blocks import block_count, quantise
+from trainer.optim.rounding import Grid, Span, largest_on
 
-_CHUNK = 1 << 22
-"""Numbers handled at a time: bounds the fp32 copies of the moments to 16 MiB each. The result does not depend on it."""
-_CPU_CHUNK = 1 << 17
-"""The same for each thread of a CPU, whose copies should stay in its core's cache."""
+log = logging.getLogger("trainer")
+
 _ADAMW_NAMES = {"moment": "exp_avg", "root": "exp_avg_sq"}
 """What torch's AdamW calls what we keep; of the second it keeps the square."""
 _DTYPES = {
@@ -62,8 +63,8 @@ class HalfAdamW(Optimizer):
     ) -> None:
         if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"out of range: lr {lr}, eps {eps}, weight_decay {weight_decay}, betas {betas}")
-        if block_size < 1 or _CPU_CHUNK % block_size:
-            raise ValueError(f"block_size must be a power of two up to {_CPU_CHUNK}, not {block_size}")
+        if block_size < 1 or update.CPU_CHUNK % block_size:
+            raise ValueError(f"block_size must be a power of two up to {update.CPU_CHUNK}, not {block_size}")
         if stochastic not in (None, "fp16", "bf16"):
             raise ValueError(f"stochastic must be 'fp16', 'bf16' or None, not {stochastic!r}")
         defaults = {
@@ -198,44 +199,48 @@ def _check(found: Tensor, wanted: torch.Size, what: str) -> None:
 def _update(
     parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], spans: Sequence[Span]
 ) -> None:
-    """AdamW on one parameter, a chunk of its flat order at a time."""
+    """AdamW on one parameter."""
     state["step"] += 1
-    step, block, grid = state["step"], group["block_size"], group["stochastic"]
+    step, grid = state["step"], group["stochastic"]
     if grid == "fp16" and parameter.dtype == torch.bfloat16:
         raise ValueError("stochastic='fp16' needs parameters of fp32 or fp16: bf16 would round them a second time")
     beta1, beta2 = group["betas"]
-    shrink, bound = 1 - float(group["lr"]) * group["weight_decay"], _bound(group["max_value"], grid, parameter.dtype)
     # The correction of the second moment is taken to the step's size and to eps, which are numbers, and not to the moment.
     root_correction = (1 - beta2**step) ** 0.5
-    step_size = float(group["lr"]) * root_correction / (1 - beta1**step)
-    eps = group["eps"] * root_correction
+    rule = update.Rule(
+        beta1=beta1,
+        beta2=beta2,
+        shrink=1 - float(group["lr"]) * group["weight_decay"],
+        step_size=float(group["lr"]) * root_correction / (1 - beta1**step),
+        eps=group["eps"] * root_correction,
+        bound=_bound(group["max_value"], grid, parameter.dtype),
+        grid=grid,
+        block=group["block_size"],
+        seed=group["seed"],
+        step=step,
+    )
     weights = parameter.detach().reshape(-1)
-    gradients = gradient.reshape(-1)
-    moments, roots = state["moment"].view(-1), state["root"].view(-1)
-    chunk = _CPU_CHUNK * torch.get_num_threads() if weights.device.type == "cpu" else _CHUNK
-    for start in range(0, len(weights), chunk):
-        at = slice(start, min(start + chunk, len(weights)))
-        blocks = slice(start // block, block_count(at.stop, block))
-        moment_at = moments[at], state["moment_scale"][blocks]
-        root_at = roots[at], state["root_scale"][blocks]
-        g = gradients[at].float()
-        m = dequantise(*moment_at, block).lerp_(g, 1 - beta1)
-        r = dequantise(*root_at, block)
-        r = r.square_().mul_(beta2).addcmul_(g, g, value=1 - beta2).sqrt_()
-        bits = random_bits(group["seed"], step, _cut(spans, at.start, at.stop), weights.device)
-        quantise(m, block, out=moment_at)
-        quantise(r, block, moment_noise(bits), out=root_at)
-        w = weights[at].float().mul_(shrink)  # fp32 weights are changed in place
-        w.addcdiv_(m, r.add_(eps), value=-step_size)
-        if grid is not None:
-            round_onto(grid, w, bits)
-        if bound is not None:
-            w.clamp_(max=bound)
-        if w.dtype != weights.dtype:
-            weights[at] = w
+    moments = state["moment"].view(-1), state["moment_scale"], state["root"].view(-1), state["root_scale"]
+    flat = update.Flat(weights, gradient.reshape(-1), *moments)
+    fused = _fused() if weights.is_cuda else None
+    if fused is not None and rule.block <= fused.LARGEST_BLOCK:
+        fused.update(flat, rule, spans)
+    else:
+        update.update(flat, rule, spans)
     if weights.data_ptr() != parameter.data_ptr():
         # A parameter that is not contiguous was copied to be flattened.
         parameter.copy_(weights.view_as(parameter))
+
+
+@functools.cache
+def _fused() -> Any:
+    """The fused kernel, or None where there is no Triton."""
+    try:
+        from trainer.optim import fused  # heavy
+    except ImportError:
+        log.warning("triton is not installed: the optimizer steps in plain PyTorch, which takes about ten times as long")
+        return None
+    return fused
 
 
 def _bound(bound: float | None, grid: Grid | None, dtype: torch.dtype) -> float | None:
@@ -243,14 +248,3 @@ def _bound(bound: float | None, grid: Grid | None, dtype: torch.dtype) -> float 
     own: dict[torch.dtype, Grid] = {torch.float16: "fp16", torch.bfloat16: "bf16"}
     grid = grid or own.get(dtype)
     return bound if bound is None or grid is None else largest_on(grid, bound)
-
-
-def _cut(spans: Sequence[Span], start: int, stop: int) -> list[Span]:
-    """The part of the spans from the `start`-th to before the `stop`-th of their numbers."""
-    cut = []
-    for first, count in spans:
-        low, high = max(start, 0), min(stop, count)
-        if low < high:
-            cut.append((first + low, high - low))
-        start, stop = start - count, stop - count
-    return cut

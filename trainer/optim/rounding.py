@@ -36,7 +36,7 @@ def random_bits(seed: int, step: int, spans: Iterable[Span], device: torch.devic
     """
     pieces = [torch.arange(count, dtype=torch.int32, device=device).add_(_signed(first)) for first, count in spans]
     x = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    x ^= _signed(_mix_python(_mix_python(seed & 0xFFFFFFFF) ^ (step & 0xFFFFFFFF)))
+    x ^= random_key(seed, step)
     shifted = x >> 16
     x ^= shifted.bitwise_and_(0xFFFF)
     x *= _FIRST_FACTOR
@@ -46,6 +46,11 @@ def random_bits(seed: int, step: int, spans: Iterable[Span], device: torch.devic
     torch.bitwise_right_shift(x, 15, out=shifted)
     x ^= shifted.bitwise_and_(0x1FFFF)
     return x
+
+
+def random_key(seed: int, step: int) -> int:
+    """What sets the random bits of one step apart from those of others, an int32."""
+    return _signed(_mix_python(_mix_python(seed & 0xFFFFFFFF) ^ (step & 0xFFFFFFFF)))
 
 
 def moment_noise(bits: Tensor) -> Tensor:
