@@ -1,13 +1,14 @@
 """The update of `update.py` as one Triton kernel: every number is read once and written once, nothing in between touches memory.
 
-With fp32 weights and gradients that is 20 bytes a number (weight, both moments read and written, the gradient read) and 16 for each block of
-256: 8.7 GB for a ViT-L/14, against some 200 bytes a number of the PyTorch version. The numbers are those of the PyTorch version to the bit:
-products and sums are not contracted (`enable_fp_fusion=False`), division and square root round to nearest. `TRITON_INTERPRET=1` runs the
-kernel on a CPU, number by number as the chip would, which is how the tests compare both.
+With fp32 weights and gradients that is 20 bytes a number (weight and both moments read and written, the gradient read) and 16 for each
+block of 256: 8.6 GB for a ViT-L/14, against some 200 bytes a number of the PyTorch version. The numbers are those of the PyTorch version
+on a GPU to the bit: products and sums are not contracted (`enable_fp_fusion=False`), division and square root round to nearest.
+`TRITON_INTERPRET=1` runs the kernel on a CPU, which is how the tests compare both.
 
-A program handles one tile: some rows, each of them a block with its own scale. The random numbers of a number hang on its place in the model's flat
-order; which places a tile has is a table (`_Tiles`), made once for each partition. Nearly all tiles lie in one parameter, where a single
-number takes an index to its place; those with a border between two in them, and the last tile, which may be short, have a program of their own.
+A program handles one tile: some rows, each of them a block with its own scale. Random numbers hang on the places that numbers have in the
+model's flat order, and which places a tile has is a table (`_Tiles`), made once for each partition. Nearly all tiles lie in one parameter,
+where adding a number to an index gives its place; those with a border between two in them, and the last one, which may be short, have
+a program of their own.
 """
 
 import functools
@@ -19,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.optim.blocks import block_count
 from trainer.optim.rounding import Span, random_key
 from trainer.optim.update import Flat, Rule
 
@@ -68,11 +68,11 @@ def update(flat: Flat, rule: Rule, spans: Sequence[Span]) -> None:
                 rule.eps,
                 0.0 if rule.bound is None else rule.bound,
                 random_key(rule.seed, rule.step),
-                BLOCK=rule.block,
-                ROWS=tile // rule.block,
-                PLAIN=is_plain,
-                GRID=_GRIDS[rule.grid],
-                BOUNDED=rule.bound is not None,
+                block=rule.block,
+                rows=tile // rule.block,
+                is_plain=is_plain,
+                onto=_GRIDS[rule.grid],
+                is_bounded=rule.bound is not None,
                 num_warps=_WARPS,
                 enable_fp_fusion=False,
             )
@@ -116,22 +116,22 @@ def _kernel(
     eps,
     bound,
     key,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    PLAIN: tl.constexpr,
-    GRID: tl.constexpr,
-    BOUNDED: tl.constexpr,
+    block: tl.constexpr,
+    rows: tl.constexpr,
+    is_plain: tl.constexpr,
+    onto: tl.constexpr,
+    is_bounded: tl.constexpr,
 ):
     # Masks would keep loads from being wide ones: only the other tiles have them.
     tile = tl.load(tiles + 2 * tl.program_id(0))
-    start = tile.to(tl.int64) * (ROWS * BLOCK)
-    row = tl.arange(0, ROWS)
-    lane = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    first_row = tile.to(tl.int64) * ROWS
-    left = ROWS * BLOCK if PLAIN else tl.minimum(n - start, ROWS * BLOCK).to(tl.int32)
-    there = None if PLAIN else lane < left
-    row_there = None if PLAIN else row * BLOCK < left
-    fill = None if PLAIN else 0.0
+    start = tile.to(tl.int64) * (rows * block)
+    row = tl.arange(0, rows)
+    lane = row[:, None] * block + tl.arange(0, block)[None, :]
+    first_row = tile.to(tl.int64) * rows
+    left = rows * block if is_plain else tl.minimum(n - start, rows * block).to(tl.int32)
+    there = None if is_plain else lane < left
+    row_there = None if is_plain else row * block < left
+    fill = None if is_plain else 0.0
 
     g = tl.load(gradients + start + lane, mask=there, other=fill).to(tl.float32)
     m = tl.load(moments + start + lane, mask=there, other=fill).to(tl.float32)
@@ -147,7 +147,7 @@ def _kernel(
 
     # 32 random bits for each place (`rounding.random_bits`)
     shift = tl.load(tiles + 2 * tl.program_id(0) + 1)
-    if not PLAIN:
+    if not is_plain:
         span = shift
         shift = tl.load(shifts + span) + tl.zeros_like(lane)
         span_end = tl.load(starts + span + 1)
@@ -173,16 +173,16 @@ def _kernel(
     tl.store(root_scales + first_row + row, tl.where(broken, float("nan"), scale), mask=row_there)
 
     # weights, onto their grid (`rounding.round_onto`) and below their bound
-    if GRID == 1:
+    if onto == 1:
         power = tl.maximum(w.to(tl.int32, bitcast=True) & 0x7F800000, 113 << 23)
         unit = (power - (10 << 23)).to(tl.float32, bitcast=True)
         units = ((264 - (power >> 23)) << 23).to(tl.float32, bitcast=True)
         noise = (bits & 0x1FFF).to(tl.float32) * (1.0 / 8192)
         w = tl.floor(w * units + noise) * unit
-    if GRID == 2:
+    if onto == 2:
         carried = (w.to(tl.int32, bitcast=True) + (bits & 0xFFFF)) & -0x10000
         w += carried.to(tl.float32, bitcast=True) - w
-    if BOUNDED:
+    if is_bounded:
         w = tl.where(w > bound, bound, w)
     tl.store(weights + start + lane, w.to(weights.dtype.element_ty), mask=there)
 

@@ -238,7 +238,9 @@ def _fused() -> Any:
     try:
         from trainer.optim import fused  # heavy
     except ImportError:
-        log.warning("triton is not installed: the optimizer steps in plain PyTorch, which takes about ten times as long")
+        log.warning(
+            "triton is not installed: the optimizer steps in plain PyTorch, which takes about ten times as long"
+        )
         return None
     return fused
 
