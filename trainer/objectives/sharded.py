@@ -10,7 +10,7 @@ DDP and ZeRO average the gradients of parameters over ranks, which makes of each
 and the bias's included: no factor W anywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -35,10 +35,7 @@ def mean_row_loss(
     chunk_size: rows of logits in memory at a time; None takes all b at once. Collective on the default process group, if there is one.
     Raises ValueError for shapes that do not fit.
     """
-    if rows.shape != columns.shape or rows.ndim != 2:
-        raise ValueError(f"features must both be [b, E]: {tuple(rows.shape)}, {tuple(columns.shape)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be positive, not {chunk_size}")
+    check(rows, columns, chunk_size)
     offset = None if bias is None else bias.reshape(())
     loss: Tensor = _MeanRowLoss.apply(  # type: ignore[no-untyped-call]
         rows, columns, scale.reshape(()), offset, slope_of, chunk_size or len(rows), torch.is_grad_enabled()
@@ -46,7 +43,7 @@ def mean_row_loss(
     return loss
 
 
-class _Context(Protocol):
+class Context(Protocol):
     needs_input_grad: tuple[bool, ...]
     saved_tensors: tuple[Tensor | None, ...]
 
@@ -58,7 +55,7 @@ class _MeanRowLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context,
+        ctx: Context,
         rows: Tensor,
         columns: Tensor,
         scale: Tensor,
@@ -67,8 +64,8 @@ class _MeanRowLoss(torch.autograd.Function):
         chunk_size: int,
         grad_enabled: bool,
     ) -> Tensor:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        everyone = columns if world == 1 else _gather_rows(columns, world)
+        world, rank = world_and_rank()
+        everyone = columns if world == 1 else gather_rows(columns, world)
         wants_gradient = grad_enabled and any(ctx.needs_input_grad)
         total, grad_scale, grad_bias = (torch.zeros_like(scale) for _ in range(3))
         grad_rows = torch.empty_like(rows) if wants_gradient else None
@@ -97,26 +94,43 @@ class _MeanRowLoss(torch.autograd.Function):
             grad_rows *= scale
             grad_columns = grad_everyone
             if grad_everyone is not None and world > 1:
-                grad_columns = _sum_to_owners(grad_everyone, world)
+                grad_columns = sum_to_owners(grad_everyone, world)
             found = (grad_rows, grad_columns, grad_scale, None if bias is None else grad_bias)
             ctx.save_for_backward(*(None if gradient is None else gradient.div_(len(rows)) for gradient in found))
         return total / len(rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (None if gradient is None else grad * gradient for gradient in ctx.saved_tensors)
-        return (*gradients, None, None, None)
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*times(grad, ctx.saved_tensors), None, None, None)
 
 
-def _gather_rows(rows: Tensor, world: int) -> Tensor:
+def check(rows: Tensor, columns: Tensor, chunk_size: int | None) -> None:
+    """Raises ValueError for features or a chunk size that do not fit."""
+    if rows.shape != columns.shape or rows.ndim != 2:
+        raise ValueError(f"features must both be [b, E]: {tuple(rows.shape)}, {tuple(columns.shape)}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be positive, not {chunk_size}")
+
+
+def world_and_rank() -> tuple[int, int]:
+    """How many ranks share the batch, and which this one is."""
+    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+
+
+def times(grad: Tensor, kept: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+    """The gradients that forward has formed, for a loss whose own gradient is `grad`."""
+    return (None if gradient is None else grad * gradient for gradient in kept)
+
+
+def gather_rows(rows: Tensor, world: int) -> Tensor:
     """The rows of all ranks, in rank order: [W b, E]."""
     out = rows.new_empty(world * len(rows), rows.shape[1])
     _all_gather(out, rows.contiguous())
     return out
 
 
-def _sum_to_owners(gathered: Tensor, world: int) -> Tensor:
+def sum_to_owners(gathered: Tensor, world: int) -> Tensor:
     """Of [W b, E] the b rows of this rank, summed over all ranks."""
     out = gathered.new_empty(len(gathered) // world, gathered.shape[1])
     _reduce_scatter(out, gathered, op=dist.ReduceOp.SUM)
