@@ -13,6 +13,7 @@ checkpointing replay.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.models.presets import Gelu, ViTShape
 from trainer.models.transformer import LayerNorm, Transformer
@@ -52,7 +53,7 @@ class VisionTransformer(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """[n, 3, image_size, image_size] to [n, width]: the class token after `ln_post`, before the projection into the joint space."""
-        patches = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        patches = functional.linear(self._unfolded(pixels), self.conv1.weight.flatten(1))
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = torch.cat([class_token, patches], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
@@ -61,6 +62,18 @@ class VisionTransformer(nn.Module):
         at_class_token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         out: Tensor = self.ln_post(self.transformer(self.ln_pre(x), at_class_token))
         return out
+
+    def _unfolded(self, pixels: Tensor) -> Tensor:
+        """[n, patches, 3 * patch * patch], the patches row by row: conv1 is a product with these, and on GPUs faster as one."""
+        patch, grid = self.conv1.kernel_size[0], pixels.shape[-1] // self.conv1.kernel_size[0]
+        whole = pixels[..., : grid * patch, : grid * patch].to(self.conv1.weight.dtype)
+        return (
+            whole.unflatten(3, (grid, patch))
+            .unflatten(2, (grid, patch))
+            .permute(0, 2, 4, 1, 3, 5)
+            .flatten(3)
+            .flatten(1, 2)
+        )
 
 
 def _drop_patches(x: Tensor, rate: float) -> Tensor:

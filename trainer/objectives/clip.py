@@ -57,9 +57,8 @@ class _Softmax(NamedTuple):
     """[b], of this rank's own: the logarithm of all other terms' sum over the own pair's. Their loss is softplus(margin)."""
 
     def loss(self) -> Tensor:
-        return functional.softplus(
-            self.margin, threshold=40.0
-        ).sum()  # beyond 40 it is its argument to the last bit, of fp64 too
+        # Beyond 40 softplus is its argument to the last bit, of fp64 too.
+        return functional.softplus(self.margin, threshold=40.0).sum()
 
     def slope(self) -> Tensor:
         """Of the own similarities: the own probability, less one."""
@@ -96,9 +95,8 @@ class _CrossEntropy(torch.autograd.Function):
                 slope += logits.sub_(by_text.top).sub_(by_text.log).exp_()
                 slope.scatter_(1, _targets(at, b, rank, images.device)[:, None], slope_own[at, None])
                 torch.mm(slope, everyone, out=grad_images[at])
-                grad_scale += (
-                    images[at] * grad_images[at]
-                ).sum()  # the sum of slope * (images @ everyone^T), which is not kept
+                # The sum of slope * (images @ everyone^T), which is not kept.
+                grad_scale += (images[at] * grad_images[at]).sum()
                 if grad_everyone is not None:
                     grad_everyone.addmm_(slope.T, scaled[at])
                 del logits, slope  # before the next block is made
