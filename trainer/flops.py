@@ -41,10 +41,11 @@ def forward_flops(model: CLIP) -> int:
     return int(counter.get_total_flops())
 
 
-def training_flops(model: CLIP) -> int:
-    """The same with the backward pass; a frozen tower has none."""
+def training_flops(model: CLIP, text_length: int | None = None) -> int:
+    """The same with the backward pass, of a text of `text_length` (None: the full one); a frozen tower has none."""
     with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward(torch.stack([output.sum() for output in model(*_one_pair(model))]).sum())
+        outputs = model(*_one_pair(model, text_length))
+        torch.autograd.backward(torch.stack([output.sum() for output in outputs]).sum())
     return int(counter.get_total_flops())
 
 
@@ -63,7 +64,7 @@ def known_peak(device: str) -> float | None:
     return None if peak is None else peak * 1e12
 
 
-def _one_pair(model: CLIP) -> tuple[torch.Tensor, torch.Tensor]:
+def _one_pair(model: CLIP, text_length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     side = model.preset.image_size
     pixels = torch.empty(1, 3, side, side, device="meta")
-    return pixels, torch.zeros(1, model.preset.context_length, dtype=torch.int64, device="meta")
+    return pixels, torch.zeros(1, text_length or model.preset.context_length, dtype=torch.int64, device="meta")

@@ -53,16 +53,13 @@ def forward_backward(
     called twice for each micro-batch. micro_size: pairs that go through the towers at a time, at most; None: all. Random numbers in the
     model must come from torch's default generators. Collective.
     """
-    if micro_size is None or micro_size >= pairs:
-        outputs = engine(*load(slice(0, pairs)))
+    places = pieces(pairs, micro_size)
+    if len(places) == 1:
+        outputs = engine(*load(places[0]))
         loss = loss_of(*outputs)
         engine.backward(loss)
         return loss.detach(), tuple(output.detach() for output in outputs)
 
-    times = -(-pairs // micro_size)
-    # Sizes differ by one at most: a last micro-batch of a single picture would be nothing for batch norm to normalise with.
-    size, larger = divmod(pairs, times)
-    places = [slice(k * size + min(k, larger), (k + 1) * size + min(k + 1, larger)) for k in range(times)]
     states, parts = [], []
     with torch.no_grad():
         for place in places:
@@ -88,6 +85,16 @@ def forward_backward(
             ]
             engine.backward(torch.stack(carriers).sum())
     return loss.detach(), tuple(output.detach() for output in cached)
+
+
+def pieces(pairs: int, micro_size: int | None) -> list[slice]:
+    """The micro-batches of a process's `pairs`, of at most `micro_size`; None: all at once.
+
+    Sizes differ by one at most: a last micro-batch of a single picture would be nothing for batch norm to normalise with.
+    """
+    times = 1 if micro_size is None else -(-pairs // micro_size)
+    size, larger = divmod(pairs, times)
+    return [slice(k * size + min(k, larger), (k + 1) * size + min(k + 1, larger)) for k in range(times)]
 
 
 RandomState = tuple[Tensor, Tensor | None]

@@ -23,7 +23,7 @@ import re
 import resource
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -36,7 +36,7 @@ from pipeline.contracts import storage
 from pipeline.contracts.cli import Progress
 from trainer.checkpoint import Position
 from trainer.config import BatchPlan
-from trainer.data.loader import Replacement
+from trainer.data.loader import Batch
 
 log = logging.getLogger("trainer")
 
@@ -47,7 +47,8 @@ _SAY_S = 30.0
 class Reporter:
     """Reports the steps of one process; a context manager around the loop.
 
-    first: where the run stands; flops_share: of a device's peak, for one pair a second on it (None where the peak is not known).
+    first: where the run stands; flops_share: of a device's peak, for one pair a second whose text has so many positions (None where the
+    peak is not known).
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Reporter:
         first: Position,
         last_step: int,
         log_every: int,
-        flops_share: float | None,
+        flops_share: Callable[[int], float] | None,
     ) -> None:
         self._plan, self._log_every, self._last_step, self._flops_share = plan, log_every, last_step, flops_share
         self._rank, self._replaced_folder = rank, os.path.join(run_dir, "replaced")
@@ -94,12 +95,18 @@ class Reporter:
     def _begin(self) -> None:
         self._started = time.perf_counter()
         self._waited = 0.0
+        self._shares = 0.0
         self._steps = self._skipped = self._replaced_rows = 0
 
-    def waited(self, seconds: float, replaced: list[Replacement]) -> None:
-        """Note the wait for one batch, and which of its rows stand in for others."""
+    def took(self, batch: Batch) -> None:
+        """Note what this process's next step is of: how long its texts are, and which rows stand in for others."""
+        if self._flops_share is not None:
+            self._shares += self._flops_share(batch.text_length)
+        self._replaced.add(swap._asdict() for swap in batch.replaced)
+
+    def waited(self, seconds: float) -> None:
+        """Note that this process has waited for batches."""
         self._waited += seconds
-        self._replaced.add(swap._asdict() for swap in replaced)
 
     def due(self, done: int) -> bool:
         """Whether the step that makes it `done` steps is one to report."""
@@ -120,7 +127,7 @@ class Reporter:
         seconds = time.perf_counter() - self._started
         if self._first is not None:
             per_second = self._steps * self._plan.global_size / seconds
-            share = None if self._flops_share is None else self._flops_share * per_second / self._plan.world_size
+            share = self._shares / self._steps * per_second / self._plan.world_size
             self._first.write(
                 {
                     "step": position.step,
@@ -133,7 +140,7 @@ class Reporter:
                     "seconds": seconds / self._steps,
                     "samples_per_second": per_second,
                     "data_wait": self._waited / seconds,
-                    **({} if share is None else {"mfu": share}),
+                    **({} if self._flops_share is None else {"mfu": share}),
                     "memory_gib": _memory_gib(),
                     "replaced": self._replaced_rows,
                     "skipped": self._skipped,

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import random
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -36,8 +35,8 @@ from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, check_vocabulary, settled
 from trainer.data import loader
 from trainer.data.corpus import locate, open_corpus
+from trainer.data.feed import Feed
 from trainer.data.reader import Corpus
-from trainer.data.transforms import normalise
 from trainer.metrics import Reporter
 from trainer.objectives import OBJECTIVES
 from trainer.optim import Ema, HalfAdamW, learning_rate, parameter_groups
@@ -113,7 +112,13 @@ def train(config: TrainConfig) -> bool:
 
     # ---- the steps
     sources = _loader_plan(config, corpus, vocabulary, rank, world)
-    batches = loader.batches(sources, at.batch, last_step + at.shift)
+
+    def feed_from(at: Position) -> Feed:
+        batches = loader.batches(sources, at.batch, last_step + at.shift)
+        first = gradient_cache.pieces(plan.per_device, config.batch.micro_size)[0]
+        return Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first)
+
+    feed = feed_from(at)
     with Reporter(
         config.run.dir,
         plan,
@@ -136,15 +141,14 @@ def train(config: TrainConfig) -> bool:
             if told or at.step == last_step:
                 break
 
-            started = time.perf_counter()
-            batch = next(batches)
-            report.waited(time.perf_counter() - started, batch.replaced)
-
+            batch = feed.next()
+            report.took(batch)
             buffers = partitions.buffers(engine)
-            inputs = functools.partial(_inputs, batch, config, engine.device, dtype)
             loss, (_, _, scale, *_) = gradient_cache.forward_backward(
-                engine, loss_of, inputs, plan.per_device, config.batch.micro_size
+                engine, loss_of, feed.load, plan.per_device, config.batch.micro_size
             )
+            feed.begin()  # the next one, while a GPU is still at work on this
+            report.waited(feed.waited_since())
 
             rate = learning_rate(
                 at.step,
@@ -172,7 +176,7 @@ def train(config: TrainConfig) -> bool:
                 )
             if at.bad_steps >= config.run.max_bad_steps:
                 at = checkpoint.go_back(engine, config.run, identity, at, average)
-                batches = loader.batches(sources, at.batch, last_step + at.shift)
+                feed = feed_from(at)
                 report.start_from(at)
                 continue
             told = stepped.told_to_stop
@@ -251,15 +255,15 @@ def _loss_of(config: TrainConfig) -> Callable[..., torch.Tensor]:
     return lambda *outputs: zero.with_true_gradient(loss_of(*outputs))
 
 
-def _flops_share(config: TrainConfig, vocab_size: int | None) -> float | None:
-    """The share of a device's peak that one pair a second takes; None where the peak is not known."""
+def _flops_share(config: TrainConfig, vocab_size: int | None) -> Callable[[int], float] | None:
+    """The share of a device's peak that one pair a second with a text of some length takes; None where the peak is not known."""
     peak = flops.peak_flops(config)
     if peak is None:
         return None
     once = {"checkpoint_activations": False}  # what is computed again is not counted again
     with torch.device("meta"):
         model = starting.build(config.model.model_copy(update=once), vocab_size, config.objective.kind)
-        return flops.training_flops(model) / peak
+    return functools.cache(lambda length: flops.training_flops(model, length) / peak)
 
 
 def _loader_plan(
@@ -281,16 +285,8 @@ def _loader_plan(
         prefetch=config.data.prefetch,
         cache_bytes=config.data.cache_mib << 20,
         read_ahead=config.data.read_ahead,
+        page_locked=not zero.on_cpu(),
     )
-
-
-def _inputs(
-    batch: loader.Batch, config: TrainConfig, device: torch.device, dtype: torch.dtype, at: slice
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the towers take of the pairs `at` of a batch: normalised pixels and ids, on the device."""
-    pixels = batch.pixels[at].to(device, non_blocking=True)
-    pixels = normalise(pixels, config.model.pixel_mean, config.model.pixel_std).to(dtype)
-    return pixels, batch.ids[at].to(device, non_blocking=True)
 
 
 def _told_to_end(engine: zero.Engine, report: Reporter) -> bool:

@@ -6,23 +6,36 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing import event_accumulator
 
 from pipeline.contracts.errors import RunError
 from trainer.checkpoint import Position
 from trainer.config import BatchPlan
-from trainer.data.loader import Replacement
+from trainer.data.loader import Batch, Replacement
 from trainer.metrics import Reporter
 
 PLAN = BatchPlan(rows=100, world_size=2, global_size=10, per_device=5, total_steps=8, warmup_steps=0)
 
 
-def reporter(run: Path, at: Position, *, rank: int = 0, flops_share: float | None = None) -> Reporter:
+def reporter(run: Path, at: Position, *, rank: int = 0, share: float | None = None) -> Reporter:
+    """share: of a device's peak, for each position of a text."""
+    flops_share = None if share is None else lambda length: share * length
     return Reporter(str(run), PLAN, rank=rank, first=at, last_step=8, log_every=1, flops_share=flops_share)
 
 
+def batch(at: Position, length: int = 16) -> Batch:
+    """Of five pairs, one of which stands in for another, with texts that end at `length` - 1."""
+    ids = torch.zeros(5, 77, dtype=torch.int64)
+    ids[:, length - 1] = 1
+    numbers = torch.arange(5)
+    swap = Replacement(at.batch * 10, 3, 4, "no picture")
+    return Batch(torch.zeros(5, 3, 1, 1, dtype=torch.uint8), ids, numbers, numbers, [swap])
+
+
 def take(report: Reporter, at: Position, *, bad: bool = False) -> Position:
-    report.waited(0.0, [Replacement(at.batch * 10, 3, 4, "no picture")])
+    report.took(batch(at))
+    report.waited(0.0)
     at = at.after(bad=bad)
     report.step(applied=not bad, replaced=2)
     nothing = math.nan if bad else 1.5
@@ -136,7 +149,7 @@ def test_a_bad_step_is_null_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [None, 1e-6])
 def test_utilisation_is_a_share_of_one_device(tmp_path: Path, share: float | None) -> None:
-    with reporter(tmp_path, Position(), flops_share=share) as report:
+    with reporter(tmp_path, Position(), share=share) as report:
         take(report, Position())
     (line,) = lines(tmp_path / "metrics.jsonl")
     assert line["memory_gib"] is not None
@@ -144,7 +157,25 @@ def test_utilisation_is_a_share_of_one_device(tmp_path: Path, share: float | Non
     if share is None:
         assert "mfu" not in line
     else:
-        assert line["mfu"] == pytest.approx(1e-6 * (line["samples_per_second"] or 0) / 2)
+        assert line["mfu"] == pytest.approx(16e-6 * (line["samples_per_second"] or 0) / 2)
+
+
+def test_utilisation_is_of_texts_as_long_as_they_were(tmp_path: Path) -> None:
+    with Reporter(
+        str(tmp_path),
+        PLAN,
+        rank=0,
+        first=Position(),
+        last_step=8,
+        log_every=2,
+        flops_share=lambda length: 1e-6 * length,
+    ) as report:
+        for length in (16, 64):
+            report.took(batch(Position(), length))
+            report.step(applied=True, replaced=0)
+        report.write(Position(step=2), loss=1.0, learning_rate=1e-3, logit_scale=14.0, gradient_norm=2.0)
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    assert line["mfu"] == pytest.approx(40e-6 * (line["samples_per_second"] or 0) / 2)
 
 
 def test_an_evaluation_is_known_to_be_done_while_its_line_is_there(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from trainer.data.shared import SharedArrays
 
 log = logging.getLogger("trainer")
 
+_LENGTHS = 16
+"""Texts are cut to a multiple of so many positions: each length is a program of its own where blocks are compiled."""
 _SPARE_WINDOW = 1.5
 """Windows that a process keeps row groups of: a batch at the border of two reads from both."""
 
@@ -55,6 +57,8 @@ class LoaderPlan:
     prefetch: int
     cache_bytes: int
     read_ahead: int
+    page_locked: bool = False
+    """Whether pixels shall lie in memory that a GPU can read by itself."""
 
     @property
     def pieces(self) -> int:
@@ -88,6 +92,12 @@ class Batch:
     samples: torch.Tensor
     rows: torch.Tensor
     replaced: list[Replacement]
+
+    @property
+    def text_length(self) -> int:
+        """Positions up to the last end of a text, the largest id of its row, and a few more: what lies behind is padding in all rows."""
+        last = int(self.ids.argmax(dim=1).max()) + 1
+        return min(-(-last // _LENGTHS) * _LENGTHS, self.ids.shape[1])
 
 
 class Task(NamedTuple):
@@ -211,6 +221,8 @@ def batches(plan: LoaderPlan, first_step: int, last_step: int) -> Iterator[Batch
         free += range(plan.prefetch + 2)
         shape = (plan.global_size // plan.world_size, 3, plan.image_size, plan.image_size)
         shared = SharedArrays(len(free), shape)
+        if plan.page_locked:
+            shared.page_lock()
     slots: dict[int, int | None] = {}
 
     def tasks() -> Iterator[Task]:

@@ -4,6 +4,7 @@ Workers write pixels where the training process reads them: nothing is copied, n
 system, so that the size of /dev/shm, which containers keep at 64 MB, does not matter.
 """
 
+import logging
 import math
 import mmap
 import multiprocessing.reduction
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.contracts.errors import InputError
+
+log = logging.getLogger("trainer")
 
 UInt8s = npt.NDArray[np.uint8]
 
@@ -39,6 +42,22 @@ class SharedArrays:
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self._all: UInt8s = np.frombuffer(mmap.mmap(descriptor, math.prod(shape)), np.uint8).reshape(shape)
+
+    def page_lock(self) -> None:
+        """Have the memory stay where it is, so that a GPU reads it while this process goes on. Where the system refuses, copies wait."""
+        import torch  # heavy, and workers that only read need it not
+
+        address, size = self._all.ctypes.data, self._all.nbytes
+        cuda: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        refused = int(cuda.cudaHostRegister(address, size, 0))
+        if refused:
+            log.warning(
+                "%d MiB of pixels cannot be page-locked (CUDA error %d): copies to the GPU are slower",
+                size >> 20,
+                refused,
+            )
+        else:
+            weakref.finalize(self, cuda.cudaHostUnregister, address)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"descriptor": multiprocessing.reduction.DupFd(self._descriptor), "shape": self._all.shape}

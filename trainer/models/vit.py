@@ -65,15 +65,11 @@ class VisionTransformer(nn.Module):
 
     def _unfolded(self, pixels: Tensor) -> Tensor:
         """[n, patches, 3 * patch * patch], the patches row by row: conv1 is a product with these, and on GPUs faster as one."""
-        patch, grid = self.conv1.kernel_size[0], pixels.shape[-1] // self.conv1.kernel_size[0]
+        n, patch = len(pixels), self.conv1.kernel_size[0]
+        grid = pixels.shape[-1] // patch
         whole = pixels[..., : grid * patch, : grid * patch].to(self.conv1.weight.dtype)
-        return (
-            whole.unflatten(3, (grid, patch))
-            .unflatten(2, (grid, patch))
-            .permute(0, 2, 4, 1, 3, 5)
-            .flatten(3)
-            .flatten(1, 2)
-        )
+        patches = whole.reshape(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+        return patches.reshape(n, grid * grid, 3 * patch * patch)
 
 
 def _drop_patches(x: Tensor, rate: float) -> Tensor:
