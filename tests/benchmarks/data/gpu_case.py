@@ -1,0 +1,55 @@
+"""What one case of the benchmark `gpu_train` is, and what is measured of it. Nothing heavy: the peer's environment reads it too."""
+
+from dataclasses import dataclass, field
+
+FULL_LENGTH = 77
+PHASES = ("data", "forward", "loss", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train one model on one GPU."""
+
+    preset: str
+    pairs: int
+    """Of a step."""
+    compute: str
+    """Ours: `precision.compute`; open_clip's: `--precision`."""
+    compile: bool = True
+    checkpoint: bool = False
+    """Of activations: each block's inside is computed twice."""
+    micro: int | None = None
+    chunk: int = 4096
+    manifest: str | None = None
+    """Of Parquet shards; None: drawn numbers."""
+    vocabulary: str | None = None
+    workers: int = 0
+    warmup: int = 4
+    steps: int = 10
+    recipe: str = "trainer/configs/smoke.toml"
+
+
+@dataclass(frozen=True)
+class Measured:
+    pairs: int
+    parameters: int
+    seconds: float
+    """Median of a step."""
+    first_step: float
+    """Seconds, compilation included."""
+    peak_bytes: int
+    """Of what the allocator gave out during the timed steps; 0 on CPUs."""
+    operations: int
+    """Of one pair, forward and backward, with texts as long as they were; not what is computed again. 0 of the peer: they are ours."""
+    waited: float
+    """Share of the time that the process waited for batches."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Median seconds of a step, by phase."""
+    losses: list[float] = field(default_factory=list)
+    """Of the first three steps."""
+    device: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Pairs a second."""
+        return self.pairs / self.seconds

@@ -1,0 +1,234 @@
+"""One case of the benchmark `gpu_train`: our trainer's own parts, from the configuration to the step, timed phase by phase.
+
+    python -m tests.benchmarks.data.gpu_ours CASE.json
+
+Prints one line of JSON, as `Measured` has it. A step is what `trainer/train.py` does between two batches: what is not in it are reports and
+checkpoints. Phases are read off events of the device in steps of their own, so that the figure for the whole is not disturbed by them.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.contracts.config import load_config
+from tests.benchmarks.data.gpu_case import PHASES, Case, Measured
+from trainer import flops, gradient_cache, partitions, starting, zero
+from trainer.config import TrainConfig, resolve, settled
+from trainer.data import loader
+from trainer.data.corpus import locate, open_corpus
+from trainer.data.feed import Feed
+from trainer.data.loader import Batch
+from trainer.objectives import OBJECTIVES
+from trainer.optim import HalfAdamW, parameter_groups
+
+
+class Phases:
+    """Seconds of each phase, by events on the device's stream, or by the clock on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+
+    def mark(self, phase: str) -> None:
+        """What comes from now on belongs to `phase`."""
+        at: Any = time.perf_counter()
+        if self._on_gpu:
+            at = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            at.record()
+        self._marks.append((phase, at))
+
+    def seconds(self) -> dict[str, float]:
+        """Between each mark and the next; the last one only ends what was before it."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        found = dict.fromkeys(PHASES, 0.0)
+        for (phase, at), (_, after) in itertools.pairwise(self._marks):
+            found[phase] += at.elapsed_time(after) / 1000 if self._on_gpu else after - at
+        self._marks.clear()
+        return found
+
+
+class Marked:
+    """An engine that says where forward and backward are; all else is the engine's."""
+
+    def __init__(self, engine: zero.Engine, phases: Phases) -> None:
+        self._engine, self._phases = engine, phases
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def __call__(self, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self._phases.mark("forward")
+        outputs = self._engine(pixels, ids)
+        self._phases.mark("loss")
+        return outputs
+
+    def backward(self, loss: torch.Tensor) -> object:
+        self._phases.mark("backward")
+        return self._engine.backward(loss)
+
+
+def synthetic(case: Case, image_size: int, vocab_size: int, length: int, *, page_locked: bool) -> Iterator[Batch]:
+    """The same drawn pixels and full-length texts again and again, from memory like the loader's."""
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (case.pairs, 3, image_size, image_size), dtype=torch.uint8, generator=draws)
+    ids = torch.randint(1, vocab_size - 2, (case.pairs, length), generator=draws)
+    ids[:, -1] = vocab_size - 1
+    if page_locked:
+        pixels = pixels.pin_memory()
+    rows = torch.arange(case.pairs)
+    while True:
+        yield Batch(pixels, ids, rows, rows, [])
+
+
+def config_of(case: Case, folder: str) -> TrainConfig:
+    keys: dict[str, object] = {
+        "data.manifest": case.manifest or "unused",
+        "data.workers": case.workers,
+        "run.dir": folder,
+        "model.preset": case.preset,
+        "model.compile": case.compile,
+        "model.checkpoint_activations": case.checkpoint,
+        "precision.compute": case.compute,
+        "batch.global_size": case.pairs,
+        "objective.chunk_size": case.chunk,
+        "optim.steps": 10**6,
+        "optim.warmup_steps": 0,
+    }
+    if case.micro is not None:
+        keys["batch.micro_size"] = case.micro
+    overrides = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items()]
+    return resolve(load_config(TrainConfig, case.recipe, overrides))
+
+
+def measure(case: Case) -> Measured:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        config = config_of(case, folder)
+        zero.check_hardware(config)
+        rank, world = zero.join_processes()
+        assert (rank, world) == (0, 1)
+        stack.callback(zero.leave_processes)
+        torch.manual_seed(0)
+        model = starting.build(config.model, None, config.objective.kind)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if config.model.compile:
+            model.compile_blocks()
+        use = settled(config)
+        groups = parameter_groups(model, config.optim.weight_decay, text_stochastic=config.precision.text_grid)
+        optimizer = HalfAdamW(groups, lr=use.lr, betas=use.betas, eps=use.eps, stochastic=config.precision.master_grid)
+        engine = zero.start_engine(config, model, optimizer, world)
+        partitions.place(engine, optimizer)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision.compute, torch.float32)
+        on_gpu = engine.device.type == "cuda"
+
+        if case.manifest is None:
+            size, vocab = use.image_size, model.preset.vocab_size
+            batches = synthetic(case, size, vocab, use.context_length, page_locked=on_gpu)
+        else:
+            batches = from_shards(config, case)
+        first = gradient_cache.pieces(case.pairs, case.micro)[0]
+        feed = Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first)
+        loss_of = functools.partial(OBJECTIVES[config.objective.kind].loss, chunk_size=config.objective.chunk_size)
+        phases = Phases(engine.device)
+        marked = Marked(engine, phases)
+        losses: list[float] = []
+        lengths: list[int] = []
+
+        def step(through: Any, load: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]) -> None:
+            lengths.append(feed.next().text_length)
+            loss, _ = gradient_cache.forward_backward(
+                through, lambda *outputs: zero.with_true_gradient(loss_of(*outputs)), load, case.pairs, case.micro
+            )
+            feed.begin()
+            if through is marked:
+                phases.mark("optimizer")
+            losses.append(zero.step(engine, loss, use.lr, stop=False, replaced=0).loss)
+
+        def marked_load(at: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            phases.mark("data")
+            return feed.load(at)
+
+        began = time.perf_counter()
+        step(engine, feed.load)
+        first_step = time.perf_counter() - began
+        for _ in range(case.warmup):
+            step(engine, feed.load)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        feed.waited_since()
+        lengths.clear()
+        seconds = []
+        for _ in range(case.steps):
+            began = time.perf_counter()
+            step(engine, feed.load)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        waited = feed.waited_since() / sum(seconds)
+        peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+        length = round(statistics.fmean(lengths))
+        taken: list[dict[str, float]] = []
+        for _ in range(max(1, case.steps // 2)):
+            step(marked, marked_load)
+            phases.mark("data")
+            taken.append(phases.seconds())
+        shares = {name: statistics.median(one[name] for one in taken) for name in PHASES}
+
+        once = config.model.model_copy(update={"checkpoint_activations": False})
+        with torch.device("meta"):
+            operations = flops.training_flops(starting.build(once, None, config.objective.kind), length)
+        return Measured(
+            pairs=case.pairs,
+            parameters=parameters,
+            seconds=statistics.median(seconds),
+            first_step=first_step,
+            peak_bytes=peak,
+            operations=operations,
+            waited=waited,
+            phases=shares,
+            losses=losses[:3],
+            device=torch.cuda.get_device_name() if on_gpu else "CPU",
+        )
+
+
+def from_shards(config: TrainConfig, case: Case) -> Iterator[Batch]:
+    corpus = open_corpus(locate(config.data), config.run.dir, rank=0, world_size=1, wait=zero.wait_for_all)
+    plan = loader.LoaderPlan(
+        corpus=corpus,
+        tokenizer_kind="bpe",
+        vocabulary=case.vocabulary,
+        context_length=settled(config).context_length,
+        image_size=settled(config).image_size,
+        augmentation=config.augmentation,
+        seed=0,
+        window_row_groups=config.data.window_row_groups,
+        global_size=case.pairs,
+        rank=0,
+        world_size=1,
+        workers=case.workers,
+        prefetch=config.data.prefetch,
+        cache_bytes=config.data.cache_mib << 20,
+        read_ahead=config.data.read_ahead,
+        page_locked=not zero.on_cpu(),
+    )
+    return loader.batches(plan, 0, case.steps * 2 + case.warmup + 4)
+
+
+def main() -> None:
+    case = Case(**json.loads(Path(sys.argv[1]).read_text()))
+    print(json.dumps(dataclasses.asdict(measure(case))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The optimizer's step and the contrastive loss on one GPU, against what its memory can do and against their peers.
+
+    python -m tests.benchmarks.gpu_kernels [optimizer] [loss]
+
+optimizer: one step over a flat partition as large as ViT-L/14 (427,616,513 numbers, fp32, in 300 spans as ZeRO leaves them), the median of
+  twenty: the fused kernel, the PyTorch version (`trainer/optim/update.py`), torch.optim.AdamW(fused=True) with fp32 moments. Bytes are
+  those that must be read and written once: 20.06 a number of ours, 28 of AdamW's. The measure is a copy of 4 GB in the same call, bytes
+  read and written counted. Fused and PyTorch version must have the same bits after three steps.
+loss: forward and backward of the features and the scale in fp32, 512 dimensions, dense and in chunks, beside open_clip's way (autograd
+  through dense matrices) at 4,096 and 32,768 pairs; memory is the peak over the features and their gradients.
+
+They decide whether the fused step stays (bar: 80 % of the copy), and whether a kernel of our own for the loss is worth writing: it would
+have to beat matrix products in fp32.
+"""
+
+import argparse
+import functools
+import statistics
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainer.objectives.clip import contrastive_loss
+from trainer.optim import update
+from trainer.optim.blocks import block_count
+from trainer.optim.rounding import Span
+
+NUMBERS, SPANS, BLOCK = 427_616_513, 300, 256
+BYTES, ADAMW_BYTES = 20 + 16 / BLOCK, 28.0
+COPIED = 4 << 30
+WANTED_SHARE = 0.8
+REPEATS = 20
+WIDTH = 512
+
+
+def seconds_of(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median by events, after two rounds of warm-up."""
+    found: list[float] = []
+    for _ in range(repeats + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        found.append(start.elapsed_time(end) / 1000)
+    return statistics.median(found[2:])
+
+
+def copy_rate() -> float:
+    """Bytes a second that copying reads and writes."""
+    source, target = (torch.empty(COPIED, dtype=torch.uint8, device="cuda") for _ in range(2))
+    return 2 * COPIED / seconds_of(functools.partial(target.copy_, source))
+
+
+# ---- optimizer
+
+
+def flat_of(n: int) -> update.Flat:
+    draws = torch.Generator("cuda").manual_seed(0)
+
+    def drawn(size: float) -> Tensor:
+        return torch.randn(n, generator=draws, device="cuda") * size
+
+    blocks = block_count(n, BLOCK)
+    halves = [torch.zeros(n, dtype=torch.float16, device="cuda") for _ in range(2)]
+    scales = [torch.ones(blocks, device="cuda") for _ in range(2)]
+    return update.Flat(drawn(0.02), drawn(1e-4), halves[0], scales[0], halves[1], scales[1])
+
+
+def rule_of(step: int) -> update.Rule:
+    late = (1 - 0.98**step) ** 0.5
+    return update.Rule(
+        0.9, 0.98, 1 - 4e-4 * 0.2, 4e-4 * late / (1 - 0.9**step), 1e-6 * late, None, None, BLOCK, seed=1, step=step
+    )
+
+
+def spans_of(n: int) -> list[Span]:
+    """Two groups of parameters lie in turn in the model, and ZeRO puts one of them together: every second part is here."""
+    size = n // SPANS
+    counts = [*[size] * (SPANS - 1), n - size * (SPANS - 1)]
+    return [(2 * number * size, count) for number, count in enumerate(counts)]
+
+
+def optimizer() -> bool:
+    """Whether the fused step reaches its share of the copy, with the PyTorch version's bits."""
+    from trainer.optim import fused  # needs Triton
+
+    copy, spans = copy_rate(), spans_of(NUMBERS)
+    ours, plain = flat_of(NUMBERS), flat_of(NUMBERS)
+    for step in range(1, 4):
+        fused.update(ours, rule_of(step), spans)
+        update.update(plain, rule_of(step), spans)
+    same = all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
+    print(f"{torch.cuda.get_device_name()}, copy {copy / 1e12:.2f} TB/s; {NUMBERS:,} numbers; same bits: {same}")
+    work: dict[str, tuple[Callable[[], object], float]] = {
+        "fused": (functools.partial(fused.update, ours, rule_of(4), spans), BYTES),
+        "PyTorch version": (functools.partial(update.update, plain, rule_of(4), spans), BYTES),
+        "torch.optim.AdamW, fused": (adamw(NUMBERS).step, ADAMW_BYTES),
+    }
+    print(f"{'':<28}{'ms':>9}{'bytes a number':>16}{'TB/s':>8}{'of the copy':>13}")
+    shares = {}
+    for name, (step_of, needed) in work.items():
+        seconds = seconds_of(step_of)
+        rate = NUMBERS * needed / seconds
+        shares[name] = rate / copy
+        print(f"{name:<28}{seconds * 1e3:>9.2f}{needed:>16.2f}{rate / 1e12:>8.2f}{rate / copy:>13.1%}")
+    met = shares["fused"] >= WANTED_SHARE
+    print(f"fused: {shares['fused']:.1%} of the copy, {WANTED_SHARE:.0%} is asked: {'met' if met else 'SHORT'}")
+    return same and met
+
+
+def adamw(n: int) -> torch.optim.Optimizer:
+    weights = torch.randn(n, device="cuda").requires_grad_()
+    weights.grad = torch.randn(n, device="cuda") * 1e-4
+    return torch.optim.AdamW([weights], lr=4e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, fused=True)
+
+
+# ---- loss
+
+
+def dense(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """As open_clip's ClipLoss on one device."""
+    targets = torch.arange(len(images), device=images.device)
+    logits = scale * images @ texts.T
+    return (functional.cross_entropy(logits, targets) + functional.cross_entropy(scale * texts @ images.T, targets)) / 2
+
+
+class Way(NamedTuple):
+    """A loss, and how many products of [pairs, WIDTH, pairs] it needs, forward and backward."""
+
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    products: int
+
+
+WAYS = {
+    "autograd, dense": Way(dense, 6),
+    "ours, dense": Way(contrastive_loss, 3),
+    "ours, 4096 rows": Way(functools.partial(contrastive_loss, chunk_size=4096), 4),
+    "ours, 512 rows": Way(functools.partial(contrastive_loss, chunk_size=512), 4),
+}
+
+
+def gradients(way: Way, images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(way.loss(images, texts, scale), (images, texts, scale))
+
+
+def loss() -> bool:
+    """Whether ours has the peer's gradients."""
+    print(f"{'pairs':>7} {'':<18}{'ms':>9}{'TFLOP/s':>9}{'peak, MB':>10}{'apart':>10}")
+    agree = True
+    for pairs in (4096, 32_768):
+        draws = torch.Generator("cuda").manual_seed(0)
+        drawn = (torch.randn(pairs, WIDTH, generator=draws, device="cuda") for _ in range(2))
+        images, texts = (functional.normalize(one, dim=1).requires_grad_() for one in drawn)
+        scale = torch.tensor([1 / 0.07], device="cuda", requires_grad=True)
+        true = gradients(WAYS["autograd, dense"], images, texts, scale)
+        for name, way in WAYS.items():
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            found = gradients(way, images, texts, scale)
+            peak = torch.cuda.max_memory_allocated() - before
+            apart = max(float((one - other).norm() / other.norm()) for one, other in zip(found, true, strict=True))
+            agree &= apart < 1e-4
+            seconds = seconds_of(functools.partial(gradients, way, images, texts, scale), 5)
+            rate = way.products * 2 * pairs**2 * WIDTH / seconds
+            print(f"{pairs:>7,} {name:<18}{seconds * 1e3:>9.2f}{rate / 1e12:>9.1f}{peak / 1e6:>10.0f}{apart:>10.1e}")
+    return agree
+
+
+PARTS = {"optimizer": optimizer, "loss": loss}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
+    parts = parser.parse_args().parts or list(PARTS)
+    if not torch.cuda.is_available():
+        print("no GPU here: nothing was measured")
+        return 0
+    met = [PARTS[part]() for part in parts]
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
