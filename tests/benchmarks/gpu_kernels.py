@@ -41,7 +41,7 @@ def seconds_of(work: Callable[[], object], repeats: int = REPEATS) -> float:
     """Median by events, after two rounds of warm-up."""
     found: list[float] = []
     for _ in range(repeats + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         work()
         end.record()
