@@ -283,6 +283,9 @@ class RunConfig(StrictModel):
     max_bad_steps: PositiveInt = not_semantic(10)
     """After this many steps in a row whose loss or gradient is not finite the run goes back to the last good checkpoint, with the next
     data. Each of them changes no weight on any process."""
+    deterministic: bool = not_semantic(False)
+    """On GPUs, only kernels that sum in the same order each time, slower ones, so that a resumed run is the same to the bit. CPUs need it
+    not."""
     peak_tflops: Positive | None = not_semantic(None)
     """Peak of one device in 10^12 operations a second, for the model FLOPs utilisation; None knows it for common GPUs in half precision."""
 

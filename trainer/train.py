@@ -58,6 +58,8 @@ def train(config: TrainConfig) -> bool:
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
     rank, world = zero.join_processes()
+    if config.run.deterministic:
+        _sum_in_order()
     safety.hold_sigterm()  # until here there was nothing to save, and a process that waits for others must end
     lock = run_lock.take(config.run.dir) if rank == 0 else None
     corpus = open_corpus(located, config.run.dir, rank=rank, world_size=world, wait=zero.wait_for_all)
@@ -293,6 +295,13 @@ def _told_to_end(engine: zero.Engine, report: Reporter) -> bool:
     """Whether any process was told to end; an evaluation asks it between its pieces. Collective."""
     report.tick()
     return zero.any_process(safety.sigterm_came(), engine.device)
+
+
+def _sum_in_order() -> None:
+    """Choose kernels whose results do not depend on which of their threads comes first; torch warns of operations that have none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _seed(seed: int) -> None:

@@ -1,6 +1,6 @@
 """Gradients as the optimizer sees them, of one process or of several: the program that `test_gradients` launches, and the truth beside it.
 
-    deepspeed --num_gpus W --module tests.trainer.gradients [--compiled] FILE
+    [DS_ACCELERATOR=cpu] deepspeed --num_gpus W --module tests.trainer.gradients [--compiled] FILE
 
 All cases of W processes run in one launch: every objective, dense and chunked, ZeRO stage and number of micro-batches in fp32, the half
 precisions that this machine has, and fp64 without DeepSpeed. An optimizer that writes its gradients over the masters makes them readable
@@ -160,11 +160,17 @@ class Recorder(torch.optim.Optimizer):
                     parameter.copy_(parameter.grad)
 
 
+def device() -> torch.device:
+    """What DeepSpeed computes on here."""
+    return torch.device("cpu" if zero.on_cpu() else "cuda")
+
+
 class Plain:
     """The engine's part for gradient caching, without DeepSpeed."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.device = module, torch.device("cpu")
+        self.device = device()
+        self.module = module.to(self.device)
 
     def __call__(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = self.module(pixels, ids)
@@ -185,7 +191,7 @@ def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
     dtypes = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
     pixels, ids = whole_batch(world)
     mine = slice(rank * LOCAL, (rank + 1) * LOCAL)
-    pixels, ids = pixels[mine].to(dtypes.get(case.compute, torch.float32)), ids[mine]
+    pixels, ids = pixels[mine].to(device(), dtypes.get(case.compute, torch.float32)), ids[mine].to(device())
 
     def loss_of(*outputs: Tensor) -> Tensor:
         return OBJECTIVES[case.kind].loss(*outputs, chunk_size=case.chunk)
@@ -250,7 +256,7 @@ def scaled(stage: int, world: int, rank: int) -> Tensor:
     engine = zero.start_engine(config, model, Norms(model), world)
     scaler = DynamicLossScaler(2.0**4, WINDOW, 1.0, 2, False, raise_error_at_min_scale=False)
     vars(engine.optimizer)["loss_scaler"] = scaler
-    pixels, ids = (values[rank * LOCAL : (rank + 1) * LOCAL] for values in whole_batch(world))
+    pixels, ids = (values[rank * LOCAL : (rank + 1) * LOCAL].to(device()) for values in whole_batch(world))
     rows = []
     for _ in range(SCALED_STEPS):
         SQUARES.clear()
@@ -259,7 +265,7 @@ def scaled(stage: int, world: int, rank: int) -> Tensor:
             engine, OBJECTIVES["clip"].loss, lambda at: (pixels[at].float(), ids[at]), LOCAL, None
         )
         stepped = zero.step(engine, loss, 0.0, stop=False, replaced=0)
-        square = torch.tensor(sum(SQUARES), dtype=torch.float64)
+        square = torch.tensor(sum(SQUARES), dtype=torch.float64, device=device())
         dist.all_reduce(square)
         rows.append([before, scaler.cur_scale, float(square) ** 0.5, stepped.gradient_norm])
     engine.destroy()
@@ -282,7 +288,7 @@ def main(out: str, *, compiled: bool) -> None:
     everything: dict[str, Tensor] = {}
     for case in compiled_cases() if compiled else (*exact_cases(), *half_cases()):
         found = gradients(case, rank, world)
-        everything |= {f"{case.name} {name}": tensor.contiguous() for name, tensor in found.items()}
+        everything |= {f"{case.name} {name}": tensor.contiguous().cpu() for name, tensor in found.items()}
     for stage in (1, 2, 3) if not compiled else ():
         everything[f"scaled {stage}"] = scaled(stage, world, rank)
     if rank == 0:

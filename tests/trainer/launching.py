@@ -63,6 +63,7 @@ def launch_module(
     kill_when: Callable[[], bool] | None = None,
     end_when: Callable[[], bool] | None = None,
     timeout: float = 280.0,
+    on_gpu: bool = False,
 ) -> Finished:
     """`launch` for any module that joins the processes itself: what a test has written for several of them.
 
@@ -73,7 +74,7 @@ def launch_module(
     command += ["--module", module, *arguments]
     with subprocess.Popen(
         command,
-        env=_environment(),
+        env=_environment(on_gpu=on_gpu),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -94,11 +95,13 @@ def launch_module(
     return Finished(process.returncode, output)
 
 
-def alone(overrides: Mapping[str, object], *, inside: Sequence[str] = (), timeout: float = 280.0) -> Finished:
+def alone(
+    overrides: Mapping[str, object], *, inside: Sequence[str] = (), timeout: float = 280.0, on_gpu: bool = False
+) -> Finished:
     """`python -m trainer`: a run of one process. `inside`: a command that runs it as its last arguments."""
     done = subprocess.run(
         [*inside, sys.executable, "-m", "trainer", *_arguments(overrides)],
-        env=_environment(),
+        env=_environment(on_gpu=on_gpu),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -206,10 +209,11 @@ def _arguments(overrides: Mapping[str, object]) -> list[str]:
     return ["--config", SMOKE, *(f"{key}={value}" for key, value in overrides.items())]
 
 
-def _environment() -> dict[str, str]:
+def _environment(*, on_gpu: bool = False) -> dict[str, str]:
     # The tools of the environment are beside its Python, whether or not it is activated.
     path = f"{_BINARIES}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    device = {} if on_gpu else {"DS_ACCELERATOR": "cpu"}
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **device}
 
 
 def free_port() -> int:

@@ -227,6 +227,7 @@ def test_a_run_with_its_checkpoints_in_an_object_store_survives_kills_and_sigter
             id="siglip-cached-stage3",
         ),
         pytest.param({"model.preset": "tiny", "precision.compute": "autocast_bf16"}, id="resnet-autocast_bf16"),
+        pytest.param({"run.deterministic": "true", "model.patch_dropout": 0.5}, id="deterministic"),
     ],
 )
 def test_a_stopped_run_resumes_to_the_bit_in_other_precisions_and_towers(

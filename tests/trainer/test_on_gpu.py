@@ -1,0 +1,134 @@
+"""What the CPU suite asks of gradients, steps and resumes, on a GPU: fp16 with its loss scaling, the fused step, page-locked batches.
+
+    python -m pytest -m "prove or not prove" tests/trainer/test_on_gpu.py
+
+One process on one GPU. Without a GPU all of it is skipped; test_gradients.py, test_train.py and test_fused.py ask the same of a CPU.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from tests.trainer import launching
+from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, truth
+from tests.trainer.test_fused import CASES, rule_of, spans_of, tensors_of
+from tests.trainer.test_train import SMALL, figures, final_files, lines_of
+from trainer.data.feed import Feed
+from trainer.data.loader import Batch
+from trainer.data.shared import SharedArrays
+from trainer.optim import update
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+    pytest.mark.timeout(900),
+]
+Found = dict[str, Tensor]
+DETERMINISTIC = {"run.deterministic": "true"}
+
+
+def launched(out: Path, *arguments: str) -> Found:
+    finished = launching.launch_module(1, "tests.trainer.gradients", *arguments, str(out), timeout=800, on_gpu=True)
+    assert finished.code == 0, finished.output
+    return safetensors.torch.load_file(out)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return launched(tmp_path_factory.mktemp("gradients") / "plain")
+
+
+def worst(found: Found, case: Case) -> float:
+    """The largest relative error of the loss and of each gradient."""
+    true = truth(case.kind, 1)
+    pairs = ((found[f"{case.name} {name}"].double(), expected) for name, expected in true.items())
+    return max(float((one - expected).norm() / expected.norm()) for one, expected in pairs)
+
+
+def test_gradients_are_those_of_fp64_on_a_cpu(plain: Found) -> None:
+    limits = {"fp32": 1e-5, "fp64": 1e-10}
+    errors = {case.name: (worst(plain, case), limits[case.compute]) for case in exact_cases()}
+    assert not {name: error for name, (error, limit) in errors.items() if not error <= limit}
+
+
+def test_compiled_blocks_give_the_same_gradients(tmp_path: Path) -> None:
+    found = launched(tmp_path / "found", "--compiled")
+    assert max(worst(found, case) for case in compiled_cases()) <= 1e-5
+
+
+def test_half_precision_gradients_are_right_to_its_digits(plain: Found) -> None:
+    """fp16 among them: the loss scale was found, and taken off once."""
+    limits = {"fp16": 0.01, "bf16": 0.06, "autocast_bf16": 0.06}
+    cases = list(half_cases())
+    assert {case.compute for case in cases} == set(limits), "every GPU that this is for has fp16"
+    errors = {case.name: worst(plain, case) for case in cases}
+    assert not {case.name: errors[case.name] for case in cases if not errors[case.name] <= limits[case.compute]}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_step_whose_loss_scale_grows_applies_the_whole_gradient(stage: int, plain: Found) -> None:
+    true = truth("clip", 1)
+    norm = math.sqrt(sum(float(tensor.square().sum()) for name, tensor in true.items() if name != "loss"))
+    before, after, applied, said = plain[f"scaled {stage}"].T.tolist()
+    assert before[1:] == after[:-1]
+    assert after[-1] >= 4 * before[0], "it has grown twice"
+    assert applied == pytest.approx([norm] * len(applied), rel=1e-5)
+    assert said == pytest.approx([norm] * len(said), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fused_step_has_the_bits_of_the_pytorch_version(name: str) -> None:
+    from trainer.optim import fused
+
+    case = CASES[name]
+    ours, plain = (update.Flat(*(tensor.cuda() for tensor in tensors_of(case))) for _ in range(2))
+    fused.update(ours, update.Rule(**rule_of(case)), spans_of(case))
+    update.update(plain, update.Rule(**rule_of(case)), spans_of(case))
+    for part, one, other in zip(update.Flat._fields, ours, plain, strict=True):
+        assert torch.equal(one, other), part
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("compute", ["fp32", "autocast_bf16", "bf16", "fp16"])
+def test_a_stopped_run_resumes_to_the_bit(compute: str, stage: int, corpus: Path, tmp_path: Path) -> None:
+    if stage == 0 and compute in ("bf16", "fp16"):
+        pytest.skip("refused by the configuration")
+    change = {"precision.compute": compute, "zero.stage": stage, "optim.steps": 12} | DETERMINISTIC
+    runs = {name: tmp_path / name for name in ("undisturbed", "stopped")}
+    for name, stops in (("undisturbed", [12]), ("stopped", [5, 12])):
+        for stop in stops:
+            overrides = SMALL | change | {"data.manifest": corpus, "run.dir": runs[name], "run.stop_after": stop}
+            finished = launching.alone(overrides, on_gpu=True)
+            assert finished.code == 0, finished.output
+    assert figures(lines_of(runs["stopped"])) == figures(lines_of(runs["undisturbed"]))
+    assert final_files(runs["stopped"], 12) == final_files(runs["undisturbed"], 12)
+
+
+def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:
+    pairs, side, count = 64, 32, 8
+    shared = SharedArrays(count, (pairs, 3, side, side))
+    shared.page_lock()
+    assert torch.from_numpy(shared[0]).is_pinned()
+
+    def batches() -> Iterator[Batch]:
+        for number in range(count):
+            shared[number][:] = number
+            ids = torch.zeros(pairs, 77, dtype=torch.int64)
+            ids[:, number] = 5
+            yield Batch(torch.from_numpy(shared[number]), ids, torch.arange(pairs), torch.arange(pairs), [])
+
+    feed = Feed(batches(), torch.device("cuda"), torch.float32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), slice(0, 48))
+    busy = torch.randn(4096, 4096, device="cuda")
+    for number in range(count):
+        feed.next()
+        for at in (slice(0, 48), slice(48, pairs)):
+            for _ in range(20):
+                torch.mm(busy, busy)
+            pixels, ids = feed.load(at)
+            assert torch.equal(pixels, torch.full_like(pixels, number / 255))
+            assert ids.shape[1] == 16
+        feed.begin()
