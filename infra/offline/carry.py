@@ -1,0 +1,128 @@
+"""Gather the wheels that a machine without a package index needs, on one that has an index.
+
+    python infra/offline/carry.py OUT [--python 3.12] [--platform manylinux_2_28_x86_64] [--node node.txt] [--without ray]
+
+OUT becomes a folder of wheels with `requirements.txt` (what install.sh installs) and `SHA256SUMS`. Run it from a checkout, under any Python
+that has pip. Without --python and --platform the wheels are for this interpreter and this machine.
+
+--node names what `python3 -m pip list --format=freeze` prints on the node: those packages stay as they are there, torch above all, so
+they are not carried, and all others are chosen to fit them. --without names a package that will not be used there. What an index has as
+source only (DeepSpeed) is built here first; that makes wheels for any machine as long as they are pure Python, and a refusal where they
+are not and --python or --platform is given.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SUMS, REQUIREMENTS = "SHA256SUMS", "requirements.txt"
+
+
+def pip(*arguments: str) -> None:
+    """Ends with exit code 2 and the end of what pip said where it fails."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        said = [line for line in done.stdout.splitlines() if not line.startswith(("WARNING", "Collecting"))]
+        print(
+            "\n".join(said[-20:]), f"error: pip {arguments[0]} failed for the reason above", sep="\n", file=sys.stderr
+        )
+        raise SystemExit(2)
+
+
+def chosen(wanted: str, options: Sequence[str]) -> list[dict[str, Any]]:
+    """What pip would install: its report's entries (pip's documentation, "Installation Report")."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        pip("install", "--dry-run", "--ignore-installed", "--report", str(report), *options, wanted)
+        found: list[dict[str, Any]] = json.loads(report.read_text())["install"]
+    return found
+
+
+def normal(name: str) -> str:
+    """PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def listed(path: Path) -> dict[str, str]:
+    """Names and versions of `pip list --format=freeze`, with a local part (PEP 440) that no index has: only `stand_in` fits them."""
+    lines = (line.strip().partition("==") for line in path.read_text().splitlines())
+    return {normal(name): f"{version}{'.' if '+' in version else '+'}node" for name, sign, version in lines if sign}
+
+
+def stand_in(folder: Path, name: str, version: str) -> None:
+    """An empty wheel of that name and version, so that pip takes what the node has for given and asks no index for that very build."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{stem}.dist-info/RECORD", "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--extras", default="trainer", help="of pyproject.toml, comma between them")
+    parser.add_argument("--python", help="version of the node's, as 3.12")
+    parser.add_argument("--platform", action="append", help="tags of the node; may be given several times")
+    parser.add_argument("--node", type=Path, help="what `python3 -m pip list --format=freeze` prints on the node")
+    parser.add_argument(
+        "--without", action="append", default=[], help="a package that is not carried; what needs it will not run there"
+    )
+    settings = parser.parse_args()
+    out: Path = settings.out
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        print(f"error: {out}: is not empty; name a new folder", file=sys.stderr)
+        raise SystemExit(2)
+    here = {normal(name): "9999+node" for name in settings.without}
+    here |= {} if settings.node is None else listed(settings.node)
+
+    with tempfile.TemporaryDirectory() as folder:
+        fixed = Path(folder) / "node.txt"
+        fixed.write_text("".join(f"{name}=={version}\n" for name, version in here.items()))
+        for name, version in here.items():
+            stand_in(Path(folder), name, version)
+        fitting = ["--find-links", folder, "--find-links", str(out)]
+        fitting += ["--constraint", str(fixed)] if here else ["--constraint", str(ROOT / "infra/constraints.txt")]
+        target = [*(["--python-version", settings.python] if settings.python else [])]
+        target += [word for tag in settings.platform or () for word in ("--platform", tag)]
+
+        # This project, and what the index has as source only.
+        pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT))
+        wanted = f"corpus-and-clip[{settings.extras}]"
+        sources = [
+            f"{one['metadata']['name']}=={one['metadata']['version']}"
+            for one in chosen(wanted, fitting)
+            if not one["download_info"]["url"].endswith(".whl")
+        ]
+        for source in sources:
+            pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), source)
+
+        options = [*fitting, *target, *(["--only-binary", ":all:", "--target", folder] if target else [])]
+        found = {normal(one["metadata"]["name"]): one["metadata"]["version"] for one in chosen(wanted, options)}
+        carried = [f"{name}=={version}" for name, version in sorted(found.items()) if name not in here]
+        binary = ["--only-binary", ":all:", *target]
+        pip("download", "--quiet", "--no-deps", "--find-links", str(out), "--dest", str(out), *binary, *carried)
+
+    (out / REQUIREMENTS).write_text("".join(f"{line}\n" for line in carried))
+    wheels = sorted(out.glob("*.whl"))
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in (*wheels, out / REQUIREMENTS)]
+    (out / SUMS).write_text("".join(sums))
+    size = sum(path.stat().st_size for path in wheels)
+    print(
+        f"{out}: {len(wheels)} wheels, {size / 2**20:,.0f} MiB; carry the folder and infra/offline/install.sh to the node"
+    )
+
+
+if __name__ == "__main__":
+    main()

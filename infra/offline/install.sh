@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Install what carry.py has gathered, on a machine without a package index. Nothing is asked of any network.
+#
+#   bash install.sh WHEELS VENV      PYTHON=python3.12 names the interpreter, python3 by default
+#
+# The environment sees the packages that the interpreter has already (torch of a GPU image), which carry.py's --node left out.
+set -euo pipefail
+if [[ $# -ne 2 ]]; then
+    echo "usage: bash install.sh WHEELS VENV" >&2
+    exit 2
+fi
+wheels=$(cd "$1" && pwd)
+(cd "$wheels" && sha256sum --check --quiet SHA256SUMS) || {
+    echo "error: $wheels: not what carry.py has written; carry the folder again" >&2
+    exit 2
+}
+"${PYTHON:-python3}" -m venv --system-site-packages "$2"
+"$2/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --find-links "$wheels" --requirement "$wheels/requirements.txt"
+"$2/bin/python" -m pip check --disable-pip-version-check || echo "warning: the packages above do not fit each other" >&2
+"$2/bin/python" - <<'CHECK'
+import torch
+import trainer.config
+
+name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: it will train on CPUs"
+print(f"installed: torch {torch.__version__}, {name}; next: python -m trainer --config FILE --check")
+CHECK

@@ -1,0 +1,87 @@
+"""Installing without a package index: what is carried, what is refused, and the whole way with no network to ask."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.conftest import ROOT
+
+CARRY, INSTALL = ROOT / "infra/offline/carry.py", ROOT / "infra/offline/install.sh"
+NOWHERE = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
+"""An index that nobody can reach, in the place of the one that this machine knows."""
+
+
+def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def carry() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("carry", CARRY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_listing_of_the_node_is_read(carry: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "node.txt").write_text("torch==2.11.0+cu130\nTyping_Extensions==4.1\n-e git+https://example.org/x\n\n")
+    assert carry.listed(tmp_path / "node.txt") == {"torch": "2.11.0+cu130.node", "typing-extensions": "4.1+node"}
+
+
+def test_pip_takes_a_stand_in_for_what_the_node_has(carry: ModuleType, tmp_path: Path) -> None:
+    carry.stand_in(tmp_path, "torch", "2.11.0+cu130.node")
+    folder = ["--no-index", "--find-links", str(tmp_path)]
+    (found,) = carry.chosen("torch>=2.8,<2.12", folder)
+    assert found["metadata"]["version"] == "2.11.0+cu130.node"
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    done = run([sys.executable, str(CARRY), str(tmp_path)])
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}: is not empty; name a new folder\n")
+
+
+def test_wheels_that_were_changed_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("x==1\n")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  requirements.txt\n")
+    done = run(["bash", str(INSTALL), str(tmp_path), str(tmp_path / "venv")])
+    assert done.returncode == 2
+    assert "not what carry.py has written" in done.stderr
+    assert not (tmp_path / "venv").exists()
+    assert run(["bash", str(INSTALL)]).returncode == 2
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1500)
+def test_a_machine_without_an_index_trains(tmp_path: Path) -> None:
+    """Everything is carried, torch too; then no index can be reached, and the trainer checks a recipe in the new environment."""
+    wheels, node = tmp_path / "wheels", tmp_path / "node"
+    carried = run([sys.executable, str(CARRY), str(wheels), "--without", "ray"])
+    assert carried.returncode == 0, carried.stderr
+    names = {path.name.partition("-")[0].lower() for path in wheels.glob("*.whl")}
+    assert {"corpus_and_clip", "deepspeed", "torch"} <= names
+    assert "ray" not in names
+    venv.create(tmp_path / "bare")
+    python = str((tmp_path / "bare" / "bin" / "python").resolve())
+    installed = run(["bash", str(INSTALL), str(wheels), str(node)], PYTHON=python, **NOWHERE)
+    assert installed.returncode == 0, installed.stderr
+    assert "installed: torch" in installed.stdout
+    recipe = str(ROOT / "trainer/configs/smoke.toml")
+    checked = subprocess.run(
+        [str(node / "bin/python"), "-m", "trainer", "--config", recipe, "--check"],
+        cwd=tmp_path,
+        env={**os.environ, **NOWHERE, "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
