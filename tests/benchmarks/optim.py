@@ -243,7 +243,8 @@ def training() -> bool:
     assert (rank, world) == (0, 1)
     for arm in ARMS:
         started = time.perf_counter()
-        losses[arm] = found = train(arm, learned, unseen)
+        steps, held = train(arm, learned, unseen)
+        losses[arm] = found = statistics.fmean(steps[-TAIL:]), held
         cells = "".join(
             f"{mine:>10.4f}{100 * (mine / first - 1):>+9.2f}%" for mine, first in zip(found, losses[ADAMW], strict=True)
         )
@@ -284,8 +285,8 @@ def corpus() -> tuple[Pictures, Pictures, str]:
     return parts[0], parts[1], what
 
 
-def train(arm: Arm, learned: Pictures, unseen: Pictures) -> Loss:
-    """(mean loss of the last steps, mean loss on unseen pictures)."""
+def train(arm: Arm, learned: Pictures, unseen: Pictures, total: int = STEPS) -> tuple[list[float], float]:
+    """(loss of each step, mean loss on unseen pictures), on DeepSpeed's device."""
     keys = {"compute": arm.compute, "master": arm.master, "text_weights": arm.text}
     overrides = [f"precision.{key}={value}" for key, value in keys.items()]
     config = load_config(TrainConfig, "trainer/configs/smoke.toml", [*overrides, f"batch.global_size={BATCH}"])
@@ -302,26 +303,29 @@ def train(arm: Arm, learned: Pictures, unseen: Pictures) -> Loss:
         grid = None if arm.optimizer == "half, to nearest" else config.precision.master_grid
         optimizer = HalfAdamW(groups, stochastic=grid, **common)
     engine = zero.start_engine(config, model, optimizer, 1)
-    dtype = torch.bfloat16 if arm.compute == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arm.compute, torch.float32)
+
+    def loss_of(pixels: Tensor, ids: Tensor) -> Tensor:
+        return contrastive_loss(*engine(normalise(pixels.to(engine.device)).to(dtype), ids.to(engine.device)))
+
     draws = torch.Generator().manual_seed(1)
     losses = []
-    for step in range(STEPS):
+    for step in range(total):
         chosen = torch.randint(len(learned.pixels), (BATCH,), generator=draws)
         caption = torch.randint(learned.ids.shape[1], (BATCH,), generator=draws)
         left, top = torch.randint(5, (2,), generator=draws).tolist()
-        pixels = normalise(learned.pixels[chosen][:, :, top : top + 16, left : left + 16])
-        loss = contrastive_loss(*engine(pixels.to(dtype), learned.ids[chosen, caption]))
+        loss = loss_of(learned.pixels[chosen][:, :, top : top + 16, left : left + 16], learned.ids[chosen, caption])
         engine.backward(loss)
-        rate = cosine_with_warmup(step, base_lr=RATE, warmup_steps=STEPS // 20, total_steps=STEPS)
+        rate = cosine_with_warmup(step, base_lr=RATE, warmup_steps=total // 20, total_steps=total)
         zero.step(engine, loss, rate, stop=False, replaced=0)
         losses.append(float(loss.detach()))
     with torch.no_grad():
         held = []
         for start in range(0, len(unseen.pixels) - BATCH + 1, BATCH):
-            pixels = normalise(unseen.pixels[start : start + BATCH, :, 2:18, 2:18])
-            held.append(float(contrastive_loss(*engine(pixels.to(dtype), unseen.ids[start : start + BATCH, 0]))))
+            at = slice(start, start + BATCH)
+            held.append(float(loss_of(unseen.pixels[at, :, 2:18, 2:18], unseen.ids[at, 0])))
     engine.destroy()
-    return statistics.fmean(losses[-TAIL:]), statistics.fmean(held)
+    return losses, statistics.fmean(held)
 
 
 PARTS: dict[str, Callable[[], bool | None]] = {
