@@ -12,6 +12,7 @@ of the user's hands it over as a value, so that it arrives as the one sentence i
 """
 
 import dataclasses
+import functools
 import logging
 import multiprocessing
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ class Batch:
     rows: torch.Tensor
     replaced: list[Replacement]
 
-    @property
+    @functools.cached_property
     def text_length(self) -> int:
         """Positions up to the last end of a text, the largest id of its row, and a few more: what lies behind is padding in all rows."""
         last = int(self.ids.argmax(dim=1).max()) + 1

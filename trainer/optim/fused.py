@@ -78,7 +78,7 @@ def update(flat: Flat, rule: Rule, spans: Sequence[Span]) -> None:
             )
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=4096)
 def _tiles(spans: tuple[Span, ...], tile: int, device: torch.device) -> _Tiles:
     counts = torch.tensor([count for _, count in spans])
     ends = counts.cumsum(0)
