@@ -37,7 +37,7 @@ check: install
 	$(BIN)/mypy
 
 prove: install
-	$(BIN)/python -m pytest -q -m prove --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m prove -n 2 --dist loadfile --timeout 1800
 
 bench: install
 	$(BIN)/python -m tests.benchmarks

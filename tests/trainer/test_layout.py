@@ -137,11 +137,11 @@ def run_group(world: int, folder: Path, cases: int, others: tuple[int, ...]) -> 
             command,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(world)
     ]
-    said = [process.communicate(timeout=600)[0] for process in group]
-    assert all(process.returncode == 0 for process in group), "\n".join(said)
-    return [line for line in said[0].splitlines() if line.startswith(f"{world}: ")]
+    said = [process.communicate(timeout=600) for process in group]
+    assert all(process.returncode == 0 for process in group), "\n".join(f"{out}\n{error}" for out, error in said)
+    return [line for line in said[0][0].splitlines() if line.startswith(f"{world}: ")]
