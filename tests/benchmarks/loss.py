@@ -5,12 +5,13 @@
 Features have 768 dimensions (ViT-L/14) in fp32; one thread a core. Each figure comes from a process of its own that does, after a small
 warm-up, forward and backward of the features and the scale three times; time is the median, memory the kernel's own peak of resident
 bytes (VmHWM, set back before each pass) over what was resident before, so that nothing an operation allocates in between is missed.
-The other seven ranks are simulated: torch's fake process group gives every collective its buffers and fills them with this rank's rows.
+The other seven ranks are simulated: torch's fake process group gives every collective its buffers and fills them with this rank's rows. It
+adds up nothing, so that the second direction of ours, whose sums run over ranks, has another value than the peer's; tests compare values.
 
 The peer is what open_clip does with --local-loss --gather-with-grad: autograd through dense matrices of logits. The last column is the
 peak less the gradients of this rank's features and what the loss holds of all ranks' features and their gradients (autograd: both
-towers'; ours: one tower's at a time). It supports: logits are formed once, and their gradients in the same visit
-(trainer/objectives/sharded.py).
+towers'; ours: one tower's at a time). It supports: one matrix of similarities serves both directions
+(trainer/objectives/clip.py), and siglip's gradients are formed in the visit that forms the logits (trainer/objectives/sharded.py).
 """
 
 import argparse
