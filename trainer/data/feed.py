@@ -35,14 +35,9 @@ class Feed:
         std: Channels,
         first: slice,
     ) -> None:
-        self._batches, self._device, self._dtype, self._mean, self._std, self._first = (
-            batches,
-            device,
-            dtype,
-            mean,
-            std,
-            first,
-        )
+        self._batches, self._first = batches, first
+        self._device, self._dtype = device, dtype
+        self._mean, self._std = mean, std
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._batch: Batch | None = None
         self._upcoming: Batch | None = None
