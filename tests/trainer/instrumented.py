@@ -1,6 +1,7 @@
 """`python -m tests.trainer.instrumented …`: one process of a real training run that notes what it reads, or is given what it must survive.
 
-The product has no such hooks; here they are put around four names of `trainer.train` and around evaluation, by what the environment says:
+The product has no such hooks; here they are put around names of `trainer.train`, around what a batch is normalised with and around
+evaluation, by what the environment says:
 
     NOTE_SAMPLES=FOLDER              rank-N.jsonl there has one line for each batch: its number, its samples and their rows
     NOT_A_NUMBER=RANK:FROM-TO,…      the pixels of these batches (by number, TO included) are not-a-number on that process
@@ -28,7 +29,7 @@ import torch
 from pipeline.contracts.errors import InputError
 from trainer import __main__ as program
 from trainer import gradient_cache, held, train
-from trainer.data import loader
+from trainer.data import feed, loader
 from trainer.data.transforms import normalise
 from trainer.objectives import OBJECTIVES
 
@@ -122,6 +123,8 @@ class Loader:
 class GradientCache:
     """`trainer.gradient_cache` with its function replaced."""
 
+    pieces = staticmethod(gradient_cache.pieces)
+
     def __init__(self, watched: Watched) -> None:
         self.forward_backward = watched.forward_backward
 
@@ -134,10 +137,10 @@ if __name__ == "__main__":
     }
     vars(train).update(
         loader=Loader(watched),
-        normalise=watched.normalise,
         gradient_cache=GradientCache(watched),
         OBJECTIVES=objectives,
     )
+    vars(feed).update(normalise=watched.normalise)
     evaluate = functools.partial(watched.evaluate, held.Held.evaluate)
     held.Held.evaluate = lambda *how: evaluate(*how)  # type: ignore[method-assign]
     if os.environ.get("LATE"):
