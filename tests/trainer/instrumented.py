@@ -3,7 +3,7 @@
 The product has no such hooks; here they are put around names of `trainer.train`, around what a batch is normalised with and around
 evaluation, by what the environment says:
 
-    NOTE_SAMPLES=FOLDER              rank-N.jsonl there has one line for each batch: its number, its samples and their rows
+    NOTE_SAMPLES=FOLDER              rank-N.jsonl there has one line for each batch that is used: its number, its samples and their rows
     NOT_A_NUMBER=RANK:FROM-TO,…      the pixels of these batches (by number, TO included) are not-a-number on that process
     NOT_A_GRADIENT=RANK:FROM-TO,…    one gradient of these batches is not-a-number on that process; its loss is what it should be
     NOT_A_LOSS=RANK:FROM-TO,…        the loss of these batches is not-a-number on that process; pixels and gradient would be good ones
@@ -63,12 +63,16 @@ class Watched:
             self.number = number
             if number in self.wrong:
                 raise InputError(f"batch {number} of process {RANK} is wrong; that is what the test wants")
-            if self.notes is not None:
-                self.notes.parent.mkdir(parents=True, exist_ok=True)
-                line = {"batch": number, "samples": batch.samples.tolist(), "rows": batch.rows.tolist()}
-                with self.notes.open("a") as notes:
-                    notes.write(json.dumps(line) + "\n")
             yield batch
+
+    def next(self, take: Callable[[feed.Feed], loader.Batch], feeding: feed.Feed) -> loader.Batch:
+        batch = take(feeding)
+        if self.notes is not None:
+            self.notes.parent.mkdir(parents=True, exist_ok=True)
+            line = {"batch": self.number, "samples": batch.samples.tolist(), "rows": batch.rows.tolist()}
+            with self.notes.open("a") as notes:
+                notes.write(json.dumps(line) + "\n")
+        return batch
 
     def normalise(self, pixels: torch.Tensor, *how: tuple[float, float, float]) -> torch.Tensor:
         values = normalise(pixels, *how)
@@ -141,6 +145,8 @@ if __name__ == "__main__":
         OBJECTIVES=objectives,
     )
     vars(feed).update(normalise=watched.normalise)
+    take = functools.partial(watched.next, feed.Feed.next)
+    feed.Feed.next = lambda feeding: take(feeding)  # type: ignore[method-assign]
     evaluate = functools.partial(watched.evaluate, held.Held.evaluate)
     held.Held.evaluate = lambda *how: evaluate(*how)  # type: ignore[method-assign]
     if os.environ.get("LATE"):
