@@ -146,7 +146,7 @@ if __name__ == "__main__":
     )
     vars(feed).update(normalise=watched.normalise)
     take = functools.partial(watched.next, feed.Feed.next)
-    feed.Feed.next = lambda feeding: take(feeding)  # type: ignore[method-assign]
+    feed.Feed.next = lambda self: take(self)  # type: ignore[method-assign]
     evaluate = functools.partial(watched.evaluate, held.Held.evaluate)
     held.Held.evaluate = lambda *how: evaluate(*how)  # type: ignore[method-assign]
     if os.environ.get("LATE"):
