@@ -1,6 +1,9 @@
 """The optimizer's step and the contrastive loss on one GPU, against what its memory can do and against their peers.
 
-    python -m tests.benchmarks.gpu_kernels [optimizer] [loss]
+    python -m tests.benchmarks.gpu_kernels [code] [optimizer] [loss]
+
+code: what Triton's compiler makes of the fused step for a Hopper GPU, which needs none: instructions a number (all that there are, also
+  those that are rarely run), registers, bytes spilled, loads and stores of 16 bytes among all.
 
 optimizer: one step over a flat partition as large as ViT-L/14 (427,616,513 numbers, fp32, in 300 spans as ZeRO leaves them), the median of
   twenty: the fused kernel, the PyTorch version (`trainer/optim/update.py`), torch.optim.AdamW(fused=True) with fp32 moments. Bytes are
@@ -15,9 +18,14 @@ have to beat matrix products in fp32.
 
 import argparse
 import functools
+import os
+import re
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -54,6 +62,59 @@ def copy_rate() -> float:
     """Bytes a second that copying reads and writes."""
     source, target = (torch.empty(COPIED, dtype=torch.uint8, device="cuda") for _ in range(2))
     return 2 * COPIED / seconds_of(functools.partial(target.copy_, source))
+
+
+# ---- code
+
+_COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from trainer.optim import fused
+
+half = "*bf16" if sys.argv[2] == "2" else "*fp32"
+pointers = dict(weights=half, gradients=half, moments="*fp16", moment_scales="*fp32", roots="*fp16", root_scales="*fp32")
+pointers |= dict(tiles="*i32", starts="*i64", shifts="*i32")
+constants = dict(block=256, rows=fused._TILE // 256, is_plain=True, onto=int(sys.argv[2]), is_bounded=False)
+names = fused._kernel.arg_names
+kinds = pointers | dict(n="i32", key="i32") | dict.fromkeys(constants, "constexpr")
+aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+values = {(names.index(name),): value for name, value in constants.items()}
+source = ASTSource(fused._kernel, {name: kinds.get(name, "fp32") for name in names}, values, aligned)
+made = compile(source, GPUTarget("cuda", 90, 32), options=dict(num_warps=fused._WARPS, enable_fp_fusion=False))
+open(sys.argv[1], "wb").write(made.asm["cubin"])
+print(fused._TILE // (32 * fused._WARPS))
+"""
+
+
+def code() -> bool:
+    """Whether nothing is spilled."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    print(
+        f"Triton {triton.__version__}, sm_90{'':<17}{'instructions a number':>23}{'registers':>11}{'spilled':>9}{'16 bytes':>10}{'of':>5}"
+    )
+    spilled = 0
+    for onto, name in ((0, "fp32"), (1, "fp32 on the fp16 grid"), (2, "bf16 on the bf16 grid")):
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = f"{folder}/step.cubin"
+            command = [sys.executable, "-c", _COMPILE, cubin, str(onto)]
+            environment = {**os.environ, "TRITON_CACHE_DIR": folder}
+            numbers = int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+            listing = subprocess.run([tools / "nvdisasm", cubin], check=True, capture_output=True, text=True).stdout
+            usage = subprocess.run(
+                [tools / "cuobjdump", "-res-usage", cubin], check=True, capture_output=True, text=True
+            )
+        found = re.findall(r"^\s+/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
+        registers, stack = (
+            int(re.findall(rf"{key}:(\d+)", usage.stdout + usage.stderr)[0]) for key in ("REG", "STACK")
+        )
+        moves = [one for one in found if one.startswith(("LDG", "STG"))]
+        wide = sum(one.endswith(".128") for one in moves)
+        print(f"{name:<30}{len(found) / numbers:>23.1f}{registers:>11}{stack:>9}{wide:>10}{len(moves):>5}")
+        spilled += stack
+    return not spilled
 
 
 # ---- optimizer
@@ -171,7 +232,7 @@ def loss() -> bool:
     return agree
 
 
-PARTS = {"optimizer": optimizer, "loss": loss}
+PARTS = {"code": code, "optimizer": optimizer, "loss": loss}
 
 
 def main() -> int:
@@ -179,8 +240,8 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     parts = parser.parse_args().parts or list(PARTS)
     if not torch.cuda.is_available():
-        print("no GPU here: nothing was measured")
-        return 0
+        parts = [part for part in parts if part == "code"]
+        print("no GPU here: only code that is compiled for one")
     met = [PARTS[part]() for part in parts]
     return 0 if all(met) else 1
 
