@@ -3,8 +3,8 @@
     python -m tests.benchmarks.data.gpu_ours CASE.json
 
 Prints one line of JSON, as `Measured` has it. A step is what `trainer/train.py` does between two batches: what is not in it are reports and
-checkpoints. Phases are read off events of the device in steps of their own, and kernels off torch's profiler in one more, so that the figure
-for the whole is not disturbed by them. A timed step that changed no weight is no figure: its optimizer has not run.
+checkpoints. Phases are read off events of the device in steps of their own, and kernels off torch's profiler in one more, so that the
+figure for the whole is not disturbed by them. A timed step that changed no weight is no figure: its optimizer has not run.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.contracts.config import load_config
@@ -223,11 +222,11 @@ def kernels(work: Callable[[], object], *, on_gpu: bool, most: int = 12) -> list
     except RuntimeError as error:
         print(f"no profile: {error}", file=sys.stderr)
         return []
-    device = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    device = "CUDA" if on_gpu else "CPU"
     took = {
         event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
         for event in found.key_averages()
-        if event.device_type == device and not getattr(event, "is_user_annotation", False)
+        if event.device_type.name == device and not getattr(event, "is_user_annotation", False)
     }
     total = sum(took.values())
     return [(name, took[name] / total) for name in sorted(took, key=took.__getitem__, reverse=True)[:most] if total]
