@@ -300,7 +300,6 @@ def _told_to_end(engine: zero.Engine, report: Reporter) -> bool:
 def _sum_in_order() -> None:
     """Choose kernels whose results do not depend on which of their threads comes first; torch warns of operations that have none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
-    torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 

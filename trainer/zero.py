@@ -83,6 +83,9 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
         "fp16": {"enabled": compute == "fp16"},
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
+        "timers": {
+            "throughput": {"enabled": False}
+        },  # it would wait for the device before each forward, of micro-batches too
     }
     if config.precision.master == "bf16":
         # "bf16_optimizer_states" is how DeepSpeed is told that masters stay where the weights are. The moments are ours, and fp16.
@@ -251,6 +254,8 @@ def start_engine(
     """Wrap `model` and `optimizer` under the stage and precision of `config`, on this process's device."""
     deepspeed = _quiet_deepspeed()
     _set_patience(deepspeed.constants.default_pg_timeout)
+    # Of the convolutions that cuDNN has for a shape, the first step finds the fastest; another time it may be another one.
+    torch.backends.cudnn.benchmark = not config.run.deterministic
     found, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
     )

@@ -15,7 +15,6 @@ have a fixed cost that many pictures make small, so each is also given by its ow
 The decisions that it supports: our own engine as default, pictures decoded by libjpeg-turbo, areas by a kernel of our own.
 """
 
-import io
 import json
 import os
 import shutil
@@ -30,10 +29,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import PIL.Image
-
 from pipeline import status
+from tests.benchmarks.data.photographs import draw
 from tests.certificates import write_certificate
 from tests.conftest import free_port, wait_for_port
 from tests.e2e import pipelines
@@ -51,22 +48,6 @@ if len(sys.argv) > 3:
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[2]), print=None, ssl_context=context)
 """
 DISTINCT = 200  # pictures drawn; each is served under many names
-
-
-def draw(seed: int) -> bytes:
-    """A scene with edges, gradients and grain: about as many bytes as a photograph of that size."""
-    dice = np.random.default_rng(seed)
-    y, x = np.mgrid[0:768, 0:1024].astype(np.float32)
-    pixels = np.stack(
-        [128 + 90 * np.sin(x / dice.uniform(60, 300) + y / dice.uniform(60, 300) + c) for c in range(3)], axis=2
-    )
-    for _ in range(60):
-        cx, cy, radius = dice.uniform(0, 1024), dice.uniform(0, 768), dice.uniform(10, 120)
-        pixels[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = dice.uniform(0, 255, 3)
-    grain = dice.normal(0, 5, (768, 1024, 1))
-    file = io.BytesIO()
-    PIL.Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-    return file.getvalue()
 
 
 @contextmanager

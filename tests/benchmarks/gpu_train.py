@@ -1,18 +1,21 @@
 """Training on one GPU: samples a second, MFU, memory and phases of four models, beside open_clip's own step in the same call.
 
-    python -m tests.benchmarks.gpu_train                          # everything; about an hour on an H200
-    python -m tests.benchmarks.gpu_train speed --models ViT-B/32  # one part, one model
+    python -m tests.benchmarks.gpu_train                          # everything; an hour or two on an H200
+    python -m tests.benchmarks.gpu_train speed --models ViT-B/32 --compute bf16 --only-compiled --out rows.jsonl   # some minutes of it
     python -m tests.benchmarks.gpu_train speed --models tiny-vit --pairs 64 --compute fp32 --no-compile   # the arithmetic, on a CPU
 
-speed: for each model the largest batch of those tried that both trainers hold; ours in bf16 weights, autocast and fp16, with and without
-  compiled blocks, with and without activation checkpointing; open_clip's with its best flags. Drawn numbers, texts of full length, the
-  median of ten steps after five. MFU counts forward and backward of the model's own operations against the dense peak of the data sheet.
-shards: for each ViT the fastest of these from Parquet shards of JPEGs whose shorter side is 256, with captions of full length (so that
-  the text tower's work is that of the drawn numbers), all cores but one decoding; what a core decodes, how many the model needs.
+speed: each model in bf16 weights, autocast and fp16, with and without compiled blocks, in the largest batch of those tried that ours and
+  open_clip's step with its best flags both hold; then the fastest of these with activation checkpointing, in a larger batch, both again.
+  Drawn numbers, texts of full length, the median of ten steps after five. MFU counts forward and backward of the model's own operations
+  against the dense peak of the data sheet. What took the device longest is listed for the fastest.
+shards: the fastest of these from Parquet shards of JPEGs whose shorter side is 256, with captions of full length (so that the text tower's
+  work is that of the drawn numbers), all cores but one decoding; what a core decodes, how many the model needs.
 large: 32,768 pairs by gradient caching, for each ViT, and what it costs beside a step of one piece.
 
-Each case runs in a process of its own. open_clip is looked for in the interpreter that --peer names (by default this one). Results are
-printed as tables and written as JSON lines to --out.
+Each case runs in a process of its own: one that fails, or takes longer than --seconds, is said to have done so, and the others go on.
+Without "speed" only bf16 compiled is tried first, for the batch. open_clip is looked for in the interpreter that --peer names (by default
+this one). Results are printed as they come, and written to --out with them, a line of JSON each; MFU of open_clip's is of our operations,
+of which it does a few more.
 """
 
 import argparse
@@ -23,8 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -45,13 +49,14 @@ BATCHES = {
     "ViT-L/14": (512, 256, 128),
     "RN50": (1024, 512, 256),
 }
-"""Tried in turn, without checkpointing; with it, four times as many pairs."""
+"""Tried in turn, without checkpointing; with it, four times as many pairs, then twice."""
 THEIRS = {"autocast_bf16": "amp_bf16", "bf16": "pure_bf16", "fp16": "amp"}
 """What open_clip calls the precision. Its amp in fp16 keeps fp32 weights; ours keeps fp16 ones beside fp32 masters."""
 LARGE = 32_768
 SHARDS = 16_384
 """Pairs in the shards; read again and again, from the page cache: this asks what decoding costs, not disks."""
-OUT_OF_MEMORY = "OutOfMemoryError"
+SECONDS = 900
+NO_ROOM = "does not fit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,28 +66,67 @@ class Row:
     who: str
     case: Case
     found: Measured | None
-    """None: it did not fit."""
+    why: str = ""
+    """Where nothing was found: NO_ROOM, or what went wrong."""
 
 
-def run(python: str, module: str, case: Case) -> Measured | None:
-    """A case in a process of its own; None where the device's memory does not do. Raises SystemExit for any other failure."""
+class Bench:
+    """Runs cases one after the other, and tells and keeps what it finds."""
+
+    def __init__(self, peer: str, seconds: float, out: IO[str] | None = None) -> None:
+        self.peer = peer
+        self.rows: list[Row] = []
+        self._seconds, self._out = seconds, out
+        self._operations: dict[str, int] = {}
+
+    def run(self, who: str, case: Case) -> Row:
+        """`who`: whose step; "open_clip", or else a name for ours."""
+        theirs = who == "open_clip"
+        python, module = (self.peer, "gpu_peer") if theirs else (sys.executable, "gpu_ours")
+        row = Row(who, case, *run(python, module, case, self._seconds))
+        if row.found is not None and row.found.operations:
+            self._operations[case.preset] = row.found.operations
+        print(line_of(row, self._operations.get(case.preset, 0)), flush=True)
+        if self._out is not None:
+            print(json.dumps(dataclasses.asdict(row)), file=self._out, flush=True)
+        self.rows.append(row)
+        return row
+
+    def both(self, cases: Iterable[Case]) -> Row | None:
+        """The first of `cases` that fits, also the peer's of the same; ours of it."""
+        for case in cases:
+            ours = self.run("ours", case)
+            if ours.why == NO_ROOM:
+                continue
+            if not self.peer or case.compute not in THEIRS:
+                return ours
+            theirs = self.run("open_clip", dataclasses.replace(case, compute=THEIRS[case.compute]))
+            if theirs.why != NO_ROOM:
+                return ours
+        return None
+
+
+def run(python: str, module: str, case: Case, seconds: float = SECONDS) -> tuple[Measured | None, str]:
+    """A case in a process of its own: what it found, or why it found nothing."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.json"
         path.write_text(json.dumps(dataclasses.asdict(case)))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
         environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-        done = subprocess.run(
-            [python, "-m", f"tests.benchmarks.data.{module}", str(path)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-        )
-    if done.returncode:
-        if OUT_OF_MEMORY in done.stderr or "out of memory" in done.stderr:
-            return None
-        raise SystemExit(f"{case}\n{done.stderr[-4000:]}")
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+        command = [python, "-m", f"tests.benchmarks.data.{module}", str(path)]
+        # No pipes: a compiler's or loader's process that outlives the case would hold them open.
+        with open(path.with_name("out"), "w+") as out, open(path.with_name("errors"), "w+") as errors:
+            try:
+                code = subprocess.run(
+                    command, stdout=out, stderr=errors, check=False, env=environment, timeout=seconds
+                ).returncode
+            except subprocess.TimeoutExpired:
+                return None, f"took more than {seconds:,.0f} s"
+        said, complaint = path.with_name("out").read_text(), path.with_name("errors").read_text()
+    if code:
+        no_room = "OutOfMemoryError" in complaint or "out of memory" in complaint
+        return None, NO_ROOM if no_room else f"FAILED ({code}): {complaint[-3000:]}"
+    return Measured(**json.loads(said.splitlines()[-1])), ""
 
 
 def mfu(found: Measured, operations: int) -> float | None:
@@ -91,13 +135,16 @@ def mfu(found: Measured, operations: int) -> float | None:
     return None if peak is None else operations * found.rate / peak
 
 
+def how(case: Case) -> str:
+    return f"{case.compute}{', compiled' if case.compile else ''}{', checkpointed' if case.checkpoint else ''}"
+
+
 def line_of(row: Row, operations: int) -> str:
     """One line of a table."""
     case, found = row.case, row.found
-    how = f"{case.compute}{', compiled' if case.compile else ''}{', checkpointed' if case.checkpoint else ''}"
-    start = f"{row.who:<10}{case.preset:<10}{how:<38}{case.pairs:>7,}"
+    start = f"{row.who:<10}{case.preset:<10}{how(case):<38}{case.pairs:>7,}"
     if found is None:
-        return f"{start}   does not fit"
+        return f"{start}   {row.why}"
     share = mfu(found, operations)
     phases = (
         " ".join(f"{found.phases[name] / sum(found.phases.values()):>5.0%}" for name in PHASES) if found.phases else ""
@@ -113,48 +160,29 @@ HEAD = f"{'':<58}{'pairs':>7}{'pairs/s':>10}{'MFU':>7}{'GB':>9}{'first s':>8}   
 # ---- parts
 
 
-def speed(settings: argparse.Namespace) -> Iterator[Row]:
+def cases_of(preset: str, settings: argparse.Namespace, compute: str, *, compiles: bool) -> list[Case]:
+    return [Case(preset, size, compute, compile=compiles) for size in settings.pairs or BATCHES[preset]]
+
+
+def speed(bench: Bench, settings: argparse.Namespace) -> None:
     """Ours and open_clip's in the same batch, the largest that fits both."""
     for preset in settings.models:
-        largest: int | None = None
-        operations = 0
-        for size in settings.pairs or BATCHES[preset]:
-            ours = [
-                Case(preset, size, compute, compile=compiles)
-                for compute in settings.compute
-                for compiles in settings.compile
-            ]
-            rows = [Row("ours", case, run(sys.executable, "gpu_ours", case)) for case in ours]
-            theirs = [
-                Case(preset, size, THEIRS[compute], compile=compiles)
-                for compute in settings.compute
-                if compute in THEIRS
-                for compiles in settings.compile
-            ]
-            rows += [Row("open_clip", case, run(settings.peer, "gpu_peer", case)) for case in theirs if settings.peer]
-            operations = next(
-                (row.found.operations for row in rows if row.found is not None and row.found.operations), 0
-            )
-            told(rows, operations)
-            yield from rows
-            if all(row.found is not None for row in rows):
-                largest = size
-                break
-        if largest is None or settings.pairs:
-            continue
-        checkpointed = [
-            Row("ours", case, run(sys.executable, "gpu_ours", case))
-            for case in [Case(preset, 4 * largest, settings.compute[0], compile=True, checkpoint=True)]
-        ]
-        told(checkpointed, operations)
-        yield from checkpointed
-        judge(preset, rows)
+        largest = None
+        for compute in settings.compute:
+            for compiles in settings.compile:
+                cases = cases_of(preset, settings, compute, compiles=compiles)
+                # The first one takes the least memory.
+                found = bench.both(case for case in cases if largest is None or case.pairs <= largest)
+                largest = largest or (None if found is None else found.case.pairs)
+        best = fastest(bench.rows, preset)
+        if best is not None and not settings.pairs:
+            bench.both(dataclasses.replace(best, pairs=times * best.pairs, checkpoint=True) for times in (4, 2, 1))
+        judge(preset, [row for row in bench.rows if row.case.preset == preset])
 
 
 def judge(preset: str, rows: Sequence[Row]) -> None:
     """The issue's figures: MFU against what is asked, and ours against open_clip in samples/s and memory."""
     ours = [row for row in rows if row.who == "ours" and row.found is not None and row.found.operations]
-    theirs = [row for row in rows if row.who == "open_clip" and row.found is not None]
     best = max(ours, key=lambda row: row.found.rate if row.found else 0.0, default=None)
     if best is None or best.found is None:
         return
@@ -163,25 +191,19 @@ def judge(preset: str, rows: Sequence[Row]) -> None:
         print(
             f"{preset}: MFU {share:.1%}, {WANTED_MFU[preset]:.0%} is asked: {'met' if share >= WANTED_MFU[preset] else 'SHORT'}"
         )
-    for peer in theirs:
+    for name, part in best.found.kernels[:8]:
+        print(f"  {part:>6.1%} {name[:100]}")
+    for peer in rows:
         same = [
-            row
-            for row in ours
-            if THEIRS.get(row.case.compute) == peer.case.compute and row.case.compile == peer.case.compile
+            row for row in ours if dataclasses.replace(row.case, compute=THEIRS.get(row.case.compute, "")) == peer.case
         ]
         for row in same:
-            if row.found is None or peer.found is None:
+            if row.found is None or peer.found is None or peer.who != "open_clip":
                 continue
             faster, memory = row.found.rate / peer.found.rate, row.found.peak_bytes / max(1, peer.found.peak_bytes)
-            how = f"{row.case.compute}{', compiled' if row.case.compile else ''}"
             print(
-                f"{preset}, {how}: {faster:.2f} times open_clip's rate (1.3 is asked), {memory:.2f} of its memory (0.8 is asked)"
+                f"{preset}, {how(row.case)}: {faster:.2f} times open_clip's rate (1.3 is asked), {memory:.2f} of its memory (0.8 is asked)"
             )
-
-
-def told(rows: Sequence[Row], operations: int) -> None:
-    for row in rows:
-        print(line_of(row, row.found.operations or operations if row.found else operations), flush=True)
 
 
 def fastest(rows: Sequence[Row], preset: str) -> Case | None:
@@ -192,31 +214,32 @@ def fastest(rows: Sequence[Row], preset: str) -> Case | None:
     return max(ours, key=lambda row: row.found.rate if row.found else 0.0).case if ours else None
 
 
-def shards(settings: argparse.Namespace, rows: Sequence[Row]) -> Iterator[Row]:
+def shards(bench: Bench, settings: argparse.Namespace) -> None:
     """From Parquet shards, beside drawn numbers."""
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         manifest, vocabulary = write_shards(Path(name), settings.shards)
+        core = decode_rate(Path(name))
         for preset in settings.models:
-            best = fastest(rows, preset)
-            if best is None or (preset not in WANTED_MFU and not settings.pairs):
+            best = fastest(bench.rows, preset)
+            if best is None:
                 continue
             case = dataclasses.replace(best, manifest=manifest, vocabulary=vocabulary, workers=max(1, cores - 1))
-            drawn, read = run(sys.executable, "gpu_ours", best), run(sys.executable, "gpu_ours", case)
+            drawn, read = bench.run("drawn", best).found, bench.run("shards", case).found
             if drawn is None or read is None:
                 continue
-            told([Row("drawn", best, drawn), Row("shards", case, read)], drawn.operations)
-            core = decode_rate(Path(name))
             print(
                 f"{preset}: from shards {read.rate / drawn.rate:.1%} of the drawn numbers' rate (95 % is asked), waiting {read.waited:.1%};"
                 f" a core makes {core:,.0f} pairs a second, the model needs {drawn.rate / core:.1f} cores of {cores}"
             )
-            yield Row("shards", case, read)
 
 
 def write_shards(folder: Path, samples: int) -> tuple[str, str]:
-    """A corpus with captions that fill a text, and a vocabulary trained on them."""
-    found = [(" ".join([caption] * 40), picture) for caption, picture in pairs(min(samples, 4096))]
+    """A corpus with captions of as many words as a text has places, and a vocabulary trained on them."""
+    found = [
+        (" ".join((caption.split() * FULL_LENGTH)[:FULL_LENGTH]), picture)
+        for caption, picture in pairs(min(samples, 4096))
+    ]
     found = [found[number % len(found)] for number in range(samples)]
     manifests.write_corpus(str(folder / "corpus"), [shard_rows(found)], rows_per_shard=2048)
     vocabulary = str(folder / "vocabulary")
@@ -252,22 +275,26 @@ def decode_rate(folder: Path) -> float:
     return count / (time.perf_counter() - began)
 
 
-def large(settings: argparse.Namespace, rows: Sequence[Row]) -> Iterator[Row]:
+def large(bench: Bench, settings: argparse.Namespace) -> None:
     """The paper's batch on one GPU, by gradient caching."""
     for preset in settings.models:
-        best = fastest(rows, preset)
+        best = fastest(bench.rows, preset)
         if best is None or preset not in WANTED_MFU:
             continue
-        plain = next(row.found for row in rows if row.case == best)
-        case = dataclasses.replace(best, pairs=LARGE, micro=best.pairs, warmup=1, steps=2)
-        found = run(sys.executable, "gpu_ours", case)
-        told([Row("ours", case, found)], 0)
+        plain = next(row.found for row in bench.rows if row.who == "ours" and row.case == best)
+        case = dataclasses.replace(best, pairs=LARGE, micro=best.pairs, warmup=0, steps=2)
+        found = bench.run("ours", case).found
         if found is not None and plain is not None:
             print(
                 f"{preset}: {LARGE:,} pairs in pieces of {best.pairs:,}: {found.seconds:.2f} s a step, {found.peak_bytes / 1e9:.1f} GB,"
                 f" {plain.rate / found.rate:.2f} times the work of pieces alone"
             )
-        yield Row("ours", case, found)
+
+
+def has_peer(python: str) -> bool:
+    return not subprocess.run(
+        [python, "-c", "import open_clip, open_clip_train.precision"], check=False, capture_output=True
+    ).returncode
 
 
 def main() -> int:
@@ -275,27 +302,38 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", choices=[[], "speed", "shards", "large"], default=[])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument(
-        "--pairs", nargs="+", type=int, help="batches to try, of every model; the issue's figures are not judged then"
+        "--pairs", nargs="+", type=int, help="batches to try, of every model; nothing is checkpointed or large then"
     )
     parser.add_argument("--compute", nargs="+", default=["bf16", "autocast_bf16", "fp16"])
     parser.add_argument("--no-compile", dest="compile", action="store_const", const=[False], default=[True, False])
+    parser.add_argument("--only-compiled", dest="compile", action="store_const", const=[True])
     parser.add_argument("--peer", default=sys.executable, help="a Python that has open_clip; '' for none")
     parser.add_argument("--shards", type=int, default=SHARDS, help="pairs in the shards")
-    parser.add_argument("--out", type=Path, help="a file for the results, a line of JSON each")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="the longest that a case may take")
+    parser.add_argument("--out", type=Path, help="a file that the results are added to, a line of JSON each")
     settings = parser.parse_args()
     if not torch.cuda.is_available() and not settings.pairs:
         print("no GPU here: nothing was measured (on a CPU name --models, --pairs and --compute)")
         return 0
-    print(HEAD)
+    if settings.peer and not has_peer(settings.peer):
+        print(f"no open_clip in {settings.peer}: measured without it", flush=True)
+        settings.peer = ""
     parts = settings.parts or ["speed", "shards", "large"]
-    rows = list(speed(settings))
-    if "shards" in parts:
-        rows += shards(settings, rows)
-    if "large" in parts and not settings.pairs:
-        rows += large(settings, rows)
-    if settings.out is not None:
-        settings.out.write_text("".join(f"{json.dumps(dataclasses.asdict(row))}\n" for row in rows))
-    return 0
+    print(f"torch {torch.__version__}\n{HEAD}", flush=True)
+    with open(settings.out or os.devnull, "a", encoding="utf-8") as out:
+        bench = Bench(settings.peer, settings.seconds, out)
+        if "speed" in parts:
+            speed(bench, settings)
+        else:
+            alone = Bench("", settings.seconds, out)
+            for preset in settings.models:
+                alone.both(cases_of(preset, settings, settings.compute[0], compiles=settings.compile[0]))
+            bench.rows += alone.rows
+        if "shards" in parts:
+            shards(bench, settings)
+        if "large" in parts and not settings.pairs:
+            large(bench, settings)
+    return 0 if all(row.why in ("", NO_ROOM) for row in bench.rows) else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -18,8 +19,12 @@ NOWHERE = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.d
 """An index that nobody can reach, in the place of the one that this machine knows."""
 
 
-def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+def run(
+    command: Sequence[str], /, cwd: str | Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,43 @@ def test_wheels_that_were_changed_are_refused(tmp_path: Path) -> None:
     assert "not what carry.py has written" in done.stderr
     assert not (tmp_path / "venv").exists()
     assert run(["bash", str(INSTALL)]).returncode == 2
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("has_ensurepip", [True, False])
+def test_packages_of_an_interpreter_that_is_a_virtual_environments_are_seen(
+    has_ensurepip: bool, carry: ModuleType, tmp_path: Path
+) -> None:
+    """As in GPU images: torch is in a virtual environment, of a Debian Python that may lack ensurepip."""
+    outer, wheels, broken = tmp_path / "outer", tmp_path / "wheels", tmp_path / "broken"
+    venv.create(outer)
+    (site,) = outer.glob("lib/python*/site-packages")
+    (site / "torch.py").write_text("__version__ = '9.9'\nclass cuda:\n    is_available = staticmethod(lambda: False)\n")
+    (site / "trainer").mkdir()
+    (site / "trainer/config.py").touch()  # `node` runs outside of the checkout
+    broken.mkdir()
+    if not has_ensurepip:
+        (broken / "ensurepip.py").write_text("raise ImportError\n")
+        found = importlib.util.find_spec("pip")
+        assert found is not None
+        assert found.origin is not None
+        shutil.copytree(Path(found.origin).parent, site / "pip")
+    wheels.mkdir()
+    carry.stand_in(wheels, "carried", "1")
+    (wheels / "requirements.txt").write_text("carried==1\n")
+    sums = subprocess.run("sha256sum *", shell=True, cwd=wheels, check=True, capture_output=True).stdout
+    (wheels / "SHA256SUMS").write_bytes(sums)
+    node = tmp_path / "node"
+    done = run(
+        ["bash", str(INSTALL), str(wheels), str(node)],
+        tmp_path,
+        PYTHON=str(outer / "bin/python"),
+        PYTHONPATH=str(broken),
+        **NOWHERE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "installed: torch 9.9" in done.stdout
+    assert list(node.glob("lib/python*/site-packages/carried-1.dist-info"))
 
 
 @pytest.mark.prove

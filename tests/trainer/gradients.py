@@ -246,8 +246,10 @@ SQUARES: list[float] = []
 def scaled(stage: int, world: int, rank: int) -> Tensor:
     """[step, 4]: scale before and after, norm of the gradient that was applied, norm that the step said.
 
-    fp16's scaler in an fp32 engine, so that a CPU shows what it does; it grows after WINDOW steps instead of 1,000.
+    fp16's scaler in an fp32 engine, so that a CPU shows what it does; it grows after WINDOW steps instead of 1,000. Stages 1 and 2 must not
+    wait for the device by themselves: a GPU would idle between micro-batches.
     """
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler  # heavy
 
     model = fresh_model("clip")
@@ -258,6 +260,15 @@ def scaled(stage: int, world: int, rank: int) -> Tensor:
     vars(engine.optimizer)["loss_scaler"] = scaler
     pixels, ids = (values[rank * LOCAL : (rank + 1) * LOCAL].to(device()) for values in whole_batch(world))
     rows = []
+    waits = 0
+    wait = get_accelerator().synchronize
+
+    def counted(*which: object) -> None:
+        nonlocal waits
+        waits += 1
+        wait(*which)
+
+    vars(get_accelerator())["synchronize"] = counted
     for _ in range(SCALED_STEPS):
         SQUARES.clear()
         before = scaler.cur_scale
@@ -268,6 +279,8 @@ def scaled(stage: int, world: int, rank: int) -> Tensor:
         square = torch.tensor(sum(SQUARES), dtype=torch.float64, device=device())
         dist.all_reduce(square)
         rows.append([before, scaler.cur_scale, float(square) ** 0.5, stepped.gradient_norm])
+    del vars(get_accelerator())["synchronize"]
+    assert stage == 3 or waits == 0
     engine.destroy()
     return torch.tensor(rows, dtype=torch.float64)
 

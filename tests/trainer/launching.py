@@ -70,7 +70,9 @@ def launch_module(
     As soon as `kill_when` says so the whole group gets SIGKILL; as soon as `end_when` does, SIGTERM goes to the launcher and all of its
     processes.
     """
-    command = [str(_BINARIES / "deepspeed"), "--num_gpus", str(processes), "--master_port", str(free_port())]
+    launcher = _BINARIES / "deepspeed"  # not where packages were installed apart from the interpreter
+    command = [str(launcher)] if launcher.exists() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+    command += ["--num_gpus", str(processes), "--master_port", str(free_port())]
     command += ["--module", module, *arguments]
     with subprocess.Popen(
         command,

@@ -348,6 +348,7 @@ def test_deepspeed_is_told_what_its_defaults_get_wrong() -> None:
     buckets = {"reduce_bucket_size": 2**25, "allgather_bucket_size": 2**25}
     assert told["zero_optimization"] == {"stage": 3, **buckets}, "5e8 numbers by default: 1.9 GiB"
     assert (told["bf16"], told["fp16"]) == ({"enabled": True}, {"enabled": False})
+    assert told["timers"] == {"throughput": {"enabled": False}}, "it waits for the device before each forward"
     autocast = zero.deepspeed_config(load("precision.compute=autocast_bf16"), 2)["torch_autocast"]
     assert isinstance(autocast, dict)
     assert autocast["lower_precision_safe_modules"] == [], "DeepSpeed sums gradients of Linear and Conv in bf16"

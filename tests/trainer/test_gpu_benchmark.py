@@ -1,5 +1,8 @@
 """The arithmetic of the benchmark for GPUs, on a tiny model on a CPU: phases that add up, operations, utilisation, both sources of data."""
 
+import dataclasses
+import io
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +13,7 @@ import torch
 
 from tests.benchmarks import gpu_train
 from tests.benchmarks.data.gpu_case import PHASES, Case, Measured
-from tests.benchmarks.gpu_train import Row, fastest, judge, line_of, mfu, run
+from tests.benchmarks.gpu_train import NO_ROOM, Bench, Row, fastest, judge, line_of, mfu
 from trainer import flops, models
 
 pytestmark = pytest.mark.timeout(600)
@@ -23,9 +26,14 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
 
+def run(case: Case) -> Measured:
+    row = Bench("", 500).run("ours", case)
+    assert row.found is not None, row.why
+    return row.found
+
+
 def test_a_step_is_its_phases_and_its_operations_are_the_models() -> None:
-    found = run(sys.executable, "gpu_ours", TINY)
-    assert found is not None
+    found = run(TINY)
     assert found.phases.keys() == set(PHASES)
     assert all(found.phases[name] > 0 for name in PHASES)
     assert 0.3 * found.seconds < sum(found.phases.values()) < 3 * found.seconds
@@ -35,20 +43,62 @@ def test_a_step_is_its_phases_and_its_operations_are_the_models() -> None:
         assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.rate == pytest.approx(16 / found.seconds)
     assert len(found.losses) == 3
+    assert any("mm" in name for name, _ in found.kernels), "what takes long is known"
+    assert 0.5 < sum(share for _, share in found.kernels) <= 1
 
 
 def test_micro_batches_and_checkpoints_train_the_same_model() -> None:
     losses = []
     for case in (TINY, Case("tiny-vit", 16, "fp32", compile=False, checkpoint=True, micro=6, warmup=1, steps=3)):
-        found = run(sys.executable, "gpu_ours", case)
-        assert found is not None
-        losses.append(found.losses)
+        losses.append(run(case).losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_what_does_not_run_is_no_figure() -> None:
-    with pytest.raises(SystemExit, match="unknown; choose one of"):
-        run(sys.executable, "gpu_ours", Case("no-such-model", 16, "fp32", compile=False))
+def test_what_does_not_run_is_no_figure_and_the_others_go_on() -> None:
+    out = io.StringIO()
+    bench = Bench("", 500, out)
+    for case, why in (
+        (dataclasses.replace(TINY, preset="no-such-model"), "FAILED"),
+        (dataclasses.replace(TINY, warmup=0), ""),
+    ):
+        assert bench.run("ours", case).why.startswith(why)
+    assert "unknown; choose one of" in bench.rows[0].why
+    assert bench.rows[1].found is not None
+    assert [json.loads(line)["case"]["preset"] for line in out.getvalue().splitlines()] == ["no-such-model", "tiny-vit"]
+    assert Bench("", 0.01).run("ours", TINY).why == "took more than 0 s"
+
+
+def test_the_batch_is_the_largest_that_both_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Measured(1, 1, 1.0, 1.0, 1, 1, 0.0)
+
+    def told(python: str, module: str, case: Case, seconds: float) -> tuple[Measured | None, str]:
+        most = {"gpu_ours": 64, "gpu_peer": 32}[module]
+        return (found, "") if case.pairs <= most else (None, NO_ROOM)
+
+    monkeypatch.setattr(gpu_train, "run", told)
+    bench = Bench(sys.executable, 1)
+    largest = bench.both(Case("ViT-B/32", size, "bf16") for size in (128, 64, 32, 16))
+    assert largest is not None
+    assert largest.case == Case("ViT-B/32", 32, "bf16")
+    tried = [(row.who, row.case.pairs, row.case.compute, row.why) for row in bench.rows]
+    assert tried == [
+        ("ours", 128, "bf16", NO_ROOM),
+        ("ours", 64, "bf16", ""),
+        ("open_clip", 64, "pure_bf16", NO_ROOM),
+        ("ours", 32, "bf16", ""),
+        ("open_clip", 32, "pure_bf16", ""),
+    ]
+    assert Bench(sys.executable, 1).both([Case("ViT-B/32", 128, "bf16")]) is None
+
+
+def test_the_benchmarks_for_gpus_need_no_more_than_the_trainer() -> None:
+    """On a GPU node nothing else is installed (infra/README.md), and Ray may be left out."""
+    absent = ("ray", "cryptography", "aiohttp", "moto", "datasketch", "fastwarc", "yarl", "hypothesis", "open_clip")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+    for name in ("gpu_train", "gpu_kernels", "gpu_curves", "data.gpu_ours", "data.gpu_peer"):
+        code += f"import tests.benchmarks.{name}\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_utilisation_is_of_the_devices_peak(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +113,7 @@ def test_utilisation_is_of_the_devices_peak(capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert "SHORT" in said
     assert "1.50 times open_clip's rate (1.3 is asked), 0.50 of its memory" in said
-    assert "does not fit" in line_of(Row("ours", ours.case, None), 0)
+    assert NO_ROOM in line_of(Row("ours", ours.case, None, NO_ROOM), 0)
 
 
 @pytest.mark.prove
@@ -86,5 +136,6 @@ def test_the_command_goes_through_on_a_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "from shards" in done.stdout
-    assert len((tmp_path / "rows").read_text().splitlines()) == 2
+    rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    assert [row["who"] for row in rows] == ["ours", "drawn", "shards"]
     assert gpu_train.HEAD in done.stdout

@@ -25,8 +25,13 @@ class Case:
     vocabulary: str | None = None
     workers: int = 0
     warmup: int = 4
+    """Steps after the first one that are not timed; more where the last of them changed no weight."""
     steps: int = 10
     recipe: str = "trainer/configs/smoke.toml"
+
+
+MOST_SEARCHING = 40
+"""Steps beyond the warm-up in which a loss scaler of fp16 may look for its scale."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Measured:
     """Median seconds of a step, by phase."""
     losses: list[float] = field(default_factory=list)
     """Of the first three steps."""
+    kernels: list[tuple[str, float]] = field(default_factory=list)
+    """The operations that took the device longest in a step, and the share of its time that each took itself."""
     device: str = ""
 
     @property

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.data.gpu_ours CASE.json
 
 Prints one line of JSON, as `Measured` has it. A step is what `trainer/train.py` does between two batches: what is not in it are reports and
-checkpoints. Phases are read off events of the device in steps of their own, so that the figure for the whole is not disturbed by them.
+checkpoints. Phases are read off events of the device in steps of their own, and kernels off torch's profiler in one more, so that the
+figure for the whole is not disturbed by them. A timed step that changed no weight is no figure: its optimizer has not run.
 """
 
 import contextlib
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from pipeline.contracts.config import load_config
-from tests.benchmarks.data.gpu_case import PHASES, Case, Measured
+from tests.benchmarks.data.gpu_case import MOST_SEARCHING, PHASES, Case, Measured
 from trainer import flops, gradient_cache, partitions, starting, zero
 from trainer.config import TrainConfig, resolve, settled
 from trainer.data import loader
@@ -145,25 +147,31 @@ def measure(case: Case) -> Measured:
         losses: list[float] = []
         lengths: list[int] = []
 
-        def step(through: Any, load: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]) -> None:
+        def step(through: Any, load: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]) -> bool:
             lengths.append(feed.next().text_length)
             loss, _ = gradient_cache.forward_backward(
                 through, lambda *outputs: zero.with_true_gradient(loss_of(*outputs)), load, case.pairs, case.micro
             )
+            if through is marked:
+                phases.mark("data")
             feed.begin()
             if through is marked:
                 phases.mark("optimizer")
-            losses.append(zero.step(engine, loss, use.lr, stop=False, replaced=0).loss)
+            stepped = zero.step(engine, loss, use.lr, stop=False, replaced=0)
+            losses.append(stepped.loss)
+            return stepped.applied
 
         def marked_load(at: slice) -> tuple[torch.Tensor, torch.Tensor]:
             phases.mark("data")
             return feed.load(at)
 
         began = time.perf_counter()
-        step(engine, feed.load)
+        applied = step(engine, feed.load)
         first_step = time.perf_counter() - began
-        for _ in range(case.warmup):
-            step(engine, feed.load)
+        for number in range(case.warmup + MOST_SEARCHING):
+            if number >= case.warmup and applied:
+                break
+            applied = step(engine, feed.load)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         feed.waited_since()
@@ -171,10 +179,12 @@ def measure(case: Case) -> Measured:
         seconds = []
         for _ in range(case.steps):
             began = time.perf_counter()
-            step(engine, feed.load)
+            applied &= step(engine, feed.load)
             if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
+        if not applied:
+            raise RuntimeError(f"not every timed step changed weights: gradients are not finite; losses {losses}")
         waited = feed.waited_since() / sum(seconds)
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
         length = round(statistics.fmean(lengths))
@@ -184,6 +194,7 @@ def measure(case: Case) -> Measured:
             phases.mark("data")
             taken.append(phases.seconds())
         shares = {name: statistics.median(one[name] for one in taken) for name in PHASES}
+        longest = kernels(lambda: step(engine, feed.load), on_gpu=on_gpu)
 
         once = config.model.model_copy(update={"checkpoint_activations": False})
         with torch.device("meta"):
@@ -198,8 +209,27 @@ def measure(case: Case) -> Measured:
             waited=waited,
             phases=shares,
             losses=losses[:3],
+            kernels=longest,
             device=torch.cuda.get_device_name() if on_gpu else "CPU",
         )
+
+
+def kernels(work: Callable[[], object], *, on_gpu: bool, most: int = 12) -> list[tuple[str, float]]:
+    """The operations that took longest, and the share of the device's time that each took itself; [] where it cannot be profiled."""
+    try:
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+            work()
+    except RuntimeError as error:
+        print(f"no profile: {error}", file=sys.stderr)
+        return []
+    device = "CUDA" if on_gpu else "CPU"
+    took = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in found.key_averages()
+        if event.device_type.name == device and not getattr(event, "is_user_annotation", False)
+    }
+    total = sum(took.values())
+    return [(name, took[name] / total) for name in sorted(took, key=took.__getitem__, reverse=True)[:most] if total]
 
 
 def from_shards(config: TrainConfig, case: Case) -> Iterator[Batch]:
@@ -222,12 +252,14 @@ def from_shards(config: TrainConfig, case: Case) -> Iterator[Batch]:
         read_ahead=config.data.read_ahead,
         page_locked=not zero.on_cpu(),
     )
-    return loader.batches(plan, 0, case.steps * 2 + case.warmup + 4)
+    return loader.batches(plan, 0, 2 * case.steps + case.warmup + MOST_SEARCHING + 4)
 
 
 def main() -> None:
     case = Case(**json.loads(Path(sys.argv[1]).read_text()))
-    print(json.dumps(dataclasses.asdict(measure(case))))
+    with contextlib.redirect_stdout(sys.stderr):
+        found = measure(case)
+    print(json.dumps(dataclasses.asdict(found)))
 
 
 if __name__ == "__main__":

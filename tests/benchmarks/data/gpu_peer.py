@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.data.gpu_case import FULL_LENGTH, Case, Measured
+from tests.benchmarks.data.gpu_case import FULL_LENGTH, MOST_SEARCHING, Case, Measured
 
 
 def measure(case: Case) -> Measured:
@@ -32,6 +32,7 @@ def measure(case: Case) -> Measured:
     torch.backends.cudnn.benchmark = True
     name = case.preset.replace("/", "-").replace("@336px", "-336")
     model = open_clip.create_model(name, precision=case.compute, device=device, force_quick_gelu=True)
+    model.train()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if case.checkpoint:
         model.set_grad_checkpointing()
@@ -59,6 +60,9 @@ def measure(case: Case) -> Measured:
     ids = ids.to(device)
     losses: list[float] = []
 
+    def scale_of() -> float:
+        return 1.0 if scaler is None else scaler.get_scale()
+
     def step() -> None:
         optimizer.zero_grad()
         with autocast():
@@ -75,10 +79,14 @@ def measure(case: Case) -> Measured:
             model.logit_scale.clamp_(0, math.log(100))
         losses.append(float(loss.detach()))
 
+    before = scale_of()
     began = time.perf_counter()
     step()
     first_step = time.perf_counter() - began
-    for _ in range(case.warmup):
+    for number in range(case.warmup + MOST_SEARCHING):
+        if number >= case.warmup and scale_of() == before:
+            break  # a scale that has come down says that the last step changed no weight
+        before = scale_of()
         step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -89,6 +97,8 @@ def measure(case: Case) -> Measured:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
+    if scale_of() < before or not all(map(math.isfinite, losses)):
+        raise RuntimeError(f"not every timed step changed weights; losses {losses}")
     return Measured(
         pairs=case.pairs,
         parameters=parameters,

@@ -5,14 +5,15 @@ by the functions that the pipeline stores pictures with.
 """
 
 import hashlib
+import io
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.content import image as images
 from pipeline.contracts import schema
-from tests.benchmarks.crawl import draw
 from tests.benchmarks.data.captions import REAL_DATA, captions
 
 CUTS = 13
@@ -25,6 +26,22 @@ def sources() -> list[bytes]:
         found: list[bytes] = pq.read_table(table, columns=["jpeg"])["jpeg"].to_pylist()
         return found
     return [draw(seed) for seed in range(76)]
+
+
+def draw(seed: int) -> bytes:
+    """A scene with edges, gradients and grain: about as many bytes as a photograph of that size."""
+    dice = np.random.default_rng(seed)
+    y, x = np.mgrid[0:768, 0:1024].astype(np.float32)
+    pixels = np.stack(
+        [128 + 90 * np.sin(x / dice.uniform(60, 300) + y / dice.uniform(60, 300) + c) for c in range(3)], axis=2
+    )
+    for _ in range(60):
+        cx, cy, radius = dice.uniform(0, 1024), dice.uniform(0, 768), dice.uniform(10, 120)
+        pixels[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = dice.uniform(0, 255, 3)
+    grain = dice.normal(0, 5, (768, 1024, 1))
+    file = io.BytesIO()
+    PIL.Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def pictures() -> list[bytes]:
