@@ -256,6 +256,7 @@ def start_engine(
     _set_patience(deepspeed.constants.default_pg_timeout)
     # Of the convolutions that cuDNN has for a shape, the first step finds the fastest; another time it may be another one.
     torch.backends.cudnn.benchmark = not config.run.deterministic
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as torch has it for matrices but not for convolutions
     found, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(config, world_size), dist_init_required=False
     )
