@@ -4,6 +4,7 @@ Workers write pixels where the training process reads them: nothing is copied, n
 system, so that the size of /dev/shm, which containers keep at 64 MB, does not matter.
 """
 
+import contextlib
 import logging
 import math
 import mmap
@@ -51,6 +52,9 @@ class SharedArrays:
         cuda: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         refused = int(cuda.cudaHostRegister(address, size, 0))
         if refused:
+            # CUDA keeps the refusal as its last error, which torch would find after the next launch and take for that one's.
+            with contextlib.suppress(RuntimeError):
+                torch.ones(1, device="cuda")
             log.warning(
                 "%d MiB of pixels cannot be page-locked (CUDA error %d): copies to the GPU are slower",
                 size >> 20,
