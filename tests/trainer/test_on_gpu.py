@@ -132,3 +132,11 @@ def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:
             assert torch.equal(pixels, torch.full_like(pixels, number / 255))
             assert ids.shape[1] == 16
         feed.begin()
+
+
+def test_a_refused_page_lock_is_not_the_next_kernels_error(caplog: pytest.LogCaptureFixture) -> None:
+    shared = SharedArrays(2, (1 << 20,))
+    for _ in range(2):  # CUDA refuses memory that it has already
+        shared.page_lock()
+    assert "cannot be page-locked" in caplog.text
+    assert float((torch.ones(3, device="cuda") + 1).sum()) == 6
