@@ -298,9 +298,13 @@ def _told_to_end(engine: zero.Engine, report: Reporter) -> bool:
 
 
 def _sum_in_order() -> None:
-    """Choose kernels whose results do not depend on which of their threads comes first; torch warns of operations that have none."""
+    """Choose kernels whose results do not depend on which of their threads comes first; an operation that has none is an error.
+
+    `warn_only` would do more than its name says: attention's backward (flash, memory-efficient, cuDNN) then stays as fast and as
+    disorderly as ever, with a warning (torch's attention_backward.cu and sdp_utils.cpp).
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
 
 
 def _seed(seed: int) -> None:

@@ -10,7 +10,7 @@ in every stage through the trainer's own door. The first process writes FILE (sa
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import safetensors.torch
 import torch
@@ -49,7 +49,7 @@ class Case(NamedTuple):
     micro_batches: int
     blocks: Literal["plain", "checkpointed", "compiled"] = "plain"
     bucket: int | None = None
-    """Numbers in DeepSpeed's buffers; None: the trainer's own choice."""
+    """Numbers in DeepSpeed's buffers; None: the trainer's own choice. With a number, stage 3 keeps no parameter whole."""
 
     @property
     def name(self) -> str:
@@ -183,6 +183,15 @@ class Plain:
         torch.autograd.backward(loss)
 
 
+def all_split(
+    config: TrainConfig, world_size: int, whole: Callable[..., Any] = zero.deepspeed_config
+) -> dict[str, Any]:
+    """The trainer's dictionary, but that stage 3 splits every parameter: it keeps those of fewer than 1e5 numbers whole, all of TINY's."""
+    derived: dict[str, Any] = whole(config, world_size)
+    derived["zero_optimization"] |= {"stage3_param_persistence_threshold": 0} if config.zero.stage == 3 else {}
+    return derived
+
+
 def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
     """Loss (mean over processes) and gradients of one case, complete on the first process."""
     model = fresh_model(case.kind, checkpointed=case.blocks == "checkpointed")
@@ -214,10 +223,11 @@ def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
         f"precision.compute={case.compute}",
     ]
     config = load_config(TrainConfig, "trainer/configs/smoke.toml", overrides)
-    usual = zero.BUCKET
-    vars(zero)["BUCKET"] = case.bucket or usual
+    usual = {"BUCKET": zero.BUCKET, "deepspeed_config": zero.deepspeed_config}
+    if case.bucket is not None:
+        vars(zero).update(BUCKET=case.bucket, deepspeed_config=all_split)
     engine = zero.start_engine(config, model, Recorder(model), world)
-    vars(zero)["BUCKET"] = usual
+    vars(zero).update(usual)
     for _ in range(HALF_STEPS if case.compute == "fp16" else 1):
         loss, _ = gradient_cache.forward_backward(engine, loss_of, load, LOCAL, micro_size)
         stepped = zero.step(engine, loss, 0.0, stop=False, replaced=0)

@@ -2,13 +2,16 @@
 
 import dataclasses
 import itertools
+import types
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from pipeline.contracts.errors import InputError
 from trainer.data.feed import Feed
 from trainer.data.loader import Batch
+from trainer.data.shared import SharedArrays
 from trainer.data.transforms import normalise
 from trainer.models import CLIP, Preset, ViTShape
 from trainer.models.presets import TextTower
@@ -70,14 +73,18 @@ def test_no_batch_is_taken_after_the_last() -> None:
 
 
 def test_an_error_of_the_loader_arrives_where_the_batch_is_asked_for() -> None:
+    """And not in the step before, which read it ahead: that one is to be applied and saved."""
+
     def broken() -> Iterator[Batch]:
         yield batch(0, [3])
-        raise ValueError("no more")
+        raise InputError("no more")
 
     feed = feed_of(broken())
     feed.next()
-    with pytest.raises(ValueError, match="no more"):
-        feed.begin()
+    feed.begin()
+    assert feed.load(slice(0, 1))[1].shape == (1, 16)
+    with pytest.raises(InputError, match="no more"):
+        feed.next()
 
 
 @pytest.mark.parametrize("text", ["transformer", "bag_of_words"])
@@ -96,3 +103,28 @@ def test_what_lies_behind_the_ends_has_no_part_in_features_and_gradients(text: T
         assert whole is not None
         assert cut is not None
         torch.testing.assert_close(cut, whole, rtol=1e-11, atol=1e-14)
+
+
+def test_where_memory_cannot_be_page_locked_the_refusal_is_not_taken_for_anothers_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CUDA's rule: a call that fails is the last error until someone asks, and torch asks after each launch of a kernel."""
+    last_error = 0
+
+    def register(address: int, size: int, flags: int) -> int:
+        nonlocal last_error
+        last_error = 801
+        return last_error
+
+    def launch(*shape: int, device: str) -> None:
+        nonlocal last_error
+        assert device == "cuda"
+        error, last_error = last_error, 0
+        if error:
+            raise RuntimeError("CUDA error: operation not supported")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: types.SimpleNamespace(cudaHostRegister=register))
+    monkeypatch.setattr(torch, "ones", launch)
+    SharedArrays(2, (3, 4)).page_lock()
+    assert "cannot be page-locked (CUDA error 801)" in caplog.text
+    launch(1, device="cuda")  # the first kernel of the model

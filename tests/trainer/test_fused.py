@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.optim import update
+from trainer.optim import half_adamw, update
 from trainer.optim.blocks import quantise
 
-pytest.importorskip("triton", reason="no Triton here; pip install triton")
+triton = pytest.importorskip("triton", reason="no Triton here; pip install triton")
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 Spans = list[tuple[int, int]]
@@ -202,6 +202,21 @@ def test_is_the_pytorch_version_within_a_step_of_fp16(name: str, interpreted: di
     )  # of weight and update, one of which may cancel the other
     assert float(((ours - theirs).abs() / size).max()) <= 3 * unit
     assert float((ours != theirs).double().mean()) < 0.1  # a fifth of MKL's square roots are not the nearest number
+
+
+def test_without_a_compiler_for_triton_pytorch_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Triton builds its launcher when it is first used; on a machine without a C compiler that is where it says so."""
+
+    def no_compiler(self: object) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(type(triton.runtime.driver), "active", property(no_compiler))
+    half_adamw._fused.cache_clear()
+    assert half_adamw._fused() is None
+    assert "Failed to find C compiler." in caplog.text
+    half_adamw._fused.cache_clear()
 
 
 def test_gradients_stay_as_they_are(interpreted: dict[str, update.Flat]) -> None:

@@ -4,6 +4,7 @@ The two-process cases run in one launch of this very file as a program; each pro
 them with one process that sees the full batch.
 """
 
+import itertools
 import math
 import os
 import subprocess
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from tests.trainer.gradients import NAIVE
 from trainer.objectives import OBJECTIVES
@@ -122,6 +124,21 @@ def test_a_loss_can_be_differentiated_again_and_scaled() -> None:
     (once,) = torch.autograd.grad(loss * 2**16, images, retain_graph=True)
     (again,) = torch.autograd.grad(loss, images)
     assert torch.equal(once, again * 2**16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [None, 64])
+def test_two_blocks_of_similarities_are_the_most_that_is_in_memory(kind: str, chunk: int | None) -> None:
+    """By torch's record of its allocator; `--check` counts on it. Features and what is of one row or column are small beside them."""
+    loss, own = OBJECTIVES[kind].loss, () if OBJECTIVES[kind].logit_bias is None else (torch.tensor([-10.0]),)
+    pairs = 512
+    images, texts = (functional.normalize(torch.randn(pairs, 8), dim=-1).requires_grad_() for _ in range(2))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        loss(images, texts, torch.tensor([10.0]), *own, chunk_size=chunk)
+    assert record.profiler is not None
+    found = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(found, key=lambda event: event.start_ns()))
+    assert 1.5 <= max(held) / (4 * (chunk or pairs) * pairs) <= 2.6
 
 
 def test_wrong_shapes_are_refused() -> None:

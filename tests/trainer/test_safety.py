@@ -560,6 +560,17 @@ def ranks_of(run: Path) -> Iterator[tuple[int, str]]:
             yield int(folder.name), rank
 
 
+def test_an_error_in_a_batch_that_was_read_ahead_costs_no_step(short_run: dict[str, object], tmp_path: Path) -> None:
+    """Batch 4 is read while batch 3 is at work: the step of that one is applied, noted and saved first."""
+    run = tmp_path / "run"
+    overrides = short_run | {"run.dir": run, "run.log_every": 1}
+    finished = together(1, overrides, module=INSTRUMENTED, environment={"WRONG_INPUT": "0:4-4"})
+    assert finished.code == 2, finished.output
+    assert errors_of(finished.output) == ["error: batch 4 of process 0 is wrong; that is what the test wants"]
+    assert [line["step"] for line in lines_of(run)] == [1, 2, 3, 4]
+    assert checkpoint.complete_tags(str(run / "checkpoints")) == ["step-00000004", "step-00000002"]
+
+
 @pytest.mark.prove
 def test_an_error_of_one_process_alone_is_the_only_sentence(short_run: dict[str, object], tmp_path: Path) -> None:
     for rank, told_to_end in ((0, False), (1, False), (1, True)):

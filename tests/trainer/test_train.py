@@ -469,3 +469,14 @@ def test_what_is_no_vocabulary_is_not_copied(corpus: Path, tmp_path: Path) -> No
         with pytest.raises(InputError, match=r"given: (not a vocabulary|68,157,440 bytes, more than the 67,108,864)"):
             train._provide_vocabulary(config, ShardCorpus(str(corpus), manifests.load(str(corpus))), str(copy))
         assert not copy.exists()
+
+
+def test_a_run_that_asks_for_an_order_of_sums_gets_it_from_attention_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `warn_only` the backward pass of fused attention stays as it is, on GPUs; only "error" changes it."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.get_deterministic_debug_mode()
+    try:
+        train._sum_in_order()
+        assert torch.get_deterministic_debug_mode() == 2
+    finally:
+        torch.set_deterministic_debug_mode(before)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pipeline.contracts.errors import HouseError
 from trainer.config import Channels
 from trainer.data.loader import Batch
 from trainer.data.transforms import normalise
@@ -42,10 +43,16 @@ class Feed:
         self._batch: Batch | None = None
         self._upcoming: Batch | None = None
         self._begun: tuple[Tensor, Tensor] | None = None
+        self._error: HouseError | None = None
         self._waited = 0.0
 
     def next(self) -> Batch:
-        """The next batch; it must exist. The one before it may be overwritten from now on, so its step must be over."""
+        """The next batch; it must exist. The one before it may be overwritten from now on, so its step must be over.
+
+        What went wrong when it was taken ahead is raised here: the step before has nothing to do with it, and is to be saved.
+        """
+        if self._error is not None:
+            raise self._error
         batch = self._upcoming or self._take()
         assert batch is not None
         self._batch, self._upcoming = batch, None
@@ -53,7 +60,10 @@ class Feed:
 
     def begin(self) -> None:
         """Take the batch after the one in hand, if there is one, and begin to copy the pairs that are needed of it first."""
-        self._upcoming = self._take()
+        try:
+            self._upcoming = self._take()
+        except HouseError as error:
+            self._error = error
         if self._upcoming is not None:
             self._begun = self._copied(self._upcoming, self._first)
 

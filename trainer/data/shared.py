@@ -52,7 +52,7 @@ class SharedArrays:
         cuda: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         refused = int(cuda.cudaHostRegister(address, size, 0))
         if refused:
-            # The runtime remembers the refusal, and torch would take it for that of its next kernel: this is that kernel.
+            # CUDA keeps the refusal as its last error, which torch would find after the next launch and take for that one's.
             with contextlib.suppress(RuntimeError):
                 torch.ones(1, device="cuda")
             log.warning(

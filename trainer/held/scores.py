@@ -88,11 +88,11 @@ def zeroshot(pictures: Tensor, weights: Tensor, labels: Tensor) -> dict[str, flo
         right = order == labels[block, None]
         hit.append(right[:, 0])
         among_five.append(right[:, :5].any(dim=1))
-    hits = torch.cat(hit).double()
+    hits = torch.cat(hit)
     sizes = torch.bincount(labels, minlength=len(weights))
-    of_class = torch.bincount(labels, weights=hits, minlength=len(weights))[sizes > 0] / sizes[sizes > 0]
+    of_class = torch.bincount(labels[hits], minlength=len(weights))[sizes > 0].double() / sizes[sizes > 0]
     return {
-        "zeroshot_top1": float(hits.mean()),
+        "zeroshot_top1": float(hits.double().mean()),
         "zeroshot_top5": float(torch.cat(among_five).double().mean()),
         "zeroshot_mean_per_class": float(of_class.mean()),
     }

@@ -141,7 +141,8 @@ class CLIP(nn.Module):
         from torch._dynamo import config  # heavy
 
         # All modules share the code that is compiled, and torch runs it uncompiled once there are 8 programs of it. A ResNet's blocks alone
-        # have 8 shapes, to which come the text tower's, both passes of gradient caching, its last micro-batch and evaluation.
+        # have 8 shapes, a text tower has five lengths (`data/loader.py`); to them come both passes of gradient caching, its last
+        # micro-batch and evaluation.
         config.recompile_limit = max(config.recompile_limit, _MOST_PROGRAMS)
         for module in self.modules():
             if isinstance(module, Block | Bottleneck):

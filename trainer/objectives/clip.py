@@ -129,6 +129,7 @@ def _softmaxes(
         terms = torch.sub(logits, higher).exp_().scatter_(1, targets, 0.0)
         rest = rest * (top - higher).exp_() + terms.sum(dim=0)
         top = higher
+        del logits, terms  # before the next block is made
     mine = slice(rank * b, rank * b + b)
     higher = top.clone()
     if world > 1:

@@ -1,10 +1,11 @@
 """What objectives over similarities share: the rows of this rank against the columns of all ranks, a block of rows at a time, exactly.
 
 Every rank holds b of the B = W b pairs. It gathers the other tower's features, and for each block of its own rows forms logits of
-[block, B], their loss and, in the same visit, their slope, from which the gradients follow at once: nothing is computed twice, and no
-more than two blocks of [block, B] live at a time. The gradient of the gathered features goes back to the ranks that own them (a
-reduce-scatter with a sum) before the function returns, so that between forward and backward only gradients of [b, E] are kept, and
-backward only multiplies them by what arrives. A loss scale enters there and nowhere else: sums over ranks are of unscaled fp32.
+[block, B], their loss and, in the same visit, their slope, from which the gradients follow at once: nothing is computed twice (but in
+`clip.py`, which asks of its columns first), and no more than two blocks of [block, B] live at a time. The gradient of the gathered
+features goes back to the ranks that own them (a reduce-scatter with a sum) before the function returns, so that between forward and
+backward only gradients of [b, E] are kept, and backward only multiplies them by what arrives. A loss scale enters there and nowhere
+else: sums over ranks are of unscaled fp32.
 
 DDP and ZeRO average the gradients of parameters over ranks, which makes of each rank's own loss the gradient of their mean, the scale's
 and the bias's included: no factor W anywhere.

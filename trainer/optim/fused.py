@@ -44,6 +44,11 @@ class _Tiles(NamedTuple):
     """int32 [spans]."""
 
 
+def start() -> None:
+    """Have Triton build what it launches kernels with. Raises RuntimeError, OSError or CalledProcessError where this machine cannot."""
+    triton.runtime.driver.active.utils  # noqa: B018  # for it, a C compiler and Python's headers are needed
+
+
 def update(flat: Flat, rule: Rule, spans: Sequence[Span]) -> None:
     """`update.update` on a GPU, in one launch or two. A block has at most LARGEST_BLOCK numbers."""
     n = len(flat.weights)

@@ -15,6 +15,7 @@ logit_scale <= ln 100) is kept here, in the master weights: clamping the module'
 
 import functools
 import logging
+import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
@@ -234,12 +235,16 @@ def _update(
 
 @functools.cache
 def _fused() -> Any:
-    """The fused kernel, or None where there is no Triton."""
+    """The fused kernel, or None where there is no Triton, or nothing that Triton could compile with."""
     try:
         from trainer.optim import fused  # heavy
-    except ImportError:
+
+        fused.start()
+    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
         log.warning(
-            "triton is not installed: the optimizer steps in plain PyTorch, which takes about ten times as long"
+            "no Triton kernel can be run (%s): the optimizer steps in plain PyTorch, which takes about ten times as long; install triton,"
+            " a C compiler and Python's headers",
+            error,
         )
         return None
     return fused
