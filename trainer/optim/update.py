@@ -1,7 +1,8 @@
 """One update of AdamW over flat tensors, in plain PyTorch: what `fused.py` does in one pass over a GPU's memory, here in many small ones.
 
 Every operation rounds once: products and sums are separate, for whether one that does both rounds in between is up to the device and its
-compiler. So the numbers are the same to the bit on CPUs and GPUs, in this version and in the fused one.
+compiler. So the numbers are the same to the bit on a GPU, in this version and in the fused one, and on CPUs too but for what follows from
+square roots, of which torch's there (MKL's) may be off by the last bit.
 """
 
 from collections.abc import Sequence
