@@ -91,6 +91,7 @@ class Feed:
         return batch
 
     def _copied(self, batch: Batch, at: slice) -> tuple[Tensor, Tensor]:
-        ids = batch.ids[at, : batch.text_length]
         with torch.cuda.stream(self._stream):
-            return batch.pixels[at].to(self._device, non_blocking=True), ids.to(self._device, non_blocking=True)
+            # Ids first: their memory is not page-locked, so that this process waits until whatever was told before them is copied.
+            ids = batch.ids[at, : batch.text_length].to(self._device, non_blocking=True)
+            return batch.pixels[at].to(self._device, non_blocking=True), ids

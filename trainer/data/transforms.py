@@ -8,6 +8,7 @@ Random draws come from a generator keyed by (seed, number of the sample in the r
 the same on one process or sixteen, and after any resume.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -28,10 +29,15 @@ _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's
 
 def normalise(pixels: torch.Tensor, mean: Channels = CLIP_MEAN, std: Channels = CLIP_STD) -> torch.Tensor:
     """uint8 [n, 3, r, r] to float32 less `mean` over `std` (of values in [0, 1]), on the tensor's own device."""
-    centre = torch.tensor(mean, device=pixels.device).view(3, 1, 1)
-    spread = torch.tensor(std, device=pixels.device).view(3, 1, 1)
+    centre, spread = _on(pixels.device, mean), _on(pixels.device, std)
     # In place behind the conversion: each further tensor of a batch's size costs a processor more in page faults than its arithmetic.
     return pixels.to(torch.float32).div_(255.0).sub_(centre).div_(spread)
+
+
+@functools.cache
+def _on(device: torch.device, channels: Channels) -> torch.Tensor:
+    """float32 [3, 1, 1], made once: making it on a GPU waits for all that the GPU was told to do before."""
+    return torch.tensor(channels, device=device).view(3, 1, 1)
 
 
 def evaluation_pixels(rgb: UInt8s, size: int) -> UInt8s:
