@@ -83,9 +83,8 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Json]:
         "fp16": {"enabled": compute == "fp16"},
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
-        "timers": {
-            "throughput": {"enabled": False}
-        },  # it would wait for the device before each forward, of micro-batches too
+        # It would wait for the device before each forward, of micro-batches too.
+        "timers": {"throughput": {"enabled": False}},
     }
     if config.precision.master == "bf16":
         # "bf16_optimizer_states" is how DeepSpeed is told that masters stay where the weights are. The moments are ours, and fp16.
