@@ -128,6 +128,7 @@ class DescriptorConfig(StrictModel):
         None
     )  # where the corpus's vectors are kept; none: `derived` beside the shards, for `files` in `report.work`
     beta: float = Field(1.0, ge=0, le=1)  # how much a score is lowered where the example is near to everything
+    part_margin: float = Field(0.08, ge=0, le=1)  # how much more a part must score than the whole picture as it is
     views: list[ViewKind] = Field(
         list(VIEWS), min_length=1
     )  # what is looked at of an example: up to 16 parts, and mirrored

@@ -21,7 +21,7 @@ from evaluation.descriptor import weights
 from evaluation.descriptor.artefact import Descriptor
 from evaluation.descriptor.embed import EMBED_VERSION, Embedder, views
 from evaluation.descriptor.search import Index, normalisation, score_pairs
-from evaluation.descriptor.views import VIEWS, ViewKind
+from evaluation.descriptor.views import VIEWS, WHOLE_PICTURE, ViewKind
 from evaluation.overlap.corpus import Corpus, Stored
 from evaluation.overlap.seen import CopyScores, Seen, Vectors, as_vectors
 from evaluation.overlap.set_stage import tables_of_sets
@@ -58,7 +58,7 @@ def look(
     """Look at the sets' pictures, beside a corpus's `vectors`; everything that the rest of the job needs of the descriptor."""
     tables, root = set_vectors(driver, sets, descriptor, config.views)
     sizes = [len(one) for one in sets]
-    index = build_index(tables, sizes, descriptor, beta=config.beta)
+    index = build_index(tables, sizes, descriptor, beta=config.beta, part_margin=config.part_margin)
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
     copies = functools.partial(copy_scores, descriptor, index, starts)
     return Seen(descriptor.card, config, index, root, vectors, copies)
@@ -165,21 +165,21 @@ def set_vectors(
     return tables_of_sets(driver, "views", digest, sets, make, rows_per_unit=ROWS_PER_UNIT, accounted=False)
 
 
-def build_index(tables: Sequence[pa.Table], sizes: Sequence[int], descriptor: Descriptor, *, beta: float) -> Index:
+def build_index(
+    tables: Sequence[pa.Table], sizes: Sequence[int], descriptor: Descriptor, *, beta: float, part_margin: float
+) -> Index:
     """All sets' views in memory. `picture` counts through the sets one after the other, `sizes` examples each, as `join.EvalCodes` does.
 
-    `beta`: how much of a view's nearness to the background its score is lowered by (0: the score is the cosine).
+    `beta`: how much of a view's nearness to the background its score is lowered by (0: not). `part_margin`: what the score of every view
+    but the whole picture as it is is lowered by besides: with 31 further views an example has 31 further chances to lie near a stranger.
     """
     dimension = descriptor.card.architecture.dimension
     starts = np.cumsum([0, *sizes[:-1]])
     picture = [np.asarray(table["eval_row"]) + start for table, start in zip(tables, starts, strict=True)]
     vectors = np.concatenate([as_vectors(table["vector"], dimension, "views") for table in tables])
-    return Index(
-        vectors,
-        np.concatenate(picture),
-        np.concatenate([np.asarray(table["view"]) for table in tables]),
-        normalisation(vectors, descriptor.background, beta=beta, nearest=_NEAREST),
-    )
+    view = np.concatenate([np.asarray(table["view"]) for table in tables])
+    lowered = normalisation(vectors, descriptor.background, beta=beta, nearest=_NEAREST)
+    return Index(vectors, np.concatenate(picture), view, lowered + np.where(view == WHOLE_PICTURE, 0.0, part_margin))
 
 
 # ---- planted copies

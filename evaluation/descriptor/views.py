@@ -31,6 +31,8 @@ _PARTS = (
     ),
 )
 NAMES = (*_PARTS, *(f"{part}, mirrored" for part in _PARTS))
+WHOLE_PICTURE = 0
+"""The number of the whole picture as it is."""
 MIRRORED = len(_PARTS)
 """The number of a mirrored part is that of the part and this."""
 _HALF = 0.5**0.5
@@ -45,7 +47,7 @@ def boxes(kinds: Sequence[ViewKind], width: int, height: int) -> dict[int, Box]:
     """
     found: dict[int, Box] = {}
     if "whole" in kinds:
-        found[0] = WHOLE
+        found[WHOLE_PICTURE] = WHOLE
     if "square" in kinds and width != height:
         across, down = min(1.0, height / width), min(1.0, width / height)
         found[1] = ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)

@@ -51,7 +51,13 @@ class Seen:
     @property
     def identity(self) -> dict[str, Json]:
         """What a score depends on, beside the corpus's vector: for digests of stages."""
-        return {"weights_sha256": self.card.weights_sha256, "beta": self.settings.beta, "views": self.views_root}
+        used = self.settings
+        return {
+            "weights_sha256": self.card.weights_sha256,
+            "beta": used.beta,
+            "part_margin": used.part_margin,
+            "views": self.views_root,
+        }
 
     def about(self) -> DescriptorReport:
         """For the report."""
@@ -60,6 +66,7 @@ class Seen:
             card=self.card,
             views=self.settings.views,
             beta=self.settings.beta,
+            part_margin=self.settings.part_margin,
             rows_without_vector=self.vectors.absent,
             vectors_sha256=digest_json([self.views_root, *files]),
         )

@@ -28,6 +28,7 @@ def check_settings(place: str, report: Report, asked: DescriptorConfig | None) -
     if found is None or asked is None:
         return
     yield from differ(place, "descriptor.beta", found.beta, asked.beta)
+    yield from differ(place, "descriptor.part_margin", found.part_margin, asked.part_margin)
     yield from differ(place, "descriptor.views", found.views, asked.views)
     if not 0 <= found.rows_without_vector <= report.corpus.rows:
         yield (
@@ -48,9 +49,14 @@ def impossible_scores(report: Report, pairs: list[Row]) -> str | None:
         known = views.boxes(report.descriptor.views, 2, 1)
         if not isinstance(cosine, float) or not isinstance(score, float) or view not in known:
             return f"{where} has cosine {cosine!r} and score {score!r} with view {view!r}"
-        # A score is lowered by beta times a mean cosine. (Written so that what is no number does not fit.)
-        if not (abs(cosine) <= 1 + _TOLERANCE and abs(cosine - score) <= report.descriptor.beta + _TOLERANCE):
-            return f"{where} has cosine {cosine!r} and score {score!r} at beta = {report.descriptor.beta!r}"
+        # A score is lowered by beta times a mean cosine, and of a part by the margin. (Written so that what is no number does not fit.)
+        used = report.descriptor
+        margin = 0.0 if view == views.WHOLE_PICTURE else used.part_margin
+        if not (abs(cosine) <= 1 + _TOLERANCE and abs(cosine - margin - score) <= used.beta + _TOLERANCE):
+            return (
+                f"{where} has cosine {cosine!r} and score {score!r} with view {view} at beta = {used.beta!r}, "
+                f"part_margin = {used.part_margin!r}"
+            )
     return None
 
 

@@ -18,11 +18,11 @@ from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
 
 SCHEMA_NAME = "evaluation.overlap.report"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
 labels, words, corpora that others wrote. 4: the learned descriptor, what a checkpoint had seen, predictions, metrics that are no
 proportions, tables that hold the nearest pairs of many. 5: nearest pictures and labels by the descriptor's score, too; the tables of both
-say by which measure; of videos, a video is the example."""
+say by which measure; of videos, a video is the example. 6: a part's margin of the descriptor."""
 
 
 class Share(StrictModel):
@@ -71,6 +71,7 @@ class DescriptorReport(StrictModel):
     card: Card
     views: list[ViewKind]
     beta: float
+    part_margin: float
     rows_without_vector: int
     vectors_sha256: str
 
@@ -388,7 +389,7 @@ class Report(StrictModel):
     """
 
     schema_name: Literal["evaluation.overlap.report"]
-    schema_version: Literal[5]
+    schema_version: Literal[6]
     config_digest: str
     evidence: Literal["thumbs", "hash-only"]
     pairs_kept: int

@@ -145,7 +145,7 @@ def test_views_of_a_set_make_the_index(descriptor: Descriptor, tmp_path: Path) -
     labelled = open_set(LabelledSetConfig(name="set", path=str(tmp_path / "set.parquet")))
     table = stages.set_views(descriptor, VIEWS, labelled, [0, 1, 2, 3])
     assert set(table["eval_row"].to_pylist()) == {0, 1, 3}
-    index = stages.build_index([table, table], [4, 4], descriptor, beta=0.0)
+    index = stages.build_index([table, table], [4, 4], descriptor, beta=0.0, part_margin=0.0)
     assert sorted(set(index.picture.tolist())) == [0, 1, 3, 4, 5, 7]
     # Each whole picture is its own nearest, with a cosine of 1 but for the last bit, in both sets.
     queries = np.stack([vector for vector in Embedder.of(descriptor).first_views(stored) if vector is not None])
@@ -153,8 +153,12 @@ def test_views_of_a_set_make_the_index(descriptor: Descriptor, tmp_path: Path) -
     found = set(zip(hits.picture.tolist(), hits.query.tolist(), strict=True))
     assert {(0, 0), (1, 1), (3, 2), (4, 0), (5, 1), (7, 2)} <= found
     assert set(hits.view.tolist()) == {0}
-    lowered = stages.build_index([table], [4], descriptor, beta=1.0).lowered
+    lowered = stages.build_index([table], [4], descriptor, beta=1.0, part_margin=0.0).lowered
     assert (lowered > 0).all()
+    # The margin is for parts alone, and comes on top of what nearness to the background takes.
+    with_margin = stages.build_index([table], [4], descriptor, beta=1.0, part_margin=0.25)
+    assert np.array_equal(with_margin.lowered - lowered > 0.2, with_margin.view != 0)
+    assert np.array_equal(with_margin.lowered[with_margin.view == 0], lowered[with_margin.view == 0])
 
 
 def test_a_picture_of_a_set_that_cannot_be_opened(descriptor: Descriptor, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def config_of(made: planted.Planted, weights: Path, report: Path, **more: object
         planted.set_table(made, thresholds={"descriptor_score": SCORE}),
         planted.set_table(made, name="blind", where={"label": 7}),
     ]
-    looks = {"weights": str(weights), "beta": 0.0}
+    looks = {"weights": str(weights), "beta": 0.0, "part_margin": 0.0}
     tables = {"sets": sets, "descriptor": looks, "nearest": {"examples": 20}}
     return planted.overlap_config(made, report, **{**tables, **more})
 
@@ -432,6 +432,7 @@ def test_forged_nearest_pictures_by_score_are_found(copy: Path) -> None:
 
 FORGED: dict[str, tuple[tuple[str | int, ...], object]] = {
     "descriptor.beta is 1.0": (("descriptor", "beta"), 1.0),
+    "descriptor.part_margin is 0.5": (("descriptor", "part_margin"), 0.5),
     "descriptor.rows_without_vector is 10000 of": (("descriptor", "rows_without_vector"), 10_000),
     "descriptor_sha256 is": (("descriptor", "card", "weights_sha256"), "00" * 32),
     "descriptor.views is": (("descriptor", "views"), ["mirrored", "quarters", "halves", "square", "whole"]),
@@ -464,8 +465,8 @@ def test_forged_figures_are_found(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"descriptor_score": 0.9985}, "score 0.9985 at beta = 0.0"),
-        ({"descriptor_score": float("nan")}, "score nan at beta = 0.0"),
+        ({"descriptor_score": 0.9985}, "score 0.9985 with view"),
+        ({"descriptor_score": float("nan")}, "score nan with view"),
         ({"descriptor_score": 3.0, "descriptor_cosine": 3.0}, "cosine 3.0"),
         ({"descriptor_view": 32}, "with view 32"),
         ({"descriptor_view": None}, "with view None"),
@@ -500,7 +501,13 @@ def test_a_view_has_one_lowering(looked: Looked) -> None:
 @pytest.mark.prove
 def test_normalised_scores_and_whole_pictures(looked: Looked, tmp_path: Path) -> None:
     """`beta` lowers scores, and `whole` alone loses what is a part: another report, another folder of vectors, and `verify` follows."""
-    descriptor = {"weights": str(looked.weights), "beta": 0.5, "views": ["whole"], "vectors": str(tmp_path / "vectors")}
+    descriptor = {
+        "weights": str(looked.weights),
+        "beta": 0.5,
+        "part_margin": 0.0,
+        "views": ["whole"],
+        "vectors": str(tmp_path / "vectors"),
+    }
     config = config_of(looked.planted, looked.weights, tmp_path / "report", descriptor=descriptor)
     told = job.run(config)
     assert told.descriptor is not None
@@ -518,6 +525,24 @@ def test_normalised_scores_and_whole_pictures(looked: Looked, tmp_path: Path) ->
         for place in (tmp_path / "vectors", looked.planted.corpus / "derived")
     )
     assert made == kept, "named by their bytes"
+
+
+@pytest.mark.prove
+def test_parts_have_a_margin(looked: Looked, tmp_path: Path) -> None:
+    """What a part finds scores less by `part_margin`, what the whole picture finds does not; `verify` knows a view with the other's."""
+    descriptor = {"weights": str(looked.weights), "beta": 0.0, "part_margin": 0.001}
+    told = job.run(config_of(looked.planted, looked.weights, tmp_path / "report", descriptor=descriptor))
+    assert told.descriptor is not None
+    assert told.descriptor.part_margin == 0.001
+    assert verify(str(tmp_path / "report")) == []
+    rows = rows_of(tmp_path / "report", files.NEAREST) + rows_of(tmp_path / "report", files.PAIRS)
+    scored = [row for row in rows if row["descriptor_score"] is not None]
+    assert {row["descriptor_view"] == 0 for row in scored} == {True, False}
+    for row in scored:
+        margin = 0.0 if row["descriptor_view"] == 0 else 0.001
+        assert row["descriptor_cosine"] - row["descriptor_score"] == pytest.approx(margin, abs=1e-12)
+        other = {**row, "descriptor_view": 3 if row["descriptor_view"] == 0 else 0}
+        assert f"with view {other['descriptor_view']} at beta = 0.0" in str(impossible_scores(told, [other]))
 
 
 @pytest.mark.prove
