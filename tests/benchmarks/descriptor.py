@@ -40,7 +40,7 @@ from tests.benchmarks.data.photographs import shard_rows
 
 CONFIG = "evaluation/configs/descriptor.toml"
 EMOJI, TEXTURES, STRANGE_TEXTURES = 500, 500, 1500  # few beside the photographs, which the test is about
-SEED = 1
+SEED, MARGIN_SEED = 1, 7
 
 
 def training_corpus(folder: Path, photographs: Sequence[Path]) -> str:
@@ -112,25 +112,49 @@ def main() -> None:
         print(f"{torch.get_num_threads()} threads, {given.minutes:g} minutes", flush=True)
         config = load_config(TrainDescriptorConfig, CONFIG, [*settings, *given.overrides])
         print(train.summary(train.train(config)), flush=True)
-        compare(weights.read(config.run.out), folder)
+        descriptor = weights.read(config.run.out)
+        show_margin(descriptor)
+        compare(descriptor, folder)
+
+
+def copies_of(references: Sequence[bytes], seed: int) -> tuple[list[bytes], NDArray[np.bool_]]:
+    """Each reference's copies, one of each kind, and whose they are: bool[references, copies]."""
+    made: list[bytes] = []
+    for number, data in enumerate(references):
+        image, dice = Image.fromarray(decode(data).rgb), np.random.default_rng((seed, number))
+        made += [make(image, dice) for make in copies.COPIES.values()]
+    return made, np.repeat(np.eye(len(references), dtype=np.bool_), len(copies.COPIES), axis=1)
+
+
+def embedded(descriptor: Descriptor, pictures: Sequence[bytes]) -> NDArray[np.int8]:
+    """int8[n, d], zero for a picture without a vector."""
+    nothing = np.zeros(descriptor.card.architecture.dimension, np.int8)
+    return np.stack([nothing if one is None else one for one in Embedder.of(descriptor).first_views(pictures)])
+
+
+def show_margin(descriptor: Descriptor) -> None:
+    """What `part_margin` is chosen by: pairs of which none is in the test. The photographs are trained on, the strangers are not."""
+    references = copies.photographs_of_coco(1)
+    made, own = copies_of(references, MARGIN_SEED)
+    strangers = [*copies.emoji(1)[EMOJI:], *(copies.texture(3_000_000 + seed) for seed in range(STRANGE_TEXTURES))]
+    vectors = embedded(descriptor, [*made, *strangers])
+    unrelated = ~np.hstack([own, np.zeros((len(references), len(strangers)), np.bool_)])
+    whole, parts = (
+        float(scores(descriptor, references, vectors, kinds, 1.0, 0.0)[unrelated].max())
+        for kinds in (("whole",), VIEWS)
+    )
+    print(
+        f"for the margin: {len(references)} photographs that were trained on, {len(made)} copies, {len(strangers):,} other strangers: "
+        f"highest unrelated score {whole:.3f} whole, {parts:.3f} all, {parts - whole:.3f} apart"
+    )
 
 
 def compare(descriptor: Descriptor, folder: Path) -> None:
     references = [*copies.photographs_of_coco(0), *copies.photographs_of_scikit_image(folder / "scikit-image")]
     strangers = [*copies.emoji(0), *(copies.texture(1_000_000 + seed) for seed in range(STRANGE_TEXTURES))]
-    made: list[bytes] = []
-    for number, data in enumerate(references):
-        image, dice = Image.fromarray(decode(data).rgb), np.random.default_rng((SEED, number))
-        made += [make(image, dice) for make in copies.COPIES.values()]
+    made, own = copies_of(references, SEED)
     kinds = list(copies.COPIES)
-    own = np.zeros((len(references), len(made)), np.bool_)
-    for number in range(len(references)):
-        own[number, number * len(kinds) : (number + 1) * len(kinds)] = True
-
-    looked_at = list(Embedder.of(descriptor).first_views([*made, *strangers]))
-    vectors = np.stack(
-        [np.zeros(descriptor.card.architecture.dimension, np.int8) if one is None else one for one in looked_at]
-    )
+    vectors = embedded(descriptor, [*made, *strangers])
     related = np.hstack([own, np.zeros((len(references), len(strangers)), np.bool_)])
     unrelated = int((~related).sum())
     print(

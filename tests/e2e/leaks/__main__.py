@@ -118,11 +118,8 @@ def planted(folder: Path, seed: int, rows: int, doing: Steps, weights: str | Non
         "report": {"dir": str(folder / "report")},
     }
     if eye is not None:
-        tables["descriptor"] = {
-            "weights": weights,
-            "beta": 0.0,
-            "part_margin": 0.0,
-        }  # plain cosines, as the eye has them
+        # Plain cosines, as the eye has them.
+        tables["descriptor"] = {"weights": weights, "beta": 0.0, "part_margin": 0.0}
         tables["match"] = {"descriptor_score": eye.least}
     steps.write_toml(folder / "overlap.toml", "python -m evaluation overlap --config overlap.toml", tables)
     return ground
