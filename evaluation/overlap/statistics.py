@@ -13,8 +13,8 @@ Four things are added to the paper's.
   accuracies has Newcombe's interval. Without `exact_p` too there is no effect, and without as many Clean units as Overlap has no "none".
 - **Classes.** Overlap may consist of easier classes. `by_class` compares within classes only: the Mantel-Haenszel difference with Sato's
   interval, and the exact test of the same comparison (Fisher's, over all strata at once).
-- **Power.** A small Overlap decides nothing, whatever its p: `detectable_gain` says which gain would have been found with 80 % power,
-  and `verdict` says "not testable" where only a large one would.
+- **Power.** A small Overlap decides nothing, whatever its p: `detectable_gain` says which gain both tests together would have found with
+  80 % power, Clean being a sample, and `verdict` says "not testable" where only a large one would.
 
 A metric that is no proportion (a mean over classes, an average precision, an area under a curve) has no binomial test: `inflation` draws
 its All − Clean anew, by a bootstrap over clusters and by placements of Overlap at random, and these decide instead.
@@ -25,13 +25,15 @@ trap: scipy's `binomtest(..., alternative="greater").proportion_ci` is one-sided
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv, gammaln, ndtri
+from scipy.optimize import brentq
+from scipy.special import betainc, gammaln, ndtri, xlog1py, xlogy
 
 from evaluation import intervals
 from evaluation.intervals import Interval
@@ -133,7 +135,7 @@ def analyse(
         overlap_units=score(outcome[touched], confidence),
         p_value=intervals.binomial_p_greater(k_overlap, n_overlap, null) if testable else None,
         alpha=level,
-        detectable_gain=detectable_gain(n_overlap, null, level) if testable else None,
+        detectable_gain=detectable_gain(n_overlap, n_clean, null, level) if testable else None,
         difference=intervals.newcombe((k_overlap, n_overlap), (k_clean, n_clean), confidence),
         exact_p=exact_p([[k_overlap, n_overlap - k_overlap, k_clean, n_clean - k_clean]]) if testable else None,
         by_class=by_class(outcome, touched, labels[units], confidence) if testable and labels is not None else None,
@@ -174,21 +176,65 @@ def score(correct: NDArray[np.bool_], confidence: float = CONFIDENCE) -> SplitSc
     return SplitScore(n, k, k / n if n else None, low, high)
 
 
-def detectable_gain(n: int, null: float, alpha: float, power: float = POWER) -> float | None:
-    """The smallest gain over `null` that the one-tailed test would find with `power`; None where no gain can be found.
+def detectable_gain(n_overlap: int, n_clean: int, null: float, alpha: float, power: float = POWER) -> float | None:
+    """The smallest gain on Overlap that the rule for an effect would find with `power`; None where it would find none.
 
-    The test rejects from `k` correct answers on; the true accuracy at which `k` or more come with probability `power` is
-    the `power` quantile of Beta(k, n - k + 1).
+    The rule wants the paper's p and Fisher's at or below `alpha`. Clean is drawn too, with `null` as its true accuracy: of `c` right
+    answers there, Overlap needs `least(c)` of its own, which never falls as `c` grows. So the power at an accuracy on Overlap is a sum over
+    `c` of binomial tails, exact but for the `c` beyond eight standard deviations; the gain is where it reaches `power`.
     """
-    if n == 0:
+    if not n_overlap or not n_clean:
         return None
-    counts = np.arange(1, n + 1)
-    tails = betainc(counts, n - counts + 1, null)
-    rejecting = np.flatnonzero(tails <= alpha)
-    if not len(rejecting):
+    half = 8 * (n_clean * null * (1 - null)) ** 0.5 + 40
+    first, last = max(0, int(n_clean * null - half)), min(n_clean, int(n_clean * null + half) + 1)
+    clean = np.arange(first, last + 1)
+    weight = np.exp(_log_choose(n_clean, clean) + xlogy(clean, null) + xlog1py(n_clean - clean, -null))
+    least = _least_right(n_overlap, n_clean, clean, alpha)
+    reached = least <= n_overlap
+    least, weight = least[reached], weight[reached]
+
+    def lacking(accuracy: float) -> float:
+        return power - float((weight * betainc(least, n_overlap - least + 1, accuracy)).sum())
+
+    if lacking(1.0) > 0:
         return None
-    k = int(counts[rejecting[0]])
-    return max(0.0, float(betaincinv(k, n - k + 1, power)) - null)
+    return float(brentq(lacking, null, 1.0, xtol=1e-13)) - null if lacking(null) > 0 else 0.0
+
+
+def _least_right(n_overlap: int, n_clean: int, clean: NDArray[np.int64], alpha: float) -> NDArray[np.int64]:
+    """For each number of right answers on Clean (rising), how many on Overlap make an effect; n_overlap + 1: no number does."""
+
+    def least(right: int, low: int, high: int) -> int:
+        """`high`, if none below it is enough."""
+
+        def is_effect(k: int) -> bool:
+            p_value = intervals.binomial_p_greater(k, n_overlap, right / n_clean)
+            return p_value <= alpha and _fisher_p(k, n_overlap, right, n_clean) <= alpha
+
+        return low + bisect_left(range(low, high), True, key=is_effect)
+
+    found = np.empty(len(clean), np.int64)
+    found[0] = least(int(clean[0]), 1, n_overlap + 1)
+    found[-1] = least(int(clean[-1]), int(found[0]), n_overlap + 1)
+    spans = [(0, len(clean) - 1)]
+    while spans:  # A span whose ends are the same is all the same: with a small Overlap there are few steps.
+        start, end = spans.pop()
+        if found[start] == found[end]:
+            found[start:end] = found[start]
+        elif end - start > 1:
+            middle = (start + end) // 2
+            found[middle] = least(int(clean[middle]), int(found[start]), int(found[end]))
+            spans += [(start, middle), (middle, end)]
+    return found
+
+
+def _fisher_p(k_overlap: int, n_overlap: int, k_clean: int, n_clean: int) -> float:
+    """`exact_p` of one table, without the terms that are more than twelve standard deviations further out than `k_overlap`."""
+    right, n = k_overlap + k_clean, n_overlap + n_clean
+    spread = (n_overlap * n_clean * right * (n - right)) ** 0.5 / n**1.5
+    counts = np.arange(k_overlap, min(n_overlap, right, k_overlap + int(12 * spread) + 40) + 1)
+    log = _log_choose(n_overlap, counts) + _log_choose(n_clean, right - counts) - _log_choose(n, right)
+    return float(np.exp(log).sum())
 
 
 def possible_inflation(share: float, difference_high: float, *, precision: float = 1.0, recall: float = 1.0) -> float:
@@ -254,7 +300,7 @@ def exact_p(tables: NDArray[np.int64] | Sequence[Sequence[int]]) -> float:
     return min(1.0, float(total[seen - lowest :].sum() / total.sum()))
 
 
-def _log_choose(n: np.int64, k: NDArray[np.int64] | np.int64) -> NDArray[np.float64]:
+def _log_choose(n: np.int64 | int, k: NDArray[np.int64] | np.int64 | int) -> NDArray[np.float64]:
     chosen: NDArray[np.float64] = gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
     return chosen
 
@@ -387,9 +433,9 @@ def verdict(analysis: Analysis | None, overlapping: int, own: Inflation | None =
     (one-tailed binomial, over units) and Fisher's at or below the corrected alpha: the paper's takes the accuracy on Clean as known, and of
     five Clean examples it is not. Of one with another metric, the one-sided BCa interval of All − Clean at the corrected alpha above zero,
     and the p of the placements at or below it. Else the set is not testable when Clean or Overlap is empty, the metric is not defined, a
-    gain of more than 10 points (or none at all) would have been needed to be seen with 80 % power, or an accuracy is held against a
-    Clean of fewer units than Overlap has; and only otherwise no effect was seen. The other tests do not decide: they say how an effect is
-    to be read.
+    gain of more than 10 points (or none at all) would have been needed for an effect to be seen with 80 % power, or an accuracy is held
+    against a Clean of fewer units than Overlap has; and only otherwise no effect was seen. The other tests do not decide: they say how
+    an effect is to be read.
     """
     if overlapping == 0:
         return "clean"

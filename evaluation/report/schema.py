@@ -18,7 +18,7 @@ from pipeline.content.labelled import SET_NAME
 from pipeline.contracts.config import StrictModel
 
 SCHEMA_NAME = "evaluation.overlap.report"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
 labels, words, corpora that others wrote. 4: the learned descriptor, what a checkpoint had seen, predictions, metrics that are no
 proportions, tables that hold the nearest pairs of many. 5: nearest pictures and labels by the descriptor's score, too; the tables of both
@@ -135,7 +135,8 @@ class Effect(StrictModel):
 
     A unit is a cluster of repeats. All of this is of top-1 answers; `own` is the set's own metric where that is another one. `p_value` is
     the paper's test, `holm_p` the p that decides (that of `own` where there is one) after Holm's correction over the sets of the report,
-    `exact_p` takes Clean for a sample too; `largest_inflation` is the most that the upper end of `difference` allows.
+    `exact_p` takes Clean for a sample too; an effect needs both, and `detectable_gain` is the gain on Overlap that both would see four
+    times in five; `largest_inflation` is the most that the upper end of `difference` allows.
     """
 
     model: str | None
@@ -389,7 +390,7 @@ class Report(StrictModel):
     """
 
     schema_name: Literal["evaluation.overlap.report"]
-    schema_version: Literal[6]
+    schema_version: Literal[7]
     config_digest: str
     evidence: Literal["thumbs", "hash-only"]
     pairs_kept: int

@@ -142,7 +142,7 @@ def _check_effect(place: str, name: str, report: Report, effect: Effect, scored:
         yield from differ(
             place, f"{name}.p_value", effect.p_value, binomtest(*overlap, null, alternative="greater").pvalue
         )
-        gain = twin.detectable_gain(overlap[1], null, alpha)
+        gain = twin.detectable_gain(overlap[1], clean[1], null, alpha)
         yield from differ(place, f"{name}.detectable_gain", effect.detectable_gain, gain)
         difference = twin.difference(overlap, clean, confidence)
         yield from check_difference(place, f"{name}.difference", effect.difference, difference)
