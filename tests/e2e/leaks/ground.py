@@ -9,8 +9,8 @@
     words    none; captions                                     -                                 clean
 
 The verdicts hang on counts alone, so no seed changes them (three sets are tested, so alpha is 0.05/3). `effect`: 20 or more, all right,
-where half of Clean is, p <= 0.5^20. `even`: 40 of 44 right where 0.9 is expected, p = 0.5; all 44 would have been p = 0.9^44 < alpha, so
-that a gain of 0.095 is found with 80 % power; and Clean has as many units. `few`: four of four are p = 0.06, whatever the model has seen.
+where half of Clean is, p <= 0.5^20. `even`: 80 of 88 right where 81 of 90 are, p = 0.5; a gain of 0.097 would have been found by
+both tests with 80 % power, and Clean has as many units. `few`: four of four are p = 0.06, whatever the model has seen.
 
 Everything is a pure function of seed and sizes.
 """

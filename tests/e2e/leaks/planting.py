@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.e2e.leaks.eye import Eye
 
 PLAIN = (*EXACT, "recompressed", "resized")
-EVEN, EVEN_CLEAN, FEW, FEW_CLEAN, CLEAN, BLANK = 44, 50, 4, 20, 16, 8
+EVEN, EVEN_CLEAN, FEW, FEW_CLEAN, CLEAN, BLANK = 88, 90, 4, 20, 16, 8
 SAYINGS = ("exact", "contained", "near", "look-alike", "nowhere")
 """What the corpus has of a caption of the set `words`."""
 
