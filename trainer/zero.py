@@ -107,10 +107,14 @@ def check_hardware(config: TrainConfig) -> None:
     """Refuse what this machine cannot do, before anything starts. Raises InputError."""
     if config.precision.compute == "fp16" and on_cpu():
         raise InputError("precision.compute: 'fp16' needs a GPU and this run has none; set it to 'bf16' or 'fp32'")
-    compiler = os.environ.get("CXX", "g++")  # as torch.compile chooses it
-    if config.model.compile and on_cpu() and shutil.which(compiler) is None:
+    # As torch.compile chooses for a CPU, and Triton, which it goes by on a GPU (its runtime/build.py).
+    variable, language, usual = ("CXX", "C++", ["g++"]) if on_cpu() else ("CC", "C", ["gcc", "clang"])
+    named = os.environ.get(variable)
+    compilers = usual if named is None else [named]
+    if config.model.compile and not any(map(shutil.which, compilers)):
         raise InputError(
-            f"model.compile: true needs a C++ compiler and there is no {compiler!r}; install one, name it in CXX, or drop model.compile"
+            f"model.compile: true needs a {language} compiler and there is no {' or '.join(map(repr, compilers))}; install one, name it in"
+            f" {variable}, or drop model.compile"
         )
 
 

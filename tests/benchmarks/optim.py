@@ -37,8 +37,8 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.content import image as images
 from pipeline.contracts.config import load_config
-from tests.trainer.conftest import shape_pairs
-from tests.trainer.test_rounding import DTYPES, GRIDS, RANGES, SUBNORMAL_BELOW, neighbours, numbers
+from tests.trainer.grids import DTYPES, GRIDS, RANGES, SUBNORMAL_BELOW, neighbours, numbers
+from tests.trainer.shapes import shape_pairs
 from tests.web import emoji
 from trainer import models, tokenizer, zero
 from trainer.config import TrainConfig

@@ -19,8 +19,8 @@ from evaluation.report.twin import Row
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
 from tests.evaluation.made import TRAINING, Made
-from tests.trainer.conftest import shape_pairs, table_of
 from tests.trainer.plans import small_plan
+from tests.trainer.shapes import shape_pairs, table_of
 from trainer import tokenizer
 from trainer.data import loader
 from trainer.data.shards import ShardCorpus

@@ -45,14 +45,33 @@ def test_a_listing_of_the_node_is_read(carry: ModuleType, tmp_path: Path) -> Non
 def test_pip_takes_a_stand_in_for_what_the_node_has(carry: ModuleType, tmp_path: Path) -> None:
     carry.stand_in(tmp_path, "torch", "2.11.0+cu130.node")
     folder = ["--no-index", "--find-links", str(tmp_path)]
-    (found,) = carry.chosen("torch>=2.8,<2.12", folder)
+    (found,) = carry.chosen(["torch>=2.8,<2.12"], folder)
     assert found["metadata"]["version"] == "2.11.0+cu130.node"
+
+
+def test_what_the_node_lacks_is_of_the_tested_set_where_that_fits(carry: ModuleType, tmp_path: Path) -> None:
+    known = carry.tested({"torch": "2.11.0+node"})
+    assert "torch" not in known
+    assert f"deepspeed=={known['deepspeed']}" in (ROOT / "infra/constraints.txt").read_text().splitlines()
+    carry.stand_in(tmp_path, "torch", "2.11.0+node")
+    fixed = tmp_path / "fixed.txt"
+    options = ["--no-index", "--find-links", str(tmp_path), "--constraint", str(fixed)]
+    for version, fits in (("2.13.0", False), ("2.11.0+node", True)):
+        carry.constrain(fixed, {"torch": version})
+        assert carry.fits(["torch>=2.8"], options) is fits
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     done = run([sys.executable, str(CARRY), str(tmp_path)])
     assert (done.returncode, done.stderr) == (2, f"error: {tmp_path}: is not empty; name a new folder\n")
+
+
+def test_what_pip_cannot_find_is_one_last_sentence(tmp_path: Path) -> None:
+    done = run([sys.executable, str(CARRY), str(tmp_path / "out"), "--also", "no-such-package-anywhere"], **NOWHERE)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: pip ")
+    assert "Traceback" not in done.stderr
 
 
 def test_wheels_that_were_changed_are_refused(tmp_path: Path) -> None:

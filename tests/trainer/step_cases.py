@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.contracts.config import load_config
-from tests.trainer.gradients import LOCAL, Recorder, fresh_model, masters, truth, whole_batch
+from tests.trainer.gradients import LOCAL, Recorder, device, fresh_model, masters, truth, whole_batch
 from trainer import gradient_cache, zero
 from trainer.config import TrainConfig
 from trainer.objectives import OBJECTIVES
@@ -53,7 +53,7 @@ def outcome(case: Case, true: dict[str, Tensor], rank: int, world: int) -> dict[
     """Errors of the gradient that the good step applied and of its norm, relative; whether each bad step left all as it was."""
     model = fresh_model("clip")
     pixels, ids = (values[rank * LOCAL : (rank + 1) * LOCAL] for values in whole_batch(world))
-    pixels = pixels.to(torch.bfloat16 if case.compute == "bf16" else torch.float32)
+    pixels, ids = pixels.to(device(), torch.bfloat16 if case.compute == "bf16" else torch.float32), ids.to(device())
     overrides = {
         "batch.global_size": world * LOCAL,
         "zero.stage": case.stage,
@@ -84,11 +84,11 @@ def outcome(case: Case, true: dict[str, Tensor], rank: int, world: int) -> dict[
         same = all(torch.equal(value, after[name]) for name, value in before.items())
         skipped.append(same and stepped.bad and not stepped.applied)
     stepped = step(1.0)
-    found = masters(engine)
+    found = {name: value.double().cpu() for name, value in masters(engine).items()}
     engine.destroy()
     norm = math.sqrt(sum(float(value.square().sum()) for name, value in true.items() if name != "loss"))
     share = min(1.0, case.clipping / norm) if case.clipping else 1.0
-    errors = [float((found[name].double() - share * true[name]).norm() / (share * true[name]).norm()) for name in found]
+    errors = [float((found[name] - share * true[name]).norm() / (share * true[name]).norm()) for name in found]
     return {
         "case": list(case),
         "applied": stepped.applied,

@@ -194,11 +194,18 @@ def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         zero.check_hardware(load("precision.compute=fp16"))
 
 
-def test_compiled_blocks_need_a_compiler_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+@pytest.mark.parametrize(("on_cpu", "variable", "language"), [(True, "CXX", r"C\+\+"), (False, "CC", "C")])
+def test_compiled_blocks_need_a_compiler(
+    on_cpu: bool, variable: str, language: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zero, "on_cpu", lambda: on_cpu)
+    monkeypatch.setenv(variable, str(tmp_path / "cc"))
     zero.check_hardware(load())
-    with pytest.raises(InputError, match=r"model\.compile: true needs a C\+\+ compiler.*or drop model\.compile"):
+    with pytest.raises(InputError, match=rf"model\.compile: true needs a {language} compiler.*or drop model\.compile"):
+        zero.check_hardware(load("model.compile=true"))
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=rf"there is no '.*'; install one, name it in {variable},"):
         zero.check_hardware(load("model.compile=true"))
 
 

@@ -18,6 +18,7 @@ from trainer import flops, models
 
 pytestmark = pytest.mark.timeout(600)
 
+DONE = json.dumps(dataclasses.asdict(Measured(1, 1, 1.0, 1.0, 1, 1, 0.0)))
 TINY = Case("tiny-vit", 16, "fp32", compile=False, warmup=1, steps=3)
 
 
@@ -71,17 +72,20 @@ def test_what_does_not_run_is_no_figure_and_the_others_go_on() -> None:
 def test_the_batch_is_the_largest_that_both_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Measured(1, 1, 1.0, 1.0, 1, 1, 0.0)
 
-    def told(python: str, module: str, case: Case, seconds: float) -> tuple[Measured | None, str]:
+    def told(python: str, module: str, case: Case, seconds: float) -> tuple[Measured | None, str, list[str]]:
+        if (module, case.pairs) == ("gpu_ours", 256):
+            return None, "FAILED (1): what no pattern knows", []
         most = {"gpu_ours": 64, "gpu_peer": 32}[module]
-        return (found, "") if case.pairs <= most else (None, NO_ROOM)
+        return (found, "", []) if case.pairs <= most else (None, NO_ROOM, [])
 
     monkeypatch.setattr(gpu_train, "run", told)
     bench = Bench(sys.executable, 1)
-    largest = bench.both(Case("ViT-B/32", size, "bf16") for size in (128, 64, 32, 16))
+    largest = bench.both(Case("ViT-B/32", size, "bf16") for size in (256, 128, 64, 32, 16))
     assert largest is not None
     assert largest.case == Case("ViT-B/32", 32, "bf16")
     tried = [(row.who, row.case.pairs, row.case.compute, row.why) for row in bench.rows]
     assert tried == [
+        ("ours", 256, "bf16", "FAILED (1): what no pattern knows"),
         ("ours", 128, "bf16", NO_ROOM),
         ("ours", 64, "bf16", ""),
         ("open_clip", 64, "pure_bf16", NO_ROOM),
@@ -89,11 +93,66 @@ def test_the_batch_is_the_largest_that_both_hold(monkeypatch: pytest.MonkeyPatch
         ("open_clip", 32, "pure_bf16", ""),
     ]
     assert Bench(sys.executable, 1).both([Case("ViT-B/32", 128, "bf16")]) is None
+    alone = Bench(sys.executable, 1)
+    assert alone.ours(Case("ViT-B/32", size, "bf16") for size in (128, 64, 32)) == alone.rows[-1]
+    assert [(row.who, row.case.pairs) for row in alone.rows] == [("ours", 128), ("ours", 64)]
+
+
+@pytest.mark.parametrize(
+    ("code", "why", "warnings"),
+    [
+        (f"print('''{DONE}'''); print('NCCL version 2.27')", "", []),
+        (
+            f"import logging, warnings; logging.basicConfig(); logging.warning('slow'); warnings.warn('odd'); print('''{DONE}''')",
+            "",
+            ["WARNING:root:slow", "UserWarning: odd"],
+        ),
+        ("raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling')", NO_ROOM, []),
+        ("raise RuntimeError('GET was unable to find an engine to execute this computation')", NO_ROOM, []),
+        ("raise RuntimeError('something else')", "FAILED", []),
+        ("print('nothing')", "FAILED", []),
+    ],
+)
+def test_what_a_case_says(
+    code: str, why: str, warnings: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\n{code}\n")
+    script.chmod(0o700)
+    found, said, warned = gpu_train.run(str(script), "gpu_ours", TINY)
+    assert (found is None) == bool(why)
+    assert said.startswith(why)
+    assert len(warned) == len(warnings)
+    assert all(expected in line for expected, line in zip(warnings, warned, strict=True))
+
+
+def test_a_peer_that_is_not_there_is_no_comparison(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Measured(1, 1, 1.0, 1.0, 1, 1, 0.0)
+    monkeypatch.setattr(gpu_train, "run", lambda *_: (found, "", []))
+    for peer, code in (([], 1), (["--peer", ""], 0)):
+        argv = ["gpu_train", "speed", "--models", "tiny-vit", "--pairs", "16", "--compute", "fp32"]
+        monkeypatch.setattr(sys, "argv", [*argv, *peer])
+        monkeypatch.setattr(gpu_train, "has_peer", lambda _: False)
+        assert gpu_train.main() == code
+        assert ("NOT COMPARED" in capsys.readouterr().out) == bool(code)
 
 
 def test_the_benchmarks_for_gpus_need_no_more_than_the_trainer() -> None:
-    """On a GPU node nothing else is installed (infra/README.md), and Ray may be left out."""
-    absent = ("ray", "cryptography", "aiohttp", "moto", "datasketch", "fastwarc", "yarl", "hypothesis", "open_clip")
+    """On a GPU node nothing else is installed (infra/README.md), and Ray and open_clip may be left out."""
+    absent = (
+        "ray",
+        "cryptography",
+        "aiohttp",
+        "moto",
+        "datasketch",
+        "fastwarc",
+        "yarl",
+        "hypothesis",
+        "open_clip",
+        "pytest",
+    )
     code = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
     for name in ("gpu_train", "gpu_kernels", "gpu_curves", "data.gpu_ours", "data.gpu_peer"):
         code += f"import tests.benchmarks.{name}\n"
@@ -109,9 +168,16 @@ def test_utilisation_is_of_the_devices_peak(capsys: pytest.CaptureFixture[str]) 
     slower = Measured(1000, 1, 0.75, 1.0, 16 * 10**9, 0, 0.0, device="NVIDIA H200")
     theirs = Row("open_clip", Case("ViT-B/32", 1000, "pure_bf16"), slower)
     assert fastest([ours, theirs], "ViT-B/32") == ours.case
-    judge("ViT-B/32", [ours, theirs])
+    quicker = Row(
+        "ours", Case("ViT-B/32", 1000, "fp16"), dataclasses.replace(found, seconds=0.01, operations=5 * 10**9)
+    )
+    assert fastest([quicker, ours], "ViT-B/32") == ours.case
+    assert fastest([quicker], "ViT-B/32") == quicker.case
+    judge("ViT-B/32", [quicker, ours, theirs])
     said = capsys.readouterr().out
-    assert "SHORT" in said
+    assert "ViT-B/32, bf16, compiled: MFU 0.6%, 40% is asked: SHORT" in said
+    judge("ViT-B/32", [quicker])
+    assert "MFU" not in capsys.readouterr().out, "what is asked is asked of bf16"
     assert "1.50 times open_clip's rate (1.3 is asked), 0.50 of its memory" in said
     assert NO_ROOM in line_of(Row("ours", ours.case, None, NO_ROOM), 0)
 

@@ -23,9 +23,10 @@ from evaluation.metrics import Answers
 from pipeline.content import image as images
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
-from tests.trainer.conftest import COLOURS, WriteCorpus
+from tests.trainer.conftest import WriteCorpus
 from tests.trainer.held_cases import ALONE, CASES, LIMIT, PIXEL_MEAN, PIXEL_STD, Case, cases, config_of, model_of
 from tests.trainer.launching import INSTRUMENTED, Alone, errors_of, launch_module, together
+from tests.trainer.shapes import COLOURS
 from trainer import checkpoint, held, tokenizer
 from trainer.check import describe
 from trainer.config import HeldConfig

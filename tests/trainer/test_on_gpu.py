@@ -3,10 +3,12 @@
     python -m pytest -n 8 --dist loadgroup -m "prove or not prove" tests/trainer/test_on_gpu.py
 
 One process on one GPU for each test; -n has several tests beside each other, because most of their time goes into starting. Without a GPU
-all of it is skipped; test_gradients.py, test_train.py and test_fused.py ask the same of a CPU.
+all of it is skipped; test_gradients.py, test_gradient_cache.py, test_step_cases.py, test_train.py and test_fused.py ask the same of a CPU,
+and of several processes, which one GPU cannot be asked.
 """
 
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from torch import Tensor
 from tests.trainer import launching
 from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, truth
 from tests.trainer.test_fused import CASES, rule_of, spans_of, tensors_of
-from tests.trainer.test_train import SMALL, figures, final_files, lines_of
+from tests.trainer.test_gradient_cache import held_graphs, relative, step, vit
+from tests.trainer.test_step_cases import wrong_cases
+from tests.trainer.test_train import SAVE_EVERY, SMALL, figures, final_files, lines_of
 from trainer.data.feed import Feed
 from trainer.data.loader import Batch
 from trainer.data.shared import SharedArrays
@@ -29,6 +33,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 Found = dict[str, Tensor]
+Change = dict[str, object]
 DETERMINISTIC = {"run.deterministic": "true"}
 reads_plain = pytest.mark.xdist_group("plain")  # what it reads is computed once
 
@@ -97,12 +102,44 @@ def test_the_fused_step_has_the_bits_of_the_pytorch_version(name: str) -> None:
         assert torch.equal(one, other), part
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("compute", ["fp32", "autocast_bf16", "bf16", "fp16"])
-def test_a_stopped_run_resumes_to_the_bit(compute: str, stage: int, corpus: Path, tmp_path: Path) -> None:
-    if stage == 0 and compute in ("bf16", "fp16"):
-        pytest.skip("refused by the configuration")
-    change = {"precision.compute": compute, "zero.stage": stage, "optim.steps": 12} | DETERMINISTIC
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_patches_that_the_first_pass_dropped_the_second_drops_again(checkpointed: bool) -> None:
+    """Gradient caching in fp64, with numbers that the GPU draws: as if all micro-batches' graphs had been held at once."""
+
+    _, load = vit(patch_dropout=0.5)
+
+    def loaded(at: slice) -> tuple[Tensor, Tensor]:
+        pixels, ids = load(at)
+        return pixels.cuda(), ids.cuda()
+
+    true_loss, true = held_graphs(vit(patch_dropout=0.5)[0].cuda(), loaded, 4, pairs=10)
+    loss, cached = step(vit(patch_dropout=0.5, checkpointed=checkpointed)[0], loaded, 4, pairs=10)
+    assert float(loss) == pytest.approx(float(true_loss), rel=1e-10)
+    assert relative(cached, true) < 1e-10
+    assert relative(step(vit(patch_dropout=0.0)[0], loaded, 4, pairs=10)[1], true) > 0.1
+
+
+@pytest.mark.timeout(1800)
+def test_a_good_step_is_right_after_bad_ones_that_changed_nothing(tmp_path: Path) -> None:
+    assert not wrong_cases(tmp_path, 1, on_gpu=True)
+
+
+def changes() -> Iterator[Change]:
+    for stage in (0, 1, 2, 3):
+        for compute in ("fp32", "autocast_bf16", *(("bf16", "fp16") if stage else ())):
+            yield {"precision.compute": compute, "zero.stage": stage}
+        yield {"batch.micro_size": 3, "model.patch_dropout": 0.5, "zero.stage": stage}
+        if stage:
+            yield {"zero.offload": "true", "zero.stage": stage}
+    yield {"model.preset": "tiny"}
+    yield {"model.preset": "tiny", "batch.micro_size": 3, "precision.compute": "autocast_bf16"}
+    yield {"precision.compute": "bf16", "precision.master": "bf16"}
+    yield {"precision.text_weights": "fp16_stochastic"}
+
+
+@pytest.mark.parametrize("change", list(changes()), ids=lambda change: " ".join(map(str, change.values())))
+def test_a_stopped_run_resumes_to_the_bit(change: Change, corpus: Path, tmp_path: Path) -> None:
+    change = {"optim.steps": 12} | change | DETERMINISTIC
     runs = {name: tmp_path / name for name in ("undisturbed", "stopped")}
     for name, stops in (("undisturbed", [12]), ("stopped", [5, 12])):
         for stop in stops:
@@ -111,6 +148,23 @@ def test_a_stopped_run_resumes_to_the_bit(compute: str, stage: int, corpus: Path
             assert finished.code == 0, finished.output
     assert figures(lines_of(runs["stopped"])) == figures(lines_of(runs["undisturbed"]))
     assert final_files(runs["stopped"], 12) == final_files(runs["undisturbed"], 12)
+
+
+def test_a_killed_run_resumes_to_the_bit(corpus: Path, tmp_path: Path) -> None:
+    steps = 25 * SAVE_EVERY
+    common = SMALL | DETERMINISTIC | {"data.manifest": corpus, "optim.steps": steps, "batch.micro_size": 3}
+    runs = {name: tmp_path / name for name in ("undisturbed", "killed")}
+    killed = common | {"run.dir": runs["killed"]}
+    with launching.processes(1, killed, environment={"DS_ACCELERATOR": "cuda"}) as (process,):
+        launching.wait_until(lambda: len(lines_of(runs["killed"])) > SAVE_EVERY)
+        process.signal(signal.SIGKILL, group=True)
+        assert process.wait().code == -signal.SIGKILL
+    for overrides in (killed, common | {"run.dir": runs["undisturbed"]}):
+        finished = launching.alone(overrides, on_gpu=True)
+        assert finished.code == 0, finished.output
+        assert ("steps 1 to" in finished.output) == (overrides is not killed), "it resumed"
+    assert figures(lines_of(runs["killed"])) == figures(lines_of(runs["undisturbed"]))
+    assert final_files(runs["killed"], steps) == final_files(runs["undisturbed"], steps)
 
 
 def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:

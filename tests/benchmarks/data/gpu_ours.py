@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import statistics
 import sys
 import tempfile
@@ -149,6 +150,7 @@ def measure(case: Case) -> Measured:
 
         def step(through: Any, load: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]) -> bool:
             lengths.append(feed.next().text_length)
+            buffers = partitions.buffers(engine)
             loss, _ = gradient_cache.forward_backward(
                 through, lambda *outputs: zero.with_true_gradient(loss_of(*outputs)), load, case.pairs, case.micro
             )
@@ -158,6 +160,8 @@ def measure(case: Case) -> Measured:
             if through is marked:
                 phases.mark("optimizer")
             stepped = zero.step(engine, loss, use.lr, stop=False, replaced=0)
+            if not stepped.applied:
+                partitions.set_buffers(engine, buffers)
             losses.append(stepped.loss)
             return stepped.applied
 
@@ -220,7 +224,7 @@ def kernels(work: Callable[[], object], *, on_gpu: bool, most: int = 12) -> list
         with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
             work()
     except RuntimeError as error:
-        print(f"no profile: {error}", file=sys.stderr)
+        logging.warning("no profile: %s", error)
         return []
     device = "CUDA" if on_gpu else "CPU"
     took = {
@@ -257,6 +261,9 @@ def from_shards(config: TrainConfig, case: Case) -> Iterator[Batch]:
 
 def main() -> None:
     case = Case(**json.loads(Path(sys.argv[1]).read_text()))
+    logging.basicConfig(
+        format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING
+    )  # `gpu_train` looks for them
     with contextlib.redirect_stdout(sys.stderr):
         found = measure(case)
     print(json.dumps(dataclasses.asdict(found)))

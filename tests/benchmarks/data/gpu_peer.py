@@ -4,7 +4,9 @@
 
 What `open_clip_train.train.train_one_epoch` does with a batch: autocast by --precision, the model, ClipLoss with local loss and gathered
 gradients, backward (through a GradScaler for fp16), AdamW on its two groups of parameters, the clamp of the scale. Its best flags:
-compiled, fused AdamW, TF32 where fp32 is multiplied, pictures that lie on the GPU already. Prints one line of JSON, as `Measured` has it.
+compiled, fused AdamW, TF32 where fp32 is multiplied, pictures that lie on the GPU already. `force_quick_gelu` makes it the model of
+OpenAI's weights, as ours is; where nothing is compiled, open_clip's own comment says, that is the slower of its two. Prints one line of
+JSON, as `Measured` has it.
 """
 
 import contextlib
