@@ -139,6 +139,8 @@ class DescriptorConfig(StrictModel):
             raise ValueError(f"views: {self.views!r} names one twice; name each once")
         if self.views == ["mirrored"]:
             raise ValueError("views: ['mirrored'] names no part to mirror; name 'whole' too")
+        if set(self.views) <= {"square", "mirrored"}:
+            raise ValueError(f"views: {self.views!r} shows nothing of a square picture; name 'whole' too")
         return self
 
 
