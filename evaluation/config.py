@@ -99,6 +99,8 @@ class CorpusConfig(StrictModel):
     def _one_corpus(self) -> CorpusConfig:
         if (self.manifest is None) == (self.files is None):
             raise ValueError("give manifest (a corpus of this project) or files (one that others wrote)")
+        if self.files is not None and not self.files:
+            raise ValueError(f"files is {self.files!r}, which names nothing; name files, folders or patterns")
         if (self.files is None) != (self.layout is None):
             raise ValueError("files and layout belong together: webdataset, parquet or folder")
         if self.layout != "parquet" and any((self.image, self.caption, self.url, self.key)):
