@@ -382,9 +382,9 @@ class ProbeSet(StrictModel):
     train: EvaluationSet
     validation: EvaluationSet | None = None  # none: `validation_share` of train
     test: EvaluationSet
-    metric: Literal["top1", "mean_per_class"] | None = (
-        None  # of the choice of the strength and of the headline; none: the dataset's, where the strength is chosen by one of these two
-    )
+    # Of the choice of the strength and of the headline. None: the dataset's, the strength being chosen by the mean per class where that is
+    # the metric, else by top-1. Sets with several labels a picture take none: both are the 11-point mAP.
+    metric: Literal["top1", "mean_per_class"] | None = None
 
 
 class _ProbeConfig(StrictModel):
