@@ -15,6 +15,7 @@ import functools
 import pkgutil
 from typing import NamedTuple
 
+from pipeline.contracts import storage
 from pipeline.contracts.cli import add_config_arguments, parse, run_cli
 from pipeline.contracts.config import digest, load_config, to_toml
 from pipeline.contracts.errors import AuditFinding
@@ -28,6 +29,7 @@ class Configured(NamedTuple):
     config: str
     plan: str  # configuration → what --check prints
     run: str  # configuration → what is printed when the work is done
+    folders: tuple[str, ...] = ("out",)  # keys of the folders that it writes; such a key may be unset
 
 
 CONFIGURED = (
@@ -37,6 +39,7 @@ CONFIGURED = (
         config="evaluation.config:OverlapConfig",
         plan="evaluation.overlap.job:plan",
         run="evaluation.overlap.job:run_and_tell",
+        folders=("report.dir", "report.work", "descriptor.vectors"),
     ),
     Configured(
         "train-descriptor",
@@ -44,6 +47,7 @@ CONFIGURED = (
         config="evaluation.descriptor.config:TrainDescriptorConfig",
         plan="evaluation.descriptor.train:plan",
         run="evaluation.descriptor.train:run",
+        folders=("run.out",),
     ),
     Configured(
         "zeroshot",
@@ -51,6 +55,7 @@ CONFIGURED = (
         config="evaluation.config:ZeroshotConfig",
         plan="evaluation.scoring:plan",
         run="evaluation.scoring:run_zeroshot",
+        folders=("out", "cache"),
     ),
     Configured(
         "retrieval",
@@ -58,6 +63,7 @@ CONFIGURED = (
         config="evaluation.config:ZeroshotConfig",
         plan="evaluation.scoring:plan",
         run="evaluation.scoring:run_retrieval",
+        folders=("out", "cache"),
     ),
     Configured(
         "label",
@@ -65,6 +71,7 @@ CONFIGURED = (
         config="evaluation.config:OverlapConfig",
         plan="evaluation.report.labelling:plan",
         run="evaluation.report.labelling:run",
+        folders=("labelling.dir",),
     ),
     Configured(
         "probe",
@@ -72,6 +79,7 @@ CONFIGURED = (
         config="evaluation.config:ProbeConfig",
         plan="evaluation.probing:plan",
         run="evaluation.probing:run",
+        folders=("out", "cache"),
     ),
     Configured(
         "fewshot",
@@ -79,6 +87,7 @@ CONFIGURED = (
         config="evaluation.config:FewshotConfig",
         plan="evaluation.fewshot:plan",
         run="evaluation.fewshot:run",
+        folders=("out", "cache"),
     ),
     Configured(
         "bias",
@@ -192,6 +201,11 @@ def _add_figures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _configured(command: Configured, arguments: argparse.Namespace) -> None:
     config = load_config(pkgutil.resolve_name(command.config), arguments.config, arguments.overrides)
+    # The work may take hours: not before its output is known to have a place.
+    for key in command.folders:
+        place = functools.reduce(lambda table, name: getattr(table, name, None), key.split("."), config)
+        if place is not None:
+            storage.require_folder(str(place))
     # The modules may load ray and torch: not before the configuration is known to be right.
     if arguments.check:
         plan = pkgutil.resolve_name(command.plan)(config)

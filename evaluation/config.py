@@ -99,6 +99,8 @@ class CorpusConfig(StrictModel):
     def _one_corpus(self) -> CorpusConfig:
         if (self.manifest is None) == (self.files is None):
             raise ValueError("give manifest (a corpus of this project) or files (one that others wrote)")
+        if self.files is not None and not self.files:
+            raise ValueError(f"files is {self.files!r}, which names nothing; name files, folders or patterns")
         if (self.files is None) != (self.layout is None):
             raise ValueError("files and layout belong together: webdataset, parquet or folder")
         if self.layout != "parquet" and any((self.image, self.caption, self.url, self.key)):
@@ -139,6 +141,8 @@ class DescriptorConfig(StrictModel):
             raise ValueError(f"views: {self.views!r} names one twice; name each once")
         if self.views == ["mirrored"]:
             raise ValueError("views: ['mirrored'] names no part to mirror; name 'whole' too")
+        if set(self.views) <= {"square", "mirrored"}:
+            raise ValueError(f"views: {self.views!r} shows nothing of a square picture; name 'whole' too")
         return self
 
 
@@ -378,9 +382,9 @@ class ProbeSet(StrictModel):
     train: EvaluationSet
     validation: EvaluationSet | None = None  # none: `validation_share` of train
     test: EvaluationSet
-    metric: Literal["top1", "mean_per_class"] | None = (
-        None  # of the choice of the strength and of the headline; none: the dataset's, where the strength is chosen by one of these two
-    )
+    # Of the choice of the strength and of the headline. None: the dataset's, the strength being chosen by the mean per class where that is
+    # the metric, else by top-1. Sets with several labels a picture take none: both are the 11-point mAP.
+    metric: Literal["top1", "mean_per_class"] | None = None
 
 
 class _ProbeConfig(StrictModel):

@@ -16,8 +16,8 @@ What makes it faster than scikit-learn's, whose optimum it finds, in the order o
   variables are float64 always. A block of logits stays in the processor's cache.
 
 A fit has converged when no entry of the gradient of objective / n, in the features' own coordinates, is above `tolerance`: scikit-learn's
-rule and scale. At its default of 1e-4, which the paper used and `search` uses, neither is at the optimum where the penalty is weak, and
-which of nearly equal strengths wins may depend on the solver; at 1e-9 it does not.
+rule and scale. At its default of 1e-4, which the paper used, neither is at the optimum where the penalty is weak, nor at the 1e-5 that
+`search` uses, and which of nearly equal strengths wins may depend on the solver; at 1e-9 it does not.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ _RENEW = 40  # iterations after which the coordinates are taken anew
 _SURE = 1e-6  # classes that are this much surer than the least sure, and examples all of which are this sure, are taken for no surer
 _SINGLE_UNTIL = 1e-7  # of the gradient, in units of the largest feature (root mean square): 100 times the rounding of float32 products
 _SINGLE_FALL = 1e-8  # of the objective / n: what float32 products still see fall
+_MOST_UNSAID = (
+    10_000  # classes that nobody said there are: a stray label would cost the memory of as many rows of weights
+)
 _LARGEST = 1e15  # an entry whose square, summed over rows, is far from float32's largest number
 _BLOCK = {"cpu": 1 << 12, "cuda": 1 << 17}
 
@@ -120,7 +123,8 @@ def fit(
 ) -> Probe:
     """The probe of one strength λ. `features` float[n, d] (rows are used as they are, not normalised), `labels` int[n] from 0 on.
 
-    classes: how many there are (none: the largest label says it). start: weights to begin from; they change the way, not the end.
+    classes: how many there are (none: the largest label says it, which must then be below 10,000 or the number of rows). start: weights to
+    begin from; they change the way, not the end.
     Raises InputError for features or labels that are none, and for features so large that the objective might overflow.
     """
     return Problem(features, labels, classes, device).fit(strength, tolerance, start)
@@ -142,11 +146,11 @@ def search(
     First the positions 0, 16, …, 96 (λ = 1e6, 1e4, …, 1e-6), then the two neighbours of the best so far at a distance of 8, 4, 2 and 1.
     Of equal scores the stronger penalty wins; so it does not matter whether the grid is read as C or as λ. Neighbours outside of the grid
     are not tried. score: of labels and predictions, both int64[n], larger is better (none: the accuracy). Raises as `fit`, also for the
-    validation rows.
+    validation rows, whose labels must be of the classes that there are.
     """
     problem = Problem(features, labels, classes, device)
     measure = score or accuracy
-    wanted = _checked_labels(validation_labels, len(_matrix(validation)), classes)
+    wanted = _checked_labels(validation_labels, len(_matrix(validation)), problem.classes)
     return searched(
         lambda strength, start: problem.fit(strength, tolerance, start),
         lambda found: measure(wanted, found.predict(validation)),
@@ -205,8 +209,9 @@ class Problem:
         self, features: Features, labels: NDArray[np.integer], classes: int | None = None, device: str = "cpu"
     ) -> None:
         self._features = _matrix(features).to(usable(device))
-        given = _checked_labels(labels, len(self._features), classes)
-        self._classes = int(given.max()) + 1 if classes is None else classes
+        n = len(self._features)
+        given = _checked_labels(labels, n, max(n, _MOST_UNSAID) if classes is None else classes)
+        self.classes = int(given.max()) + 1 if classes is None else classes
         self._present, numbered = np.unique(given, return_inverse=True)
         if len(self._present) < 2:
             raise InputError(f"labels: all {len(given):,} rows are of class {given[0]}; a probe needs two classes")
@@ -244,8 +249,8 @@ class Problem:
                 if ended:
                     break
                 self._axes = None
-        weights = np.zeros((self._classes, self._features.shape[1]))
-        intercepts = np.full(self._classes, -np.inf)
+        weights = np.zeros((self.classes, self._features.shape[1]))
+        intercepts = np.full(self.classes, -np.inf)
         weights[self._present] = at.weights.cpu().numpy()
         intercepts[self._present] = (at.centre - at.weights @ self.mean).cpu().numpy()
         value = len(self._features) * descent.value
@@ -295,8 +300,8 @@ class Problem:
         if start is None:
             zeros = torch.zeros(k, d, dtype=torch.float64, device=self.mean.device)
             return _Point(zeros, zeros[:, 0].clone())
-        if start.weights.shape != (self._classes, d):
-            raise InputError(f"start: weights of shape {start.weights.shape}, needed are {(self._classes, d)}")
+        if start.weights.shape != (self.classes, d):
+            raise InputError(f"start: weights of shape {start.weights.shape}, needed are {(self.classes, d)}")
         weights = torch.from_numpy(start.weights[self._present]).to(self.mean.device)
         intercepts = torch.from_numpy(np.nan_to_num(start.intercepts[self._present], neginf=0.0)).to(weights.device)
         centre = intercepts + weights @ self.mean
@@ -487,18 +492,17 @@ def _matrix(features: Features) -> torch.Tensor:
     return matrix if matrix.dtype == torch.float64 else matrix.float()
 
 
-def _checked_labels(labels: NDArray[np.integer], n: int, classes: int | None) -> NDArray[np.int64]:
+def _checked_labels(labels: NDArray[np.integer], n: int, classes: int) -> NDArray[np.int64]:
     given = np.asarray(labels)
     if given.shape != (n,) or not np.issubdtype(given.dtype, np.integer):
         raise InputError(
             f"labels: {given.dtype} of shape {given.shape}; expected one class number for each of {n:,} rows"
         )
-    top = None if classes is None else classes - 1
-    wrong = (given < 0) if top is None else (given < 0) | (given > top)
+    wrong = (given < 0) | (given >= classes)
     if wrong.any():
         row = int(wrong.argmax())
-        rest = "" if top is None else f" to {top}"
         raise InputError(
-            f"labels: row {row} has {given[row]}; class numbers go from 0{rest}, leave unlabelled rows out"
+            f"labels: row {row} has {given[row]}; class numbers go from 0 to {classes - 1:,}, leave unlabelled rows out, or give `classes` "
+            "where there are more"
         )
     return given.astype(np.int64)

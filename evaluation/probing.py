@@ -5,7 +5,8 @@ its own or a share of train, cut class by class by the hash of the picture's byt
 video the middle frame stands for it, in all three.
 
 The headline is the dataset's own metric, as in `zeroshot`. The strength is chosen by the mean per class where that is the dataset's metric,
-else by top-1 (`metric` of a set says otherwise); of sets with several labels a picture, both are the 11-point mAP (`one_vs_rest.py`).
+else by top-1 (`metric` of a set says otherwise); of sets with several labels a picture, which take no `metric`, both are the 11-point mAP
+(`one_vs_rest.py`).
 
 Written under `out`: `probe.json` (figures, the whole path of the search, and the identity of what they were computed from), and in
 `probes`, so that zero-shot's answers of the same name stay what they are, `predictions/SET.parquet` (as `zeroshot` writes it, the rows of a
@@ -176,7 +177,8 @@ def features(encoder: FeatureEncoder, part: Part) -> NDArray[np.float32]:
 def open_parts(one: ProbeSet, config: ProbeConfig | FewshotConfig) -> Parts:
     """Open the sets of one dataset.
 
-    Raises InputError: class lists that differ, a part without labelled pictures, a training part of fewer than two classes.
+    Raises InputError: class lists that differ, a metric for several labels a picture, a part without labelled pictures, a training part of
+    fewer than two classes.
     """
     opened = [open_set(part) for part in (one.train, one.test, *([one.validation] if one.validation else []))]
     train = opened[0]
@@ -192,6 +194,11 @@ def open_parts(one: ProbeSet, config: ProbeConfig | FewshotConfig) -> Parts:
                 "or in another order; give all parts the same `classes` or `classes_file` (and absent_classes = true where one has no "
                 "example)"
             )
+    if several and one.metric is not None:
+        raise InputError(
+            f"set {one.name!r} ({train.path}): metric is {one.metric!r}, and sets with several labels a picture are chosen and scored by "
+            "the 11-point mAP; drop the key"
+        )
     parts = [Part(part, examples(part)) for part in opened]
     if len(opened) == 3:
         learned, chosen = parts[0], parts[2]

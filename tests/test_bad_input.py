@@ -160,6 +160,15 @@ CASES = {
     ),
     "missing configuration": Case("pipeline run --config none.toml", "none.toml: no such file; check the path"),
     "not TOML": Case(RUN, "pipeline.toml: not valid TOML", spoil=write("pipeline.toml", "run.out = = 3")),
+    "TOML that is too deep": Case(
+        RUN, "pipeline.toml: lists or tables in one", spoil=write("pipeline.toml", "a = " + "[" * 5000 + "]" * 5000)
+    ),
+    "tables that are too deep": Case(
+        RUN, "pipeline.toml: lists or tables in one", spoil=write("pipeline.toml", "a" + ".a" * 5000 + " = 1")
+    ),
+    "override that is too deep": Case(
+        f"{RUN} balance.cap={'[' * 5000}{']' * 5000}", "override 'balance.cap': brackets in one another"
+    ),
     "malformed override": Case(f"{RUN} balance.cap", "override 'balance.cap': expected table.key=value"),
     "cap above precap": Case(
         f"{RUN} precap.per_query=10 balance.cap=11", "precap.per_query is 10 but balance.cap is 11"

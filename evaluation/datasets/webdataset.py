@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from evaluation.datasets.bundle import Bundle, Member, Members, small_texts
-from evaluation.datasets.found import Found, is_number
+from evaluation.datasets.found import Found, is_number, refuse_split
 from pipeline.content.labelled import PICTURE_ENDINGS
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
@@ -20,9 +20,19 @@ def is_webdataset(bundle: Bundle) -> bool:
 
 
 def webdataset(bundle: Bundle, split: str) -> Found:
-    """All samples that have a picture, tar by tar; a split is the tars under a folder of its name, or all of them."""
+    """All samples that have a picture, tar by tar; a split is the tars under a folder of its name.
+
+    It is all tars where it is `all`, and where none lies in a folder: they are then the split that they are said to be. Raises InputError
+    where some lie in folders, and none in one of this name.
+    """
     tars = [member for member in bundle.members if member.kind in ("tar", "tar.gz")]
-    inside = [member for member in tars if f"/{split}/" in "/" + member.container.removeprefix(bundle.path)] or tars
+    folders = {member.container: _folders(bundle, member.container) for member in tars}
+    inside = [member for member in tars if split in folders[member.container]]
+    if not inside:
+        others = sorted({folder for each in folders.values() for folder in each})
+        if others and split != "all":
+            refuse_split(bundle, split, ("all (every tar)", *others))
+        inside = tars
     samples: dict[tuple[str, str], dict[str, Member]] = {}
     for member in sorted(inside, key=lambda member: (member.container, member.start)):
         folder, _, last = member.name.rpartition("/")
@@ -44,6 +54,11 @@ def webdataset(bundle: Bundle, split: str) -> Found:
     names = bundle.lines("classnames.txt") if bundle.find("classnames.txt") is not None else []
     texts = small_texts(captions) if any(captions) else None
     return Found(ids, labels, names, Members(pictures), captions=texts)
+
+
+def _folders(bundle: Bundle, container: str) -> list[str]:
+    """The names of the folders between the bundle and a tar."""
+    return container.removeprefix(bundle.path).strip("/").split("/")[:-1]
 
 
 def _label(bundle: Bundle, key: tuple[str, str], text: str | None) -> int | None:

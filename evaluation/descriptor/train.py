@@ -36,7 +36,7 @@ from evaluation.descriptor.config import OptimiserConfig, TrainDescriptorConfig
 from evaluation.descriptor.embed import Embedder, view
 from evaluation.descriptor.model import Network, build
 from evaluation.descriptor.search import cosines
-from evaluation.descriptor.views import WHOLE
+from evaluation.descriptor.views import FULL_BOX
 from evaluation.device import usable
 from pipeline.contracts import config as contracts_config
 from pipeline.contracts import storage
@@ -315,7 +315,7 @@ def _write_artefact(
     measured = proxy(network, held, config)
     size = config.architecture.size
     embedder = Embedder(network, size)
-    seen = (view(one, WHOLE, size) for one in kept[:_BACKGROUND])
+    seen = (view(one, FULL_BOX, size) for one in kept[:_BACKGROUND])
     background = embedder.vectors(pixels for pixels in seen if pixels is not None)
     data = weights.weights_bytes(network, background)
     card = Card(

@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 """left, top, right, bottom as shares of the sides"""
 
 VIEWS: tuple[ViewKind, ...] = ("whole", "square", "halves", "quarters", "mirrored")
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+FULL_BOX: Box = (0.0, 0.0, 1.0, 1.0)
 _PARTS = (
     "the whole picture",
     "its centre square",
@@ -47,7 +47,7 @@ def boxes(kinds: Sequence[ViewKind], width: int, height: int) -> dict[int, Box]:
     """
     found: dict[int, Box] = {}
     if "whole" in kinds:
-        found[WHOLE_PICTURE] = WHOLE
+        found[WHOLE_PICTURE] = FULL_BOX
     if "square" in kinds and width != height:
         across, down = min(1.0, height / width), min(1.0, width / height)
         found[1] = ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)

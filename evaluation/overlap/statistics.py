@@ -109,8 +109,10 @@ def analyse(
 
     `classes` int[n] are the examples' right classes, `clusters` int[n] give the repeats of one picture the same number. `alpha` is divided
     by `tests`, the number of evaluation sets tested together (Bonferroni). Without Clean examples there is no null and without Overlap
-    examples nothing to test: the p values are None then. Raises ValueError where lengths differ, or an outcome is neither true nor false.
+    examples nothing to test: the p values are None then. Raises ValueError where lengths differ, an outcome is neither true nor false, a
+    number of a class or cluster is no integer, and for levels outside of 0..1 or fewer than one test.
     """
+    level = _level(alpha, tests, confidence)
     correct, overlap = (_outcomes(name, given) for name, given in (("correct", correct), ("overlap", overlap)))
     if correct.shape != overlap.shape or correct.ndim != 1:
         raise ValueError(f"correct has shape {correct.shape}, overlap {overlap.shape}; both must be bool[n]")
@@ -122,7 +124,6 @@ def analyse(
     outcome = correct[units]
     k_overlap, n_overlap = int((outcome & touched).sum()), int(touched.sum())
     k_clean, n_clean = int(outcome.sum()) - k_overlap, len(units) - n_overlap
-    level = alpha / max(tests, 1)
     testable = n_clean > 0 and n_overlap > 0
     null = k_clean / n_clean if n_clean else 0.0
     on_clean = score(correct[~overlap], confidence)
@@ -163,10 +164,23 @@ def _outcomes(name: str, given: NDArray[np.bool_] | Sequence[bool]) -> NDArray[n
 
 
 def _integers(name: str, given: NDArray[np.int64] | Sequence[int], n: int) -> NDArray[np.int64]:
-    found = np.asarray(given, np.int64)
+    """As int64; 0.2 and 0.7 would be taken for one number."""
+    found = np.asarray(given)
     if found.shape != (n,):
         raise ValueError(f"{name} has shape {found.shape}; there are {n} examples, and it must be int[n]")
-    return found
+    if n and found.dtype.kind not in "iu":
+        raise ValueError(f"{name} is an array of {found.dtype}; it must be int[n]")
+    return found.astype(np.int64)
+
+
+def _level(alpha: float, tests: int, confidence: float) -> float:
+    """What each of `tests` p values is held against."""
+    for name, given in (("alpha", alpha), ("confidence", confidence)):
+        if not 0 < given < 1:
+            raise ValueError(f"{name} is {given!r}; it must be between 0 and 1")
+    if tests < 1:
+        raise ValueError(f"tests is {tests!r}; it must be 1 or more")
+    return alpha / tests
 
 
 def score(correct: NDArray[np.bool_], confidence: float = CONFIDENCE) -> SplitScore:
@@ -350,12 +364,12 @@ def inflation(
     permutation of the units. A placement on which the metric has no value counts against the effect.
 
     The detectable gain: All − Clean must exceed what all but `alpha` of the placements reach, by as many standard errors of the bootstrap
-    as give 80 % power; divided by Overlap's share of the units it is a gain on Overlap.
+    as give 80 % power; divided by Overlap's share of the units it is a gain on Overlap. Raises ValueError as `analyse`.
     """
+    level = _level(alpha, tests, confidence)
     n = len(overlap)
     groups = None if clusters is None else _integers("clusters", clusters, n)
     units, touched = collapse(overlap, groups)
-    level = alpha / max(tests, 1)
     k, m = int(touched.sum()), len(units)
 
     def difference(counts: NDArray[np.int64], side: NDArray[np.bool_]) -> float:

@@ -213,6 +213,8 @@ def _listed_names(place: str, written: str) -> list[list[str]]:
         found = tomllib.loads(written).get("classes")
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{place}: not valid TOML: {error}; mend the line it names") from None
+    except RecursionError:
+        raise InputError(f"{place}: lists in lists, too deep to read; give one list a class") from None
     listed = isinstance(found, list) and all(isinstance(given, list) for given in found)
     if found is not None and listed and all(isinstance(name, str) for given in found for name in given):
         return list(found)

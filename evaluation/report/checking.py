@@ -1,7 +1,7 @@
 """`verify`: every number of a report, computed a second time from its tables with arithmetic of another hand.
 
 The report's own statistics are incomplete beta functions, closed forms and convolutions (`overlap.statistics`); here scipy's binomial and
-Fisher tests and its interval searches are used instead, characteristic functions for the test over classes, and sums over classes
+Fisher tests and its interval searches are used instead, its hypergeometric laws for the test over classes, and sums over classes
 one by one (`twin`). The splits are derived from the pairs again, every distance and the clusters from the hashes, and the page is rendered
 again. Before that, every file is compared with its sha256, the manifest with its own digest, and the folder with the manifest. The answer
 is a list of sentences; an empty one means that nothing differs.

@@ -49,13 +49,15 @@ def load_config(model: type[Model], path: str | None, overrides: Sequence[str] =
     """
     try:
         table = {} if path is None else tomllib.loads(storage.read_text(path))
+        written = copy.deepcopy(table)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}; mend the line it names") from None
-    written = copy.deepcopy(table)
+    except RecursionError:
+        raise InputError(f"{path}: lists or tables in one another, too deep to read; take some away") from None
     overridden: dict[tuple[str, ...], str] = {}
     for override in overrides:
         keys, text = _split_override(override)
-        _assign(table, keys, _toml_value(text), override)
+        _assign(table, keys, _toml_value(text, ".".join(keys)), override)
         overridden[keys] = text
     for location, value in _booleans_for_numbers(model, table):
         place = (
@@ -130,12 +132,14 @@ def _split_override(override: str) -> tuple[tuple[str, ...], str]:
     return keys, text.strip()
 
 
-def _toml_value(text: str) -> Json:
+def _toml_value(text: str, key: str) -> Json:
     """An override's value is TOML; what is not TOML (`s3://bucket/x`, `ViT-B/32`) is taken as a plain string."""
     try:
         value: Json = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, KeyError):
         return text
+    except RecursionError:
+        raise InputError(f"override {key!r}: brackets in one another, too deep to read; take some away") from None
     return value if isinstance(value, (bool, int, float, str, list, dict)) else text
 
 

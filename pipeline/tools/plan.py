@@ -164,7 +164,7 @@ def measured(uri: str | None = None) -> Rates:
     place = uri or str(_MEASURED)
     try:
         return Rates.model_validate(tomllib.loads(storage.read_text(place)))
-    except (tomllib.TOMLDecodeError, pydantic.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, RecursionError, pydantic.ValidationError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(
             f"{place}: no table of rates ({said}); write one with python -m tests.benchmarks.pipeline --write FILE"

@@ -68,6 +68,9 @@ ROWS = {
     "score out of range": Wrong("match.descriptor_score", "match.descriptor_score=0"),
     "unknown view": Wrong("descriptor.views.0", "descriptor={weights='x', views=['thirds']}"),
     "a view twice": Wrong("names one twice", "descriptor={weights='x', views=['whole', 'whole']}"),
+    "no view of a square picture": Wrong(
+        "shows nothing of a square picture", "descriptor={weights='x', views=['mirrored', 'square']}"
+    ),
     "other card": Wrong("card.json: not a card of this program's descriptors", "descriptor.weights={folder}"),
     "no file of names": Wrong("gone.txt: no such file", names=("gone.txt",)),
     "names of other classes": Wrong("names.txt: names 2 classes, set 'scenes' has 7", names=("{folder}/names.txt",)),

@@ -273,6 +273,7 @@ BAD = {
     "neither": ({}, "give manifest (a corpus of this project) or files"),
     "both": ({"manifest": "m", "files": "f", "layout": "folder"}, "give manifest (a corpus of this project) or files"),
     "no layout": ({"files": "f"}, "files and layout belong together"),
+    "no file": ({"files": "[]", "layout": "folder"}, "files is [], which names nothing; name files"),
     "unknown layout": ({"files": "f", "layout": "zip"}, "corpus.layout"),
     "columns of tars": ({"files": "f", "layout": "webdataset", "image": "x"}, "which only the layout parquet has"),
     "nothing there": ({"files": "{folder}/none", "layout": "folder"}, "names no picture"),

@@ -316,6 +316,7 @@ FINE = np.zeros((4, 2), np.float32) + np.arange(4)[:, None]
         (FINE, [0, 1, 0], {}, r"shape \(3,\); expected one class number for each of 4"),
         (FINE, [0.0, 1.0, 0.0, 1.0], {}, "labels: float64"),
         (FINE, [0, 1, -1, 1], {}, "row 2 has -1"),
+        (FINE, [0, 1, 10**9, 1], {}, "row 2 has 1000000000; class numbers go from 0 to 9,999, .* give `classes`"),
         (FINE, [0, 1, 5, 1], {"classes": 3}, "row 2 has 5; class numbers go from 0 to 2"),
         (FINE, [1, 1, 1, 1], {}, "all 4 rows are of class 1"),
         (FINE, [0, 1, 0, 1], {"strength": 0.0}, "strength: 0.0 is not above 0"),
@@ -337,6 +338,8 @@ def test_bad_validation_rows() -> None:
         probe.search(data.x, data.y, data.asked, data.answers[:1])
     with pytest.raises(InputError, match="row 0 has 7; class numbers go from 0 to 2"):
         probe.search(data.x, data.y, data.asked, data.answers * 0 + 7, classes=3)
+    with pytest.raises(InputError, match="row 0 has .; class numbers go from 0 to 2"):
+        probe.search(data.x, data.y, data.asked, data.answers + 5)
     with pytest.raises(InputError, match="features: 5 a row, the probe was fitted on 6"):
         probe.search(data.x, data.y, data.asked[:, :5], data.answers)
 

@@ -338,6 +338,10 @@ def test_several_labels_a_picture(config: Path, tmp_path: Path) -> None:
     mixed = one.model_copy(update={"train": settings.sets[0].train})
     with pytest.raises(InputError, match="one has several labels a picture"):
         open_parts(mixed, exact)
+    for metric in ("top1", "mean_per_class"):
+        asked = one.model_copy(update={"metric": metric})
+        with pytest.raises(InputError, match=f"metric is '{metric}', and sets with several labels .* drop the key"):
+            open_parts(asked, exact)
     with pytest.raises(InputError, match="labels: class 1 has 0 examples among 4 pictures"):
         one_vs_rest.fit(np.eye(4, dtype=np.float32), np.array([[1, 0], [0, 0], [1, 0], [0, 0]], np.int8), 1.0)
     with pytest.raises(InputError, match="pictures without an example"):

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,29 @@ def test_what_is_neither_right_nor_wrong_is_refused() -> None:
         with pytest.raises(ValueError, match="correct has values that are neither true nor false"):
             analyse(np.array(odd), overlap)
     assert analyse(np.array([1, 1, 0, 1]), overlap) == analyse(np.array([True, True, False, True]), overlap)
+
+
+def test_numbers_and_levels_that_are_none_are_refused() -> None:
+    """0.2 and 0.7 would be one cluster, nan a class, and alpha = 2 would call everything an effect."""
+    right, overlap = np.ones(3, np.bool_), np.arange(3) < 1
+    for name in ("classes", "clusters"):
+        for odd in ([0.2, 0.7, 1.5], [0.0, 1.0, float("nan")], ["0", "1", "2"]):
+            with pytest.raises(ValueError, match=rf"{name} is an array of .*; it must be int"):
+                analyse(right, overlap, **{name: np.array(odd)})
+    levels: list[dict[str, Any]] = [
+        {"alpha": 2},
+        {"alpha": 0},
+        {"alpha": float("nan")},
+        {"confidence": 1.0},
+        {"tests": -3},
+        {"tests": 0},
+    ]
+    for level in levels:
+        ((name, value),) = level.items()
+        with pytest.raises(ValueError, match=rf"{name} is {value}; it must be"):
+            analyse(right, overlap, **level)
+        with pytest.raises(ValueError, match=rf"{name} is {value}; it must be"):
+            inflation(accuracy_of(right), overlap, **level)
 
 
 # ---- clusters

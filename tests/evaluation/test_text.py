@@ -224,6 +224,7 @@ def test_numbers_of_classes_are_no_names() -> None:
         ("n.toml", "classes = ['a', 'b']", "no `classes` that is a list of lists"),
         ("n.toml", "classes = [['a'], [1]]", "no `classes` that is a list of lists"),
         ("n.toml", "classes = [", "not valid TOML"),
+        ("n.toml", "classes = " + "[" * 5000, "n.toml: lists in lists, too deep to read; give one list a class"),
         ("n.toml", "", "no `classes`"),
     ],
 )

@@ -158,6 +158,7 @@ def test_webdataset(tmp_path: Path) -> None:
     pack({"s0.jpg": encoded(50), "s0.cls": b"0"}, tmp_path / "wds" / "train" / "0", "tar")
     assert len(opened(tmp_path / "wds", "cifar10")) == 4
     assert opened(tmp_path / "wds", "cifar10", "train").ids == ["train/s0"]
+    assert len(opened(tmp_path / "wds", "cifar10", "all")) == 5
     for word in ("dog", "²", "9" * 5000):
         pack({"a.jpg": encoded(1), "a.cls": word.encode()}, tmp_path / "bad", "tar")
         with pytest.raises(InputError, match=rf"'a\.cls' holds '{word[:40]}', no class number"):
@@ -165,6 +166,19 @@ def test_webdataset(tmp_path: Path) -> None:
     pack({"a.jpg": encoded(1)}, tmp_path / "bare", "tar")
     with pytest.raises(InputError, match=r"no webdataset tar .a member NAME\.cls"):
         opened(tmp_path / "bare.tar", None)
+
+
+def test_a_split_of_webdataset_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Tars in another folder are no answer; tars in no folder are the split that they are said to be."""
+    files = {"s0.jpg": encoded(50), "s0.cls": b"0", "s1.jpg": encoded(51), "s1.cls": b"1"}
+    pack(files, tmp_path / "wds" / "train1" / "0", "tar")
+    for split in ("test", "val", "train"):
+        with pytest.raises(InputError, match=rf"no split '{split}'; its splits are all .every tar., train1$"):
+            opened(tmp_path / "wds", "dtd", split)
+    for split in ("train1", "all"):
+        assert len(opened(tmp_path / "wds", "dtd", split)) == 2
+    assert len(opened(tmp_path / "wds" / "train1" / "0.tar", "dtd", "test")) == 2
+    assert len(opened(tmp_path / "wds" / "train1", "dtd", "val")) == 2
 
 
 # ---- the catalogue
