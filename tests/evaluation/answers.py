@@ -28,7 +28,7 @@ def write_answers(
     scale: float | None = 20.0,
     pictures: Sequence[object] | None = None,
     groups: Sequence[str | None] | None = None,
-    videos: Sequence[str] | None = None,
+    videos: Sequence[str | None] | None = None,
     keep_scores: bool = True,
     set_hash: str = "5e" * 32,
     model: str = "aa" * 32,

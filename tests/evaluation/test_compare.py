@@ -214,11 +214,16 @@ def test_videos_with_one_first_frame_are_many(tmp_path: Path, capsys: pytest.Cap
     assert found["first"]["sets"]["clips"]["interval"] == pytest.approx(ends)
 
 
-def test_frames_in_another_order_are_another_video(tmp_path: Path) -> None:
-    scores, labels = outcomes([True] * 6)
-    given = {"pictures": ["a", "b", "b", "a", "a", "b"], "videos": ["x", "x", "y", "y", "z", "z"]}
-    place = write_answers(tmp_path / "clips.parquet", np.full_like(scores, 1 / 3), np.zeros_like(labels), **given)
-    assert predictions.read(place).clusters().tolist() == [0, 1, 0]
+def test_a_video_is_known_by_all_its_frames_in_their_order(tmp_path: Path) -> None:
+    scores, labels = outcomes([True] * 8)
+    place = write_answers(
+        tmp_path / "clips.parquet",
+        np.full_like(scores, 1 / 3),
+        np.zeros_like(labels),
+        pictures=["a", "b", "b", "a", "a", "b", "a", "c"],
+        videos=["x", "x", "y", "y", "z", "z", "w", "w"],
+    )
+    assert predictions.read(place).clusters().tolist() == [0, 1, 0, 2]
 
 
 def test_a_set_that_says_everything_twenty_times_has_said_it_once(
