@@ -11,9 +11,10 @@ sigmoid losses have one, is the same for every class and falls out). Of a set of
     Brier      mean of the squared distance between the probabilities of all classes and the truth (0 to 2); and that between the
                answer's probability and its outcome alone (0 to 1)
 
-with bootstrap intervals over different pictures, and a reliability table. Where the file holds the scores of every class (`keep_scores`
-of `zeroshot`), one temperature is fitted: on one half of the pictures, chosen by the hash of their bytes, and reported on the other
-half, before and after.
+with bootstrap intervals over different pictures, and a reliability table, whose shares have exact ones that take a picture's repeats
+for a cluster (`intervals.clustered`). Where the file holds the scores of every class (`keep_scores`
+of `zeroshot`), one temperature is fitted: on one half of the pictures, chosen by the hash of their bytes (of videos, by that of their
+frames), and reported on the other half, before and after.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from evaluation.intervals import Interval, bootstrap, clopper_pearson
+from evaluation.intervals import Interval, bootstrap, clustered
 from evaluation.predictions import Predictions
 from pipeline.contracts.config import Json
 
@@ -44,7 +45,7 @@ Floats = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """Answers whose confidence lies in (above, upto]; the interval of their accuracy is Clopper-Pearson's."""
+    """Answers whose confidence lies in (above, upto]; the interval of their accuracy is `clustered`."""
 
     above: float
     upto: float
@@ -58,7 +59,7 @@ class Bin:
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """Figures of n answers; `brier` is None where the probabilities of the other classes are not known. `confidence` is the mean of what
-    the answers said, `low` and `high` the accuracy's interval (Clopper-Pearson)."""
+    the answers said, `low` and `high` the accuracy's interval (`clustered`)."""
 
     n: int
     accuracy: float
@@ -168,7 +169,7 @@ def measure(
 
     random = np.random.default_rng(_SEED)
     by_luck = [expected_error(p, random.random(len(p)) < p, width) for _ in range(_LUCK_DRAWS)]
-    low, high = clopper_pearson(int(correct.sum()), len(p), confidence)
+    low, high = clustered(correct, clusters, confidence)
     return Calibration(
         n=len(p),
         accuracy=float(correct.mean()),
@@ -181,17 +182,19 @@ def measure(
         log_loss=mean_of(loss),
         brier=None if brier is None else mean_of(brier),
         brier_answer=mean_of(answer),
-        table=_reliability(p, correct, width, confidence),
+        table=_reliability(p, correct, clusters, width, confidence),
     )
 
 
-def _reliability(p: Floats, correct: NDArray[np.bool_], edges: Floats, confidence: float) -> list[Bin]:
+def _reliability(
+    p: Floats, correct: NDArray[np.bool_], clusters: NDArray[np.int64], edges: Floats, confidence: float
+) -> list[Bin]:
     place = _bin(p, edges)
     table = []
     for number in np.unique(place):
         inside = place == number
         n, hits = int(inside.sum()), int(correct[inside].sum())
-        low, high = clopper_pearson(hits, n, confidence)
+        low, high = clustered(correct[inside], clusters[inside], confidence)
         table.append(
             Bin(float(edges[number]), float(edges[number + 1]), n, float(p[inside].mean()), hits / n, low, high)
         )

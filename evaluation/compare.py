@@ -2,9 +2,10 @@
 
 Every place is what a run of `zeroshot` or `retrieval` wrote (or one file of it); the first is the one that the others are compared with.
 Models are compared example by example: the difference of their accuracies with a paired interval (`intervals.paired_difference`),
-McNemar's exact test, and Holm's correction over all the tests of the call. Accuracies count every example; tests and intervals count a
-picture once, however often the set repeats it. Recall is compared at each cutoff, both ways, picture by picture (`ranks`). Files that were
-scored on different versions of a set are refused.
+McNemar's exact test, and Holm's correction over all the tests of the call. Accuracies count every example, and their intervals take a
+picture's repeats for a cluster (`intervals.clustered`); tests and the intervals of differences count a picture once, however often the set
+repeats it. Recall is compared at each cutoff, both ways, picture by picture (`ranks`). Files that were scored on different versions of a
+set are refused.
 
 Over several sets stands the mean difference, every set with the same weight, with a bootstrap over the examples of each set. It speaks
 of these sets: that other sets would show the same is not in it.
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import predictions, ranks
-from evaluation.intervals import DRAWS, Interval, clopper_pearson, holm, mcnemar, paired_difference
+from evaluation.intervals import DRAWS, Interval, clustered, holm, mcnemar, paired_difference
 from evaluation.predictions import Predictions
 from evaluation.ranks import DIRECTIONS, PairedRecall, Ranks, Share
 from evaluation.retrieval import CUTOFFS
@@ -46,7 +47,8 @@ which does not say which split of SUN was used."""
 class Paired:
     """Two models on one set: `wins` and `losses` of the second over the first among `tested` different pictures.
 
-    `first` and `second` are accuracies over all `n` examples, `difference` is second minus first over the tested ones.
+    `first` and `second` are accuracies over all `n` examples, `second_interval` is that of `second`, `difference` is second minus
+    first over the tested ones.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Paired:
     tested: int
     first: float
     second: float
+    second_interval: tuple[float, float]
     difference: Interval
     wins: int
     losses: int
@@ -112,6 +115,7 @@ def pair(first: Predictions, second: Predictions, confidence: float) -> Paired:
         tested=len(units),
         first=float(first.correct.mean()),
         second=float(second.correct.mean()),
+        second_interval=_interval(second, confidence),
         difference=paired_difference(wins, losses, len(units), confidence),
         wins=wins,
         losses=losses,
@@ -220,7 +224,7 @@ def describe(reference: Said, against: Sequence[Against], first: str, confidence
     lines = [f"{first}: the first of the comparison"]
     for name, one in reference.answers.items():
         lines.append(
-            f"  {name:24} {_share(float(one.correct.mean()), len(one.ids), confidence)}   {len(one.ids):,} examples"
+            f"  {name:24} {_with_ends(float(one.correct.mean()), *_interval(one, confidence))}   {len(one.ids):,} examples"
         )
     for name, ranked in reference.ranks.items():
         for direction in DIRECTIONS:
@@ -235,8 +239,8 @@ def describe(reference: Said, against: Sequence[Against], first: str, confidence
         lines.append(f"{other.place}: minus the first, in points; p of {test}, Holm over {tests} tests")
         for paired, adjusted in zip(other.sets, other.adjusted, strict=True):
             lines.append(
-                f"  {paired.name:24} {_points(paired.difference)}   {_share(paired.second, paired.n, confidence)}, won {paired.wins:,} "
-                f"lost {paired.losses:,} of {paired.tested:,}   p {paired.p:.3g}, Holm {adjusted:.3g}"
+                f"  {paired.name:24} {_points(paired.difference)}   {_with_ends(paired.second, *paired.second_interval)}, won "
+                f"{paired.wins:,} lost {paired.losses:,} of {paired.tested:,}   p {paired.p:.3g}, Holm {adjusted:.3g}"
             )
         for recall, adjusted in zip(other.recalls, other.recalls_adjusted, strict=True):
             many = "" if recall.pictures == recall.n else f" captions of {recall.pictures:,} pictures"
@@ -270,7 +274,7 @@ def as_json(reference: Said, against: Sequence[Against], confidence: float) -> J
                     "content_hash": one.set_hash,
                     "n": len(one.ids),
                     "accuracy": float(one.correct.mean()),
-                    "interval": list(_interval(float(one.correct.mean()), len(one.ids), confidence)),
+                    "interval": list(_interval(one, confidence)),
                 }
                 for name, one in reference.answers.items()
             },
@@ -295,7 +299,7 @@ def as_json(reference: Said, against: Sequence[Against], confidence: float) -> J
                 "sets": {
                     paired.name: {
                         **_plain(paired),
-                        "second_interval": list(_interval(paired.second, paired.n, confidence)),
+                        "second_interval": list(paired.second_interval),
                         "p_holm": adjusted,
                     }
                     for paired, adjusted in zip(other.sets, other.adjusted, strict=True)
@@ -334,12 +338,9 @@ def _recalls(one: Ranks, direction: str, confidence: float) -> dict[int, Share]:
     return {k: share for k, share in found.items() if share is not None}
 
 
-def _interval(share: float, n: int, confidence: float) -> tuple[float, float]:
-    return clopper_pearson(round(share * n), n, confidence)
-
-
-def _share(share: float, n: int, confidence: float) -> str:
-    return _with_ends(share, *_interval(share, n, confidence))
+def _interval(one: Predictions, confidence: float) -> tuple[float, float]:
+    """Of the accuracy over all examples."""
+    return clustered(one.correct, one.clusters(), confidence)
 
 
 def _with_ends(share: float, low: float, high: float) -> str:

@@ -45,16 +45,19 @@ def clustered(hit: NDArray[np.bool_], units: NDArray[np.int64], confidence: floa
     """The two-sided interval for the share of `hit` (bool[n]), whose examples are drawn in clusters: `units` int64[n] numbers them from 0.
 
     Clopper and Pearson's with the effective number of examples (Korn and Graubard, 1998): n over the design effect, with their correction
-    for few clusters, and at most n. Where each example is a cluster it is the exact interval; where all are hits, or none, nothing shows
-    how far the examples of a cluster agree, and a cluster counts as one.
+    for few clusters, and at most n. Where each example is a cluster it is the exact interval; so it is, of the clusters, where these have
+    one size and are hit whole, because then they repeat one example each. Where all are hits, or none, nothing shows how far the examples
+    of a cluster agree, and a cluster counts as one.
     """
     n, clusters = len(hit), len(np.unique(units))
     if clusters == n:
         return clopper_pearson(int(hit.sum()), n, confidence)
     share = float(hit.mean())
+    sizes, hits = np.bincount(units), np.bincount(units, weights=hit)
+    whole = bool(((hits == 0) | (hits == sizes)).all()) and len(np.unique(sizes[sizes > 0])) == 1
     away = np.bincount(units, weights=hit - share)
     spread = float((away**2).sum()) / n**2
-    if share in (0.0, 1.0) or clusters == 1:
+    if share in (0.0, 1.0) or clusters == 1 or whole:
         effective = float(clusters)
     elif spread < FLAT**2:  # every cluster has the same share
         effective = float(n)

@@ -1,8 +1,9 @@
 """The metrics of the CLIP paper's datasets, each with an interval and with what guessing would reach.
 
-Which dataset takes which is data (`datasets/catalogue.toml`). A proportion has the exact interval of Clopper and Pearson; the others are
-bootstrapped over independent examples (pictures, if some are repeated; videos, where frames were averaged). Every metric is a function of
-how often each example counts, so that a resampled set costs no second sort.
+Which dataset takes which is data (`datasets/catalogue.toml`). A proportion has the exact interval of Clopper and Pearson, in which
+the repeats of a picture are a cluster (`intervals.clustered`); the others are bootstrapped over independent examples (pictures, if some are
+repeated; videos, where frames were averaged). Every metric is a function of how often each example counts, so that a resampled set costs
+no second sort.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.config import Metric
-from evaluation.intervals import bootstrap, clopper_pearson
+from evaluation.intervals import bootstrap, clopper_pearson, clustered
 from evaluation.retrieval import chance_recall
 from pipeline.content.labelled import IGNORED
 from pipeline.contracts.errors import InputError
@@ -49,8 +50,8 @@ class Rate:
 @dataclass(frozen=True)
 class Answers:
     """What a model said of n examples: scores float32[n, classes] (higher is nearer), its best classes int32[n, k], and the truth:
-    `labels` int32[n], or `marks` int8[n, classes] where an example has several. `units` int64[n] numbers the pictures from 0 on, where some
-    examples are the same picture: those are drawn together.
+    `labels` int32[n], or `marks` int8[n, classes] where an example has several. `units` int64[n] numbers the pictures (videos) from 0 on,
+    where some examples are the same one: those are drawn together.
     """
 
     scores: NDArray[np.float32]
@@ -95,17 +96,17 @@ def check(metric: Metric, place: str, classes: int, several: bool) -> None:
         raise InputError(f"{place}: roc_auc needs two classes, there are {classes}; check `dataset`")
 
 
-def rate(hits: NDArray[np.bool_], confidence: float) -> Rate:
-    """A share of hits with its Clopper-Pearson interval."""
+def rate(hits: NDArray[np.bool_], confidence: float, units: NDArray[np.int64] | None = None) -> Rate:
+    """A share of hits with its Clopper-Pearson interval; `units` int64[n] as in Answers, None where no example is another's repeat."""
     k, n = int(hits.sum()), len(hits)
-    low, high = clopper_pearson(k, n, confidence)
+    low, high = clopper_pearson(k, n, confidence) if units is None else clustered(hits, units, confidence)
     return Rate(k / n, low, high, n, k)
 
 
 def measure(metric: Metric, answers: Answers, confidence: float) -> Rate:
     """The value of a metric with its interval."""
     if metric == "accuracy":
-        return rate(answers.hit, confidence)
+        return rate(answers.hit, confidence, answers.units)
     function = METRICS[metric](answers)
     n = len(answers.best)
 

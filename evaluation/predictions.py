@@ -2,11 +2,13 @@
 
 Everything that is computed after the model has spoken (comparisons, calibration, worst groups, robustness) starts here. A file may come
 from a stranger: columns, types and values are checked before anything is counted. Where rows are frames of videos (column `group`), all
-frames carry the video's answer, and the video is the example.
+frames carry the video's answer, and the video is the example; it is another one's repeat where all its frames are, because many videos
+begin with the same black frame.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -45,7 +47,8 @@ class Predictions:
 
     `labels` and `answers` int32[n], `correct` bool[n]; `p` and `p_label` float64[n], the probabilities of the answer and of the label
     at the model's own `logit_scale`, and `scores` float32[n, classes], the cosines: each None where the file has none (`scores` also
-    where an example has several labels, which is written as label -1).
+    where an example has several labels, which is written as label -1). `sha256` is that of a picture's bytes; of a video it is over the
+    sha256 of its frames, in their order.
     """
 
     place: str
@@ -64,12 +67,12 @@ class Predictions:
     scores: NDArray[np.float32] | None
 
     def clusters(self) -> NDArray[np.int64]:
-        """Rows with the same picture have the same number, int64[n], from 0 on in order of first appearance."""
+        """Rows with the same picture (video) have the same number, int64[n], from 0 on in order of first appearance."""
         number: dict[bytes, int] = {}
         return np.array([number.setdefault(digest, len(number)) for digest in self.sha256], np.int64)
 
     def units(self) -> NDArray[np.int64]:
-        """The first row of each picture, int64[pictures]: a set that repeats a picture has not asked twice."""
+        """The first row of each picture (video), int64[pictures]: a set that repeats a picture has not asked twice."""
         return np.unique(self.clusters(), return_index=True)[1].astype(np.int64)
 
 
@@ -162,7 +165,8 @@ def read(uri: str) -> Predictions:
 
 
 def _one_row_a_video(uri: str, table: pa.Table) -> pa.Table:
-    """The first frame of each video, under the video's name; the table itself where rows belong to no video."""
+    """The first frame of each video, under the video's name and a sha256 over those of all its frames; the table itself where rows belong
+    to no video."""
     if _all_null(table, "group"):
         return table
     videos = table["group"].to_pylist()
@@ -172,10 +176,13 @@ def _one_row_a_video(uri: str, table: pa.Table) -> pa.Table:
             f"{uri}: frame {table['eval_id'][odd].as_py()!r} has another answer than the frames of video {videos[odd]!r} before it; "
             "a video needs one answer, as `zeroshot` gives it"
         )
-    first: dict[str, int] = {}
+    frames: dict[str, list[int]] = {}
     for row, name in enumerate(videos):
-        first.setdefault(name, row)
-    table = table.take(pa.array(list(first.values())))
+        frames.setdefault(name, []).append(row)
+    pictures = table["sha256"].to_pylist()
+    whole = [hashlib.sha256(b"".join(pictures[row] for row in rows)).digest() for rows in frames.values()]
+    table = table.take(pa.array([rows[0] for rows in frames.values()]))
+    table = table.set_column(table.column_names.index("sha256"), "sha256", pa.array(whole, pa.binary(32)))
     return table.set_column(table.column_names.index("eval_id"), "eval_id", table["group"])
 
 

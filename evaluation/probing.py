@@ -35,7 +35,7 @@ from evaluation.datasets.catalogue import check_known, metric_of
 from evaluation.features import FeatureEncoder
 from evaluation.report.files import canonical
 from evaluation.scoring import ModelIdentity, describe_scores, load_encoder, write_predictions
-from pipeline.content.labelled import UNLABELLED, LabelledSet
+from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json, digest, digest_json
 from pipeline.contracts.errors import InputError
@@ -223,7 +223,7 @@ def examples(labelled: LabelledSet) -> NDArray[np.int64]:
 
     Frames are in the order of the numbers in their ids: 9.jpg is before 10.jpg. Raises InputError where a video's have different labels.
     """
-    rows = _labelled_rows(labelled)
+    rows = zeroshot.labelled_rows(labelled)
     if labelled.groups is None:
         return rows
     videos: dict[str, list[int]] = {}
@@ -238,12 +238,6 @@ def examples(labelled: LabelledSet) -> NDArray[np.int64]:
         sorted(frames, key=lambda row: _by_number(labelled.ids[row]))[len(frames) // 2] for frames in videos.values()
     ]
     return np.sort(np.array(middle, np.int64))
-
-
-def _labelled_rows(labelled: LabelledSet) -> NDArray[np.int64]:
-    if labelled.marks is not None:
-        return np.arange(len(labelled), dtype=np.int64)
-    return np.flatnonzero(labelled.labels != UNLABELLED)
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
@@ -355,7 +349,7 @@ def _frames(part: Part) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if groups is None:
         return part.rows, np.arange(len(part.rows))
     place = {groups[row]: number for number, row in enumerate(part.rows)}
-    rows = _labelled_rows(part.labelled)
+    rows = zeroshot.labelled_rows(part.labelled)
     return rows, np.array([place[groups[row]] for row in rows], np.int64)
 
 

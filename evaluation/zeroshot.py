@@ -127,7 +127,7 @@ def evaluate(
     have no probabilities. `keep_scores`: they have the scores of every class. Raises InputError when the set has no labels or fewer
     than two classes, its labels do not fit the metric, or the frames of a video have different labels.
     """
-    rows = np.arange(len(labelled)) if labelled.marks is not None else np.flatnonzero(labelled.labels != UNLABELLED)
+    rows = labelled_rows(labelled)
     _check(labelled, rows, metric)
     weights = classifier(encoder, class_names or labelled.class_texts, templates)
     images = normalise(encoder.images(labelled, rows.tolist()))
@@ -161,6 +161,13 @@ def evaluate(
     return figures, table
 
 
+def labelled_rows(labelled: LabelledSet) -> NDArray[np.int64]:
+    """The rows of a set that have a label, or marks, int64[n]."""
+    if labelled.marks is not None:
+        return np.arange(len(labelled), dtype=np.int64)
+    return np.flatnonzero(labelled.labels != UNLABELLED)
+
+
 def _check(labelled: LabelledSet, rows: NDArray[np.int64], metric: Metric) -> None:
     place = f"set {labelled.name!r} ({labelled.path})"
     if not len(rows) or len(labelled.classes) < 2:
@@ -172,15 +179,28 @@ def _check(labelled: LabelledSet, rows: NDArray[np.int64], metric: Metric) -> No
 
 
 def answers_of(labelled: LabelledSet, rows: NDArray[np.int64], scores: NDArray[np.floating]) -> Answers:
-    """What was said of some rows of a set, one an example: scores float[n, classes]. Rows with the same picture are drawn together."""
-    pictures = np.array([labelled.sha256[row].hex() for row in rows])
+    """What was said of some rows of a set, one an example: scores float[n, classes]. Rows with the same picture are drawn together, and
+    so are videos with the same frames.
+    """
     return Answers(
         scores=scores.astype(np.float32, copy=False),
         best=rank(scores),
         labels=labelled.labels[rows],
         marks=None if labelled.marks is None else labelled.marks[rows],
-        units=np.unique(pictures, return_inverse=True)[1] if labelled.groups is None else None,
+        units=_units(labelled, rows),
     )
+
+
+def _units(labelled: LabelledSet, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of these examples are the same picture, or have the same labelled frames: int64[n], numbered from 0."""
+    if labelled.groups is None:
+        pictures = np.array([labelled.sha256[row].hex() for row in rows])
+        return np.unique(pictures, return_inverse=True)[1].astype(np.int64)
+    frames: dict[str, list[bytes]] = {}
+    for row in labelled_rows(labelled).tolist():
+        frames.setdefault(labelled.groups[row], []).append(labelled.sha256[row])
+    number: dict[tuple[bytes, ...], int] = {}
+    return np.array([number.setdefault(tuple(frames[labelled.groups[row]]), len(number)) for row in rows], np.int64)
 
 
 def _videos(
@@ -292,21 +312,25 @@ def summarise(
         headline=headline,
         headline_chance=metrics.chance(metric, answers),
         guard=guard(metric, answers, headline),
-        top1=metrics.rate(hit, confidence),
-        top5=metrics.rate(answers.hit5, confidence),
+        top1=metrics.rate(hit, confidence, answers.units),
+        top5=metrics.rate(answers.hit5, confidence, answers.units),
         mean_per_class=None if several else metrics.measure("mean_per_class", answers, confidence),
         chance=metrics.chance("accuracy", answers),
         chance_top5=metrics.chance_top5(answers),
         constant=float(sizes[largest] / n),
         constant_class=classes[largest],
         constant_mean_per_class=1.0 / seen,
-        subgroups=[
-            GroupScore(name, metrics.rate(hit[np.array([group == name for group in groups])], confidence))
-            for name in sorted({group for group in groups or [] if group is not None})
-        ]
-        if groups is not None
-        else [],
+        subgroups=[] if groups is None else _subgroups(answers, groups, confidence),
     )
+
+
+def _subgroups(answers: Answers, groups: Sequence[str | None], confidence: float) -> list[GroupScore]:
+    found = []
+    for name in sorted({group for group in groups if group is not None}):
+        inside = np.array([group == name for group in groups])
+        units = None if answers.units is None else answers.units[inside]
+        found.append(GroupScore(name, metrics.rate(answers.hit[inside], confidence, units)))
+    return found
 
 
 def guard(metric: Metric, answers: Answers, headline: Rate) -> Guard:

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from evaluation import calibration, groups, predictions
 from evaluation.__main__ import main
 from pipeline.contracts.errors import InputError
-from tests.evaluation.answers import outcomes, write_answers
+from tests.evaluation.answers import black_beginnings, ends_of_repeats, outcomes, write_answers
 
 
 def made(n: int, scale: float, seed: int, classes: int = 6) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -49,8 +49,17 @@ def test_against_a_naive_twin(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         brier.append(sum((share - (k == label)) ** 2 for k, share in enumerate(shares)))
     right = [bool(one) for one in scores.argmax(axis=1) == labels]
     assert found["accuracy"] == np.mean(right)
-    exact = binomtest(sum(right), 500).proportion_ci(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
+    pictures = [k % 400 for k in range(500)]
+    assert [found["low"], found["high"]] == pytest.approx(ends_of_repeats(right, pictures))
+    for one in found["table"]:
+        inside = [k for k in range(500) if one["above"] < p[k] <= one["upto"]]
+        shown = [pictures[k] for k in inside]
+        if len(set(shown)) < len(shown) and 0 < one["accuracy"] < 1:
+            ends = ends_of_repeats([right[k] for k in inside], shown)
+        else:
+            exact = binomtest(sum(right[k] for k in inside), len(set(shown))).proportion_ci(0.95)
+            ends = [exact.low, exact.high]
+        assert [one["low"], one["high"]] == pytest.approx(ends)
     assert found["confidence"] == pytest.approx(np.mean(p))
     assert found["ece"]["value"] == pytest.approx(naive_error(p, right), abs=1e-12)
     assert found["log_loss"]["value"] == pytest.approx(-np.mean(np.log(own)))
@@ -129,6 +138,20 @@ def test_halves_keep_a_picture_together_and_know_no_order() -> None:
     assert (calibration.halves(digests[::-1]) == half[::-1]).all()
 
 
+def test_videos_with_one_first_frame_are_calibrated_one_by_one(tmp_path: Path) -> None:
+    """They share a black frame: still every one is an example of its own, and they lie in both halves."""
+    place = write_answers(tmp_path / "clips.parquet", **black_beginnings([row % 3 > 0 for row in range(40)]))
+    answered = calibration.calibrate(predictions.read(place), 0.95)
+    assert answered is not None
+    whole, tempered = answered
+    assert None not in (whole.ece.low, whole.log_loss.low, whole.brier_answer.high)
+    exact = binomtest(26, 40).proportion_ci(0.95)
+    assert (whole.low, whole.high) == pytest.approx((exact.low, exact.high))
+    assert tempered is not None
+    assert 8 < tempered.fitted < 32
+    assert tempered.fitted + tempered.after.n == 40
+
+
 def test_examples_with_several_labels_have_no_probability_of_one(tmp_path: Path) -> None:
     scores, labels = made(20, 20.0, 8)
     one = predictions.read(write_answers(tmp_path / "voc.parquet", scores, np.full_like(labels, -1)))
@@ -172,6 +195,16 @@ def test_equal_groups_are_called_different_as_often_as_the_level_says() -> None:
     names = [f"g{k % 5}" for k in range(200)]
     p_values = [groups.worst_group(draws.random(200) < 0.6, names, 0.95).p for _ in range(200)]
     assert 0.01 <= np.mean(np.array(p_values) <= 0.05) <= 0.10
+
+
+def test_groups_of_videos_with_one_first_frame(tmp_path: Path) -> None:
+    given = black_beginnings([row % 4 > 0 for row in range(40)])
+    sides = ["left" if row < 60 else "right" for row in range(120)]
+    found = groups.of_predictions(
+        predictions.read(write_answers(tmp_path / "clips.parquet", groups=sides, **given)), 0.95
+    )
+    assert found is not None
+    assert [(one.name, one.n, one.hits) for one in found.groups] == [("left", 20, 15), ("right", 20, 15)]
 
 
 def test_groups_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

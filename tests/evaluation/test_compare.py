@@ -14,7 +14,7 @@ from evaluation import compare, predictions
 from evaluation.__main__ import main
 from evaluation.intervals import mcnemar, paired_difference
 from pipeline.contracts.errors import InputError
-from tests.evaluation.answers import outcomes, write_answers
+from tests.evaluation.answers import black_beginnings, ends_of_repeats, outcomes, write_answers
 
 
 def rejected(delta: float, wins: int, losses: int, n: int, confidence: float) -> bool:
@@ -110,9 +110,13 @@ def test_compare(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
             wins, losses = int((after & ~before).sum()), int((before & ~after).sum())
             assert (one["wins"], one["losses"], one["tested"], one["n"]) == (wins, losses, tested, len(raw[0, name]))
             assert one["second"] == raw[number, name].mean()
-            hits, rows = int(raw[number, name].sum()), len(raw[number, name])
-            exact = binomtest(hits, rows).proportion_ci(0.95)
-            assert one["second_interval"] == pytest.approx([exact.low, exact.high])
+            right = raw[number, name].tolist()
+            if name == "imagenet":
+                ends = ends_of_repeats(right, [row % 200 for row in range(300)])
+            else:
+                exact = binomtest(sum(right), len(right)).proportion_ci(0.95)
+                ends = [exact.low, exact.high]
+            assert one["second_interval"] == pytest.approx(ends)
             assert one["difference"]["value"] == pytest.approx(after.mean() - before.mean())
             assert one["p"] == pytest.approx(binomtest(wins, wins + losses).pvalue, rel=1e-9)
             p_values.append(one["p"])
@@ -139,7 +143,16 @@ def test_the_mean_over_sets_has_the_width_of_its_examples() -> None:
         after[:wins], before[wins : wins + losses] = True, True
         sets.append(
             compare.Paired(
-                name, n, n, 0.1, 0.2, paired_difference(wins, losses, n, 0.95), wins, losses, mcnemar(before, after)
+                name=name,
+                n=n,
+                tested=n,
+                first=0.1,
+                second=0.2,
+                second_interval=(0.1, 0.3),
+                difference=paired_difference(wins, losses, n, 0.95),
+                wins=wins,
+                losses=losses,
+                p=mcnemar(before, after),
             )
         )
     found = compare.mean_difference(sets, 0.95)
@@ -171,6 +184,60 @@ def test_a_video_is_one_example(tmp_path: Path) -> None:
     pq.write_table(other.replace_schema_metadata(metadata), place)
     with pytest.raises(InputError, match="frame 'e5' has another answer than the frames of video 'c' before it"):
         predictions.read(place)
+
+
+def test_videos_with_one_first_frame_are_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """40 clips after one black frame, of which one model knows 14 and the other all: 26 wins. A clip that is there again is none more."""
+    places = []
+    for number, right in enumerate(([row < 14 for row in range(40)], [True] * 40)):
+        given = black_beginnings(right)
+        again = [*range(120), 117, 118, 119]  # the last clip once more, under another name
+        folder = tmp_path / str(number)
+        write_answers(
+            folder / "predictions" / "clips.parquet",
+            given["scores"][again],
+            given["labels"][again],
+            pictures=[given["pictures"][row] for row in again],
+            videos=[*given["videos"], "again", "again", "again"],
+            model=f"{number}" * 64,
+        )
+        places.append(str(folder))
+    assert main(["compare", *places, "--out", str(tmp_path / "c.json")]) is None
+    assert "won 26 lost 0 of 40" in capsys.readouterr().out
+    found = json.loads((tmp_path / "c.json").read_bytes())
+    one = found["others"][0]["sets"]["clips"]
+    assert (one["n"], one["tested"], one["wins"], one["losses"], one["second"]) == (41, 40, 26, 0, 1.0)
+    assert one["p"] == pytest.approx(binomtest(26, 26).pvalue)
+    assert one["second_interval"] == pytest.approx([0.025 ** (1 / 40), 1.0])
+    videos = [*range(40), 39]
+    ends = ends_of_repeats([row < 14 for row in videos], videos)
+    assert found["first"]["sets"]["clips"]["interval"] == pytest.approx(ends)
+
+
+def test_a_video_is_known_by_all_its_frames_in_their_order(tmp_path: Path) -> None:
+    scores, labels = outcomes([True] * 8)
+    place = write_answers(
+        tmp_path / "clips.parquet",
+        np.full_like(scores, 1 / 3),
+        np.zeros_like(labels),
+        pictures=["a", "b", "b", "a", "a", "b", "a", "c"],
+        videos=["x", "x", "y", "y", "z", "z", "w", "w"],
+    )
+    assert predictions.read(place).clusters().tolist() == [0, 1, 0, 2]
+
+
+def test_a_set_that_says_everything_twenty_times_has_said_it_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The accuracy of 3 pictures, one of them right, is as sure as 1 of 3 makes it."""
+    scores, labels = outcomes([True, False, False] * 20)
+    place = write_answers(tmp_path / "rep.parquet", scores, labels, pictures=[row % 3 for row in range(60)])
+    assert main(["compare", place, place, "--out", str(tmp_path / "c.json")]) is None
+    exact = binomtest(1, 3).proportion_ci(0.95)
+    assert f"33.33% ({exact.low:.2%} to {exact.high:.2%})   60 examples" in capsys.readouterr().out
+    found = json.loads((tmp_path / "c.json").read_bytes())
+    assert found["first"]["sets"]["rep"]["interval"] == pytest.approx([exact.low, exact.high])
+    assert found["others"][0]["sets"]["rep"]["second_interval"] == pytest.approx([exact.low, exact.high])
 
 
 def test_what_compare_refuses(runs: list[str], tmp_path: Path) -> None:

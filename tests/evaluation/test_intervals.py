@@ -212,5 +212,9 @@ def test_a_share_of_clusters_by_hand() -> None:
     assert clustered(every, units, 0.95) == clopper_pearson(5, 5, 0.95)
     assert clustered(none, units, 0.95) == clopper_pearson(0, 5, 0.95)
     assert clustered(hit, np.zeros(11, np.int64), 0.95) == clopper_pearson(share, 1.0, 0.95)
+    once = np.array([1, 0, 0, 1, 0, 0, 0], np.bool_)
+    for times in (2, 20):  # each example repeated: nothing is known that was not
+        ends = clustered(np.repeat(once, times), np.repeat(np.arange(7), times), 0.95)
+        assert ends == pytest.approx(clopper_pearson(2, 7, 0.95), rel=1e-12)
     half = np.array([1, 0] * 5, np.bool_)
     assert clustered(half, np.repeat(np.arange(5), 2), 0.95) == clopper_pearson(5.0, 10.0, 0.95)

@@ -6,11 +6,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from evaluation import metrics, zeroshot
 from evaluation.config import Metric
 from evaluation.metrics import Answers
 from pipeline.content.labelled import IGNORED
+from tests.evaluation.answers import ends_of_repeats
 
 
 def answers(seed: int, n: int = 40, classes: int = 6, *, marks: bool = False, levels: int = 9) -> Answers:
@@ -132,6 +134,23 @@ def test_a_repeated_picture_is_no_further_evidence() -> None:
     assert None not in (found.low, found.high, apart.low, apart.high)
     assert (together.low, together.high) == pytest.approx((found.low, found.high), abs=1e-12)
     assert (apart.high or 0) - (apart.low or 0) < 0.8 * ((found.high or 0) - (found.low or 0))
+
+
+def test_shares_of_repeated_pictures_are_as_sure_as_the_pictures() -> None:
+    """Each example three times is the set without repeats; repeated unevenly, the interval is the twin's and wider than of examples."""
+    once = answers(3, 50, 4)
+    thrice = dataclasses.replace(repeated(once, np.repeat(np.arange(50), 3)), units=np.repeat(np.arange(50), 3))
+    one = zeroshot.summarise(thrice, list("abcd"), groups=["all"] * 150)
+    assert (one.top1.hits, one.top1.n) == (3 * int(once.hit.sum()), 150)
+    exact = binomtest(int(once.hit.sum()), 50).proportion_ci(0.95)
+    for rate in (one.top1, one.headline, one.subgroups[0].top1):
+        assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high))
+    rows = np.repeat(np.arange(50), 1 + np.arange(50) % 4)
+    uneven = dataclasses.replace(repeated(once, rows), units=rows)
+    found = metrics.measure("accuracy", uneven, 0.95)
+    assert [found.low, found.high] == pytest.approx(ends_of_repeats(uneven.hit.tolist(), rows.tolist()))
+    apart = metrics.measure("accuracy", dataclasses.replace(uneven, units=None), 0.95)
+    assert (found.high or 0) - (found.low or 0) > 1.2 * ((apart.high or 0) - (apart.low or 0))
 
 
 def test_five_guesses_reach_what_chance_says() -> None:

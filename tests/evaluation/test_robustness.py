@@ -18,7 +18,7 @@ from evaluation import predictions, robustness
 from evaluation.__main__ import main
 from evaluation.robustness import PUBLISHED, SHIFTS, Accuracy, effective, fit, read_reference
 from pipeline.contracts.errors import InputError
-from tests.evaluation.answers import write_answers
+from tests.evaluation.answers import black_beginnings, write_answers
 
 SETTINGS = [one for settings in SHIFTS.values() for one in settings]
 
@@ -166,6 +166,23 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert str(tmp_path) not in (files["robustness.json"] + files["robustness.svg"]).decode()
     assert main(["robustness", "--config", str(tmp_path / "robustness.toml")]) is None
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+
+
+def test_videos_with_one_first_frame_are_many(tmp_path: Path) -> None:
+    """All clips begin with the same black frame, and each counts: 14 of 40 right, over all classes and over one of them."""
+    place = write_answers(tmp_path / "clips.parquet", **black_beginnings([row < 14 for row in range(40)]))
+    config = {
+        "shifts": [{"name": "imagenetv2", "standard": 0.5, "shift": [place]}],
+        "out": str(tmp_path / "out"),
+    }
+    (tmp_path / "robustness.toml").write_text(tomli_w.dumps(config), "utf-8")
+    assert main(["robustness", "--config", str(tmp_path / "robustness.toml")]) is None
+    found = json.loads((tmp_path / "out" / "robustness.json").read_bytes())["shifts"][0]
+    exact = binomtest(14, 40).proportion_ci(0.95)
+    shift = found["shifts_from"][0]
+    assert (shift["n"], shift["value"]) == (40, 14 / 40)
+    assert [shift["low"], shift["high"]] == pytest.approx([exact.low, exact.high])
+    assert robustness.subset_accuracy(predictions.read(place), [0]).n == 14  # labels 0, 1, 2, 0, …
 
 
 def test_answers_of_two_models_are_no_robustness(tmp_path: Path) -> None:

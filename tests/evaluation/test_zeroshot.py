@@ -9,12 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from evaluation import metrics, zeroshot
 from evaluation.metrics import Answers, Rate
 from pipeline.content.image import decode
 from pipeline.content.labelled import LabelledSet, LabelledSetConfig, open_set
 from pipeline.contracts.errors import InputError
+from tests.evaluation.answers import ends_of_repeats
 from tests.evaluation.planted import flat
 
 COLOURS = ["black", "dark_grey", "grey", "light_grey", "white", "pink"]
@@ -217,6 +219,39 @@ def test_videos_are_scored_once(tmp_path: Path) -> None:
     if videos.count(table["video"][-1].as_py()) > 1:
         with pytest.raises(InputError, match="has another label than its video"):
             zeroshot.evaluate(FlatEncoder(), open_set(LabelledSetConfig.model_validate(config)), ["{}"])
+
+
+def test_a_video_is_another_ones_repeat_by_all_its_frames(tmp_path: Path) -> None:
+    """12 clips that all begin black are 12 examples; where four come again under other names, each pair is a cluster."""
+    levels = [[0, 60 * (number % 4), 9 * number + 5] for number in range(12)]
+    shown = [*levels, *levels[:4]]
+
+    def scored(clips: list[list[int]]) -> tuple[zeroshot.Scores, list[bool]]:
+        table = pa.table(
+            {
+                "image": [flat(level, 24) for clip in clips for level in clip],
+                "label": [number % 4 for number in range(len(clips)) for _ in range(3)],
+                "video": [f"v{number}" for number in range(len(clips)) for _ in range(3)],
+            }
+        )
+        pq.write_table(table, tmp_path / "v.parquet")
+        config = LabelledSetConfig(
+            name="v",
+            path=str(tmp_path / "v.parquet"),
+            label="label",
+            group="video",
+            classes=COLOURS[:4],
+        )
+        found, rows = zeroshot.evaluate(ToyEncoder(), open_set(config), ["{}"])
+        return found, rows["correct"].to_pylist()[::3]
+
+    (once, _), (more, right) = scored(levels), scored(shown)
+    assert 0 < (once.top1.hits or 0) < 12
+    exact = binomtest(once.top1.hits, 12).proportion_ci(0.95)
+    assert (once.top1.low, once.top1.high) == pytest.approx((exact.low, exact.high))
+    assert more.n == 16
+    ends = ends_of_repeats(right, [number % 12 for number in range(16)])
+    assert [more.top1.low, more.top1.high] == pytest.approx(ends)
 
 
 def test_several_labels_a_picture(tmp_path: Path) -> None:
