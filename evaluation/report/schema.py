@@ -22,7 +22,7 @@ SCHEMA_VERSION = 7
 """2: clusters of repeats, differences with intervals, exact tests, classes, Holm. 3: other thresholds, nearest pictures, planted copies,
 labels, words, corpora that others wrote. 4: the learned descriptor, what a checkpoint had seen, predictions, metrics that are no
 proportions, tables that hold the nearest pairs of many. 5: nearest pictures and labels by the descriptor's score, too; the tables of both
-say by which measure; of videos, a video is the example. 6: a part's margin of the descriptor."""
+say by which measure; of videos, a video is the example. 6: a part's margin of the descriptor. 7: the detectable gain is both tests'."""
 
 
 class Share(StrictModel):
