@@ -368,6 +368,7 @@ def test_what_predict_refuses(model: Path, tmp_path: Path) -> None:
         ("give either --labels", [good]),
         ("give one of them", [good, "--labels", "a, b", "--query", "c"]),
         ("--query: is empty", [good, "--query", " "]),
+        ("--prompts: 'plain' is for labels, .* drop one", [good, "--query", "c", "--prompts", "plain"]),
         ("is neither a file nor one of", [good, "--labels", "a, b", "--prompts", "none"]),
     ):
         with pytest.raises(InputError, match=said) as caught:
