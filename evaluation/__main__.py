@@ -61,7 +61,7 @@ CONFIGURED = (
         "retrieval",
         "find captions for pictures and pictures for captions",
         config="evaluation.config:ZeroshotConfig",
-        plan="evaluation.scoring:plan",
+        plan="evaluation.scoring:plan_retrieval",
         run="evaluation.scoring:run_retrieval",
         folders=("out", "cache"),
     ),
@@ -192,7 +192,9 @@ def _add_figures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     use.add_argument("--labels", help="the labels to choose from, with commas between them")
     use.add_argument("--labels-file", metavar="FILE", help="the same, one a line")
     use.add_argument("--query", metavar="TEXT", help="order the pictures by how near they are to this sentence")
-    use.add_argument("--prompts", default="general", help="templates: general, drawing, plain, or a file of them")
+    use.add_argument(
+        "--prompts", help="templates of the labels: general (the default), drawing, plain, or a file of them"
+    )
     use.add_argument("--json", action="store_true", help="print JSON")
 
 

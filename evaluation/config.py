@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from evaluation.descriptor.views import VIEWS, ViewKind
 from evaluation.overlap.measures import MeasureName
@@ -299,7 +299,17 @@ class HumanConfig(StrictModel):
         return self
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+def _no_boolean(value: object) -> object:
+    """True would be taken for an accuracy of 1."""
+    if isinstance(value, bool):
+        raise ValueError(
+            f"{str(value).lower()} is no accuracy; give a share, such as 0.63, or the place of predictions"
+        )
+    return value
+
+
+StatedAccuracy = Annotated[Annotated[float, Field(ge=0, le=1)] | str, BeforeValidator(_no_boolean)]
+"""A share, or the place of a prediction file."""
 
 
 class ShiftScores(StrictModel):
@@ -308,11 +318,11 @@ class ShiftScores(StrictModel):
     name: Literal[
         "imagenetv2", "imagenet_sketch", "objectnet", "imagenet_r", "imagenet_a", "imagenet_vid", "youtube_bb"
     ]
-    standard: Share | str  # on ImageNet, on the classes that the shifted set has
+    standard: StatedAccuracy  # on ImageNet, on the classes that the shifted set has
     standard_classes: list[int] = Field(
         default_factory=list
     )  # take `standard` from predictions on more classes, for these class numbers alone
-    shift: list[Share | str] = Field(min_length=1, max_length=2)  # of the two video sets pm-0 and pm-10
+    shift: list[StatedAccuracy] = Field(min_length=1, max_length=2)  # of the two video sets pm-0 and pm-10
 
     @model_validator(mode="after")
     def _as_many_as_settings(self) -> Self:

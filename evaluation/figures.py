@@ -26,6 +26,11 @@ _NEXT = {
 def run(command: str, places: Sequence[str], out: str | None) -> str:
     """One of the three commands over what lies at `places`; returns the lines for the terminal."""
     value: Json
+    for place in places:
+        if not place.endswith(".parquet") and storage.exists(place):
+            raise InputError(
+                f"{place}: is a file, and none of answers (.parquet); give a run's `out`, or one file of its answers"
+            )
     if command == "compare":
         reference, against = compare.compare(places, CONFIDENCE)
         said = [compare.describe(reference, against, places[0], CONFIDENCE)]

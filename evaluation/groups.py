@@ -100,7 +100,12 @@ def describe(name: str, found: WorstGroup) -> str:
         f"  {group.name:24} {group.value:7.2%}  ({group.low:.2%} to {group.high:.2%})   {group.n:,} pictures"
         for group in found.groups
     ]
-    lines.append(f"  worst: {found.worst!r} {_said(found.worst_accuracy)}; behind {found.best!r} by {_said(found.gap)}")
+    if found.gap.value:
+        lines.append(
+            f"  worst: {found.worst!r} {_said(found.worst_accuracy)}; behind {found.best!r} by {_said(found.gap)}"
+        )
+    else:
+        lines.append(f"  none is behind another: all have {found.worst_accuracy.value:.2%}; gap {_said(found.gap)}")
     lines.append(
         f"  if the groups did not matter: a gap of {found.gap_by_luck:.2%} on average, one as large as this with probability {found.p:.3g}"
     )

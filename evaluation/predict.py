@@ -94,12 +94,14 @@ def run(
     labels: str | None = None,
     labels_file: str | None = None,
     query: str | None = None,
-    prompts: str = "general",
+    prompts: str | None = None,
     as_json: bool = False,
 ) -> str:
     """The whole command; returns what it prints."""
     if query is not None and (labels is not None or labels_file is not None):
         raise InputError("--query: orders pictures by one sentence, --labels asks for probabilities; give one of them")
+    if query is not None and prompts is not None:
+        raise InputError(f"--prompts: {prompts!r} is for labels, --query is a sentence already; drop one of them")
     names = [] if query is not None else labels_of(labels, labels_file)
     given = pictures(places)
     encoder = ModelEncoder(model)
@@ -110,7 +112,7 @@ def run(
             nearest: list[Json] = [{"image": place, "cosine": cosine} for place, cosine in found]
             return json.dumps({**about, "query": query, "images": nearest}, ensure_ascii=False)
         return "\n".join(f"{cosine:+.4f}  {place}" for place, cosine in found)
-    answers = predict(encoder, given, names, prompts)
+    answers = predict(encoder, given, names, prompts or "general")
     if as_json:
         every: list[Json] = [
             {"image": place, "probabilities": dict(answer)} for place, answer in zip(given.ids, answers, strict=True)

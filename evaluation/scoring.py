@@ -179,6 +179,13 @@ def plan(config: ZeroshotConfig) -> str:
     return f"model {config.model!r} on {names}; {len(templates)} templates for sets without their own; figures in {config.out!r}"
 
 
+def plan_retrieval(config: ZeroshotConfig) -> str:
+    """The same for `retrieval`, which has captions for templates."""
+    check_known(one.dataset for one in config.sets)
+    names = ", ".join(one.name for one in config.sets)
+    return f"model {config.model!r} on {names}; captions as {config.caption_template!r}; figures in {config.out!r}"
+
+
 def write_predictions(out: str, labelled: LabelledSet, table: pa.Table, model: ModelIdentity) -> str:
     """predictions/NAME.parquet, with the identities of the model and of the set in its metadata; returns its URI."""
     return write_rows(out, "predictions", labelled, table, model)

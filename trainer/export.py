@@ -385,6 +385,10 @@ def _card_path(path: str) -> str:
         return path
     if path.endswith(".safetensors"):
         return path.removesuffix(".safetensors") + ".json"
+    if storage.exists(path):
+        raise InputError(
+            f"model: {path!r} is neither a .safetensors file nor its card (.json); name one that `python -m trainer.export` wrote"
+        )
     found = [uri for uri in storage.list_files(path) if uri.endswith(".safetensors")]
     if len(found) != 1:
         raise InputError(

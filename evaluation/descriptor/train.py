@@ -301,7 +301,7 @@ def proxy(network: Network, held: Sequence[UInt8s], config: TrainDescriptorConfi
     found = float((table.argmax(axis=1) == own).mean())
     table[own, own] = -1.0
     count = len(held) * (len(held) - 1)
-    return Proxy(accuracy=found, pairs=count, largest_unrelated=float(table.max()), rate_bound=3 / count)
+    return Proxy(accuracy=found, pairs=count, largest_unrelated=float(table.max()), rate_bound=min(1.0, 3 / count))
 
 
 def _write_artefact(

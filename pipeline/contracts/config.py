@@ -10,6 +10,7 @@ A field made with `not_semantic(...)` does not change what a stage computes (pla
 import copy
 import difflib
 import hashlib
+import itertools
 import json
 import tomllib
 import types
@@ -170,12 +171,14 @@ def _booleans_for_numbers(model: type[pydantic.BaseModel], table: Mapping[str, J
     """Keys of numbers that were given true or false, which pydantic would take for 1 and 0."""
     for key, value in table.items():
         annotation = model.model_fields[key].annotation if key in model.model_fields else None
-        if isinstance(value, bool):
-            if not {bool, str} & _kinds(annotation) and {int, float} & _kinds(annotation):
-                yield key, value
-        elif isinstance(value, dict):
-            for inner in _models_in(annotation):
-                yield from ((f"{key}.{below}", found) for below, found in _booleans_for_numbers(inner, value))
+        number_wanted = not {bool, str} & _kinds(annotation) and {int, float} & _kinds(annotation)
+        if isinstance(value, bool) and number_wanted:
+            yield key, value
+        tables = {key: value} if isinstance(value, dict) else {}
+        if isinstance(value, list):
+            tables = {f"{key}.{number}": one for number, one in enumerate(value) if isinstance(one, dict)}
+        for place, inner in itertools.product(tables, _models_in(annotation)):
+            yield from ((f"{place}.{below}", found) for below, found in _booleans_for_numbers(inner, tables[place]))
 
 
 def _kinds(annotation: Any) -> set[type]:

@@ -52,6 +52,7 @@ ROWS = {
     "no set": Wrong("no.parquet: no such file", one={"path": "no.parquet"}),
     "set name": Wrong("sets.0.name", one={"name": "a/../b"}),
     "limit": Wrong("sets.0.limit", one={"limit": 2}),
+    "limit that is no number": Wrong("sets.0.limit: should be a number (got True)", one={"limit": True}),
     "label column": Wrong("no column 'lable'", one={"label": "lable"}),
     "text rule": Wrong("text.similarity", "text.similarity=0"),
     "text rule of a set": Wrong("sets.0.text.run", one={"text": {"run": 0}}),

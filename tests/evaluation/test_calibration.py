@@ -221,3 +221,16 @@ def test_groups_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "left out, fewer than two subgroups: bare" in capsys.readouterr().out
     with pytest.raises(InputError, match="every set has fewer than two subgroups"):
         main(["groups", bare])
+    for command in ("groups", "calibration", "compare"):
+        with pytest.raises(
+            InputError, match=r"g\.json: is a file, and none of answers .\.parquet.; give a run's `out`"
+        ):
+            main([command, str(tmp_path / "g.json"), place])
+
+
+def test_groups_that_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores, labels = outcomes([True, True, False, False] * 10)
+    assert main(["groups", write_answers(tmp_path / "toy.parquet", scores, labels, groups=["a", "b"] * 20)]) is None
+    said = capsys.readouterr().out
+    assert "none is behind another: all have 50.00%; gap 0.00% (" in said
+    assert "worst:" not in said

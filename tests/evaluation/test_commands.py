@@ -53,6 +53,6 @@ def test_an_output_that_is_a_file_is_refused_before_anything_else(
     (tmp_path / "taken").write_text("mine", "utf-8")
     for key in command.folders:
         for flags in ([], ["--check"]):
-            with pytest.raises(InputError, match="^taken: is a file, not a folder; choose another output$"):
+            with pytest.raises(InputError, match=r"^taken: is a file, not a folder; choose another output$"):
                 main([command.name, "--config", "empty.toml", *flags, *SETTINGS[command.name], f"{key}=taken"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.toml", "taken"]

@@ -67,6 +67,7 @@ def test_it_learns_and_the_same_run_gives_the_same_bytes(scenes: Path, tmp_path:
     assert (card.trained_on.pictures, card.trained_on.held_out) == (len(kept), len(held)) == (72, 8)
     assert card.proxy.pairs == 8 * 7
     assert card.proxy.rate_bound == 3 / 56
+    assert train.proxy(build(first.architecture, 1), held[:2], first).rate_bound == 1.0, "two pairs bound no rate"
 
 
 def test_another_seed_is_another_descriptor(scenes: Path, tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ def test_bad_validation_rows() -> None:
         probe.search(data.x, data.y, data.asked, data.answers[:1])
     with pytest.raises(InputError, match="row 0 has 7; class numbers go from 0 to 2"):
         probe.search(data.x, data.y, data.asked, data.answers * 0 + 7, classes=3)
-    with pytest.raises(InputError, match="row 0 has .; class numbers go from 0 to 2"):
+    with pytest.raises(InputError, match=r"row 0 has .; class numbers go from 0 to 2"):
         probe.search(data.x, data.y, data.asked, data.answers + 5)
     with pytest.raises(InputError, match="features: 5 a row, the probe was fitted on 6"):
         probe.search(data.x, data.y, data.asked[:, :5], data.answers)

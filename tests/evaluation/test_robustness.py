@@ -204,6 +204,8 @@ def test_answers_of_two_models_are_no_robustness(tmp_path: Path) -> None:
         ("shifts=[{name='imagenetv2', standard=0.7, shift=[0.6, 0.5]}]", "takes 1 accuracies"),
         ("shifts=[{name='imagenet_vid', standard=0.7, shift=[0.6]}]", "takes 2 accuracies"),
         ("shifts=[{name='imagenet', standard=0.7, shift=[0.6]}]", "shifts.0.name"),
+        ("shifts=[{name='imagenetv2', standard=true, shift=[0.6]}]", "true is no accuracy; give a share, such as"),
+        ("shifts=[{name='imagenetv2', standard=0.7, shift=[false]}]", "false is no accuracy; give a share, such as"),
         ("shifts=[{name='imagenetv2', standard=1.0, shift=[0.6]}]", "has no logit"),
         ("shifts=[{name='imagenetv2', standard=0.7, standard_classes=[1], shift=[0.6]}]", "needs predictions"),
         ("reference='{folder}/none.csv'", "no such file"),

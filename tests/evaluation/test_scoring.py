@@ -149,6 +149,9 @@ def test_predictions_enter_the_overlap_job(config: Path, model: Path, tmp_path: 
 
 
 def test_retrieval(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["retrieval", "--config", str(config), "--check", "caption_template='a photo of {}'"]) is None
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "on shapes; captions as 'a photo of {}'; figures in" in said
     assert main(["retrieval", "--config", str(config)]) is None
     assert "shapes: 11 pictures, 6 different captions" in capsys.readouterr().out
     entry = json.loads((tmp_path / "out" / "retrieval.json").read_bytes())["sets"]["shapes"]
@@ -355,7 +358,8 @@ def test_what_predict_refuses(model: Path, tmp_path: Path) -> None:
     (tmp_path / "good.jpg").write_bytes(picture(1, "evaluation", 1))
     (tmp_path / "empty").mkdir()
     (tmp_path / "one.txt").write_text("alone\n", "utf-8")
-    good = str(tmp_path / "good.jpg")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    good, table = str(tmp_path / "good.jpg"), str(tmp_path / "t.parquet")
     for said, arguments in (
         ("is a URL, and nothing is fetched", ["https://example.org/cat.jpg", "--labels", "a, b"]),
         ("picture .*bad.jpg' cannot be opened", [good, str(tmp_path / "bad.jpg"), "--labels", "a, b"]),
@@ -368,10 +372,12 @@ def test_what_predict_refuses(model: Path, tmp_path: Path) -> None:
         ("give either --labels", [good]),
         ("give one of them", [good, "--labels", "a, b", "--query", "c"]),
         ("--query: is empty", [good, "--query", " "]),
+        ("--prompts: 'plain' is for labels, .* drop one", [good, "--query", "c", "--prompts", "plain"]),
+        ("t.parquet' is neither a .safetensors file nor its card", [good, "--labels", "a, b", "--model", table]),
         ("is neither a file nor one of", [good, "--labels", "a, b", "--prompts", "none"]),
     ):
         with pytest.raises(InputError, match=said) as caught:
-            main(["predict", *arguments, "--model", str(model)])
+            main(["predict", "--model", str(model), *arguments])
         assert len(str(caught.value).splitlines()) == 1
         assert caught.value.exit_code == 2
 
