@@ -30,6 +30,7 @@ if sys.prefix != sys.base_prefix:
     lines = (f"import site; site.addsitedir({path!r})\n" for path in seen)
     Path(inner, "outer.pth").write_text("".join(lines))
 OUTER
+unset PYTHONPATH # a checkout on it that was built there once looks installed to pip
 "$2/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --find-links "$wheels" --requirement "$wheels/requirements.txt"
 "$2/bin/python" -m pip check --disable-pip-version-check || echo "warning: the packages above do not fit each other" >&2
 "$2/bin/python" - <<'CHECK'

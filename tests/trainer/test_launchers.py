@@ -360,6 +360,11 @@ def test_a_worker_that_ray_train_loses_changes_nothing(short_run: dict[str, obje
     assert result_of(run) == result_of(tmp_path / "undisturbed")
 
 
+def own_lines(text: str) -> str:
+    """Without those of an actor of Ray's own, whose thread may end in a traceback where a busy machine's dashboard is late to answer it."""
+    return "\n".join(line for line in text.splitlines() if "(PlacementGroupCleaner " not in line)
+
+
 @pytest.mark.prove
 def test_sigterm_to_the_driver_of_ray_train_saves(short_run: dict[str, object], tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -368,7 +373,7 @@ def test_sigterm_to_the_driver_of_ray_train_saves(short_run: dict[str, object], 
         started.process.send_signal(signal.SIGTERM)
         assert started.wait() == TOLD_TO_END, started.text()
     assert steps_done(run) == newest_step(run)
-    assert "Traceback" not in started.text()
+    assert "Traceback" not in own_lines(started.text())
 
 
 @pytest.mark.prove
@@ -380,7 +385,7 @@ def test_an_error_of_a_ray_worker_is_one_sentence_and_no_new_start(
         assert started.wait() == 2, started.text()
     assert len(errors_of(started.text())) == 1, started.text()
     assert str(tmp_path / "nothing") in errors_of(started.text())[0]
-    assert "Traceback" not in started.text()
+    assert "Traceback" not in own_lines(started.text())
 
 
 @pytest.mark.prove
