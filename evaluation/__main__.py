@@ -203,10 +203,10 @@ def _add_figures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _configured(command: Configured, arguments: argparse.Namespace) -> None:
     config = load_config(pkgutil.resolve_name(command.config), arguments.config, arguments.overrides)
-    # The work may take hours: not before its output is known to have a place.
+    # The work may take hours: not before its output is known to have a place. --check asks no store.
     for key in command.folders:
         place = functools.reduce(lambda table, name: getattr(table, name, None), key.split("."), config)
-        if place is not None:
+        if place is not None and not (storage.is_s3(str(place)) and arguments.check):
             storage.require_folder(str(place))
     # The modules may load ray and torch: not before the configuration is known to be right.
     if arguments.check:

@@ -10,6 +10,7 @@ import pytest
 from evaluation.__main__ import CONFIGURED, Configured, main
 from pipeline.contracts.config import StrictModel
 from pipeline.contracts.errors import InputError
+from tests.conftest import ROOT, s3_environment
 
 
 @pytest.mark.parametrize("command", CONFIGURED, ids=[one.name for one in CONFIGURED])
@@ -55,4 +56,18 @@ def test_an_output_that_is_a_file_is_refused_before_anything_else(
         for flags in ([], ["--check"]):
             with pytest.raises(InputError, match=r"^taken: is a file, not a folder; choose another output$"):
                 main([command.name, "--config", "empty.toml", *flags, *SETTINGS[command.name], f"{key}=taken"])
+        with pytest.raises(InputError, match=r"unknown kind of place; use a local path or s3://"):
+            main([command.name, "--config", "empty.toml", "--check", *SETTINGS[command.name], f"{key}=gs://b/k"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.toml", "taken"]
+
+
+@pytest.mark.parametrize("command", ["overlap", "train-descriptor"])
+def test_a_check_asks_no_store(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped configurations write to s3://, and a laptop without it may look at what they would do."""
+    for key, value in s3_environment("http://127.0.0.1:1").items():
+        monkeypatch.setenv(key, value)
+    name = command.removeprefix("train-")
+    assert main([command, "--config", str(ROOT / "evaluation" / "configs" / f"{name}.toml"), "--check"]) is None
+    assert "s3://bucket/" in capsys.readouterr().out
