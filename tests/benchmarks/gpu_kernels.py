@@ -20,7 +20,6 @@ have to beat matrix products in fp32.
 
 import argparse
 import functools
-import os
 import re
 import statistics
 import subprocess
@@ -35,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.trainer.compiled import compiled
 from trainer.objectives.clip import contrastive_loss
 from trainer.optim import update
 from trainer.optim.blocks import block_count
@@ -72,31 +72,14 @@ def copy_rate() -> float:
 
 # ---- code
 
-_COMPILE = """
-import sys
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from trainer.optim import fused
-
-half = "*bf16" if sys.argv[2] == "2" else "*fp32"
-pointers = dict(weights=half, gradients=half, moments="*fp16", moment_scales="*fp32", roots="*fp16", root_scales="*fp32")
-pointers |= dict(tiles="*i32", starts="*i64", shifts="*i32")
-constants = dict(block=256, rows=fused._TILE // 256, is_plain=True, onto=int(sys.argv[2]), is_bounded=False)
-names = fused._kernel.arg_names
-kinds = pointers | dict(n="i32", key="i32") | dict.fromkeys(constants, "constexpr")
-aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
-values = {(names.index(name),): value for name, value in constants.items()}
-source = ASTSource(fused._kernel, {name: kinds.get(name, "fp32") for name in names}, values, aligned)
-made = compile(source, GPUTarget("cuda", 90, 32), options=dict(num_warps=fused._WARPS, enable_fp_fusion=False))
-open(sys.argv[1], "wb").write(made.asm["cubin"])
-print(fused._TILE // (32 * fused._WARPS))
-"""
-
 
 def code() -> bool:
     """Whether nothing is spilled."""
     import triton
 
+    from trainer.optim import fused
+
+    numbers = fused._TILE // (32 * fused._WARPS)
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     print(
         f"Triton {triton.__version__}, sm_90{'':<17}{'instructions a number':>23}{'registers':>11}{'spilled':>9}{'16 bytes':>10}{'of':>5}"
@@ -104,10 +87,8 @@ def code() -> bool:
     spilled = 0
     for onto, name in ((0, "fp32"), (1, "fp32 on the fp16 grid"), (2, "bf16 on the bf16 grid")):
         with tempfile.TemporaryDirectory() as folder:
-            cubin = f"{folder}/step.cubin"
-            command = [sys.executable, "-c", _COMPILE, cubin, str(onto)]
-            environment = {**os.environ, "TRITON_CACHE_DIR": folder}
-            numbers = int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+            cubin = Path(folder) / "step.cubin"
+            cubin.write_bytes(compiled("cubin", weights="bf16" if name.startswith("bf16") else "fp32", onto=onto))
             listing = subprocess.run([tools / "nvdisasm", cubin], check=True, capture_output=True, text=True).stdout
             usage = subprocess.run(
                 [tools / "cuobjdump", "-res-usage", cubin], check=True, capture_output=True, text=True

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainer.compiled import compiled
 from trainer.optim import half_adamw, update
 from trainer.optim.blocks import quantise
 
@@ -227,31 +227,8 @@ def test_gradients_stay_as_they_are(interpreted: dict[str, update.Flat]) -> None
 # ---- what the compiler makes of it
 
 
-def compiled(folder: Path, *, is_plain: bool, onto: int = 0) -> str:
-    """PTX of the kernel for fp32 weights and gradients on a Hopper GPU; no GPU is needed to make it."""
-    code = f"""
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from trainer.optim import fused
-
-pointers = dict(weights="*fp32", gradients="*fp32", moments="*fp16", moment_scales="*fp32", roots="*fp16", root_scales="*fp32")
-pointers |= dict(tiles="*i32", starts="*i64", shifts="*i32")
-constants = dict(block=256, rows=8, is_plain={is_plain}, onto={onto}, is_bounded={bool(onto)})
-names = fused._kernel.arg_names
-kinds = pointers | dict(n="i32", key="i32") | dict.fromkeys(constants, "constexpr")
-aligned = {{(names.index(name),): [["tt.divisibility", 16]] for name in pointers}}
-values = {{(names.index(name),): value for name, value in constants.items()}}
-source = ASTSource(fused._kernel, {{name: kinds.get(name, "fp32") for name in names}}, values, aligned)
-made = compile(source, GPUTarget("cuda", 90, 32), options=dict(num_warps=fused._WARPS, enable_fp_fusion=False))
-print(made.asm["ptx"])
-"""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
-    return done.stdout
-
-
-def test_the_compiler_contracts_nothing_and_keeps_loads_wide(tmp_path: Path) -> None:
-    ptx = compiled(tmp_path, is_plain=True)
+def test_the_compiler_contracts_nothing_and_keeps_loads_wide() -> None:
+    ptx = compiled("ptx").decode()
     assert "div.rn.f32" in ptx
     assert "sqrt.rn.f32" in ptx
     assert not re.search(r"\bfma\.|\.ftz|\.approx", ptx)
@@ -262,8 +239,8 @@ def test_the_compiler_contracts_nothing_and_keeps_loads_wide(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("onto", [0, 1, 2])
-def test_the_masked_program_compiles_too(onto: int, tmp_path: Path) -> None:
-    ptx = compiled(tmp_path, is_plain=False, onto=onto)
+def test_the_masked_program_compiles_too(onto: int) -> None:
+    ptx = compiled("ptx", is_plain=False, onto=onto, is_bounded=bool(onto)).decode()
     assert not re.search(r"\bfma\.|\.approx", ptx)
     # Rounding down may take subnormal numbers for zero: onto fp16's grid a weight is at least 2^-125 of a step, or zero.
     assert set(re.findall(r"\w[\w.]*\.ftz", ptx)) <= ({"cvt.rmi.ftz"} if onto == 1 else set())
