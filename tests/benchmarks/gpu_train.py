@@ -47,9 +47,9 @@ from trainer.flops import known_peak
 MODELS = ("ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50")
 WANTED_MFU = {"ViT-B/32": 0.40, "ViT-B/16": 0.45, "ViT-L/14": 0.50}
 BATCHES = {
-    "ViT-B/32": (4096, 2048, 1024),
-    "ViT-B/16": (1536, 1024, 512),
-    "ViT-L/14": (512, 256, 128),
+    "ViT-B/32": (4096, 3072, 2048, 1024),
+    "ViT-B/16": (1536, 1280, 1024, 512),
+    "ViT-L/14": (512, 384, 256, 128),
     "RN50": (1024, 512, 256),
 }
 """Tried in turn, without checkpointing; with it, four times as many pairs, then twice."""
