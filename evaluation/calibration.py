@@ -12,9 +12,9 @@ sigmoid losses have one, is the same for every class and falls out). Of a set of
                answer's probability and its outcome alone (0 to 1)
 
 with bootstrap intervals over different pictures, and a reliability table, whose shares have exact ones that take a picture's repeats
-for a cluster (`intervals.clustered`). Where the file holds the scores of every class (`keep_scores`
-of `zeroshot`), one temperature is fitted: on one half of the pictures, chosen by the hash of their bytes (of videos, by that of their
-frames), and reported on the other half, before and after.
+for a cluster (`intervals.clustered`). Where the file holds the scores of every class (`keep_scores` of `zeroshot`), one temperature is
+fitted: on one half of the pictures, chosen by the hash of their bytes (of videos, by that of their frames), and reported on the other
+half, before and after.
 """
 
 from __future__ import annotations

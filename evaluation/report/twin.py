@@ -99,9 +99,13 @@ def detectable_gain(n_overlap: int, n_clean: int, null: float, alpha: float) -> 
     def power(accuracy: float) -> float:
         return float(weights @ binom.sf(np.array(needed) - 1, n_overlap, accuracy))
 
-    if power(1.0) < 0.8 or power(null) >= 0.8:
-        return None if power(1.0) < 0.8 else 0.0
-    return float(bisect(lambda accuracy: power(accuracy) - 0.8, null, 1.0, xtol=1e-13)) - null
+    if power(1.0) < 0.8:
+        return None
+    return (
+        float(bisect(lambda accuracy: power(accuracy) - 0.8, null, 1.0, xtol=1e-13)) - null
+        if power(null) < 0.8
+        else 0.0
+    )
 
 
 def _both_reject(k: int, n_overlap: int, right: int, n_clean: int, alpha: float) -> bool:

@@ -113,9 +113,7 @@ def test_the_batch_is_the_largest_that_both_hold(monkeypatch: pytest.MonkeyPatch
         ("print('nothing')", "FAILED", []),
     ],
 )
-def test_what_a_case_says(
-    code: str, why: str, warnings: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_a_case_says(code: str, why: str, warnings: list[str], tmp_path: Path) -> None:
     script = tmp_path / "python"
     script.write_text(f"#!{sys.executable}\n{code}\n")
     script.chmod(0o700)
