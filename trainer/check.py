@@ -26,7 +26,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
     """The plan of a run of `world_size` processes, as text. Raises InputError where the run would be refused."""
     with torch.device("meta"):
         # Operations that checkpointing does again are not counted.
-        once = config.model.model_copy(update={"checkpoint_activations": False})
+        once = config.model.model_copy(update={"checkpoint_activations": "none"})
         model = starting.build(once, config.tokenizer.train_size, config.objective.kind)
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())

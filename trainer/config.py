@@ -104,8 +104,9 @@ class ModelConfig(StrictModel):
     """`bag_of_words`: the mean of the words' embeddings instead of a text transformer (the paper's CBOW)."""
     patch_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """The share of a picture's patches that a ViT does not see while it trains, drawn anew each time; 0.5 halves the image tower's work."""
-    checkpoint_activations: bool = not_semantic(False)
-    """Compute each block's inside again in the backward pass instead of keeping it: a third more work, a small part of the memory."""
+    checkpoint_activations: Literal["none", "elementwise", "blocks"] = not_semantic("none")
+    """What blocks compute again in the backward pass instead of keeping it: `elementwise` all but products, convolutions and attention;
+    `blocks` everything: a third more work, a small part of the memory."""
     compile: bool = not_semantic(False)
     """Let torch.compile fuse what a block computes; it needs a C++ compiler and time at the start. Last bits may differ."""
     init_from: str | None = not_semantic(None)

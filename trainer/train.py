@@ -262,7 +262,7 @@ def _flops_share(config: TrainConfig, vocab_size: int | None) -> Callable[[int],
     peak = flops.peak_flops(config)
     if peak is None:
         return None
-    once = {"checkpoint_activations": False}  # what is computed again is not counted again
+    once = {"checkpoint_activations": "none"}  # what is computed again is not counted again
     with torch.device("meta"):
         model = starting.build(config.model.model_copy(update=once), vocab_size, config.objective.kind)
     return functools.cache(lambda length: flops.training_flops(model, length) / peak)

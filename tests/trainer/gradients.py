@@ -21,6 +21,7 @@ from pipeline.contracts.config import load_config
 from trainer import gradient_cache, models, zero
 from trainer.config import TrainConfig
 from trainer.models import Preset, ViTShape
+from trainer.models.checkpointing import Checkpointing
 from trainer.objectives import OBJECTIVES
 from trainer.optim import parameter_groups
 
@@ -36,6 +37,7 @@ WINDOW, SCALED_STEPS = 3, 9
 HALF_STEPS = 40
 """Steps in which the loss scaler must have found a scale that does not overflow."""
 TINY = Preset("gradients", 32, 16, ViTShape(2, 64, 8), 64, 2, 1e-3, (0.9, 0.98), 1e-6, context_length=8, vocab_size=50)
+CHECKPOINTED: tuple[Checkpointing, ...] = ("elementwise", "blocks")
 Compute = Literal["fp64", "fp32", "bf16", "autocast_bf16", "fp16"]
 
 
@@ -47,7 +49,8 @@ class Case(NamedTuple):
     chunk: int | None
     stage: int | None
     micro_batches: int
-    blocks: Literal["plain", "checkpointed", "compiled"] = "plain"
+    checkpoint_activations: Checkpointing = "none"
+    compiled: bool = False
     bucket: int | None = None
     """Numbers in DeepSpeed's buffers; None: the trainer's own choice. With a number, stage 3 keeps no parameter whole."""
 
@@ -65,7 +68,8 @@ def exact_cases() -> Iterator[Case]:
                     yield Case("fp32", kind, chunk, stage, micro_batches)
     for stage in (0, 1, 2, 3):
         for micro_batches in (1, 2):
-            yield Case("fp32", "clip", CHUNK, stage, micro_batches, "checkpointed")
+            for how in CHECKPOINTED:
+                yield Case("fp32", "clip", CHUNK, stage, micro_batches, how)
             if stage:
                 yield Case("fp32", "clip", CHUNK, stage, micro_batches, bucket=SMALL_BUCKET)
 
@@ -74,7 +78,9 @@ def compiled_cases() -> Iterator[Case]:
     """A launch of their own: the compiler takes longer than all the others."""
     for stage in (0, 1, 2):
         for micro_batches in (1, 2):
-            yield Case("fp32", "clip", CHUNK, stage, micro_batches, "compiled")
+            how: Checkpointing
+            for how in ("none", *CHECKPOINTED):
+                yield Case("fp32", "clip", CHUNK, stage, micro_batches, how, compiled=True)
 
 
 def half_cases() -> Iterator[Case]:
@@ -112,12 +118,12 @@ def naive_siglip(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> 
 NAIVE: dict[str, Callable[..., Tensor]] = {"clip": naive_clip, "siglip": naive_siglip}
 
 
-def fresh_model(kind: str, *, checkpointed: bool = False) -> models.CLIP:
+def fresh_model(kind: str, checkpoint_activations: Checkpointing = "none") -> models.CLIP:
     torch.manual_seed(1)
     objective = OBJECTIVES[kind]
     return models.build(
         TINY,
-        checkpoint_activations=checkpointed,
+        checkpoint_activations=checkpoint_activations,
         logit_scale=objective.logit_scale,
         logit_bias=objective.logit_bias,
     )
@@ -194,8 +200,8 @@ def all_split(
 
 def gradients(case: Case, rank: int, world: int) -> dict[str, Tensor]:
     """Loss (mean over processes) and gradients of one case, complete on the first process."""
-    model = fresh_model(case.kind, checkpointed=case.blocks == "checkpointed")
-    if case.blocks == "compiled":
+    model = fresh_model(case.kind, case.checkpoint_activations)
+    if case.compiled:
         model.compile_blocks()
     dtypes = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
     pixels, ids = whole_batch(world)

@@ -49,9 +49,11 @@ def allocated(model: CLIP, dtype: torch.dtype, *, autocast: bool) -> int:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("precision.compute=bf16", "model.checkpoint_activations=true"),
+        ("precision.compute=bf16", "model.checkpoint_activations=blocks"),
+        ("precision.compute=bf16", "model.checkpoint_activations=elementwise"),
         ("precision.compute=autocast_bf16", "model.patch_dropout=0.5", "objective.kind=siglip"),
-        ("precision.compute=autocast_bf16", "model.preset=tiny", "model.checkpoint_activations=true"),
+        ("precision.compute=autocast_bf16", "model.preset=tiny", "model.checkpoint_activations=blocks"),
+        ("precision.compute=autocast_bf16", "model.preset=tiny", "model.checkpoint_activations=elementwise"),
         ("model.preset=tiny", "model.freeze=['image']", "model.text=bag_of_words"),
     ],
     ids=" ".join,

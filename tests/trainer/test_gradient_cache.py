@@ -17,6 +17,7 @@ from tests.trainer.gradients import Plain
 from trainer import models
 from trainer.gradient_cache import forward_backward
 from trainer.models import Preset, ResNetShape, ViTShape
+from trainer.models.checkpointing import Checkpointing
 from trainer.objectives.clip import contrastive_loss
 
 PAIRS, PATCHES, WIDTH, WORDS = 64, 9, 12, 6
@@ -122,7 +123,7 @@ def test_a_frozen_tower_stays_and_the_other_learns_as_before() -> None:
     assert relative(cached, true) < 1e-13
 
 
-def vit(*, patch_dropout: float, checkpointed: bool = False) -> tuple[nn.Module, Load]:
+def vit(*, patch_dropout: float, checkpointed: Checkpointing = "none") -> tuple[nn.Module, Load]:
     shape = Preset("vit", 16, 32, ViTShape(2, 64, 8), 64, 1, 1e-3, (0.9, 0.98), 1e-6, context_length=6, vocab_size=50)
     torch.manual_seed(4)
     model = models.build(shape, patch_dropout=patch_dropout, checkpoint_activations=checkpointed).double()
@@ -130,8 +131,8 @@ def vit(*, patch_dropout: float, checkpointed: bool = False) -> tuple[nn.Module,
     return model, lambda at: (pixels[at], ids[at])
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_vit_drops_the_patches_that_the_whole_batch_drops(checkpointed: bool) -> None:
+@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
+def test_a_vit_drops_the_patches_that_the_whole_batch_drops(checkpointed: Checkpointing) -> None:
     """The model's own patch dropout; 10 pairs in pieces of 4, 3 and 3, also where their blocks are computed once more."""
     whole_loss, whole = step(*vit(patch_dropout=0.5), None, pairs=10)
     loss, cached = step(*vit(patch_dropout=0.5, checkpointed=checkpointed), 4, pairs=10)
@@ -143,7 +144,7 @@ def test_a_vit_drops_the_patches_that_the_whole_batch_drops(checkpointed: bool) 
 # ---- batch norm
 
 
-def resnet(*, checkpointed: bool = False) -> tuple[nn.Module, Load]:
+def resnet(*, checkpointed: Checkpointing = "none") -> tuple[nn.Module, Load]:
     shape = Preset(
         "tiny", 16, 32, ResNetShape((1, 1, 1, 1), 4), 64, 1, 1e-3, (0.9, 0.98), 1e-6, context_length=6, vocab_size=50
     )
@@ -159,8 +160,8 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_running_statistics_move_once_for_each_sample(checkpointed: bool) -> None:
+@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
+def test_running_statistics_move_once_for_each_sample(checkpointed: Checkpointing) -> None:
     twin, load = resnet()
     _, true = held_graphs(twin, load, 4, pairs=10)
     model, load = resnet(checkpointed=checkpointed)

@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from pipeline.contracts.errors import InputError
 from tests.trainer.released import OPENAI, RESNETS, VITS, released_shapes
 from trainer.models import CLIP, PRESETS, Preset, ResNetShape, ViTShape, build
+from trainer.models.checkpointing import Checkpointing
 
 State = dict[str, Tensor]
 
@@ -391,29 +393,29 @@ def test_patch_dropout_keeps_the_class_token_and_so_many_patches(rate: float, ke
 
 @pytest.mark.parametrize("preset", [SMALL_VIT, SMALL_RN], ids=["vit", "resnet"])
 def test_checkpointed_blocks_give_the_same_bits_and_keep_less(preset: Preset) -> None:
+    """What is kept: bytes that are allocated after the forward pass and were not before it."""
     dropout = 0.5 if isinstance(preset.vision, ViTShape) else 0.0
 
-    def trained(checkpointed: bool) -> tuple[dict[str, Tensor], int]:
+    def trained(checkpointed: Checkpointing) -> tuple[dict[str, Tensor], int]:
         torch.manual_seed(1)
         model = build(preset, patch_dropout=dropout, checkpoint_activations=checkpointed)
         pixels, ids = torch.randn(4, 3, preset.image_size, preset.image_size), some_ids(4, preset)
-        kept: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
             images, texts, scale = model(pixels, ids)
+        assert record.profiler is not None
+        events = record.profiler.kineto_results.events()
+        kept = sum(event.nbytes() for event in events if event.name() == "[memory]")
         torch.autograd.backward((images @ texts.T * scale).logsumexp(1).sum())
         found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-        return found | dict(model.named_buffers()), sum(size for at, size in kept.items() if at not in own)
+        return found | dict(model.named_buffers()), kept
 
-    (plain, kept), (again, kept_again) = trained(False), trained(True)
-    assert plain.keys() == again.keys()
-    assert all(torch.equal(plain[name], again[name]) for name in plain)
-    assert kept_again < kept / 2
+    plain, kept = trained("none")
+    most: dict[Checkpointing, float] = {"elementwise": 0.65 if preset is SMALL_VIT else 0.85, "blocks": 0.45}
+    for how, share in most.items():
+        again, kept_again = trained(how)
+        assert plain.keys() == again.keys()
+        assert all(torch.equal(plain[name], again[name]) for name in plain)
+        assert kept_again < share * kept, (how, kept_again / kept)
 
 
 @pytest.mark.filterwarnings(GRAD_OF_TRACED)
@@ -437,8 +439,8 @@ def test_no_block_is_left_uncompiled() -> None:
 )  # torch's own, where its compiler is first imported
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
 @pytest.mark.parametrize("preset", [SMALL_VIT, SMALL_RN], ids=["vit", "resnet"])
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_compiled_blocks_give_the_same_numbers(preset: Preset, checkpointed: bool) -> None:
+@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
+def test_compiled_blocks_give_the_same_numbers(preset: Preset, checkpointed: Checkpointing) -> None:
     """Forward, gradients and running statistics, without a name changed. A C++ compiler makes the programs."""
 
     def trained(prepare: Callable[[CLIP], None]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from tests.trainer.test_train import SAVE_EVERY, SMALL, figures, final_files, li
 from trainer.data.feed import Feed
 from trainer.data.loader import Batch
 from trainer.data.shared import SharedArrays
+from trainer.models.checkpointing import Checkpointing
 from trainer.optim import update
 
 pytestmark = [
@@ -102,8 +103,8 @@ def test_the_fused_step_has_the_bits_of_the_pytorch_version(name: str) -> None:
         assert torch.equal(one, other), part
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_patches_that_the_first_pass_dropped_the_second_drops_again(checkpointed: bool) -> None:
+@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
+def test_patches_that_the_first_pass_dropped_the_second_drops_again(checkpointed: Checkpointing) -> None:
     """Gradient caching in fp64, with numbers that the GPU draws: as if all micro-batches' graphs had been held at once."""
 
     _, load = vit(patch_dropout=0.5)

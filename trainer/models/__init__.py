@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 
 from pipeline.contracts.errors import InputError
+from trainer.models.checkpointing import Checkpointing
 from trainer.models.clip import CLIP, INITIAL_LOGIT_SCALE
 from trainer.models.positions import interpolate_positions
 from trainer.models.presets import PRESETS, Gelu, Preset, ResNetShape, TextTower, ViTShape
@@ -32,7 +33,7 @@ def build(
     gelu: Gelu | None = None,
     text: TextTower | None = None,
     patch_dropout: float = 0.0,
-    checkpoint_activations: bool = False,
+    checkpoint_activations: Checkpointing = "none",
     logit_scale: float = INITIAL_LOGIT_SCALE,
     logit_bias: float | None = None,
 ) -> CLIP:
@@ -41,9 +42,9 @@ def build(
 
     The three sizes replace the preset's: ids in the vocabulary, ids in a text (brackets included), pixels
     of a side; so do `gelu` and `text`. While it trains a ViT sees each picture without a share `patch_dropout`
-    of its patches, and with `checkpoint_activations` blocks keep nothing for the backward pass but what
-    goes into them (`models/checkpointing.py`). logit_scale and logit_bias are where these parameters start
-    (`trainer.objectives.OBJECTIVES` has the values of each objective). Build under `torch.device("meta")`
+    of its patches, and `checkpoint_activations` says what blocks compute
+    again in the backward pass instead of keeping it (`models/checkpointing.py`). logit_scale and logit_bias are
+    where these parameters start (`trainer.objectives.OBJECTIVES` has the values of each objective). Build under `torch.device("meta")`
     for shapes without memory. Raises InputError for an unknown name or a size that cannot be.
     """
     chosen = PRESETS.get(preset) if isinstance(preset, str) else preset

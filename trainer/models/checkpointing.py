@@ -1,24 +1,72 @@
-"""Activation checkpointing: a block's inside is computed again in the backward pass instead of being kept, for a third more work.
+"""Activation checkpointing: what a block computes is computed again in the backward pass instead of being kept.
 
-Only what goes in and out of each block stays in memory. The second time the random numbers are those of the first (patches are dropped
-before the blocks, so that this only matters to what may come later), and batch norm's running statistics, which have moved once, rest.
+"elementwise": a block keeps its input and what costs arithmetic (products, convolutions, attention), and computes the rest again: norms,
+activations, sums of the residual. Of a product that narrows (the MLP's second one) nothing needs the result, and it is not computed twice
+either, because what is made again ends with the last tensor that the backward pass asks for. A transformer's block keeps 10 numbers for
+each of the residual's, instead of 24, or of 16 where it is compiled, and does no product twice. (Of a ResNet's memory four fifths remain.)
+
+"blocks": a block keeps nothing but its input, for a third more work.
+
+Both give the same gradients, to the bit where nothing is compiled. The second time the random numbers are those of the first (patches are
+dropped before the blocks, so that this only matters to what may come later), and batch norm's running statistics, which have moved once,
+rest. The policy is one of `torch.utils.checkpoint`'s own (`create_selective_checkpoint_contexts`), which torch.compile follows too.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import cast
+from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+Checkpointing = Literal["none", "elementwise", "blocks"]
+Context = AbstractContextManager[object]
+
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+_KEPT = (
+    torch.ops.aten.convolution.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
 
 
-def recomputed(block: nn.Module, *inputs: Tensor) -> Tensor:
-    """`block(*inputs)`, of which nothing but the inputs is kept for the backward pass."""
+def checkpointed(how: Checkpointing, block: nn.Module, inside: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """`inside(*inputs)`, which is what `block` computes, keeping for the backward pass what `how` says."""
+    if how == "none" or not torch.is_grad_enabled():
+        return inside(*inputs)
+    contexts: Callable[[], tuple[Context, Context]] = functools.partial(_at_rest, how, block)
+    if torch.compiler.is_compiling():  # a compiled program changes running statistics once, whatever it computes twice
+        if how == "blocks":
+            return cast(Tensor, checkpoint(inside, *inputs, use_reentrant=False))
+        contexts = _elementwise
+    return cast(Tensor, checkpoint(inside, *inputs, use_reentrant=False, context_fn=contexts))
 
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), statistics_at_rest(block)
 
-    return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts))
+def _policy(context: object, operation: object, *inputs: Any, **options: Any) -> CheckpointPolicy:
+    kept = operation in _KEPT
+    if operation in _PRODUCTS:
+        depth, width = inputs[-1].shape
+        kept = width >= depth
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_elementwise = functools.partial(create_selective_checkpoint_contexts, _policy)
+
+
+def _at_rest(how: Checkpointing, block: nn.Module) -> tuple[Context, Context]:
+    """Around the first pass, and around the second."""
+    first, second = _elementwise() if how == "elementwise" else (nullcontext(), nullcontext())
+    return first, _both(statistics_at_rest(block), second)
+
+
+@contextmanager
+def _both(one: Context, other: Context) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.models.checkpointing import Checkpointing
 from trainer.models.presets import Preset, ViTShape
 from trainer.models.resnet import Bottleneck, ModifiedResNet
 from trainer.models.transformer import Block, LayerNorm, Transformer
@@ -41,7 +42,7 @@ class CLIP(nn.Module):
         logit_bias: float | None = None,
         *,
         patch_dropout: float = 0.0,
-        checkpoint_activations: bool = False,
+        checkpoint_activations: Checkpointing = "none",
     ) -> None:
         super().__init__()
         self.preset = preset

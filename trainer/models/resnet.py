@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.models.checkpointing import recomputed
+from trainer.models.checkpointing import Checkpointing, checkpointed
 from trainer.models.presets import HEAD_WIDTH, ResNetShape
 
 _EXPANSION = 4
@@ -25,8 +25,9 @@ _EXPANSION = 4
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions with a shortcut; `stride` is an average pool after the 3x3 convolution."""
 
-    def __init__(self, inplanes: int, planes: int, stride: int) -> None:
+    def __init__(self, inplanes: int, planes: int, stride: int, checkpoint_activations: Checkpointing) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         outplanes = planes * _EXPANSION
         self.stride = stride
         self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
@@ -43,6 +44,9 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, bias=False), nn.BatchNorm2d(outplanes))
 
     def forward(self, x: Tensor) -> Tensor:
+        return checkpointed(self.checkpoint_activations, self, self._inside, x)
+
+    def _inside(self, x: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(x)))
         out = functional.relu(self.bn2(self.conv2(out)))
         shortcut = x
@@ -86,10 +90,9 @@ class ModifiedResNet(nn.Module):
     """[n, 3, image_size, image_size] to [n, embed_dim]; it shrinks 32 times before the pool."""
 
     def __init__(
-        self, shape: ResNetShape, image_size: int, embed_dim: int, *, checkpoint_activations: bool = False
+        self, shape: ResNetShape, image_size: int, embed_dim: int, *, checkpoint_activations: Checkpointing = "none"
     ) -> None:
         super().__init__()
-        self.checkpoint_activations = checkpoint_activations
         width = shape.width
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
@@ -97,10 +100,10 @@ class ModifiedResNet(nn.Module):
         self.bn2 = nn.BatchNorm2d(width // 2)
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, shape.blocks[0], stride=1)
-        self.layer2 = _stage(width * 4, width * 2, shape.blocks[1], stride=2)
-        self.layer3 = _stage(width * 8, width * 4, shape.blocks[2], stride=2)
-        self.layer4 = _stage(width * 16, width * 8, shape.blocks[3], stride=2)
+        self.layer1 = _stage(width, width, shape.blocks[0], 1, checkpoint_activations)
+        self.layer2 = _stage(width * 4, width * 2, shape.blocks[1], 2, checkpoint_activations)
+        self.layer3 = _stage(width * 8, width * 4, shape.blocks[2], 2, checkpoint_activations)
+        self.layer4 = _stage(width * 16, width * 8, shape.blocks[3], 2, checkpoint_activations)
         self.attnpool = AttentionPool(image_size // 32, width * 32, embed_dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -114,12 +117,14 @@ class ModifiedResNet(nn.Module):
         x = functional.avg_pool2d(x, 2)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
-                x = recomputed(block, x) if self.checkpoint_activations else block(x)
+                x = block(x)
         out: Tensor = self.attnpool(x)
         return out
 
 
-def _stage(inplanes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-    first = Bottleneck(inplanes, planes, stride)
-    rest = (Bottleneck(planes * _EXPANSION, planes, 1) for _ in range(blocks - 1))
+def _stage(
+    inplanes: int, planes: int, blocks: int, stride: int, checkpoint_activations: Checkpointing
+) -> nn.Sequential:
+    first = Bottleneck(inplanes, planes, stride, checkpoint_activations)
+    rest = (Bottleneck(planes * _EXPANSION, planes, 1, checkpoint_activations) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.models.checkpointing import recomputed
+from trainer.models.checkpointing import Checkpointing, checkpointed
 from trainer.models.presets import HEAD_WIDTH, Gelu
 
 
@@ -83,8 +83,9 @@ def _rows_at(x: Tensor, at: Tensor) -> Tensor:
 class Block(nn.Module):
     """One residual block: x + attention(ln_1(x)), then x + mlp(ln_2(x)), with an MLP four times as wide."""
 
-    def __init__(self, width: int, *, causal: bool, gelu: Gelu) -> None:
+    def __init__(self, width: int, *, causal: bool, gelu: Gelu, checkpoint_activations: Checkpointing) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         activation = QuickGELU() if gelu == "quick" else nn.GELU()
         self.attn = SelfAttention(width, causal=causal)
         self.ln_1 = LayerNorm(width)
@@ -95,6 +96,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """[n, L, width] to the same shape; with `at`, int64 [n], to [n, 1, width], as `SelfAttention`."""
+        return checkpointed(self.checkpoint_activations, self, self._inside, x, at)
+
+    def _inside(self, x: Tensor, at: Tensor | None) -> Tensor:
         kept = x if at is None else _rows_at(x, at)
         kept = kept + self.attn(self.ln_1(x), at)
         out: Tensor = kept + self.mlp(self.ln_2(kept))
@@ -105,19 +109,27 @@ class Transformer(nn.Module):
     """`layers` blocks in a row over [n, L, width], read at one position of each row: [n, width]."""
 
     def __init__(
-        self, width: int, layers: int, *, causal: bool, gelu: Gelu = "quick", checkpoint_activations: bool = False
+        self,
+        width: int,
+        layers: int,
+        *,
+        causal: bool,
+        gelu: Gelu = "quick",
+        checkpoint_activations: Checkpointing = "none",
     ) -> None:
         super().__init__()
         self.width = width
-        self.checkpoint_activations = checkpoint_activations
-        self.resblocks = nn.Sequential(*(Block(width, causal=causal, gelu=gelu) for _ in range(layers)))
+        blocks = (
+            Block(width, causal=causal, gelu=gelu, checkpoint_activations=checkpoint_activations) for _ in range(layers)
+        )
+        self.resblocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor, at: Tensor) -> Tensor:
         """`at`: int64 [n], the position that is read."""
         *early, last = self.resblocks
         for block in early:
-            x = recomputed(block, x) if self.checkpoint_activations else block(x)
-        out: Tensor = recomputed(last, x, at) if self.checkpoint_activations else last(x, at)
+            x = block(x)
+        out: Tensor = last(x, at)
         return out.squeeze(1)
 
     def init_for_text(self) -> None:

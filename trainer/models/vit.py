@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.models.checkpointing import Checkpointing
 from trainer.models.presets import Gelu, ViTShape
 from trainer.models.transformer import LayerNorm, Transformer
 
@@ -30,7 +31,7 @@ class VisionTransformer(nn.Module):
         *,
         gelu: Gelu = "quick",
         patch_dropout: float = 0.0,
-        checkpoint_activations: bool = False,
+        checkpoint_activations: Checkpointing = "none",
     ) -> None:
         super().__init__()
         self.patch_dropout = patch_dropout
