@@ -399,6 +399,11 @@ class TrainConfig(StrictModel):
                 "model.compile with zero.stage 3: ZeRO gathers weights inside of a block, which cuts the compiled program to pieces;"
                 " set zero.stage to 1 or 2, or drop model.compile"
             )
+        if self.zero.stage == 3 and self.model.checkpoint_activations == "elementwise":
+            raise ValueError(
+                "model.checkpoint_activations 'elementwise' with zero.stage 3: ZeRO gathers weights inside of a block, not the same ones"
+                " each time, and what is computed again must be what was computed before; set zero.stage to 1 or 2, or take 'blocks'"
+            )
         if self.zero.offload and self.precision.master == "bf16":
             raise ValueError(
                 "zero.offload with precision.master 'bf16': DeepSpeed keeps bf16 masters on a CPU for its own Adam only;"

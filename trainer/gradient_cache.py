@@ -35,7 +35,7 @@ class Engine(Protocol):
     module: nn.Module
     device: torch.device
 
-    def __call__(self, pixels: Tensor, ids: Tensor) -> Outputs: ...
+    def __call__(self, pixels: Tensor, *texts: Tensor) -> Outputs: ...
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
     def backward(self, loss: Tensor) -> object: ...
 
@@ -43,15 +43,16 @@ class Engine(Protocol):
 def forward_backward(
     engine: Engine,
     loss_of: Callable[..., Tensor],
-    load: Callable[[slice], tuple[Tensor, Tensor]],
+    load: Callable[[slice], tuple[Tensor, ...]],
     pairs: int,
     micro_size: int | None,
 ) -> tuple[Tensor, Outputs]:
     """Leave the gradient of the batch's loss in the engine; returns this rank's loss (0-D) and the outputs for all its pairs, detached.
 
-    loss_of: an objective (see `trainer.objectives`). load(slice of this rank's `pairs`) gives pixels and ids on the engine's device; it is
-    called twice for each micro-batch. micro_size: pairs that go through the towers at a time, at most; None: all. Random numbers in the
-    model must come from torch's default generators. Collective.
+    loss_of: an objective (see `trainer.objectives`). load(slice of this rank's `pairs`) gives pixels and texts as `CLIP.forward` wants
+    them, on the engine's device; it is called twice for each micro-batch, and must give the same pairs in the same order. micro_size:
+    pairs that go through the towers at a time, at most; None: all. Random numbers in the model must come from torch's default
+    generators. Collective.
     """
     places = pieces(pairs, micro_size)
     if len(places) == 1:

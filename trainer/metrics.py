@@ -47,8 +47,8 @@ _SAY_S = 30.0
 class Reporter:
     """Reports the steps of one process; a context manager around the loop.
 
-    first: where the run stands; flops_share: of a device's peak, for one pair a second whose text has so many positions (None where the
-    peak is not known).
+    first: where the run stands; flops_share: of a device's peak, for one pair a second whose text is computed with so many positions (None
+    where the peak is not known).
     """
 
     def __init__(
@@ -99,10 +99,14 @@ class Reporter:
         self._steps = self._skipped = self._replaced_rows = 0
 
     def took(self, batch: Batch) -> None:
-        """Note what this process's next step is of: how long its texts are, and which rows stand in for others."""
-        if self._flops_share is not None:
-            self._shares += self._flops_share(batch.text_length)
+        """Note which rows of this process's next step stand in for others."""
         self._replaced.add(swap._asdict() for swap in batch.replaced)
+
+    def computed(self, texts: Mapping[int, int]) -> None:
+        """Note how many texts of a step were computed with how many positions each."""
+        if self._flops_share is not None:
+            shares = sum(count * self._flops_share(length) for length, count in texts.items())
+            self._shares += shares / sum(texts.values())
 
     def waited(self, seconds: float) -> None:
         """Note that this process has waited for batches."""

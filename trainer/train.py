@@ -8,6 +8,7 @@ step sees and does is a function of (configuration, corpus, position of the run)
 import functools
 import hashlib
 import logging
+import math
 import os
 import random
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from trainer.config import BatchPlan, TrainConfig, batch_plan, check_vocabulary,
 from trainer.data import loader
 from trainer.data.corpus import locate, open_corpus
 from trainer.data.feed import Feed
+from trainer.data.lengths import A_GROUP
 from trainer.data.reader import Corpus
 from trainer.metrics import Reporter
 from trainer.objectives import OBJECTIVES
@@ -118,7 +120,9 @@ def train(config: TrainConfig) -> bool:
     def feed_from(at: Position) -> Feed:
         batches = loader.batches(sources, at.batch, last_step + at.shift)
         first = gradient_cache.pieces(plan.per_device, config.batch.micro_size)[0]
-        return Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first)
+        # Stage 3 gathers weights over the processes whenever a block is called: all must call it as often.
+        a_group = math.inf if config.zero.stage == 3 else A_GROUP
+        return Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first, a_group)
 
     feed = feed_from(at)
     with Reporter(
@@ -151,6 +155,7 @@ def train(config: TrainConfig) -> bool:
             )
             feed.begin()  # the next one, while a GPU is still at work on this
             report.waited(feed.waited_since())
+            report.computed(feed.texts_since())
 
             rate = learning_rate(
                 at.step,

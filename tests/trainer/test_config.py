@@ -174,6 +174,11 @@ def test_half_precision_without_zero_is_refused() -> None:
             "zero.offload with precision.master 'bf16'.*drop one of the two",
         ),
         (("zero.stage=3", "model.compile=true"), "model.compile with zero.stage 3.*set zero.stage to 1 or 2"),
+        (
+            ("zero.stage=3", "model.checkpoint_activations=elementwise"),
+            "'elementwise' with zero.stage 3.*set zero.stage to 1 or 2, or take 'blocks'",
+        ),
+        (("model.checkpoint_activations=true",), "checkpoint_activations.*'none', 'elementwise' or 'blocks'"),
     ],
 )
 def test_precisions_that_do_not_go_together(overrides: tuple[str, ...], said: str) -> None:

@@ -33,8 +33,6 @@ from trainer.data.shared import SharedArrays
 
 log = logging.getLogger("trainer")
 
-_LENGTHS = 16
-"""Texts are cut to a multiple of so many positions: each length is a program of its own where blocks are compiled."""
 _SPARE_WINDOW = 1.5
 """Windows that a process keeps row groups of: a batch at the border of two reads from both."""
 
@@ -95,10 +93,9 @@ class Batch:
     replaced: list[Replacement]
 
     @functools.cached_property
-    def text_length(self) -> int:
-        """Positions up to the last end of a text, the largest id of its row, and a few more: what lies behind is padding in all rows."""
-        last = int(self.ids.argmax(dim=1).max()) + 1
-        return min(-(-last // _LENGTHS) * _LENGTHS, self.ids.shape[1])
+    def text_lengths(self) -> Int64s:
+        """int64 [b]: the ids of each text up to its end, the largest one of its row; what lies behind is padding."""
+        return self.ids.argmax(dim=1).numpy() + 1
 
 
 class Task(NamedTuple):

@@ -142,17 +142,20 @@ class CLIP(nn.Module):
         from torch._dynamo import config  # heavy
 
         # All modules share the code that is compiled, and torch runs it uncompiled once there are 8 programs of it. A ResNet's blocks alone
-        # have 8 shapes, a text tower has five lengths (`data/loader.py`); to them come both passes of gradient caching, its last
-        # micro-batch and evaluation.
+        # have 8 shapes; to them come both passes of gradient caching, its last micro-batch and evaluation. Texts come in groups of any
+        # size and length (`data/lengths.py`), so that their programs must be for all of them.
         config.recompile_limit = max(config.recompile_limit, _MOST_PROGRAMS)
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, Block | Bottleneck):
-                module.compile(dynamic=False, backend=backend)
+                module.compile(dynamic=tower_of(name) == "text", backend=backend)
 
-    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Both features, L2-normalised, the scale exp(logit_scale) of shape [1], and logit_bias [1] if there is one; at least fp32."""
+    def forward(self, pixels: Tensor, *texts: Tensor) -> tuple[Tensor, ...]:
+        """Both features, L2-normalised, the scale exp(logit_scale) of shape [1], and logit_bias [1] if there is one; at least fp32.
+
+        texts: ids as `encode_text` takes them, in one piece or in several of different lengths; together they are the pictures' texts.
+        """
         image_features = functional.normalize(_wide(self.encode_image(pixels)), dim=-1)
-        text_features = functional.normalize(_wide(self.encode_text(ids)), dim=-1)
+        text_features = functional.normalize(_wide(torch.cat([self.encode_text(ids) for ids in texts])), dim=-1)
         # A copy, for DeepSpeed hooks what a model returns, and must not take a parameter for an output.
         own = () if self.logit_bias is None else (_wide(self.logit_bias).clone(),)
         return image_features, text_features, _wide(self.logit_scale).exp(), *own

@@ -16,8 +16,10 @@ class Case:
     compute: str
     """Ours: `precision.compute`; open_clip's: `--precision`."""
     compile: bool = True
-    checkpoint: bool = False
-    """Of activations: each block's inside is computed twice."""
+    checkpoint: str = "none"
+    """Ours: `model.checkpoint_activations`; open_clip's: its `set_grad_checkpointing` unless this is "none"."""
+    captions: bool = False
+    """Whether texts are as long as captions of the web; else they fill all places."""
     micro: int | None = None
     chunk: int = 4096
     manifest: str | None = None
@@ -45,7 +47,8 @@ class Measured:
     peak_bytes: int
     """Of what the allocator gave out during the timed steps; 0 on CPUs."""
     operations: int
-    """Of one pair, forward and backward, with texts as long as they were; not what is computed again. 0 of the peer: they are ours."""
+    """Of one pair, forward and backward, with texts as long as they were computed; not what is computed again. 0 of the peer: they are
+    ours of full texts."""
     waited: float
     """Share of the time that the process waited for batches."""
     phases: dict[str, float] = field(default_factory=dict)
