@@ -8,7 +8,6 @@ step sees and does is a function of (configuration, corpus, position of the run)
 import functools
 import hashlib
 import logging
-import math
 import os
 import random
 from collections.abc import Callable
@@ -34,10 +33,9 @@ from trainer import (
 )
 from trainer.checkpoint import Identity, Position
 from trainer.config import BatchPlan, TrainConfig, batch_plan, check_vocabulary, settled
-from trainer.data import loader
+from trainer.data import lengths, loader
 from trainer.data.corpus import locate, open_corpus
 from trainer.data.feed import Feed
-from trainer.data.lengths import A_GROUP
 from trainer.data.reader import Corpus
 from trainer.metrics import Reporter
 from trainer.objectives import OBJECTIVES
@@ -121,7 +119,7 @@ def train(config: TrainConfig) -> bool:
         batches = loader.batches(sources, at.batch, last_step + at.shift)
         first = gradient_cache.pieces(plan.per_device, config.batch.micro_size)[0]
         # Stage 3 gathers weights over the processes whenever a block is called: all must call it as often.
-        a_group = math.inf if config.zero.stage == 3 else A_GROUP
+        a_group = lengths.cost_of_a_group(engine.device.type, as_many_on_all=config.zero.stage == 3)
         return Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first, a_group)
 
     feed = feed_from(at)

@@ -5,9 +5,10 @@
     python -m tests.benchmarks.gpu_train speed --models tiny-vit --pairs 64 --compute fp32 --no-compile   # the arithmetic, on a CPU
 
 speed: each model in bf16 weights, autocast and fp16, with and without compiled blocks, in the largest batch of those tried that ours and
-  open_clip's step with its best flags both hold; then the fastest of these with activation checkpointing, in a larger batch, both again.
-  Drawn numbers, texts of full length, the median of ten steps after five. MFU counts forward and backward of the model's own operations
-  against the dense peak of the data sheet. What took the device longest is listed for the fastest.
+  open_clip's step with its best flags both hold; ours also with what is elementwise computed again; then the fastest of these with texts
+  as long as captions of the web, and with whole blocks computed again in a larger batch, both again. Drawn numbers, texts of full length
+  unless "captions" is said, the median of ten steps after five. MFU counts forward and backward of the model's own operations, of texts as
+  long as they are computed, against the dense peak of the data sheet. What took the device longest is listed for the fastest.
 shards: the fastest of these from Parquet shards of JPEGs whose shorter side is 256, with captions of full length (so that the text tower's
   work is that of the drawn numbers), all cores but one decoding; what a core decodes, how many the model needs.
 large: 32,768 pairs by gradient caching, for each ViT, and what it costs beside a step of one piece.
@@ -53,7 +54,7 @@ BATCHES = {
     "RN50": (1024, 512, 256),
 }
 """Tried in turn, without checkpointing; with it, four times as many pairs, then twice."""
-THEIRS = {"autocast_bf16": "amp_bf16", "bf16": "pure_bf16", "fp16": "amp"}
+THEIRS = {"autocast_bf16": "amp_bf16", "bf16": "pure_bf16", "fp16": "amp", "fp32": "fp32"}
 """What open_clip calls the precision. Its amp in fp16 keeps fp32 weights; ours keeps fp16 ones beside fp32 masters."""
 LARGE = 32_768
 SHARDS = 16_384
@@ -86,7 +87,7 @@ class Bench:
         self.peer = peer
         self.rows: list[Row] = []
         self._seconds, self._out = seconds, out
-        self._operations: dict[str, int] = {}
+        self._operations: dict[tuple[str, bool], int] = {}
 
     def run(self, who: str, case: Case) -> Row:
         """`who`: whose step; "open_clip", or else a name for ours."""
@@ -94,8 +95,8 @@ class Bench:
         python, module = (self.peer, "gpu_peer") if theirs else (sys.executable, "gpu_ours")
         row = Row(who, case, *run(python, module, case, self._seconds))
         if row.found is not None and row.found.operations:
-            self._operations[case.preset] = row.found.operations
-        print(line_of(row, self._operations.get(case.preset)), *row.warnings, sep="\n    ", flush=True)
+            self._operations[case.preset, case.captions] = row.found.operations
+        print(line_of(row, self._operations.get((case.preset, case.captions))), *row.warnings, sep="\n    ", flush=True)
         if self._out is not None:
             print(json.dumps(dataclasses.asdict(row)), file=self._out, flush=True)
         self.rows.append(row)
@@ -113,10 +114,16 @@ class Bench:
                 continue
             if not self.peer or case.compute not in THEIRS:
                 return ours
-            theirs = self.run("open_clip", dataclasses.replace(case, compute=THEIRS[case.compute]))
+            theirs = self.run("open_clip", of_theirs(case))
             if theirs.why != NO_ROOM:
                 return ours
         return None
+
+
+def of_theirs(case: Case) -> Case:
+    """The same of open_clip, which knows two of our three ways of checkpointing."""
+    checkpoint = "none" if case.checkpoint == "elementwise" else case.checkpoint
+    return dataclasses.replace(case, compute=THEIRS.get(case.compute, ""), checkpoint=checkpoint)
 
 
 def run(python: str, module: str, case: Case, seconds: float = SECONDS) -> tuple[Measured | None, str, list[str]]:
@@ -151,13 +158,18 @@ def mfu(found: Measured, operations: int) -> float | None:
 
 
 def how(case: Case) -> str:
-    return f"{case.compute}{', compiled' if case.compile else ''}{', checkpointed' if case.checkpoint else ''}"
+    said = {
+        "compiled": case.compile,
+        f"{case.checkpoint} again": case.checkpoint != "none",
+        "captions": case.captions,
+    }
+    return ", ".join([case.compute, *(name for name, is_so in said.items() if is_so)])
 
 
 def line_of(row: Row, operations: int | None) -> str:
     """One line of a table. `operations` of a pair, where they are known: for MFU."""
     case, found = row.case, row.found
-    start = f"{row.who:<10}{case.preset:<10}{how(case):<38}{case.pairs:>7,}"
+    start = f"{row.who:<10}{case.preset:<10}{how(case):<48}{case.pairs:>7,}"
     if found is None:
         return f"{start}   {row.why}"
     share = None if operations is None else mfu(found, operations)
@@ -169,7 +181,7 @@ def line_of(row: Row, operations: int | None) -> str:
 
 
 _SHORT = " ".join(f"{name[:5]:>5}" for name in PHASES)
-HEAD = f"{'':<58}{'pairs':>7}{'pairs/s':>10}{'MFU':>7}{'GB':>9}{'first s':>8}   {_SHORT}"
+HEAD = f"{'':<68}{'pairs':>7}{'pairs/s':>10}{'MFU':>7}{'GB':>9}{'first s':>8}   {_SHORT}"
 
 
 # ---- parts
@@ -188,17 +200,23 @@ def speed(bench: Bench, settings: argparse.Namespace) -> None:
                 cases = cases_of(preset, settings, compute, compiles=compiles)
                 # The first one takes the least memory.
                 found = bench.both(case for case in cases if largest is None or case.pairs <= largest)
-                largest = largest or (None if found is None else found.case.pairs)
+                if found is not None:
+                    largest = largest or found.case.pairs
+                    bench.run("ours", dataclasses.replace(found.case, checkpoint="elementwise"))
         best = fastest(bench.rows, preset)
+        if best is not None:
+            bench.both([dataclasses.replace(best, captions=True)])
+            other = "none" if best.checkpoint == "elementwise" else "elementwise"
+            bench.run("ours", dataclasses.replace(best, captions=True, checkpoint=other))
         if best is not None and not settings.pairs:
-            bench.both(dataclasses.replace(best, pairs=times * best.pairs, checkpoint=True) for times in (4, 2, 1))
+            bench.both(dataclasses.replace(best, pairs=times * best.pairs, checkpoint="blocks") for times in (4, 2, 1))
         judge(preset, [row for row in bench.rows if row.case.preset == preset])
 
 
 def judge(preset: str, rows: Sequence[Row]) -> None:
     """The issue's figures: MFU against what is asked, and ours against open_clip in samples/s and memory."""
     ours = [row for row in rows if row.who == "ours" and row.found is not None]
-    best = in_bf16_if_any(ours)
+    best = in_bf16_if_any([row for row in ours if not row.case.captions])
     if best is None or best.found is None:
         return
     share = mfu(best.found, best.found.operations)
@@ -210,9 +228,7 @@ def judge(preset: str, rows: Sequence[Row]) -> None:
     for name, part in best.found.kernels[:8]:
         print(f"  {part:>6.1%} {name[:100]}")
     for peer in rows:
-        same = [
-            row for row in ours if dataclasses.replace(row.case, compute=THEIRS.get(row.case.compute, "")) == peer.case
-        ]
+        same = [row for row in ours if of_theirs(row.case) == peer.case]
         for row in same:
             if row.found is None or peer.found is None or peer.who != "open_clip":
                 continue
@@ -229,9 +245,15 @@ def in_bf16_if_any(rows: Sequence[Row]) -> Row | None:
 
 
 def fastest(rows: Sequence[Row], preset: str) -> Case | None:
-    """How ours was fastest without checkpointing."""
+    """How ours was fastest with full texts and no product computed twice."""
     ours = [
-        row for row in rows if row.who == "ours" and row.case.preset == preset and row.found and not row.case.checkpoint
+        row
+        for row in rows
+        if row.who == "ours"
+        and row.case.preset == preset
+        and row.found
+        and row.case.checkpoint != "blocks"
+        and not row.case.captions
     ]
     best = in_bf16_if_any(ours)
     return None if best is None else best.case

@@ -1,7 +1,8 @@
-"""Batches on their way to the device: in order, each copied once, texts cut where the longest ends; and that cutting changes nothing."""
+"""Batches on their way to the device: in order, each copied once, texts in groups by length; and that grouping changes nothing."""
 
 import dataclasses
 import itertools
+import math
 import types
 from collections.abc import Iterator
 
@@ -36,15 +37,34 @@ def batch(number: int, ends: list[int]) -> Batch:
     return Batch(pixels, ids_of(ends), rows, rows, [])
 
 
-def feed_of(batches: Iterator[Batch], first: slice = slice(0, 2)) -> Feed:
-    return Feed(batches, CPU, torch.float32, MEAN, STD, first)
+def feed_of(batches: Iterator[Batch], first: slice = slice(0, 2), a_group: float = 0) -> Feed:
+    return Feed(batches, CPU, torch.float32, MEAN, STD, first, a_group)
 
 
-@pytest.mark.parametrize(
-    ("ends", "length"), [([1, 2], 16), ([15, 3], 16), ([16, 3], 32), ([63], 64), ([64], LENGTH), ([76, 1], LENGTH)]
-)
-def test_a_text_is_as_long_as_the_longest_and_some_more(ends: list[int], length: int) -> None:
-    assert batch(0, ends).text_length == length
+def test_pairs_come_by_the_length_of_their_texts() -> None:
+    one = batch(7, [76, 5, 20, 5, 1])
+    one.pixels += torch.arange(5, dtype=torch.uint8)[:, None, None, None]
+    feed = feed_of(iter([one]))
+    feed.next()
+    pixels, *texts = feed.load(slice(0, 5))
+    order = [4, 1, 3, 2, 0]
+    assert torch.equal(pixels, normalise(one.pixels[order], MEAN, STD))
+    assert [tuple(text.shape) for text in texts] == [(1, 2), (2, 6), (1, 21), (1, 77)]
+    for text, rows in zip(texts, ([4], [1, 3], [2], [0]), strict=True):
+        assert torch.equal(text, one.ids[rows, : text.shape[1]])
+    assert [tuple(text.shape) for text in feed.load(slice(1, 4))[1:]] == [(2, 6), (1, 21)]
+    assert feed.texts_since() == {2: 1, 6: 4, 21: 2, 77: 1}
+    assert feed.texts_since() == {}
+
+
+def test_texts_are_all_as_long_as_the_longest_where_groups_cost_too_much() -> None:
+    one = batch(7, [5, 20, 3])
+    feed = feed_of(iter([one]), a_group=math.inf)
+    feed.next()
+    pixels, *texts = feed.load(slice(0, 3))
+    assert torch.equal(pixels, normalise(one.pixels, MEAN, STD)), "in their own order"
+    assert len(texts) == 1
+    assert torch.equal(texts[0], one.ids[:, :21])
 
 
 def test_batches_come_in_order_whether_they_were_begun_or_not() -> None:
@@ -53,9 +73,12 @@ def test_batches_come_in_order_whether_they_were_begun_or_not() -> None:
     for number, one in enumerate(batches):
         assert feed.next() is one
         for at in (slice(0, 2), slice(2, 3), slice(0, 2), slice(2, 3)):  # as gradient caching asks
-            pixels, ids = feed.load(at)
+            pixels, *texts = feed.load(at)
             assert torch.equal(pixels, normalise(one.pixels[at], MEAN, STD))
-            assert torch.equal(ids, one.ids[at, :32])
+            rows = range(*at.indices(3))
+            assert [text.tolist() for text in texts] == [
+                one.ids[row : row + 1, : [4, 21, 6][row]].tolist() for row in rows
+            ]
         if number % 2:
             feed.begin()
     assert feed.waited_since() > 0
@@ -82,7 +105,7 @@ def test_an_error_of_the_loader_arrives_where_the_batch_is_asked_for() -> None:
     feed = feed_of(broken())
     feed.next()
     feed.begin()
-    assert feed.load(slice(0, 1))[1].shape == (1, 16)
+    assert feed.load(slice(0, 1))[1].shape == (1, 4)
     with pytest.raises(InputError, match="no more"):
         feed.next()
 
@@ -93,16 +116,17 @@ def test_what_lies_behind_the_ends_has_no_part_in_features_and_gradients(text: T
     ids = ids_of([3, 17, 9, 30])
     pixels = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = []
-    for length in (LENGTH, 32):
+    for texts in ((ids,), (ids[:, :31],), (ids[:1, :4], ids[1:3, :18], ids[3:, :31])):
         torch.manual_seed(0)
         model = CLIP(dataclasses.replace(preset, text=text)).double()
-        outputs = model(pixels, ids[:, :length])
+        outputs = model(pixels, *texts)
         torch.autograd.backward(contrastive_loss(*outputs))
         found.append([outputs[1].detach(), *(parameter.grad for parameter in model.parameters())])
-    for whole, cut in zip(*found, strict=True):
+    for whole, *others in zip(*found, strict=True):
         assert whole is not None
-        assert cut is not None
-        torch.testing.assert_close(cut, whole, rtol=1e-11, atol=1e-14)
+        for other in others:
+            assert other is not None
+            torch.testing.assert_close(other, whole, rtol=1e-11, atol=1e-14)
 
 
 def test_where_memory_cannot_be_page_locked_the_refusal_is_not_taken_for_anothers_error(

@@ -50,7 +50,7 @@ def test_a_step_is_its_phases_and_its_operations_are_the_models() -> None:
 
 def test_micro_batches_and_checkpoints_train_the_same_model() -> None:
     losses = []
-    for case in (TINY, Case("tiny-vit", 16, "fp32", compile=False, checkpoint=True, micro=6, warmup=1, steps=3)):
+    for case in (TINY, Case("tiny-vit", 16, "fp32", compile=False, checkpoint="blocks", micro=6, warmup=1, steps=3)):
         losses.append(run(case).losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -201,5 +201,11 @@ def test_the_command_goes_through_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "from shards" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
-    assert [row["who"] for row in rows] == ["ours", "drawn", "shards"]
+    assert [row["who"] for row in rows] == ["ours"] * 4 + ["drawn", "shards"]
+    ways = [(row["case"]["checkpoint"], row["case"]["captions"]) for row in rows[:4]]
+    assert sorted(ways) == [("elementwise", False), ("elementwise", True), ("none", False), ("none", True)]
+    full, captions = (
+        {row["found"]["operations"] for row in rows[:4] if row["case"]["captions"] == only} for only in (False, True)
+    )
+    assert max(captions) < min(full), "short texts are less work"
     assert gpu_train.HEAD in done.stdout

@@ -169,31 +169,32 @@ def test_a_killed_run_resumes_to_the_bit(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:
-    pairs, side, count = 64, 32, 8
+    """Texts of even and odd rows have two lengths, and their pictures two colours: each group of texts has the pictures that are its own."""
+    pairs, side, count, more = 64, 32, 8, 32
     shared = SharedArrays(count, (pairs, 3, side, side))
     shared.page_lock()
     assert torch.from_numpy(shared[0]).is_pinned()
 
     def batches() -> Iterator[Batch]:
         for number in range(count):
-            shared[number][:] = number
+            shared[number][0::2], shared[number][1::2] = number, number + 100
             ids = torch.zeros(pairs, 77, dtype=torch.int64)
-            ids[:, number] = 5
+            ids[0::2, number], ids[1::2, number + more] = 5, 5
             yield Batch(torch.from_numpy(shared[number]), ids, torch.arange(pairs), torch.arange(pairs), [])
 
-    feed = Feed(batches(), torch.device("cuda"), torch.float32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), slice(0, 48))
+    feed = Feed(batches(), torch.device("cuda"), torch.float32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), slice(0, 48), 0)
     busy = torch.randn(4096, 4096, device="cuda")
     for number in range(count):
         feed.next()
         for at in (slice(0, 48), slice(48, pairs)):
             for _ in range(20):
                 torch.mm(busy, busy)
-            pixels, ids = feed.load(at)
-            whole = (
-                pixels * 255
-            ).round()  # a GPU multiplies with 1 / 255, which is not always the nearest number to a division
-            assert torch.equal(whole, torch.full_like(pixels, number))
-            assert ids.shape[1] == 16
+            pixels, *texts = feed.load(at)
+            half = (at.stop - at.start) // 2
+            assert [tuple(text.shape) for text in texts] == [(half, number + 1), (half, number + more + 1)]
+            # A GPU multiplies with 1 / 255, which is not always the nearest number to a division.
+            for part, value in zip((pixels * 255).round().split(half), (number, number + 100), strict=True):
+                assert torch.equal(part, torch.full_like(part, value))
         feed.begin()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.contracts.errors import HouseError
 from trainer.config import Channels
-from trainer.data.lengths import A_GROUP, Group, grouped
+from trainer.data.lengths import Group, grouped
 from trainer.data.loader import Batch
 from trainer.data.transforms import normalise
 
@@ -37,7 +37,7 @@ class Feed:
     """Hands out batches one by one, and pixels and ids of the one in hand.
 
     first: the pairs that the towers take first of a batch. dtype: of the pixels that they take. mean, std: `transforms.normalise`.
-    a_group: `lengths.grouped`; infinity has all texts that are asked for together as long as the longest of them.
+    a_group: what a group of texts costs (`lengths.grouped`).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Feed:
         mean: Channels,
         std: Channels,
         first: slice,
-        a_group: float = A_GROUP,
+        a_group: float,
     ) -> None:
         self._batches, self._first = batches, first
         self._device, self._dtype = device, dtype

@@ -7,14 +7,15 @@ saves nothing. Sorted by length and cut into groups, each as long as its own lon
 Each group costs launches of kernels, whatever its size. That is counted as so many places, and the cuts are those that cost least in sum.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from trainer.data.order import Int64s
 
-A_GROUP = 2048
-"""Places of texts that take as long as another group: some 300 launches of 5 µs, at half a microsecond to one a place on a fast GPU."""
+_ON_GPU, _ON_CPU = 2048, 64
+"""Places of texts that take as long as another group. On a fast GPU: some 300 launches of 5 µs, half a microsecond to one for a place."""
 
 
 class Group(NamedTuple):
@@ -24,7 +25,14 @@ class Group(NamedTuple):
     length: int
 
 
-def grouped(lengths: Int64s, a_group: float = A_GROUP) -> list[Group]:
+def cost_of_a_group(device: str, *, as_many_on_all: bool) -> float:
+    """In places of texts, for `grouped`, on a device of type "cuda" or "cpu". as_many_on_all: all processes must have as many groups."""
+    if as_many_on_all:
+        return math.inf
+    return _ON_CPU if device == "cpu" else _ON_GPU
+
+
+def grouped(lengths: Int64s, a_group: float) -> list[Group]:
     """Rows of `lengths`, int64 [n], n at least 1, in groups of rising length; each row is in one of them.
 
     The sum of places over the groups, with `a_group` for each of them, is as small as it can be: 0 makes one for each length, infinity one

@@ -25,12 +25,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.contracts.config import load_config
-from tests.benchmarks.data.gpu_case import MOST_SEARCHING, PHASES, Case, Measured
+from tests.benchmarks.data.gpu_case import MOST_SEARCHING, PHASES, Case, Measured, text_lengths
 from trainer import flops, gradient_cache, partitions, starting, zero
 from trainer.config import TrainConfig, resolve, settled
 from trainer.data import loader
 from trainer.data.corpus import locate, open_corpus
 from trainer.data.feed import Feed
+from trainer.data.lengths import cost_of_a_group
 from trainer.data.loader import Batch
 from trainer.objectives import OBJECTIVES
 from trainer.optim import HalfAdamW, parameter_groups
@@ -71,9 +72,9 @@ class Marked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def __call__(self, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __call__(self, pixels: torch.Tensor, *texts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self._phases.mark("forward")
-        outputs = self._engine(pixels, ids)
+        outputs = self._engine(pixels, *texts)
         self._phases.mark("loss")
         return outputs
 
@@ -83,11 +84,12 @@ class Marked:
 
 
 def synthetic(case: Case, image_size: int, vocab_size: int, length: int, *, page_locked: bool) -> Iterator[Batch]:
-    """The same drawn pixels and full-length texts again and again, from memory like the loader's."""
+    """The same drawn pixels and texts again and again, from memory like the loader's."""
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (case.pairs, 3, image_size, image_size), dtype=torch.uint8, generator=draws)
     ids = torch.randint(1, vocab_size - 2, (case.pairs, length), generator=draws)
-    ids[:, -1] = vocab_size - 1
+    for row, end in enumerate(text_lengths(case)):
+        ids[row, min(end, length) - 1], ids[row, end:] = vocab_size - 1, 0
     if page_locked:
         pixels = pixels.pin_memory()
     rows = torch.arange(case.pairs)
@@ -141,15 +143,15 @@ def measure(case: Case) -> Measured:
         else:
             batches = from_shards(config, case)
         first = gradient_cache.pieces(case.pairs, case.micro)[0]
-        feed = Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first)
+        a_group = cost_of_a_group(engine.device.type, as_many_on_all=False)
+        feed = Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first, a_group)
         loss_of = functools.partial(OBJECTIVES[config.objective.kind].loss, chunk_size=config.objective.chunk_size)
         phases = Phases(engine.device)
         marked = Marked(engine, phases)
         losses: list[float] = []
-        lengths: list[int] = []
 
-        def step(through: Any, load: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]) -> bool:
-            lengths.append(feed.next().text_length)
+        def step(through: Any, load: Callable[[slice], tuple[torch.Tensor, ...]]) -> bool:
+            feed.next()
             buffers = partitions.buffers(engine)
             loss, _ = gradient_cache.forward_backward(
                 through, lambda *outputs: zero.with_true_gradient(loss_of(*outputs)), load, case.pairs, case.micro
@@ -165,7 +167,7 @@ def measure(case: Case) -> Measured:
             losses.append(stepped.loss)
             return stepped.applied
 
-        def marked_load(at: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        def marked_load(at: slice) -> tuple[torch.Tensor, ...]:
             phases.mark("data")
             return feed.load(at)
 
@@ -179,7 +181,7 @@ def measure(case: Case) -> Measured:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         feed.waited_since()
-        lengths.clear()
+        feed.texts_since()
         seconds = []
         for _ in range(case.steps):
             began = time.perf_counter()
@@ -191,7 +193,7 @@ def measure(case: Case) -> Measured:
             raise RuntimeError(f"not every timed step changed weights: gradients are not finite; losses {losses}")
         waited = feed.waited_since() / sum(seconds)
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-        length = round(statistics.fmean(lengths))
+        texts = feed.texts_since()
         taken: list[dict[str, float]] = []
         for _ in range(max(1, case.steps // 2)):
             step(marked, marked_load)
@@ -200,16 +202,17 @@ def measure(case: Case) -> Measured:
         shares = {name: statistics.median(one[name] for one in taken) for name in PHASES}
         longest = kernels(lambda: step(engine, feed.load), on_gpu=on_gpu)
 
-        once = config.model.model_copy(update={"checkpoint_activations": False})
+        once = config.model.model_copy(update={"checkpoint_activations": "none"})
         with torch.device("meta"):
-            operations = flops.training_flops(starting.build(once, None, config.objective.kind), length)
+            shapes = starting.build(once, None, config.objective.kind)
+        operations = sum(count * flops.training_flops(shapes, length) for length, count in texts.items())
         return Measured(
             pairs=case.pairs,
             parameters=parameters,
             seconds=statistics.median(seconds),
             first_step=first_step,
             peak_bytes=peak,
-            operations=operations,
+            operations=operations // sum(texts.values()),
             waited=waited,
             phases=shares,
             losses=losses[:3],

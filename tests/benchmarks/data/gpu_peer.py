@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.data.gpu_case import FULL_LENGTH, MOST_SEARCHING, Case, Measured
+from tests.benchmarks.data.gpu_case import FULL_LENGTH, MOST_SEARCHING, Case, Measured, text_lengths
 
 
 def measure(case: Case) -> Measured:
@@ -36,7 +36,7 @@ def measure(case: Case) -> Measured:
     model = open_clip.create_model(name, precision=case.compute, device=device, force_quick_gelu=True)
     model.train()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if case.checkpoint:
+    if case.checkpoint != "none":
         model.set_grad_checkpointing()
     size, vocab = model.visual.image_size, model.vocab_size
     size = size if isinstance(size, int) else size[0]
@@ -58,7 +58,8 @@ def measure(case: Case) -> Measured:
     draws = torch.Generator().manual_seed(0)
     images = torch.randn(case.pairs, 3, size, size, generator=draws).to(device, half.get(case.compute, torch.float32))
     ids = torch.randint(1, vocab - 2, (case.pairs, FULL_LENGTH), generator=draws)
-    ids[:, -1] = vocab - 1
+    for row, end in enumerate(text_lengths(case)):
+        ids[row, end - 1], ids[row, end:] = vocab - 1, 0
     ids = ids.to(device)
     losses: list[float] = []
 
