@@ -169,7 +169,7 @@ def test_a_killed_run_resumes_to_the_bit(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:
-    """Texts of even and odd rows have two lengths, and their pictures two colours: each group of texts has the pictures that are its own."""
+    """Texts of even and odd rows have two lengths, and their pictures two colours: each group of texts comes with its own pictures."""
     pairs, side, count, more = 64, 32, 8, 32
     shared = SharedArrays(count, (pairs, 3, side, side))
     shared.page_lock()
@@ -193,7 +193,7 @@ def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:
             half = (at.stop - at.start) // 2
             assert [tuple(text.shape) for text in texts] == [(half, number + 1), (half, number + more + 1)]
             # A GPU multiplies with 1 / 255, which is not always the nearest number to a division.
-            for part, value in zip((pixels * 255).round().split(half), (number, number + 100), strict=True):
+            for part, value in zip(torch.split((pixels * 255).round(), half), (number, number + 100), strict=True):
                 assert torch.equal(part, torch.full_like(part, value))
         feed.begin()
 

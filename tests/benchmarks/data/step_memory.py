@@ -1,0 +1,90 @@
+"""One model's step for the benchmark `activations`: what it allocates on a CPU for one pair. Run by the interpreter that has the library.
+
+    PYTHON -m tests.benchmarks.data.step_memory ours|open_clip MODEL none|elementwise|blocks eager|compiled full|captions PAIRS MORE
+
+bf16 weights. The most that is held at one time between the start of a forward pass and the end of its backward pass, as torch's allocator
+is asked for it, for PAIRS pairs and for MORE; the difference is that of the pairs between, so that weights, gradients and whatever else
+does not grow are not in it. Prints bytes a pair, and the parameters of the model.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from tests.benchmarks.data.gpu_case import FULL_LENGTH, Case, text_lengths
+
+DTYPE = torch.bfloat16
+Forward = Callable[[Tensor, Tensor, list[int]], tuple[Tensor, ...]]
+"""Of pixels, ids and the ends of the texts."""
+
+
+def ours(name: str, checkpoint: str, *, compiled: bool) -> tuple[torch.nn.Module, Forward]:
+    import numpy as np
+
+    from trainer.data.lengths import cost_of_a_group, grouped
+    from trainer.models import build
+
+    model = build(name, checkpoint_activations=checkpoint).to(DTYPE)  # type: ignore[arg-type]
+    if compiled:
+        model.compile_blocks()
+
+    def forward(pixels: Tensor, ids: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
+        groups = grouped(np.array(ends), cost_of_a_group("cpu", as_many_on_all=False))
+        outputs: tuple[Tensor, ...] = model(pixels, *(ids[torch.from_numpy(one.rows), : one.length] for one in groups))
+        return outputs
+
+    return model, forward
+
+
+def open_clip(name: str, checkpoint: str, *, compiled: bool) -> tuple[torch.nn.Module, Forward]:
+    import open_clip as library
+
+    model = library.create_model(name.replace("/", "-"), precision="pure_bf16", device="cpu", force_quick_gelu=True)
+    model.train()
+    if checkpoint != "none":
+        model.set_grad_checkpointing()
+    whole = torch.compile(model) if compiled else model
+    return model, lambda pixels, ids, _: whole(pixels, ids)[:3]
+
+
+def most(forward: Forward, pairs: int, *, captions: bool) -> int:
+    """Bytes of one step."""
+    ends = text_lengths(Case("", pairs, "", captions=captions))
+    ids = torch.randint(1, 49_000, (pairs, FULL_LENGTH))
+    for row, end in enumerate(ends):
+        ids[row, end - 1], ids[row, end:] = 49_407, 0
+    pixels = torch.randn(pairs, 3, 224, 224, dtype=DTYPE)
+
+    def step() -> None:
+        images, texts, scale = forward(pixels, ids, ends)[:3]
+        torch.autograd.backward(torch.nn.functional.cross_entropy(scale * images @ texts.T, torch.arange(pairs)))
+
+    torch._dynamo.reset()  # else the second size has a program for any number of pairs, which keeps other things
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    assert record.profiler is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        highest = max(highest, now)
+    return highest
+
+
+def main() -> None:
+    who, name, checkpoint, how, texts, *sizes = sys.argv[1:]
+    fewer, more = map(int, sizes)
+    with contextlib.redirect_stdout(sys.stderr):
+        torch.manual_seed(0)
+        model, forward = {"ours": ours, "open_clip": open_clip}[who](name, checkpoint, compiled=how == "compiled")
+        low, high = (most(forward, pairs, captions=texts == "captions") for pairs in (fewer, more))
+    print((high - low) // (more - fewer), sum(parameter.numel() for parameter in model.parameters()))
+
+
+if __name__ == "__main__":
+    main()
