@@ -1,6 +1,6 @@
 """Memory that a pair takes while a step computes, by what blocks compute again, beside open_clip's step. On a CPU.
 
-    python -m tests.benchmarks.activations [--peer PYTHON] [--models ViT-B/32 …] [--pairs 4 8]
+    python -m tests.benchmarks.activations [--peer PYTHON] [--models ViT-B/32 …] [--pairs 24 48]
 
 bf16 weights, plain and compiled, texts of full length and texts as long as captions of the web. What torch's allocator is asked for is what
 a GPU's is asked for but for the buffers inside of kernels, of which attention and convolutions have others there: read the ratios. Beside
@@ -33,8 +33,8 @@ def measured(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", default=sys.executable, help="a Python that has open_clip; '' for none")
-    parser.add_argument("--models", nargs="+", default=["ViT-B/32", "ViT-B/16", "ViT-L/14"])
-    parser.add_argument("--pairs", nargs=2, type=int, default=[8, 16])
+    parser.add_argument("--models", nargs="+", default=["ViT-B/32", "ViT-B/16"])
+    parser.add_argument("--pairs", nargs=2, type=int, default=[24, 48], help="so many that gradients are the smaller part")
     parser.add_argument("--hows", nargs="+", default=["eager", "compiled"])
     settings = parser.parse_args()
     if settings.peer and not has_peer(settings.peer):

@@ -93,6 +93,7 @@ def half_cases() -> Iterator[Case]:
         for stage in (1, 2, 3):
             for micro_batches in (1, 4):
                 yield Case(compute, "siglip", CHUNK, stage, micro_batches)
+        yield Case(compute, "siglip", CHUNK, 2, 4, "elementwise")
 
 
 def has_fp16() -> bool:

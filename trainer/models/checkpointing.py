@@ -14,7 +14,7 @@ rest. The policy is one of `torch.utils.checkpoint`'s own (`create_selective_che
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -59,14 +59,31 @@ _elementwise = functools.partial(create_selective_checkpoint_contexts, _policy)
 
 def _at_rest(how: Checkpointing, block: nn.Module) -> tuple[Context, Context]:
     """Around the first pass, and around the second."""
-    first, second = _elementwise() if how == "elementwise" else (nullcontext(), nullcontext())
-    return first, _both(statistics_at_rest(block), second)
+    if how == "blocks":
+        return nullcontext(), statistics_at_rest(block)
+    first, second = _elementwise()
+    return _with_all(_own_casts(), first), _with_all(_own_casts(), statistics_at_rest(block), second)
 
 
 @contextmanager
-def _both(one: Context, other: Context) -> Iterator[None]:
-    with one, other:
+def _with_all(*contexts: Context) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
         yield
+
+
+@contextmanager
+def _own_casts() -> Iterator[None]:
+    """Autocast casts weights each time. By itself it casts a weight once for all calls of a block (texts come in groups), and again in the
+    backward pass, where each call must do what it did in the forward pass.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 @contextmanager
