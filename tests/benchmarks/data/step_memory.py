@@ -4,7 +4,8 @@
 
 bf16 weights. The most that is held at one time between the start of a forward pass and the end of its backward pass, as torch's allocator
 is asked for it, for PAIRS pairs and for MORE; the difference is that of the pairs between, so that weights, gradients and whatever else
-does not grow are not in it, where PAIRS are so many that a step's fullest moment is not the one at which all gradients are there. Prints bytes a pair, and the parameters of the model.
+does not grow are not in it, where PAIRS are so many that the fullest moment is not the one at which all gradients are there.
+Prints bytes a pair, and the parameters of the model.
 """
 
 import contextlib
