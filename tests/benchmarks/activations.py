@@ -34,7 +34,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", default=sys.executable, help="a Python that has open_clip; '' for none")
     parser.add_argument("--models", nargs="+", default=["ViT-B/32", "ViT-B/16"])
-    parser.add_argument("--pairs", nargs=2, type=int, default=[24, 48], help="so many that gradients are the smaller part")
+    parser.add_argument(
+        "--pairs", nargs=2, type=int, default=[24, 48], help="so many that gradients are the smaller part"
+    )
     parser.add_argument("--hows", nargs="+", default=["eager", "compiled"])
     settings = parser.parse_args()
     if settings.peer and not has_peer(settings.peer):
