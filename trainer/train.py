@@ -58,6 +58,7 @@ def train(config: TrainConfig) -> bool:
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
     rank, world = zero.join_processes()
+    take_any_shape()
     if config.run.deterministic:
         _sum_in_order()
     safety.hold_sigterm()  # until here there was nothing to save, and a process that waits for others must end
@@ -119,7 +120,9 @@ def train(config: TrainConfig) -> bool:
         batches = loader.batches(sources, at.batch, last_step + at.shift)
         first = gradient_cache.pieces(plan.per_device, config.batch.micro_size)[0]
         # Stage 3 gathers weights over the processes whenever a block is called: all must call it as often.
-        a_group = lengths.cost_of_a_group(engine.device.type, as_many_on_all=config.zero.stage == 3)
+        a_group = lengths.cost_of_a_group(
+            engine.device.type, compiled=config.model.compile, as_many_on_all=config.zero.stage == 3
+        )
         return Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first, a_group)
 
     feed = feed_from(at)
@@ -268,7 +271,8 @@ def _flops_share(config: TrainConfig, vocab_size: int | None) -> Callable[[int],
     once = {"checkpoint_activations": "none"}  # what is computed again is not counted again
     with torch.device("meta"):
         model = starting.build(config.model.model_copy(update=once), vocab_size, config.objective.kind)
-    return functools.cache(lambda length: flops.training_flops(model, length) / peak)
+    of_length = flops.training_flops_of_length(model)
+    return lambda length: of_length(length) / peak
 
 
 def _loader_plan(
@@ -298,6 +302,18 @@ def _told_to_end(engine: zero.Engine, report: Reporter) -> bool:
     """Whether any process was told to end; an evaluation asks it between its pieces. Collective."""
     report.tick()
     return zero.any_process(safety.sigterm_came(), engine.device)
+
+
+def take_any_shape() -> None:
+    """Texts come in groups of new sizes and lengths with each step: what a GPU prepares for one shape must cost next to nothing.
+
+    cuDNN's attention, which torch prefers on H100s and later ones, plans each shape anew (half a second each on a B200, says FunASR's issue
+    3704); flash attention plans none. Memory is taken in segments that grow, so that the sizes of one step do not block the next one's.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    os.environ.setdefault(
+        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+    )  # read when a GPU's memory is first asked for
 
 
 def _sum_in_order() -> None:

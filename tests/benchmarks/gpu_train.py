@@ -132,7 +132,7 @@ def run(python: str, module: str, case: Case, seconds: float = SECONDS) -> tuple
         path = Path(folder) / "case.json"
         path.write_text(json.dumps(dataclasses.asdict(case)))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-        environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         command = [python, "-m", f"tests.benchmarks.data.{module}", str(path)]
         # No pipes: a compiler's or loader's process that outlives the case would hold them open.
         with open(path.with_name("out"), "w+") as out, open(path.with_name("errors"), "w+") as errors:

@@ -11,7 +11,8 @@ from tests.trainer.launching import SMOKE
 from trainer import models
 from trainer.check import describe
 from trainer.config import TrainConfig, resolve
-from trainer.flops import forward_flops, known_peak, peak_flops, training_flops
+from trainer.flops import forward_flops, known_peak, peak_flops, training_flops, training_flops_of_length
+from trainer.models.presets import TextTower
 
 PUBLISHED_G = {"RN50": 18.2, "RN101": 25.5, "RN50x4": 51.8, "ViT-B/32": 14.8, "ViT-B/16": 41.1, "ViT-L/14": 175.3}
 """Forward, multiplications and additions: open_clip, docs/model_profile.csv."""
@@ -96,3 +97,13 @@ def test_a_plan_does_not_count_what_checkpointing_computes_again() -> None:
         plan = describe(resolve(load_config(TrainConfig, SMOKE, overrides)), world_size=1)
         said.append([line for line in plan.splitlines() if line.startswith("operations")])
     assert said[0] == said[1] != []
+
+
+@pytest.mark.parametrize("preset", ["tiny-vit", "tiny"])
+@pytest.mark.parametrize("text", ["transformer", "bag_of_words"])
+def test_operations_of_every_length_follow_from_three(preset: str, text: TextTower) -> None:
+    with torch.device("meta"):
+        model = models.build(preset, text=text)
+    of_length = training_flops_of_length(model)
+    for length in (1, 2, 3, 4, 7, model.preset.context_length):
+        assert of_length(length) == training_flops(model, length)

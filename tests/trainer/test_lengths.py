@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.benchmarks.data.gpu_case import Case, text_lengths
 from trainer.data.lengths import cost_of_a_group, grouped
 from trainer.data.order import Int64s
 
@@ -38,12 +39,12 @@ def test_no_other_cuts_cost_less(drawn: list[int], a_group: float) -> None:
 
 @pytest.mark.parametrize(("texts", "places", "most"), [(512, 26, 4), (4096, 20, 8)])
 def test_captions_need_a_third_of_their_places(texts: int, places: float, most: int) -> None:
-    """Drawn as LAION's are: half below 13 ids, one in a hundred above 62; all 77 places by one length for all."""
-    draws = np.random.default_rng(1)
-    lengths = np.clip(np.round(np.exp(draws.normal(math.log(12.5), 0.62, texts))).astype(np.int64) + 1, 3, 77)
+    """As long as LAION's; all 77 places by one length for all."""
+    lengths = np.array(text_lengths(Case("", texts, "", captions=True)))
     assert 14 < lengths.mean() < 17
-    groups = grouped(lengths, cost_of_a_group("cuda", as_many_on_all=False))
+    groups = grouped(lengths, cost_of_a_group("cuda", compiled=True, as_many_on_all=False))
     assert 2 <= len(groups) <= most
     assert sum(len(group.rows) * group.length for group in groups) < places * texts
-    assert len(grouped(lengths, cost_of_a_group("cpu", as_many_on_all=False))) > most
-    assert len(grouped(lengths, cost_of_a_group("cpu", as_many_on_all=True))) == 1
+    assert len(grouped(lengths, cost_of_a_group("cuda", compiled=False, as_many_on_all=False))) < len(groups)
+    assert len(grouped(lengths, cost_of_a_group("cpu", compiled=False, as_many_on_all=False))) > most
+    assert len(grouped(lengths, cost_of_a_group("cpu", compiled=True, as_many_on_all=True))) == 1

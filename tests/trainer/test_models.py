@@ -432,6 +432,27 @@ def test_no_block_is_left_uncompiled() -> None:
             model(pixels, ids)
 
 
+@pytest.mark.filterwarnings(GRAD_OF_TRACED)
+@pytest.mark.parametrize("how", ["none", "elementwise", "blocks"])
+def test_a_text_tower_has_few_programs_for_all_groups(how: Checkpointing) -> None:
+    """One for the blocks and one for the last, for a single text again, and for a first shape that is square."""
+    model = build(SMALL_VIT, checkpoint_activations=how)
+    programs = 0
+
+    def counted(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        nonlocal programs
+        programs += 1
+        return graph.forward
+
+    assert model.transformer is not None
+    for block in model.transformer.resblocks:
+        block.compile(dynamic=True, backend=counted)  # as `compile_blocks`
+    torch._dynamo.reset()
+    for n, length in ((5, 4), (3, 6), (9, 9), (1, 7), (2, 5), (8, 3), (1, 4), (40, 8)):
+        torch.autograd.backward(model.encode_text(some_ids(n, SMALL_VIT)[:, :length]).sum())
+    assert 2 <= programs <= 2 + 2 + 1
+
+
 @pytest.mark.prove
 @pytest.mark.filterwarnings(GRAD_OF_TRACED)
 @pytest.mark.filterwarnings(

@@ -89,8 +89,11 @@ class Feed:
         Pairs come by rising length of their texts; the first n_1 of them have the texts of the first group, and so on.
         """
         assert self._batch is not None
-        begun, self._begun = self._begun, None
-        pixels, ids, order, groups = begun if begun is not None and at == self._first else self._copied(self._batch, at)
+        copied, self._begun = self._begun, None
+        pixels, ids, order, groups = (
+            copied if copied is not None and at == self._first else self._copied(self._batch, at)
+        )
+        del copied  # it holds the pixels in their old order
         if self._stream is not None:
             now = torch.cuda.current_stream(self._device)
             now.wait_stream(self._stream)

@@ -1,7 +1,7 @@
 """Texts in groups of like length: the text tower computes little more than what captions have.
 
 The places behind a text's end have no part in its feature and no gradient, for the tower looks back only. Captions of the web are short: a
-mean of 15 ids in LAION's, but of 512 of them one or two nearly always fill all 77 places, so that cutting a batch where its longest ends
+mean of 15 ids in LAION's, but among 512 of them one nearly always fills all 77 places, so that cutting a batch where its longest ends
 saves nothing. Sorted by length and cut into groups, each as long as its own longest, 512 of them have 23 places a text, 4,096 have 18.
 
 Each group costs launches of kernels, whatever its size. That is counted as so many places, and the cuts are those that cost least in sum.
@@ -14,8 +14,9 @@ import numpy as np
 
 from trainer.data.order import Int64s
 
-_ON_GPU, _ON_CPU = 2048, 64
-"""Places of texts that take as long as another group. On a fast GPU: some 300 launches of 5 µs, half a microsecond to one for a place."""
+_ON_CPU, _COMPILED, _PLAIN = 64, 2048, 8192
+"""Places of texts that take as long as another group. On a fast GPU a place takes half a microsecond to one; a group takes some 300
+launches of 5 µs where blocks are compiled, and where they are not up to 10 ms of the process that launches."""
 
 
 class Group(NamedTuple):
@@ -25,11 +26,13 @@ class Group(NamedTuple):
     length: int
 
 
-def cost_of_a_group(device: str, *, as_many_on_all: bool) -> float:
+def cost_of_a_group(device: str, *, compiled: bool, as_many_on_all: bool) -> float:
     """In places of texts, for `grouped`, on a device of type "cuda" or "cpu". as_many_on_all: all processes must have as many groups."""
     if as_many_on_all:
         return math.inf
-    return _ON_CPU if device == "cpu" else _ON_GPU
+    if device == "cpu":
+        return _ON_CPU
+    return _COMPILED if compiled else _PLAIN
 
 
 def grouped(lengths: Int64s, a_group: float) -> list[Group]:

@@ -89,6 +89,9 @@ class CLIP(nn.Module):
     def freeze(self, towers: Collection[Literal["image", "text"]]) -> None:
         """Take towers out of training for good: no gradients, and in eval mode whatever mode the model is in. Before DeepSpeed."""
         self.frozen = tuple(towers)
+        for name, module in self.named_modules():
+            if isinstance(module, Block | Bottleneck) and tower_of(name) in self.frozen:
+                module.checkpoint_activations = "none"  # there is no backward pass to keep anything for
         for tower in self.frozen:
             for name, parameter in self.named_parameters():
                 if tower_of(name) == tower:
@@ -125,7 +128,10 @@ class CLIP(nn.Module):
         the end token. Padding is not in it: it would draw short texts together, and the same text would have another feature with another
         context_length. The two brackets are, so that a text without a word has a feature too.
         """
-        x, ends = self.token_embedding(ids), ids.argmax(dim=-1)
+        return self._of_embedded(self.token_embedding(ids), ids)
+
+    def _of_embedded(self, x: Tensor, ids: Tensor) -> Tensor:
+        ends = ids.argmax(dim=-1)
         if self.transformer is None or self.positional_embedding is None:
             x = _mean_until(x, ends)
         else:
@@ -155,7 +161,12 @@ class CLIP(nn.Module):
         texts: ids as `encode_text` takes them, in one piece or in several of different lengths; together they are the pictures' texts.
         """
         image_features = functional.normalize(_wide(self.encode_image(pixels)), dim=-1)
-        text_features = functional.normalize(_wide(torch.cat([self.encode_text(ids) for ids in texts])), dim=-1)
+        # Looked up once: each time would make a gradient of the whole vocabulary.
+        embedded = torch.split(
+            self.token_embedding(torch.cat([ids.flatten() for ids in texts])), [ids.numel() for ids in texts]
+        )
+        of_groups = [self._of_embedded(x.view(*ids.shape, -1), ids) for x, ids in zip(embedded, texts, strict=True)]
+        text_features = functional.normalize(_wide(torch.cat(of_groups)), dim=-1)
         # A copy, for DeepSpeed hooks what a model returns, and must not take a parameter for an output.
         own = () if self.logit_bias is None else (_wide(self.logit_bias).clone(),)
         return image_features, text_features, _wide(self.logit_scale).exp(), *own

@@ -35,6 +35,10 @@ from trainer.data.lengths import cost_of_a_group
 from trainer.data.loader import Batch
 from trainer.objectives import OBJECTIVES
 from trainer.optim import HalfAdamW, parameter_groups
+from trainer.train import take_any_shape
+
+OTHER_CAPTIONS = 32
+"""Batches until captions come again: more than the steps of a case, but for a loss scaler's."""
 
 
 class Phases:
@@ -84,16 +88,19 @@ class Marked:
 
 
 def synthetic(case: Case, image_size: int, vocab_size: int, length: int, *, page_locked: bool) -> Iterator[Batch]:
-    """The same drawn pixels and texts again and again, from memory like the loader's."""
+    """The same drawn pixels again and again, from memory like the loader's; captions are others in each step, for so are their groups."""
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (case.pairs, 3, image_size, image_size), dtype=torch.uint8, generator=draws)
-    ids = torch.randint(1, vocab_size - 2, (case.pairs, length), generator=draws)
-    for row, end in enumerate(text_lengths(case)):
-        ids[row, min(end, length) - 1], ids[row, end:] = vocab_size - 1, 0
+    texts = []
+    for step in range(OTHER_CAPTIONS if case.captions else 1):
+        ids = torch.randint(1, vocab_size - 2, (case.pairs, length), generator=draws)
+        for row, end in enumerate(text_lengths(case, step)):
+            ids[row, min(end, length) - 1], ids[row, end:] = vocab_size - 1, 0
+        texts.append(ids)
     if page_locked:
         pixels = pixels.pin_memory()
     rows = torch.arange(case.pairs)
-    while True:
+    for ids in itertools.cycle(texts):
         yield Batch(pixels, ids, rows, rows, [])
 
 
@@ -121,6 +128,7 @@ def measure(case: Case) -> Measured:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         config = config_of(case, folder)
         zero.check_hardware(config)
+        take_any_shape()
         rank, world = zero.join_processes()
         assert (rank, world) == (0, 1)
         stack.callback(zero.leave_processes)
@@ -143,7 +151,7 @@ def measure(case: Case) -> Measured:
         else:
             batches = from_shards(config, case)
         first = gradient_cache.pieces(case.pairs, case.micro)[0]
-        a_group = cost_of_a_group(engine.device.type, as_many_on_all=False)
+        a_group = cost_of_a_group(engine.device.type, compiled=case.compile, as_many_on_all=False)
         feed = Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first, a_group)
         loss_of = functools.partial(OBJECTIVES[config.objective.kind].loss, chunk_size=config.objective.chunk_size)
         phases = Phases(engine.device)

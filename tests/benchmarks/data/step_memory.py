@@ -34,7 +34,7 @@ def ours(name: str, checkpoint: str, *, compiled: bool) -> tuple[torch.nn.Module
         model.compile_blocks()
 
     def forward(pixels: Tensor, ids: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
-        groups = grouped(np.array(ends), cost_of_a_group("cpu", as_many_on_all=False))
+        groups = grouped(np.array(ends), cost_of_a_group("cuda", compiled=True, as_many_on_all=False))
         outputs: tuple[Tensor, ...] = model(pixels, *(ids[torch.from_numpy(one.rows), : one.length] for one in groups))
         return outputs
 
