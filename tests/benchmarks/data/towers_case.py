@@ -1,15 +1,17 @@
-"""One model's step for the benchmark `activations`: what it allocates on a CPU for one pair. Run by the interpreter that has the library.
+"""One model's forward and backward for the benchmark `towers`: what a pair costs on a CPU. Run by the interpreter that has the library.
 
-    PYTHON -m tests.benchmarks.data.step_memory ours|open_clip MODEL none|elementwise|blocks eager|compiled full|captions PAIRS MORE
+    PYTHON -m tests.benchmarks.data.towers_case ours|open_clip MODEL none|elementwise|blocks eager|compiled full|captions PAIRS MORE
 
-bf16 weights. The most that is held at one time between the start of a forward pass and the end of its backward pass, as torch's allocator
-is asked for it, for PAIRS pairs and for MORE; the difference is that of the pairs between, so that weights, gradients and whatever else
-does not grow are not in it, where PAIRS are so many that the fullest moment is not the one at which all gradients are there.
-Prints bytes a pair, and the parameters of the model.
+bf16 weights. Memory: the most that is held at one time between the start of a forward pass and the end of its backward pass, as
+torch's allocator is asked for it, for PAIRS pairs and for MORE; the difference is that of the pairs between, so that weights, gradients and
+whatever else does not grow are not in it, where PAIRS are so many that the fullest moment is not the one at which all gradients are there.
+Time: the median of three passes of MORE pairs. Prints bytes a pair, seconds a pair, and the parameters of the model.
 """
 
 import contextlib
+import statistics
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -34,7 +36,7 @@ def ours(name: str, checkpoint: str, *, compiled: bool) -> tuple[torch.nn.Module
         model.compile_blocks()
 
     def forward(pixels: Tensor, ids: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
-        groups = grouped(np.array(ends), cost_of_a_group("cuda", compiled=True, as_many_on_all=False))
+        groups = grouped(np.array(ends), cost_of_a_group("cpu", compiled=True, as_many_on_all=False))
         outputs: tuple[Tensor, ...] = model(pixels, *(ids[torch.from_numpy(one.rows), : one.length] for one in groups))
         return outputs
 
@@ -52,8 +54,8 @@ def open_clip(name: str, checkpoint: str, *, compiled: bool) -> tuple[torch.nn.M
     return model, lambda pixels, ids, _: whole(pixels, ids)[:3]
 
 
-def most(forward: Forward, pairs: int, *, captions: bool) -> int:
-    """Bytes of one step."""
+def measured(forward: Forward, pairs: int, *, captions: bool) -> tuple[int, float]:
+    """Bytes and seconds of one step."""
     ends = text_lengths(Case("", pairs, "", captions=captions))
     ids = torch.randint(1, 49_000, (pairs, FULL_LENGTH))
     for row, end in enumerate(ends):
@@ -74,7 +76,12 @@ def most(forward: Forward, pairs: int, *, captions: bool) -> int:
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         highest = max(highest, now)
-    return highest
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - began)
+    return highest, statistics.median(taken)
 
 
 def main() -> None:
@@ -83,8 +90,10 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         torch.manual_seed(0)
         model, forward = {"ours": ours, "open_clip": open_clip}[who](name, checkpoint, compiled=how == "compiled")
-        low, high = (most(forward, pairs, captions=texts == "captions") for pairs in (fewer, more))
-    print((high - low) // (more - fewer), sum(parameter.numel() for parameter in model.parameters()))
+        low, _ = measured(forward, fewer, captions=texts == "captions")
+        high, seconds = measured(forward, more, captions=texts == "captions")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print((high - low) // (more - fewer), seconds / more, parameters)
 
 
 if __name__ == "__main__":
