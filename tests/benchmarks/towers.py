@@ -70,7 +70,7 @@ def main() -> int:
                     whole = (OURS_KEPT * ours.parameters + batch * ours.memory) / (
                         THEIRS_KEPT * theirs.parameters + batch * theirs.memory
                     )
-                    line += f"; of open_clip's memory {ours.memory / theirs.memory:.2f}, with all that is kept {whole:.2f} of {batch:,} pairs'"
+                    line += f"; of its memory {ours.memory / theirs.memory:.2f}, of {batch:,} pairs and all that is kept {whole:.2f}"
                     line += f"; {theirs.seconds / ours.seconds:.2f} times as fast"
                 print(line, flush=True)
     return 0
