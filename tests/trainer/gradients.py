@@ -7,6 +7,7 @@ precisions that this machine has, and fp64 without DeepSpeed. An optimizer that 
 in every stage through the trainer's own door. The first process writes FILE (safetensors): "case parameter" -> gradient.
 """
 
+import gc
 import math
 import os
 import sys
@@ -296,6 +297,7 @@ def scaled(stage: int, world: int, rank: int) -> Tensor:
         waits += 1
         wait(*which)
 
+    gc.collect()  # an engine of before waits when it is taken away
     vars(get_accelerator())["synchronize"] = counted
     for _ in range(SCALED_STEPS):
         SQUARES.clear()
