@@ -20,10 +20,11 @@ from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from tests.trainer.conftest import WriteCorpus
 from tests.trainer.launching import SMOKE, Alone, Launch, errors_of, processes, together, wait_until
-from trainer import checkpoint, train
+from trainer import checkpoint, models, train
 from trainer.config import TrainConfig, resolve
 from trainer.data.shards import ShardCorpus
 from trainer.export import export, load_model
+from trainer.flops import training_flops_of_length
 from trainer.tokenizer import train_vocabulary
 
 # Half a minute on two free cores; many times that where other work shares them.
@@ -37,6 +38,7 @@ SMALL = {
     "batch.global_size": 8,
     "optim.steps": STEPS,
     "run.save_every": SAVE_EVERY,
+    "run.peak_tflops": 1,
 }
 Lines = list[dict[str, float]]
 
@@ -428,6 +430,12 @@ def test_the_run_says_what_it_did(undisturbed: Undisturbed) -> None:
     assert (run / "checkpoints" / "latest").read_text() == kept[-1]
     assert named(run, STEPS)["logit_scale"].shape == (1,)
     assert all(line["memory_gib"] > 0 for line in lines)
+    with torch.device("meta"):
+        of_length = training_flops_of_length(models.build("tiny-vit", image_size=32, context_length=16, vocab_size=600))
+    spent = [line["mfu"] * 1e12 * 2 / line["samples_per_second"] for line in lines]
+    assert of_length(3) <= min(spent) < max(spent) <= 1.000001 * of_length(16), (
+        "operations of a pair, by the lengths of texts"
+    )
 
 
 def test_a_damaged_copy_of_the_vocabulary_is_made_anew(
