@@ -57,8 +57,8 @@ def train(config: TrainConfig) -> bool:
     # ---- what this run is
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
-    rank, world = zero.join_processes()
     take_any_shape()
+    rank, world = zero.join_processes()
     if config.run.deterministic:
         _sum_in_order()
     safety.hold_sigterm()  # until here there was nothing to save, and a process that waits for others must end

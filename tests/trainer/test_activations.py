@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from pipeline.contracts.config import load_config
+from tests.trainer.allocated import most_at_once
 from tests.trainer.launching import SMOKE
 from trainer import models
 from trainer.activations import estimate
@@ -31,19 +31,15 @@ def allocated(model: CLIP, dtype: torch.dtype, *, autocast: bool) -> int:
                 lambda parameter: setattr(parameter, "grad", None)
             )
     side = model.preset.image_size
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+
+    def step() -> None:
         pixels = torch.randn(PAIRS, 3, side, side, dtype=dtype)
         ids = torch.full((PAIRS, model.preset.context_length), 5)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             outputs = model(pixels, ids)
         torch.autograd.backward([output.sum() for output in outputs if output.requires_grad])
-    assert record.profiler is not None
-    found = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(found, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+
+    return most_at_once(step)
 
 
 @pytest.mark.parametrize(

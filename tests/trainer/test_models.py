@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
 from pipeline.contracts.errors import InputError
+from tests.trainer.allocated import allocations
 from tests.trainer.released import OPENAI, RESNETS, VITS, released_shapes
 from trainer.models import CLIP, PRESETS, Preset, ResNetShape, ViTShape, build
 from trainer.models.checkpointing import Checkpointing
@@ -400,11 +400,9 @@ def test_checkpointed_blocks_give_the_same_bits_and_keep_less(preset: Preset) ->
         torch.manual_seed(1)
         model = build(preset, patch_dropout=dropout, checkpoint_activations=checkpointed)
         pixels, ids = torch.randn(4, 3, preset.image_size, preset.image_size), some_ids(4, preset)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            images, texts, scale = model(pixels, ids)
-        assert record.profiler is not None
-        events = record.profiler.kineto_results.events()
-        kept = sum(event.nbytes() for event in events if event.name() == "[memory]")
+        outputs: list[Tensor] = []
+        kept = sum(allocations(lambda: outputs.extend(model(pixels, ids))))
+        images, texts, scale = outputs
         torch.autograd.backward((images @ texts.T * scale).logsumexp(1).sum())
         found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
         return found | dict(model.named_buffers()), kept

@@ -131,6 +131,7 @@ class CLIP(nn.Module):
         return self._of_embedded(self.token_embedding(ids), ids)
 
     def _of_embedded(self, x: Tensor, ids: Tensor) -> Tensor:
+        """`encode_text` from the words' embeddings of `ids` on, [n, L, width]."""
         ends = ids.argmax(dim=-1)
         if self.transformer is None or self.positional_embedding is None:
             x = _mean_until(x, ends)

@@ -1,8 +1,10 @@
-"""What one case of the benchmark `gpu_train` is, and what is measured of it. Nothing heavy: the peer's environment reads it too."""
+"""What one case of the benchmark `gpu_train` is, and what is measured of it. Nothing but torch: the peer's environment reads it too."""
 
 import bisect
 import random
 from dataclasses import dataclass, field
+
+import torch
 
 FULL_LENGTH = 77
 PHASES = ("data", "forward", "loss", "backward", "optimizer")
@@ -68,6 +70,14 @@ def text_lengths(case: Case, step: int = 0) -> list[int]:
         low, high = marks[above - 1], marks[above]
         found.append(round(LAION[low] + (at - low) / (high - low) * (LAION[high] - LAION[low])))
     return found
+
+
+def drawn_texts(case: Case, vocab_size: int, step: int = 0, length: int = FULL_LENGTH) -> torch.Tensor:
+    """Ids of a step, int64 [pairs, length]: drawn, the largest id where a text ends, zeros behind."""
+    ids = torch.randint(1, vocab_size - 2, (case.pairs, length), generator=torch.Generator().manual_seed(step))
+    for row, end in enumerate(text_lengths(case, step)):
+        ids[row, min(end, length) - 1], ids[row, end:] = vocab_size - 1, 0
+    return ids
 
 
 MOST_SEARCHING = 40

@@ -25,7 +25,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.contracts.config import load_config
-from tests.benchmarks.data.gpu_case import MOST_SEARCHING, PHASES, Case, Measured, text_lengths
+from tests.benchmarks.data.gpu_case import MOST_SEARCHING, PHASES, Case, Measured, drawn_texts
 from trainer import flops, gradient_cache, partitions, starting, zero
 from trainer.config import TrainConfig, resolve, settled
 from trainer.data import loader
@@ -91,12 +91,7 @@ def synthetic(case: Case, image_size: int, vocab_size: int, length: int, *, page
     """The same drawn pixels again and again, from memory like the loader's; captions are others in each step, for so are their groups."""
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (case.pairs, 3, image_size, image_size), dtype=torch.uint8, generator=draws)
-    texts = []
-    for step in range(OTHER_CAPTIONS if case.captions else 1):
-        ids = torch.randint(1, vocab_size - 2, (case.pairs, length), generator=draws)
-        for row, end in enumerate(text_lengths(case, step)):
-            ids[row, min(end, length) - 1], ids[row, end:] = vocab_size - 1, 0
-        texts.append(ids)
+    texts = [drawn_texts(case, vocab_size, step, length) for step in range(OTHER_CAPTIONS if case.captions else 1)]
     if page_locked:
         pixels = pixels.pin_memory()
     rows = torch.arange(case.pairs)
@@ -212,8 +207,8 @@ def measure(case: Case) -> Measured:
 
         once = config.model.model_copy(update={"checkpoint_activations": "none"})
         with torch.device("meta"):
-            shapes = starting.build(once, None, config.objective.kind)
-        operations = sum(count * flops.training_flops(shapes, length) for length, count in texts.items())
+            of_length = flops.training_flops_of_length(starting.build(once, None, config.objective.kind))
+        operations = sum(count * of_length(length) for length, count in texts.items())
         return Measured(
             pairs=case.pairs,
             parameters=parameters,

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.data.gpu_case import FULL_LENGTH, MOST_SEARCHING, Case, Measured, text_lengths
+from tests.benchmarks.data.gpu_case import MOST_SEARCHING, Case, Measured, drawn_texts
 
 
 def measure(case: Case) -> Measured:
@@ -57,10 +57,7 @@ def measure(case: Case) -> Measured:
     half = {"bf16": torch.bfloat16, "pure_bf16": torch.bfloat16, "fp16": torch.float16, "pure_fp16": torch.float16}
     draws = torch.Generator().manual_seed(0)
     images = torch.randn(case.pairs, 3, size, size, generator=draws).to(device, half.get(case.compute, torch.float32))
-    ids = torch.randint(1, vocab - 2, (case.pairs, FULL_LENGTH), generator=draws)
-    for row, end in enumerate(text_lengths(case)):
-        ids[row, end - 1], ids[row, end:] = vocab - 1, 0
-    ids = ids.to(device)
+    ids = drawn_texts(case, vocab).to(device)
     losses: list[float] = []
 
     def scale_of() -> float:

@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-from tests.benchmarks.data.gpu_case import FULL_LENGTH, Case, text_lengths
+from tests.benchmarks.data.gpu_case import Case, drawn_texts, text_lengths
+from tests.trainer.allocated import most_at_once
 
 DTYPE = torch.bfloat16
 Forward = Callable[[Tensor, Tensor, list[int]], tuple[Tensor, ...]]
@@ -56,10 +56,8 @@ def open_clip(name: str, checkpoint: str, *, compiled: bool) -> tuple[torch.nn.M
 
 def measured(forward: Forward, pairs: int, *, captions: bool) -> tuple[int, float]:
     """Bytes and seconds of one step."""
-    ends = text_lengths(Case("", pairs, "", captions=captions))
-    ids = torch.randint(1, 49_000, (pairs, FULL_LENGTH))
-    for row, end in enumerate(ends):
-        ids[row, end - 1], ids[row, end:] = 49_407, 0
+    case = Case("", pairs, "", captions=captions)
+    ends, ids = text_lengths(case), drawn_texts(case, 49_408)
     pixels = torch.randn(pairs, 3, 224, 224, dtype=DTYPE)
 
     def step() -> None:
@@ -68,14 +66,7 @@ def measured(forward: Forward, pairs: int, *, captions: bool) -> tuple[int, floa
 
     torch._dynamo.reset()  # else the second size has a program for any number of pairs, which keeps other things
     step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step()
-    assert record.profiler is not None
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        highest = max(highest, now)
+    highest = most_at_once(step)
     taken = []
     for _ in range(3):
         began = time.perf_counter()
