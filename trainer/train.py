@@ -311,9 +311,8 @@ def take_any_shape() -> None:
     3704); flash attention plans none. Memory is taken in segments that grow, so that the sizes of one step do not block the next one's.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    os.environ.setdefault(
-        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
-    )  # read when a GPU's memory is first asked for
+    # Read when a GPU's memory is first asked for.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def _sum_in_order() -> None:
