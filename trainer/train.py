@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> bool:
     # ---- what this run is
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
-    take_any_shape()
+    take_growing_segments()
     rank, world = zero.join_processes()
     if config.run.deterministic:
         _sum_in_order()
@@ -304,14 +304,11 @@ def _told_to_end(engine: zero.Engine, report: Reporter) -> bool:
     return zero.any_process(safety.sigterm_came(), engine.device)
 
 
-def take_any_shape() -> None:
-    """Texts come in groups of new sizes and lengths with each step: what a GPU prepares for one shape must cost next to nothing.
+def take_growing_segments() -> None:
+    """Take a GPU's memory in segments that grow: texts come in groups of new sizes with each step, and one's must not block the next one's.
 
-    cuDNN's attention, which torch prefers on H100s and later ones, plans each shape anew (half a second each on a B200, says FunASR's issue
-    3704); flash attention plans none. Memory is taken in segments that grow, so that the sizes of one step do not block the next one's.
+    Before a GPU's memory is first asked for, for then torch reads it.
     """
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    # Read when a GPU's memory is first asked for.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 

@@ -35,7 +35,7 @@ from trainer.data.lengths import cost_of_a_group
 from trainer.data.loader import Batch
 from trainer.objectives import OBJECTIVES
 from trainer.optim import HalfAdamW, parameter_groups
-from trainer.train import take_any_shape
+from trainer.train import take_growing_segments
 
 OTHER_CAPTIONS = 32
 """Batches until captions come again: more than the steps of a case, but for a loss scaler's."""
@@ -123,7 +123,7 @@ def measure(case: Case) -> Measured:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         config = config_of(case, folder)
         zero.check_hardware(config)
-        take_any_shape()
+        take_growing_segments()
         rank, world = zero.join_processes()
         assert (rank, world) == (0, 1)
         stack.callback(zero.leave_processes)
