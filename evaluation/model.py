@@ -22,6 +22,7 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from trainer import export
 from trainer.data import transforms
+from trainer.models import text_lengths
 
 PIXELS_VERSION = 1
 """Of the way from bytes to pixels (`pipeline.content.image.decode`, `transforms.evaluation_pixels`): raise it when either gives other
@@ -67,12 +68,18 @@ class ModelEncoder:
 
     @torch.inference_mode()
     def texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        """float32[sentences, d]."""
-        found = []
-        for start in range(0, len(sentences), self._batch):
-            ids = self._tokenizer(list(sentences[start : start + self._batch])).to(self._device)
-            found.append(self._model.encode_text(ids).float().cpu().numpy())
-        embeddings: NDArray[np.float32] = np.concatenate(found)
+        """float32[sentences, d].
+
+        Batches come by rising length, each as long as its own longest: prompts fill some ten of 77 places, and the others cost as much.
+        """
+        ids = self._tokenizer(list(sentences))
+        lengths = text_lengths(ids)
+        embeddings = np.empty((len(sentences), self._model.preset.embed_dim), np.float32)
+        with Progress(len(sentences), "texts", "texts", summary=False) as progress:
+            for rows in torch.split(lengths.argsort(stable=True), self._batch):
+                cut = ids[rows, : lengths[rows[-1]]].to(self._device)
+                embeddings[rows] = self._model.encode_text(cut).float().cpu().numpy()
+                progress.update(len(rows))
         return embeddings
 
     def image_identity(self) -> dict[str, Json]:

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 def allocations(work: Callable[[], object]) -> list[int]:
     """Bytes that `work` asks for (above 0) and gives back (below), in the order of time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         work()
     assert record.profiler is not None
     found = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -141,7 +141,9 @@ def run(case: Case, folder: Path, rank: int, world: int) -> dict[str, Any]:
         return asked
 
     vars(held_set)["_features"] = noted
-    found: dict[str, Any] = {"first": scored(None)}
+    lengths: list[int] = []
+    with model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[1].shape[1])):
+        found: dict[str, Any] = {"first": scored(None), "text lengths": zero.gather(lengths)}
     step()
     step()
     model.get_submodule("transformer").eval()  # as a frozen tower is

@@ -335,6 +335,15 @@ def test_processes_and_stages_give_the_same(launched: Callable[[int], dict[str, 
             assert one["first"]["held"] == two["first"]["held"], case
 
 
+def test_texts_are_computed_as_long_as_the_longest_of_their_piece(launched: Callable[[int], dict[str, Any]]) -> None:
+    """Of 16 places. The four pieces of captions come by rising length, dealt to the processes in turn."""
+    for case in CASES:
+        one, two = launched(2)[str(tuple(case))]["text lengths"]
+        lengths = [one[0], two[0], one[1], two[1]]
+        assert lengths == sorted(lengths), case
+        assert 3 <= lengths[0] < lengths[-1] < 16, (case, lengths)
+
+
 def test_features_that_are_no_numbers_have_no_score(launched: Callable[[int], dict[str, Any]]) -> None:
     """Every comparison with them is false, so that a broken model would find everything."""
     assert set(launched(2)[str(tuple(Case(0)))]["broken"]["held"].values()) == {None}

@@ -30,6 +30,7 @@ from trainer.data import transforms
 from trainer.data.order import REPLACEMENT_TRIES, Int64s, SampleOrder, replacement_row
 from trainer.data.reader import Corpus, Row, RowReader
 from trainer.data.shared import SharedArrays
+from trainer.models import text_lengths
 
 log = logging.getLogger("trainer")
 
@@ -94,8 +95,8 @@ class Batch:
 
     @functools.cached_property
     def text_lengths(self) -> Int64s:
-        """int64 [b]: the ids of each text up to its end, the largest one of its row; what lies behind is padding."""
-        return self.ids.argmax(dim=1).numpy() + 1
+        """int64 [b], as `trainer.models.text_lengths`."""
+        return text_lengths(self.ids).numpy()
 
 
 class Task(NamedTuple):

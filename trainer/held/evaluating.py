@@ -19,6 +19,7 @@ from trainer import partitions, tokenizer
 from trainer.config import TrainConfig, settled
 from trainer.data.transforms import evaluation_pixels, normalise
 from trainer.held.part import AT_ONCE, Part, given, threads
+from trainer.models import text_lengths
 from trainer.optim import Ema
 from trainer.zero import Engine
 
@@ -66,6 +67,8 @@ class Held:
         self._tokenizer = tokenizer.load(config.tokenizer.kind, vocab=vocabulary, context_length=use.context_length)
         per_device = config.batch.global_size // world
         self._at_once = min(AT_ONCE, config.batch.micro_size or per_device, per_device)
+        # Texts are encoded by rising length, each piece as long as its longest.
+        self._by_length = {part.name: text_lengths(self._tokenizer(part.texts)).argsort(stable=True) for part in parts}
 
     def due(self, step: int, last_step: int) -> bool:
         """Whether there is an evaluation after this step; 0 is before the first one."""
@@ -109,7 +112,8 @@ class Held:
     ) -> tuple[Tensor, Tensor] | None:
         """L2-normalised features [pictures, E] and [texts, E] in at least fp32, the same on every process; None where it was to stop."""
         my_pictures, picture_calls = self._share(part.pictures)
-        my_texts, text_calls = self._share(len(part.texts))
+        my_texts, text_calls = self._share(len(part.texts), in_turn=True)
+        by_length = self._by_length[part.name]
         pixels_of = self._pixels(part, my_pictures)
         nothing = np.zeros((1, 3, self._size, self._size), np.uint8), self._tokenizer([""])
         features: tuple[Tensor, Tensor] | None = None
@@ -118,10 +122,11 @@ class Held:
                 return None
             # A process that has nothing left of its own calls all the same: under stage 3 all must.
             pixels = next(pixels_of, nothing[0])
-            ids = self._ids(part, my_texts[call]) if call < len(my_texts) else nothing[1]
+            ids = self._ids(part, by_length[my_texts[call]]) if call < len(my_texts) else nothing[1]
             mean, std = self._config.model.pixel_mean, self._config.model.pixel_std
             inputs = normalise(torch.from_numpy(pixels).to(engine.device), mean, std).to(dtype)
-            of_pictures, of_texts, *_ = engine(inputs, ids.to(engine.device))
+            cut = ids[:, : text_lengths(ids).max()]
+            of_pictures, of_texts, *_ = engine(inputs, cut.to(engine.device))
             if features is None:
                 width = of_pictures.shape[1]
                 features = of_pictures.new_zeros(part.pictures, width), of_texts.new_zeros(len(part.texts), width)
@@ -132,18 +137,20 @@ class Held:
             raise ValueError(f"{part.name} has nothing to encode")
         for whole in features:
             torch.distributed.all_reduce(whole)  # each row is zero on all processes but one
-        return features
+        pictures, texts = features
+        return pictures, texts[by_length.argsort()]
 
-    def _ids(self, part: Part, piece: slice) -> Tensor:
-        """Ids of a piece of the texts, int64 [n, L]. All pieces have one n, as with pixels."""
-        texts = part.texts[piece]
-        return self._tokenizer([*texts, *[""] * (min(self._at_once, len(part.texts)) - len(texts))])
+    def _ids(self, part: Part, places: Tensor) -> Tensor:
+        """Ids of the texts at these places, int64 [n, L]. All pieces have one n, as with pixels."""
+        nothing = [""] * (min(self._at_once, len(part.texts)) - len(places))
+        return self._tokenizer([*(part.texts[place] for place in places.tolist()), *nothing])
 
-    def _share(self, total: int) -> tuple[list[slice], int]:
-        """This process's pieces of `total` things, and the largest number of pieces that a process has."""
-        starts = range(0, total, self._at_once)
-        mine = np.array_split(np.array(starts), self._world)[self._rank].tolist()
-        return [slice(start, min(start + self._at_once, total)) for start in mine], -(-len(starts) // self._world)
+    def _share(self, total: int, *, in_turn: bool = False) -> tuple[list[slice], int]:
+        """This process's pieces of `total` things, neighbours or dealt in turn, and the largest number of pieces that a process has."""
+        starts = np.arange(0, total, self._at_once)
+        mine = starts[self._rank :: self._world] if in_turn else np.array_split(starts, self._world)[self._rank]
+        pieces = [slice(start, min(start + self._at_once, total)) for start in mine.tolist()]
+        return pieces, -(-len(starts) // self._world)
 
     def _pixels(self, part: Part, mine: list[slice]) -> Iterator[UInt8s]:
         """Pixels of these pieces, uint8 [n, 3, r, r]; the next piece is decoded by threads while this one is looked at.

@@ -5,7 +5,7 @@ import difflib
 
 from pipeline.contracts.errors import InputError
 from trainer.models.checkpointing import Checkpointing
-from trainer.models.clip import CLIP, INITIAL_LOGIT_SCALE
+from trainer.models.clip import CLIP, INITIAL_LOGIT_SCALE, text_lengths
 from trainer.models.positions import interpolate_positions
 from trainer.models.presets import PRESETS, Gelu, Preset, ResNetShape, TextTower, ViTShape
 
@@ -19,6 +19,7 @@ __all__ = [
     "ViTShape",
     "build",
     "interpolate_positions",
+    "text_lengths",
 ]
 
 _RESNET_SHRINK = 32

@@ -123,7 +123,7 @@ class CLIP(nn.Module):
     def encode_text(self, ids: Tensor) -> Tensor:
         """[n, L] token ids, L at most context_length, to [n, embed_dim], not L2-normalised.
 
-        The feature is read at the end token, which is the largest id of its row. What stands after it
+        The feature is read at the end token. What stands after it
         cannot be seen by it (the mask is causal), so padding needs no mask of its own. A bag of words is the mean of the embeddings up to
         the end token. Padding is not in it: it would draw short texts together, and the same text would have another feature with another
         context_length. The two brackets are, so that a text without a word has a feature too.
@@ -132,7 +132,7 @@ class CLIP(nn.Module):
 
     def _of_embedded(self, x: Tensor, ids: Tensor) -> Tensor:
         """`encode_text` from the words' embeddings of `ids` on, [n, L, width]."""
-        ends = ids.argmax(dim=-1)
+        ends = text_lengths(ids) - 1
         if self.transformer is None or self.positional_embedding is None:
             x = _mean_until(x, ends)
         else:
@@ -171,6 +171,11 @@ class CLIP(nn.Module):
         # A copy, for DeepSpeed hooks what a model returns, and must not take a parameter for an output.
         own = () if self.logit_bias is None else (_wide(self.logit_bias).clone(),)
         return image_features, text_features, _wide(self.logit_scale).exp(), *own
+
+
+def text_lengths(ids: Tensor) -> Tensor:
+    """[n, L] token ids to int64 [n]: how many each text has, its end token included, which is the largest id; what follows is padding."""
+    return ids.argmax(dim=1) + 1
 
 
 def tower_of(name: str) -> Literal["image", "text"] | None:

@@ -227,7 +227,7 @@ def measure(case: Case) -> Measured:
 def kernels(work: Callable[[], object], *, on_gpu: bool, most: int = 12) -> list[tuple[str, float]]:
     """The operations that took longest, and the share of the device's time that each took itself; [] where it cannot be profiled."""
     try:
-        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as found:
             work()
     except RuntimeError as error:
         logging.warning("no profile: %s", error)
