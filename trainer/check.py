@@ -6,6 +6,7 @@ they are, so where they are missing the plan says so. That `run.dir` can be writ
 """
 
 import json
+from collections.abc import Mapping
 
 import torch
 
@@ -15,6 +16,7 @@ from pipeline.contracts import storage
 from trainer import activations, flops, starting, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, check_vocabulary, per_device_size, settled
 from trainer.data import corpus as corpora
+from trainer.models.clip import tower_of
 from trainer.optim import parameter_groups
 from trainer.tokenizer.vocabulary import OPENAI_SOURCE, OPENAI_VOCAB_SIZE, installed_copy
 
@@ -30,7 +32,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
         model = starting.build(once, config.tokenizer.train_size, config.objective.kind)
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
     lines = [configs.to_toml(config).rstrip(), "", f"digest       {configs.digest(config)}"]
     lines.append(f"parameters   {total:,} (image tower {image:,}, text tower and scale {total - image:,})")
     for group in parameter_groups(model, config.optim.weight_decay, text_stochastic=config.precision.text_grid):
@@ -40,7 +42,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
         lines.append(f"  {group['name']:<14} {count:,} numbers, weight decay {group['weight_decay']}{rounded}")
     if config.model.freeze:
         lines.append(
-            f"  {'frozen':<14} {total - trained:,} numbers of the tower for {' and that for '.join(config.model.freeze)}"
+            f"  {'frozen':<14} {total - sum(trained.values()):,} numbers of the tower for {' and that for '.join(config.model.freeze)}"
         )
     sizes_known = config.tokenizer.train_size is None or config.model.vocab_size is not None
     lines.append(starting.line(config.model, model, sizes_known=sizes_known))
@@ -53,7 +55,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
     ]
     lines += [
         _objective_line(config, world_size, model.preset.embed_dim),
-        *_memory_lines(config, world_size, trained, total - trained),
+        *_memory_lines(config, world_size, trained, total - sum(trained.values())),
     ]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)
@@ -126,8 +128,12 @@ def _objective_line(config: TrainConfig, world_size: int, embed_dim: int) -> str
     )
 
 
-def _memory_lines(config: TrainConfig, of_this_run: int, trained: int, frozen: int) -> list[str]:
-    """What one process holds between steps, by number of processes, and what activations need during one."""
+def _memory_lines(config: TrainConfig, of_this_run: int, parameters: Mapping[str, int], frozen: int) -> list[str]:
+    """What one process holds between steps, by number of processes, and what activations need during one.
+
+    parameters: the numbers in each that is trained. frozen: those that are not.
+    """
+    trained = sum(parameters.values())
     average = ", their average" if config.optim.ema_decay is not None else ""
     kept = f"{config.precision.master} masters, fp16 moments{average}"
     needed = activations.estimate(config)
@@ -148,6 +154,12 @@ def _memory_lines(config: TrainConfig, of_this_run: int, trained: int, frozen: i
     if config.zero.stage:
         when = "always" if config.zero.stage == 3 else "during each backward"
         lines.append(f"  and {bucket_bytes(config) / _GIB:.3f} GiB {when}: the buffer in which gradients are gathered")
+    texts = sum(numbers for name, numbers in parameters.items() if tower_of(name) == "text")
+    if config.zero.stage == 2 and texts:
+        size = _weight_bytes(config) * texts / _GIB
+        lines.append(
+            f"  and {size:.3f} GiB during each backward: gradients of the text tower, until its last group is through"
+        )
     return lines
 
 
