@@ -156,9 +156,9 @@ def _memory_lines(config: TrainConfig, of_this_run: int, parameters: Mapping[str
         lines.append(f"  and {bucket_bytes(config) / _GIB:.3f} GiB {when}: the buffer in which gradients are gathered")
     texts = sum(numbers for name, numbers in parameters.items() if tower_of(name) == "text")
     if config.zero.stage == 2 and texts:
-        size = _weight_bytes(config) * texts / _GIB
+        whole = _weight_bytes(config) * texts / _GIB
         lines.append(
-            f"  and {size:.3f} GiB during each backward: gradients of the text tower, until its last group is through"
+            f"  and {whole:.3f} GiB during each backward: gradients of the text tower, until its last group is through"
         )
     return lines
 
