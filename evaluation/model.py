@@ -22,12 +22,14 @@ from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from trainer import export
 from trainer.data import transforms
-from trainer.models import text_lengths
+from trainer.models import leave_out_cudnn_attention, text_lengths
 
 PIXELS_VERSION = 1
 """Of the way from bytes to pixels (`pipeline.content.image.decode`, `transforms.evaluation_pixels`): raise it when either gives other
 pixels.
 """
+TEXTS_VERSION = 1
+"""Of the way from ids to a text's features: raise it when a change gives other last bits."""
 _DECODERS = ("pillow", "simplejpeg")  # whose versions may give other pixels
 _READERS = ("ftfy", "regex")  # whose versions may give a sentence other ids
 
@@ -37,6 +39,7 @@ class ModelEncoder:
 
     def __init__(self, path: str, *, batch: int = 64, device: str = "cpu") -> None:
         self._device = usable(device)
+        leave_out_cudnn_attention()
         model, self._tokenizer, self.card = export.load_model(path)
         self._model = model.eval().to(self._device)
         self._batch = batch
@@ -76,7 +79,9 @@ class ModelEncoder:
         lengths = text_lengths(ids)
         embeddings = np.empty((len(sentences), self._model.preset.embed_dim), np.float32)
         with Progress(len(sentences), "texts", "texts", summary=False) as progress:
-            for rows in torch.split(lengths.argsort(stable=True), self._batch):
+            order = lengths.argsort(stable=True)
+            for start in range(0, len(sentences), self._batch):
+                rows = order[start : start + self._batch]
                 cut = ids[rows, : lengths[rows[-1]]].to(self._device)
                 embeddings[rows] = self._model.encode_text(cut).float().cpu().numpy()
                 progress.update(len(rows))
@@ -101,6 +106,7 @@ class ModelEncoder:
             "tokenizer": self.card.tokenizer,
             "vocabulary": self.card.vocabulary_sha256,
             "readers": {name: importlib.metadata.version(name) for name in _READERS},
+            "texts": TEXTS_VERSION,
         }
 
     def _identity(self) -> dict[str, Json]:

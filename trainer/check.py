@@ -154,11 +154,15 @@ def _memory_lines(config: TrainConfig, of_this_run: int, parameters: Mapping[str
     if config.zero.stage:
         when = "always" if config.zero.stage == 3 else "during each backward"
         lines.append(f"  and {bucket_bytes(config) / _GIB:.3f} GiB {when}: the buffer in which gradients are gathered")
-    texts = sum(numbers for name, numbers in parameters.items() if tower_of(name) == "text")
-    if config.zero.stage == 2 and texts:
-        whole = _weight_bytes(config) * texts / _GIB
+    of_groups = sum(
+        numbers
+        for name, numbers in parameters.items()
+        if tower_of(name) == "text" and name != "token_embedding.weight"  # which is looked up once for all groups
+    )
+    if config.zero.stage == 2 and of_groups:
+        whole = _weight_bytes(config) * of_groups / _GIB
         lines.append(
-            f"  and {whole:.3f} GiB during each backward: gradients of the text tower, until its last group is through"
+            f"  and at most {whole:.3f} GiB during each backward: gradients of the text tower, until its last group is through"
         )
     return lines
 

@@ -38,6 +38,7 @@ from trainer.data.corpus import locate, open_corpus
 from trainer.data.feed import Feed
 from trainer.data.reader import Corpus
 from trainer.metrics import Reporter
+from trainer.models import leave_out_cudnn_attention
 from trainer.objectives import OBJECTIVES
 from trainer.optim import Ema, HalfAdamW, learning_rate, parameter_groups
 from trainer.tokenizer.vocabulary import openai_merges
@@ -58,6 +59,7 @@ def train(config: TrainConfig) -> bool:
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
     take_growing_segments()
+    leave_out_cudnn_attention()
     rank, world = zero.join_processes()
     if config.run.deterministic:
         _sum_in_order()

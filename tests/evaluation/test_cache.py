@@ -148,6 +148,7 @@ PICTURE_CHANGES: dict[str, Change] = {
 TEXT_CHANGES: dict[str, Change] = {
     "weights": PICTURE_CHANGES["weights"],
     "vocabulary": with_card(phrase="one other drawing with"),
+    "texts": attribute(models, "TEXTS_VERSION", 99),
     "ftfy": version("ftfy"),
     "regex": version("regex"),
     "torch": PICTURE_CHANGES["torch"],

@@ -53,3 +53,13 @@ def test_no_batch_of_texts_is_longer_than_its_longest(model: str, monkeypatch: p
     assert [n for n, _ in shapes] == [3, 3, 1]
     assert [length for _, length in shapes] == sorted(length for _, length in shapes)
     assert shapes[0][1] < shapes[-1][1] == CONTEXT
+
+
+def test_no_text_is_an_empty_table(model: str) -> None:
+    assert ModelEncoder(model).texts([]).shape == (0, models.PRESETS["tiny-vit"].embed_dim)
+
+
+def test_attention_of_cudnn_is_left_out(model: str) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    ModelEncoder(model)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]

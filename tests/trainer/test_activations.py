@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.contracts.config import load_config
 from tests.trainer.allocated import most_at_once
@@ -14,7 +15,8 @@ from trainer import models
 from trainer.activations import estimate
 from trainer.check import describe
 from trainer.config import TrainConfig, resolve
-from trainer.models import CLIP
+from trainer.models import CLIP, Preset, ViTShape
+from trainer.models.clip import tower_of
 
 PAIRS = 32
 
@@ -98,3 +100,31 @@ print(json.dumps([said, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - be
     said, taken = json.loads(subprocess.check_output([sys.executable, "-c", program], timeout=120))
     assert said > 30 << 30
     assert taken < 256 << 20
+
+
+def test_gradients_of_a_text_tower_wait_for_its_last_group() -> None:
+    """What `--check` counts under stage 2, which lets go of each gradient as soon as it is whole; the token embedding's never waits."""
+    shape = Preset(
+        "wide", 16, 32, ViTShape(1, 64, 32), 256, 4, 1e-3, (0.9, 0.98), 1e-6, context_length=12, vocab_size=400
+    )
+    model = models.build(shape)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            lambda whole: setattr(whole, "grad", None)
+        )
+    ids = torch.randint(1, 399, (6, 12))
+    ids[torch.arange(6), torch.arange(3).repeat(2) + 4] = 399
+    pixels = torch.randn(6, 3, 32, 32)
+
+    def most(*groups: Tensor) -> int:
+        images, texts, scale = model(pixels, *groups)
+        return most_at_once(lambda: torch.autograd.backward((images @ texts.T * scale).logsumexp(1).sum()))
+
+    of_groups = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if tower_of(name) == "text" and name != "token_embedding.weight"
+    )
+    whole, in_groups = most(ids), most(*(ids[place::3] for place in range(3)))
+    print(whole, in_groups, 4 * of_groups)
+    assert 0.8 <= (in_groups - whole) / (4 * of_groups) <= 1.1

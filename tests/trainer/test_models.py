@@ -21,7 +21,6 @@ from tests.trainer.allocated import allocations
 from tests.trainer.released import OPENAI, RESNETS, VITS, released_shapes
 from trainer.models import CLIP, PRESETS, Preset, ResNetShape, ViTShape, build
 from trainer.models.checkpointing import Checkpointing
-from trainer.models.vit import VisionTransformer
 
 State = dict[str, Tensor]
 
@@ -450,43 +449,6 @@ def test_a_text_tower_has_few_programs_for_all_groups(how: Checkpointing) -> Non
     for n, length in ((5, 4), (3, 6), (9, 9), (1, 7), (2, 5), (8, 3), (1, 4), (40, 8)):
         torch.autograd.backward(model.encode_text(some_ids(n, SMALL_VIT)[:, :length]).sum())
     assert 2 <= programs <= 2 + 2 + 1
-
-
-@pytest.mark.filterwarnings(GRAD_OF_TRACED)
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("how", ["none", "elementwise", "blocks"])
-def test_only_pictures_may_have_attention_that_plans_each_shape(
-    how: Checkpointing, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether cuDNN's is allowed, asked where attention is computed: in the forward pass, and in the backward pass where it is again."""
-    model = build(SMALL_VIT, checkpoint_activations=how)
-    attention, allowed = functional.scaled_dot_product_attention, list[bool]()
-
-    def asked(*tensors: Any, **options: Any) -> Tensor:
-        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
-        return attention(*tensors, **options)
-
-    def asking(program: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
-        for part in program.modules():
-            if isinstance(part, torch.fx.GraphModule):
-                for node in part.graph.find_nodes(op="call_function", target=attention):
-                    node.target = asked
-                part.recompile()
-        return program.forward
-
-    assert isinstance(model.visual, VisionTransformer)
-    assert model.transformer is not None
-    if compiled:
-        torch._dynamo.reset()
-        for block in (*model.visual.transformer.resblocks, *model.transformer.resblocks):
-            block.compile(backend=asking)
-    else:
-        monkeypatch.setattr(functional, "scaled_dot_product_attention", asked)
-    of_pictures, of_texts = model.encode_image(torch.randn(2, 3, 32, 32)), model.encode_text(some_ids(2, SMALL_VIT))
-    assert allowed == [True, True, False, False]
-    torch.autograd.backward(of_pictures.sum() + of_texts.sum())
-    assert allowed.count(True) == allowed.count(False)
-    assert compiled or (len(allowed) > 4) == (how != "none")
 
 
 @pytest.mark.prove

@@ -11,13 +11,11 @@ import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainer import launching
 from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, truth
@@ -25,7 +23,6 @@ from tests.trainer.test_fused import CASES, rule_of, spans_of, tensors_of
 from tests.trainer.test_gradient_cache import held_graphs, relative, step, vit
 from tests.trainer.test_step_cases import wrong_cases
 from tests.trainer.test_train import SAVE_EVERY, SMALL, figures, final_files, lines_of
-from trainer import models
 from trainer.data.feed import Feed
 from trainer.data.loader import Batch
 from trainer.data.shared import SharedArrays
@@ -199,27 +196,6 @@ def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:
             for part, value in zip(torch.split((pixels * 255).round(), half), (number, number + 100), strict=True):
                 assert torch.equal(part, torch.full_like(part, value))
         feed.begin()
-
-
-@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
-def test_attention_of_texts_plans_no_shape(checkpointed: Checkpointing) -> None:
-    """None of it is cuDNN's, in both passes."""
-    attention: set[str] = set()
-
-    class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(
-            self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            if "scaled_dot_product" in str(func):
-                attention.add(str(func))
-            return func(*args, **(kwargs or {}))
-
-    model = models.build("tiny-vit", checkpoint_activations=checkpointed).to("cuda", torch.bfloat16)
-    ids = torch.randint(1, model.preset.vocab_size, (6, model.preset.context_length), device="cuda")
-    with Watched():  # type: ignore[no-untyped-call]
-        torch.autograd.backward(model.encode_text(ids).sum())
-    assert any("flash" in name for name in attention), attention
-    assert not any("cudnn" in name for name in attention), attention
 
 
 def test_a_refused_page_lock_is_not_the_next_kernels_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 
+import torch
+
 from pipeline.contracts.errors import InputError
 from trainer.models.checkpointing import Checkpointing
 from trainer.models.clip import CLIP, INITIAL_LOGIT_SCALE, text_lengths
@@ -19,10 +21,21 @@ __all__ = [
     "ViTShape",
     "build",
     "interpolate_positions",
+    "leave_out_cudnn_attention",
     "text_lengths",
 ]
 
 _RESNET_SHRINK = 32
+
+
+def leave_out_cudnn_attention() -> None:
+    """Have this process compute attention by torch's other kernels than cuDNN's, which torch prefers on an H200 from 2.11 on.
+
+    That one plans each new shape (half a second each on a B200, says FunASR's issue 3704), and texts come in new shapes all the time. And
+    its gradients are no numbers for some of what towers ask for: of one query, as in a last block (NVIDIA/cudnn-frontend's issue 1072, on
+    an H200), and of 64 places with a mask (pytorch's issue 196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def build(

@@ -12,19 +12,13 @@ remains, which is a twentieth of a 12-layer tower's and most of a shallow one's.
 """
 
 from collections import OrderedDict
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.models.checkpointing import Checkpointing, checkpointed
 from trainer.models.presets import HEAD_WIDTH, Gelu
-
-_FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""All of torch's attention but cuDNN's, which it prefers on an H100 or later: that one plans each new shape, which takes half a second on a
-B200, says FunASR's issue 3704."""
 
 
 class QuickGELU(nn.Module):
@@ -64,7 +58,8 @@ class SelfAttention(nn.Module):
         if at is None:
             packed = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
             q, k, v = packed.view(n, length, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
-            return self._out(self._attend(q, k, v, is_causal=self.causal))
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            return self._out(mixed)
         one = functional.linear(_rows_at(x, at), self.in_proj_weight[:width], self.in_proj_bias[:width])
         packed = functional.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
         k, v = packed.view(n, length, 2, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
@@ -72,14 +67,7 @@ class SelfAttention(nn.Module):
         seen = None
         if self.causal:
             seen = (torch.arange(length, device=x.device) <= at[:, None])[:, None, None, :]
-        return self._out(self._attend(q, k, v, attn_mask=seen))
-
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        # Pictures have one size, texts come in ever new ones. In here, so that what is computed again takes the same kernel.
-        with sdpa_kernel(_FOR_ANY_SHAPE) if self.causal else nullcontext():
-            return functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+        return self._out(functional.scaled_dot_product_attention(q, k, v, attn_mask=seen))
 
     def _out(self, mixed: Tensor) -> Tensor:
         n, _, length, _ = mixed.shape
