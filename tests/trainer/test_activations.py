@@ -126,5 +126,4 @@ def test_gradients_of_a_text_tower_wait_for_its_last_group() -> None:
         if tower_of(name) == "text" and name != "token_embedding.weight"
     )
     whole, in_groups = most(ids), most(*(ids[place::3] for place in range(3)))
-    print(whole, in_groups, 4 * of_groups)
     assert 0.8 <= (in_groups - whole) / (4 * of_groups) <= 1.1
