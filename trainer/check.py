@@ -33,6 +33,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = total - sum(trained.values())
     lines = [configs.to_toml(config).rstrip(), "", f"digest       {configs.digest(config)}"]
     lines.append(f"parameters   {total:,} (image tower {image:,}, text tower and scale {total - image:,})")
     for group in parameter_groups(model, config.optim.weight_decay, text_stochastic=config.precision.text_grid):
@@ -42,7 +43,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
         lines.append(f"  {group['name']:<14} {count:,} numbers, weight decay {group['weight_decay']}{rounded}")
     if config.model.freeze:
         lines.append(
-            f"  {'frozen':<14} {total - sum(trained.values()):,} numbers of the tower for {' and that for '.join(config.model.freeze)}"
+            f"  {'frozen':<14} {frozen:,} numbers of the tower for {' and that for '.join(config.model.freeze)}"
         )
     sizes_known = config.tokenizer.train_size is None or config.model.vocab_size is not None
     lines.append(starting.line(config.model, model, sizes_known=sizes_known))
@@ -55,7 +56,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
     ]
     lines += [
         _objective_line(config, world_size, model.preset.embed_dim),
-        *_memory_lines(config, world_size, trained, total - sum(trained.values())),
+        *_memory_lines(config, world_size, trained, frozen),
     ]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)
@@ -154,16 +155,13 @@ def _memory_lines(config: TrainConfig, of_this_run: int, parameters: Mapping[str
     if config.zero.stage:
         when = "always" if config.zero.stage == 3 else "during each backward"
         lines.append(f"  and {bucket_bytes(config) / _GIB:.3f} GiB {when}: the buffer in which gradients are gathered")
-    of_groups = sum(
-        numbers
-        for name, numbers in parameters.items()
-        if tower_of(name) == "text" and name != "token_embedding.weight"  # which is looked up once for all groups
-    )
-    if config.zero.stage == 2 and of_groups:
-        whole = _weight_bytes(config) * of_groups / _GIB
-        lines.append(
-            f"  and at most {whole:.3f} GiB during each backward: gradients of the text tower, until its last group is through"
-        )
+    if config.zero.stage == 2:
+        text_tower = {name: numbers for name, numbers in parameters.items() if tower_of(name) == "text"}
+        text_tower.pop("token_embedding.weight", None)  # looked up once for all groups
+        if text_tower:
+            whole = _weight_bytes(config) * sum(text_tower.values()) / _GIB
+            why = "gradients of the text tower, until its last group is through"
+            lines.append(f"  and at most {whole:.3f} GiB during each backward: {why}")
     return lines
 
 
