@@ -109,6 +109,8 @@ class ModelConfig(StrictModel):
     `blocks` everything: a third more work, a small part of the memory."""
     compile: bool = not_semantic(False)
     """Let torch.compile fuse what a block computes; it needs a C++ compiler and time at the start. Last bits may differ."""
+    short_attention: bool = not_semantic(False)
+    """On GPUs, attention of at most 128 positions in half precision by a kernel of our own; all else, and on CPUs all, by torch's."""
     init_from: str | None = not_semantic(None)
     """Weights to start from, a path or s3://: an export of ours by its .safetensors, its card or its folder; with `init_names` a file of
     any kind that `trainer/weights.py` reads. Its digest is part of what the run is, its place is not. Read before the first step only."""

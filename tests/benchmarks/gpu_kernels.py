@@ -1,21 +1,26 @@
-"""The optimizer's step and the contrastive loss on one GPU, against what its memory can do and against their peers.
+"""The optimizer's step, attention and the contrastive loss on one GPU, against what its memory can do and against their peers.
 
-    python -m tests.benchmarks.gpu_kernels [optimizer] [loss] [code]
+    python -m tests.benchmarks.gpu_kernels [optimizer] [attention] [loss] [code]
 
-code: what Triton's compiler makes of the fused step for a Hopper GPU, which needs none: instructions a number (all that there are, also
-  those that are rarely run), registers, bytes spilled, loads and stores of 16 bytes among all.
+code: what Triton's compiler makes of the fused step and of short attention for a Hopper GPU, which needs none: instructions a number (all
+  that there are, also those that are rarely run; of attention, of a place and head), registers, bytes spilled, loads and stores of 16
+  bytes among all.
 
 optimizer: one step over a flat partition as large as ViT-L/14 (427,616,513 numbers, fp32, in 300 spans as ZeRO leaves them), the median of
   twenty: the fused kernel, the PyTorch version (`trainer/optim/update.py`), torch.optim.AdamW(fused=True) with fp32 moments. Bytes are
   those that must be read and written once: 20.06 a number of ours, 28 of AdamW's. The measure is a copy of 4 GB in the same call, bytes
   read and written counted. Fused and PyTorch version must have the same bits after three steps. The PyTorch version's figure has Python in
   it: its thousands of operations are more than can be queued before the device begins.
+attention: forward and backward in bf16 from the packed projection to its packed gradient, for pictures, full texts and captions in a group
+  of 18 places, as many as make 157 million numbers of the residual: our short attention, torch's FlashAttention, and cuDNN's, which is
+  otherwise left out (`trainer.models`). Bytes are those that must be read and written once, 11 numbers for one of the residual's. "apart"
+  is the gradient's distance from fp64's, in the first rows.
 loss: forward and backward of the features and the scale in fp32, 512 dimensions, dense and in chunks, beside open_clip's way (autograd
   through dense matrices) at 4,096 and 32,768 pairs; memory is the peak over the features and their gradients. Chunks are shorter than the
   batch: one of its size is the dense way.
 
-They decide whether the fused step stays (bar: 80 % of the copy), and whether a kernel of our own for the loss is worth writing: it would
-have to beat matrix products in fp32.
+They decide whether the fused step stays (bar: 80 % of the copy), whether short attention becomes what is done without a key, and whether a
+kernel of our own for the loss is worth writing: it would have to beat matrix products in fp32.
 """
 
 import argparse
@@ -28,13 +33,15 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.trainer.compiled import compiled
+from tests.trainer import compiled
+from trainer.models import short_attention
 from trainer.objectives.clip import contrastive_loss
 from trainer.optim import update
 from trainer.optim.blocks import block_count
@@ -48,6 +55,18 @@ REPEATS = 20
 CYCLES = 20_000_000
 """About 10 ms."""
 WIDTH = 512
+SHAPES = {
+    "pictures of ViT-B/32": (50, 12, False),
+    "pictures of ViT-B/16": (197, 12, False),
+    "pictures of ViT-L/14": (257, 16, False),
+    "full texts": (77, 8, True),
+    "captions in a group": (18, 8, True),
+}
+"""Places, heads, and whether a place sees none behind it."""
+RESIDUAL = 4096 * 50 * 768
+"""Numbers."""
+NUMBERS_OF_ATTENTION = 4 + 7
+"""For each of the residual's: queries, keys, values and output; these three and the output's gradient, and their gradients."""
 
 
 def seconds_of(work: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -73,34 +92,61 @@ def copy_rate() -> float:
 # ---- code
 
 
+class Code(NamedTuple):
+    instructions: int
+    registers: int
+    stack: int
+    """Bytes that a thread spills."""
+    moves: list[str]
+    """Loads and stores."""
+
+
+def code_of(cubin: bytes) -> Code:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        listing = subprocess.run([tools / "nvdisasm", file.name], check=True, capture_output=True, text=True).stdout
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name], check=True, capture_output=True, text=True
+        )
+    found = re.findall(r"^\s+/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
+    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage.stdout + usage.stderr)[0]) for key in ("REG", "STACK"))
+    return Code(len(found), registers, stack, [one for one in found if one.startswith(("LDG", "STG"))])
+
+
 def code() -> bool:
     """Whether nothing is spilled."""
     import triton
 
+    from trainer.models.short_attention_kernels import _warps
     from trainer.optim import fused
 
-    numbers = fused._TILE // (32 * fused._WARPS)
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    a_thread = fused._TILE / (32 * fused._WARPS)
+    cubins: dict[str, tuple[bytes, float]] = {}
+    for onto, name in ((0, "fp32"), (1, "fp32 on the fp16 grid"), (2, "bf16 on the bf16 grid")):
+        cubin = compiled.fused_step("cubin", weights="bf16" if name.startswith("bf16") else "fp32", onto=onto)
+        cubins[f"step, {name}"] = cubin, a_thread
+    kernels: tuple[Literal["_forward", "_backward"], ...] = ("_forward", "_backward")
+    for kernel in kernels:
+        for tile in (16, 32, 64, 128):
+            a_thread = tile / (32 * _warps(tile))
+            cubins[f"attention{kernel.replace('_', ', ')}, {tile}"] = (
+                compiled.short_attention("cubin", kernel, tile),
+                a_thread,
+            )
     print(
         f"Triton {triton.__version__}, sm_90{'':<17}{'instructions a number':>23}{'registers':>11}{'spilled':>9}{'16 bytes':>10}{'of':>5}"
     )
     spilled = 0
-    for onto, name in ((0, "fp32"), (1, "fp32 on the fp16 grid"), (2, "bf16 on the bf16 grid")):
-        with tempfile.TemporaryDirectory() as folder:
-            cubin = Path(folder) / "step.cubin"
-            cubin.write_bytes(compiled("cubin", weights="bf16" if name.startswith("bf16") else "fp32", onto=onto))
-            listing = subprocess.run([tools / "nvdisasm", cubin], check=True, capture_output=True, text=True).stdout
-            usage = subprocess.run(
-                [tools / "cuobjdump", "-res-usage", cubin], check=True, capture_output=True, text=True
-            )
-        found = re.findall(r"^\s+/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
-        registers, stack = (
-            int(re.findall(rf"{key}:(\d+)", usage.stdout + usage.stderr)[0]) for key in ("REG", "STACK")
+    for name, (cubin, numbers) in cubins.items():
+        found = code_of(cubin)
+        wide = sum(one.endswith(".128") for one in found.moves)
+        print(
+            f"{name:<30}{found.instructions / numbers:>23.1f}{found.registers:>11}{found.stack:>9}{wide:>10}{len(found.moves):>5}"
         )
-        moves = [one for one in found if one.startswith(("LDG", "STG"))]
-        wide = sum(one.endswith(".128") for one in moves)
-        print(f"{name:<30}{len(found) / numbers:>23.1f}{registers:>11}{stack:>9}{wide:>10}{len(moves):>5}")
-        spilled += stack
+        spilled += found.stack
     return not spilled
 
 
@@ -170,6 +216,75 @@ def adamw(n: int) -> torch.optim.Optimizer:
     return torch.optim.AdamW([weights], lr=4e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, fused=True)
 
 
+# ---- attention
+
+
+def own(packed: Tensor, causal: bool) -> Tensor:
+    out: Tensor = short_attention.short_attention(packed, causal)
+    return out
+
+
+def of_torch(packed: Tensor, causal: bool) -> Tensor:
+    """As `SelfAttention` asks torch for it."""
+    q, k, v = packed.permute(2, 0, 3, 1, 4)
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def by(backend: SDPBackend) -> Callable[[Tensor, bool], Tensor]:
+    def attention(packed: Tensor, causal: bool) -> Tensor:
+        with sdpa_kernel(backend):
+            return of_torch(packed, causal)
+
+    return attention
+
+
+ATTENTION = {
+    "short attention": own,
+    "FlashAttention": by(SDPBackend.FLASH_ATTENTION),
+    "cuDNN": by(SDPBackend.CUDNN_ATTENTION),
+}
+
+
+def attention() -> bool:
+    """Whether short attention's gradients are as near to fp64's as FlashAttention's."""
+    copy, agree = copy_rate(), True
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {copy / 1e12:.2f} TB/s")
+    print(f"{'':<22}{'':<18}{'places':>7}{'ms':>9}{'forward':>9}{'TB/s':>8}{'of the copy':>13}{'apart':>10}")
+    for what, (length, heads, causal) in SHAPES.items():
+        rows = RESIDUAL // (length * heads * 64)
+        draws = torch.Generator("cuda").manual_seed(0)
+        packed = torch.randn(rows, length, 3, heads, 64, generator=draws, device="cuda", dtype=torch.bfloat16)
+        gradient = torch.randn(rows, length, heads * 64, generator=draws, device="cuda", dtype=torch.bfloat16)
+        packed.requires_grad_()
+        first = packed.detach()[:4].double().requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):
+            (true,) = torch.autograd.grad(of_torch(first, causal), first, gradient[:4].double())
+        errors = {}
+        for name, way in ATTENTION.items():
+            if way is own and length > short_attention.LONGEST:
+                continue
+
+            def both(way: Callable[[Tensor, bool], Tensor] = way) -> Tensor:
+                return torch.autograd.grad(way(packed, causal), packed, gradient)[0]  # noqa: B023 - called at once
+
+            try:
+                errors[name] = float((both()[:4] - true).norm() / true.norm())
+            except RuntimeError as error:
+                print(f"{what:<22}{name:<18}{length:>7}   {str(error).splitlines()[0][:80]}")
+                continue
+            seconds = seconds_of(both)
+            with torch.no_grad():
+                forward = seconds_of(functools.partial(way, packed, causal))
+            rate = packed.numel() / 3 * NUMBERS_OF_ATTENTION * 2 / seconds
+            print(
+                f"{what:<22}{name:<18}{length:>7}{seconds * 1e3:>9.2f}{forward * 1e3:>9.2f}{rate / 1e12:>8.2f}{rate / copy:>13.1%}"
+                f"{errors[name]:>10.1e}"
+            )
+        if "short attention" in errors and "FlashAttention" in errors:
+            agree &= errors["short attention"] < 1.5 * errors["FlashAttention"]
+    return agree
+
+
 # ---- loss
 
 
@@ -225,7 +340,7 @@ def loss() -> bool:
     return agree
 
 
-PARTS = {"optimizer": optimizer, "loss": loss, "code": code}
+PARTS = {"optimizer": optimizer, "attention": attention, "loss": loss, "code": code}
 
 
 def main() -> int:

@@ -5,10 +5,11 @@
     python -m tests.benchmarks.gpu_train speed --models tiny-vit --pairs 64 --compute fp32 --no-compile   # the arithmetic, on a CPU
 
 speed: each model in bf16 weights, autocast and fp16, with and without compiled blocks, in the largest batch of those tried that ours and
-  open_clip's step with its best flags both hold; ours also with what is elementwise computed again; then the fastest of these with texts
-  as long as captions of the web, and with whole blocks computed again in a larger batch, both again. Drawn numbers, texts of full length
-  unless "captions" is said, the median of ten steps after five. MFU counts forward and backward of the model's own operations, of texts as
-  long as they are computed, against the dense peak of the data sheet. What took the device longest is listed for the fastest.
+  open_clip's step with its best flags both hold; ours also with what is elementwise computed again, and the fastest of these with short
+  attention; then the fastest of all with texts as long as captions of the web, and with whole blocks computed again in a larger batch, both
+  again. Drawn numbers, texts of full length unless "captions" is said, the median of ten steps after five. MFU counts forward and backward
+  of the model's own operations, of texts as long as they are computed, against the dense peak of the data sheet. What took the device
+  longest is listed for the fastest.
 shards: the fastest of these from Parquet shards of JPEGs whose shorter side is 256, with captions of full length (so that the text tower's
   work is that of the drawn numbers), all cores but one decoding; what a core decodes, how many the model needs.
 large: 32,768 pairs by gradient caching, for each ViT, and what it costs beside a step of one piece.
@@ -123,7 +124,7 @@ class Bench:
 def of_theirs(case: Case) -> Case:
     """The same of open_clip, which knows two of our three ways of checkpointing."""
     checkpoint = "none" if case.checkpoint == "elementwise" else case.checkpoint
-    return dataclasses.replace(case, compute=THEIRS.get(case.compute, ""), checkpoint=checkpoint)
+    return dataclasses.replace(case, compute=THEIRS.get(case.compute, ""), checkpoint=checkpoint, short_attention=False)
 
 
 def run(python: str, module: str, case: Case, seconds: float = SECONDS) -> tuple[Measured | None, str, list[str]]:
@@ -161,6 +162,7 @@ def how(case: Case) -> str:
     said = {
         "compiled": case.compile,
         f"{case.checkpoint} again": case.checkpoint != "none",
+        "short attention": case.short_attention,
         "captions": case.captions,
     }
     return ", ".join([case.compute, *(name for name, is_so in said.items() if is_so)])
@@ -169,7 +171,7 @@ def how(case: Case) -> str:
 def line_of(row: Row, operations: int | None) -> str:
     """One line of a table. `operations` of a pair, where they are known: for MFU."""
     case, found = row.case, row.found
-    start = f"{row.who:<10}{case.preset:<10}{how(case):<48}{case.pairs:>7,}"
+    start = f"{row.who:<10}{case.preset:<10}{how(case):<70}{case.pairs:>7,}"
     if found is None:
         return f"{start}   {row.why}"
     share = None if operations is None else mfu(found, operations)
@@ -181,7 +183,7 @@ def line_of(row: Row, operations: int | None) -> str:
 
 
 _SHORT = " ".join(f"{name[:5]:>5}" for name in PHASES)
-HEAD = f"{'':<68}{'pairs':>7}{'pairs/s':>10}{'MFU':>7}{'GB':>9}{'first s':>8}   {_SHORT}"
+HEAD = f"{'':<90}{'pairs':>7}{'pairs/s':>10}{'MFU':>7}{'GB':>9}{'first s':>8}   {_SHORT}"
 
 
 # ---- parts
@@ -204,6 +206,9 @@ def speed(bench: Bench, settings: argparse.Namespace) -> None:
                     largest = largest or found.case.pairs
                     bench.run("ours", dataclasses.replace(found.case, checkpoint="elementwise"))
         best = fastest(bench.rows, preset)
+        if best is not None and best.compute != "fp32":
+            bench.run("ours", dataclasses.replace(best, short_attention=True))
+            best = fastest(bench.rows, preset)
         if best is not None:
             bench.both([dataclasses.replace(best, captions=True)])
             other = "none" if best.checkpoint == "elementwise" else "elementwise"

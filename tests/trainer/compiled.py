@@ -1,56 +1,106 @@
-"""The fused step as Triton compiles it for a Hopper GPU, which needs none: for those who look at its code.
+"""Our Triton kernels as they are compiled for a Hopper GPU, which needs none: for those who look at their code.
 
-    python -m tests.trainer.compiled OUT KIND WEIGHTS '{"is_plain": true, …}'
+    python -m tests.trainer.compiled OUT KIND REQUEST.json
 
 A process of its own makes it, because in one that has switched the interpreter on nothing is compiled.
 """
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
+Kind = Literal["ptx", "cubin"]
 BLOCK = 256
 
 
-def compiled(
-    kind: Literal["ptx", "cubin"],
+class Request(TypedDict):
+    module: str
+    kernel: str
+    pointers: dict[str, str]
+    numbers: dict[str, str]
+    """Types of arguments that are numbers; the others are fp32."""
+    constants: dict[str, int]
+    options: dict[str, object]
+
+
+def fused_step(
+    kind: Kind,
     *,
     weights: Literal["fp32", "bf16"] = "fp32",
     is_plain: bool = True,
     onto: int = 0,
     is_bounded: bool = False,
 ) -> bytes:
-    """The kernel's code, for weights and gradients of a type; the others are its own constants."""
-    constants = json.dumps({"is_plain": is_plain, "onto": onto, "is_bounded": is_bounded})
+    """The fused step's code, for weights and gradients of a type; the others are its own constants."""
+    from trainer.optim import fused
+
+    pointers = {"weights": f"*{weights}", "gradients": f"*{weights}", "moments": "*fp16", "moment_scales": "*fp32"}
+    pointers |= {"roots": "*fp16", "root_scales": "*fp32", "tiles": "*i32", "starts": "*i64", "shifts": "*i32"}
+    return compiled(
+        kind,
+        {
+            "module": "trainer.optim.fused",
+            "kernel": "_kernel",
+            "pointers": pointers,
+            "numbers": {"n": "i32", "key": "i32"},
+            "constants": {
+                "block": BLOCK,
+                "rows": fused._TILE // BLOCK,
+                "is_plain": is_plain,
+                "onto": onto,
+                "is_bounded": is_bounded,
+            },
+            "options": {"num_warps": fused._WARPS, "enable_fp_fusion": False},
+        },
+    )
+
+
+def short_attention(kind: Kind, kernel: Literal["_forward", "_backward"], tile: int, *, causal: bool = True) -> bytes:
+    """The code of a kernel of short attention in bf16, for lengths up to `tile`."""
+    from trainer.models import short_attention_kernels
+
+    pointers = ("packed", "out") if kernel == "_forward" else ("gradient", "packed", "out")
+    return compiled(
+        kind,
+        {
+            "module": "trainer.models.short_attention_kernels",
+            "kernel": kernel,
+            "pointers": dict.fromkeys(pointers, "*bf16"),
+            "numbers": {"length": "i32", "heads": "i32"},
+            "constants": {"causal": causal, "tile": tile},
+            "options": {"num_warps": short_attention_kernels._warps(tile)},
+        },
+    )
+
+
+def compiled(kind: Kind, request: Request) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "code"
-        command = [sys.executable, "-m", "tests.trainer.compiled", str(out), kind, weights, constants]
+        out, asked = Path(folder) / "code", Path(folder) / "request.json"
+        asked.write_text(json.dumps(request))
+        command = [sys.executable, "-m", "tests.trainer.compiled", str(out), kind, str(asked)]
         environment = {**os.environ, "TRITON_CACHE_DIR": folder}
         environment.pop("TRITON_INTERPRET", None)
         subprocess.run(command, env=environment, check=True, capture_output=True)
         return out.read_bytes()
 
 
-def main(out: str, kind: str, weights: str, given: str) -> None:
+def main(out: str, kind: str, asked: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from trainer.optim import fused
-
-    pointers = {"weights": f"*{weights}", "gradients": f"*{weights}", "moments": "*fp16", "moment_scales": "*fp32"}
-    pointers |= {"roots": "*fp16", "root_scales": "*fp32", "tiles": "*i32", "starts": "*i64", "shifts": "*i32"}
-    constants = {"block": BLOCK, "rows": fused._TILE // BLOCK, **json.loads(given)}
-    names = fused._kernel.arg_names
-    kinds = pointers | {"n": "i32", "key": "i32"} | dict.fromkeys(constants, "constexpr")
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
-    values = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fused._kernel, {name: kinds.get(name, "fp32") for name in names}, values, aligned)
-    options = {"num_warps": fused._WARPS, "enable_fp_fusion": False}
-    made = compile(source, GPUTarget("cuda", 90, 32), options=options).asm[kind]
+    request: Request = json.loads(Path(asked).read_text())
+    kernel = getattr(importlib.import_module(request["module"]), request["kernel"])
+    names = kernel.arg_names
+    kinds = request["pointers"] | request["numbers"] | dict.fromkeys(request["constants"], "constexpr")
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in request["pointers"]}
+    values = {(names.index(name),): value for name, value in request["constants"].items()}
+    source = ASTSource(kernel, {name: kinds.get(name, "fp32") for name in names}, values, aligned)
+    made = compile(source, GPUTarget("cuda", 90, 32), options=request["options"]).asm[kind]
     Path(out).write_bytes(made if isinstance(made, bytes) else made.encode())
 
 

@@ -214,6 +214,24 @@ def test_compiled_blocks_need_a_compiler(
         zero.check_hardware(load("model.compile=true"))
 
 
+def test_short_attention_needs_triton_and_a_compiler_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_it = load("model.short_attention=true")
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    monkeypatch.setattr(zero, "on_cpu", lambda: True)
+    zero.check_hardware(with_it)
+    monkeypatch.setattr(zero, "on_cpu", lambda: False)
+    with pytest.raises(
+        InputError, match=r"model\.short_attention: true needs a C compiler.*drop model\.short_attention"
+    ):
+        zero.check_hardware(with_it)
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(
+        InputError, match=r"needs Triton, which is not installed; install it, or drop model\.short_attent"
+    ):
+        zero.check_hardware(with_it)
+
+
 def test_the_digest_knows_what_changes_weights() -> None:
     base = configs.digest(load())
     places = (

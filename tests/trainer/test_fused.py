@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.compiled import compiled
+from tests.trainer.compiled import fused_step
 from trainer.optim import half_adamw, update
 from trainer.optim.blocks import quantise
 
@@ -228,7 +228,7 @@ def test_gradients_stay_as_they_are(interpreted: dict[str, update.Flat]) -> None
 
 
 def test_the_compiler_contracts_nothing_and_keeps_loads_wide() -> None:
-    ptx = compiled("ptx").decode()
+    ptx = fused_step("ptx").decode()
     assert "div.rn.f32" in ptx
     assert "sqrt.rn.f32" in ptx
     assert not re.search(r"\bfma\.|\.ftz|\.approx", ptx)
@@ -240,7 +240,7 @@ def test_the_compiler_contracts_nothing_and_keeps_loads_wide() -> None:
 
 @pytest.mark.parametrize("onto", [0, 1, 2])
 def test_the_masked_program_compiles_too(onto: int) -> None:
-    ptx = compiled("ptx", is_plain=False, onto=onto, is_bounded=bool(onto)).decode()
+    ptx = fused_step("ptx", is_plain=False, onto=onto, is_bounded=bool(onto)).decode()
     assert not re.search(r"\bfma\.|\.approx", ptx)
     # Rounding down may take subnormal numbers for zero: onto fp16's grid a weight is at least 2^-125 of a step, or zero.
     assert set(re.findall(r"\w[\w.]*\.ftz", ptx)) <= ({"cvt.rmi.ftz"} if onto == 1 else set())

@@ -1,5 +1,6 @@
 """The arithmetic of the benchmark for GPUs, on a tiny model on a CPU: phases that add up, operations, utilisation, both sources of data."""
 
+import argparse
 import dataclasses
 import io
 import json
@@ -96,6 +97,35 @@ def test_the_batch_is_the_largest_that_both_hold(monkeypatch: pytest.MonkeyPatch
     alone = Bench(sys.executable, 1)
     assert alone.ours(Case("ViT-B/32", size, "bf16") for size in (128, 64, 32)) == alone.rows[-1]
     assert [(row.who, row.case.pairs) for row in alone.rows] == [("ours", 128), ("ours", 64)]
+
+
+@pytest.mark.parametrize("short_is_faster", [True, False])
+def test_short_attention_is_tried_with_the_fastest_and_taken_where_it_is_faster(
+    short_is_faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(python: str, module: str, case: Case, seconds: float) -> tuple[Measured | None, str, list[str]]:
+        takes = 1.0 - 0.1 * case.compile - 0.1 * (case.checkpoint == "none") - 0.1 * case.captions
+        takes += (-0.05 if short_is_faster else 0.05) * case.short_attention
+        return Measured(case.pairs, 1, takes, 1.0, 1, 1, 0.0), "", []
+
+    monkeypatch.setattr(gpu_train, "run", told)
+    bench = Bench(sys.executable, 1)
+    settings = argparse.Namespace(models=["ViT-B/32"], pairs=[64], compute=["bf16"], compile=[True, False])
+    gpu_train.speed(bench, settings)
+    rows = [(row.who, gpu_train.how(row.case)) for row in bench.rows]
+    also = ", short attention" if short_is_faster else ""
+    assert rows == [
+        ("ours", "bf16, compiled"),
+        ("open_clip", "pure_bf16, compiled"),
+        ("ours", "bf16, compiled, elementwise again"),
+        ("ours", "bf16"),
+        ("open_clip", "pure_bf16"),
+        ("ours", "bf16, elementwise again"),
+        ("ours", "bf16, compiled, short attention"),
+        ("ours", f"bf16, compiled{also}, captions"),
+        ("open_clip", "pure_bf16, compiled, captions"),
+        ("ours", f"bf16, compiled, elementwise again{also}, captions"),
+    ]
 
 
 @pytest.mark.parametrize(

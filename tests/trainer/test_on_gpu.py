@@ -21,12 +21,18 @@ from tests.trainer import launching
 from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, truth
 from tests.trainer.test_fused import CASES, rule_of, spans_of, tensors_of
 from tests.trainer.test_gradient_cache import held_graphs, relative, step, vit
+from tests.trainer.test_short_attention import CASES as ATTENTION
+from tests.trainer.test_short_attention import Case as AttentionCase
+from tests.trainer.test_short_attention import apart
+from tests.trainer.test_short_attention import tensors_of as attention_of
+from tests.trainer.test_short_attention import truth as true_attention
 from tests.trainer.test_step_cases import wrong_cases
 from tests.trainer.test_train import SAVE_EVERY, SMALL, figures, final_files, lines_of
 from trainer.data.feed import Feed
 from trainer.data.loader import Batch
 from trainer.data.shared import SharedArrays
 from trainer.models.checkpointing import Checkpointing
+from trainer.models.short_attention import short_attention
 from trainer.optim import update
 
 pytestmark = [
@@ -103,6 +109,21 @@ def test_the_fused_step_has_the_bits_of_the_pytorch_version(name: str) -> None:
         assert torch.equal(one, other), part
 
 
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_short_attention_is_attention_to_the_digits_of_its_numbers(case: AttentionCase) -> None:
+    given = attention_of(case)
+    packed = given["packed"].cuda().requires_grad_()
+    out = short_attention(packed, case.causal)
+    (gradient,) = torch.autograd.grad(out, packed, given["gradient"].cuda())
+    true = true_attention(given["packed"], given["gradient"], causal=case.causal)
+    digits = torch.finfo(case.dtype).eps / 2
+    assert apart(out.detach().cpu(), true["out"]) < digits
+    for part in range(3):
+        where = true["gradient"][:, :, part]
+        assert float((gradient.cpu()[:, :, part].double() - where).norm()) <= 2 * digits * float(where.norm())
+    assert torch.equal(short_attention(packed, case.causal), out), "the same bits each time"
+
+
 @pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
 def test_patches_that_the_first_pass_dropped_the_second_drops_again(checkpointed: Checkpointing) -> None:
     """Gradient caching in fp64, with numbers that the GPU draws: as if all micro-batches' graphs had been held at once."""
@@ -133,6 +154,7 @@ def changes() -> Iterator[Change]:
         if stage:
             yield {"zero.offload": "true", "zero.stage": stage}
     yield {"model.preset": "tiny"}
+    yield {"model.short_attention": "true", "model.compile": "true", "precision.compute": "bf16"}
     yield {"model.preset": "tiny", "batch.micro_size": 3, "precision.compute": "autocast_bf16"}
     yield {"precision.compute": "bf16", "precision.master": "bf16"}
     yield {"precision.text_weights": "fp16_stochastic"}

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from trainer.models import short_attention
+
 Checkpointing = Literal["none", "elementwise", "blocks"]
 Context = AbstractContextManager[object]
 
@@ -34,6 +36,7 @@ _KEPT = (
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    short_attention.OPERATION,
 )
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from trainer.models.checkpointing import Checkpointing
 from trainer.models.presets import Preset, ViTShape
 from trainer.models.resnet import Bottleneck, ModifiedResNet
-from trainer.models.transformer import Block, LayerNorm, Transformer
+from trainer.models.transformer import Block, LayerNorm, SelfAttention, Transformer
 from trainer.models.vit import VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -155,6 +155,12 @@ class CLIP(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, Block | Bottleneck):
                 module.compile(dynamic=tower_of(name) == "text", backend=backend)
+
+    def take_short_attention(self) -> None:
+        """Have GPUs compute attention of few positions by a kernel of our own, in half precision (`short_attention.py`)."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.short = True
 
     def forward(self, pixels: Tensor, *texts: Tensor) -> tuple[Tensor, ...]:
         """Both features, L2-normalised, the scale exp(logit_scale) of shape [1], and logit_bias [1] if there is one; at least fp32.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.models import short_attention
 from trainer.models.checkpointing import Checkpointing, checkpointed
 from trainer.models.presets import HEAD_WIDTH, Gelu
 
@@ -40,6 +41,9 @@ class LayerNorm(nn.LayerNorm):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over [n, L, width], heads of 64, optionally causal; of all positions, or of one in each row."""
 
+    short: bool = False
+    """Whether a GPU computes what is short by `short_attention.py`."""
+
     def __init__(self, width: int, *, causal: bool) -> None:
         super().__init__()
         self.heads = width // HEAD_WIDTH
@@ -57,7 +61,11 @@ class SelfAttention(nn.Module):
         n, length, width = x.shape
         if at is None:
             packed = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
-            q, k, v = packed.view(n, length, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+            packed = packed.view(n, length, 3, self.heads, HEAD_WIDTH)
+            if self.short and short_attention.is_for(packed):
+                out: Tensor = self.out_proj(short_attention.short_attention(packed, self.causal))
+                return out
+            q, k, v = packed.permute(2, 0, 3, 1, 4)
             mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
             return self._out(mixed)
         one = functional.linear(_rows_at(x, at), self.in_proj_weight[:width], self.in_proj_bias[:width])

@@ -22,6 +22,8 @@ class Case:
     compile: bool = True
     checkpoint: str = "none"
     """Ours: `model.checkpoint_activations`; open_clip's: its `set_grad_checkpointing` unless this is "none"."""
+    short_attention: bool = False
+    """Ours: `model.short_attention`."""
     captions: bool = False
     """Whether texts are as long as captions of the web; else they fill all places."""
     micro: int | None = None

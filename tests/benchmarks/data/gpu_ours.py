@@ -108,6 +108,7 @@ def config_of(case: Case, folder: str) -> TrainConfig:
         "model.preset": case.preset,
         "model.compile": case.compile,
         "model.checkpoint_activations": case.checkpoint,
+        "model.short_attention": case.short_attention,
         "precision.compute": case.compute,
         "batch.global_size": case.pairs,
         "objective.chunk_size": case.chunk,
@@ -132,6 +133,8 @@ def measure(case: Case) -> Measured:
         torch.manual_seed(0)
         model = starting.build(config.model, None, config.objective.kind)
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        if config.model.short_attention:
+            model.take_short_attention()
         if config.model.compile:
             model.compile_blocks()
         use = settled(config)

@@ -1,0 +1,171 @@
+"""The kernels of short attention, run by Triton's interpreter: against softmax(q k^T / 8) v in fp64, and in models, in all their ways."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.compiled import short_attention as compiled
+from tests.trainer.short_attention_cases import WAYS
+from trainer.models import short_attention
+
+pytest.importorskip("triton", reason="no Triton here; pip install triton")
+
+F16, BF16 = torch.float16, torch.bfloat16
+DIGITS = {F16: 2.0**-11, BF16: 2.0**-7}
+"""What rounding takes off a number at most; the interpreter cuts bf16 off instead, which is twice as much."""
+
+
+class Case(NamedTuple):
+    length: int
+    causal: bool
+    dtype: torch.dtype
+    rows: int = 3
+    heads: int = 2
+    size: float = 1.0
+    """Of queries and keys, about; scores are 8 times its square."""
+
+
+CASES = [
+    *(Case(length, causal, F16) for length in (1, 2, 15, 16, 17, 33, 50, 64, 77, 128) for causal in (False, True)),
+    *(Case(length, causal, BF16) for length in (3, 50, 77) for causal in (False, True)),
+    Case(50, False, F16, rows=1, heads=12),
+    Case(20, True, F16, size=30.0),  # scores of thousands, whose powers overflow where the largest is not taken off
+    Case(20, True, F16, size=1e-3),
+]
+
+
+def tensors_of(case: Case) -> dict[str, Any]:
+    draws = torch.Generator().manual_seed(case.length)
+    packed = torch.randn(case.rows, case.length, 3, case.heads, 64, generator=draws)
+    packed[:, :, :2] *= case.size
+    gradient = torch.randn(case.rows, case.length, case.heads * 64, generator=draws)
+    return {"packed": packed.to(case.dtype), "gradient": gradient.to(case.dtype), "causal": case.causal}
+
+
+def run(what: str, given: object, folder: Path) -> Any:
+    torch.save(given, folder / "in.pt")
+    command = [sys.executable, "-m", "tests.trainer.short_attention_cases", what, str(folder / "in.pt")]
+    subprocess.run([*command, str(folder / "out.pt")], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
+    return torch.load(folder / "out.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, dict[str, Tensor]]:
+    found = run("kernels", [tensors_of(case) for case in CASES], tmp_path_factory.mktemp("kernels"))
+    return dict(zip(CASES, found, strict=True))
+
+
+def truth(packed: Tensor, gradient: Tensor, *, causal: bool) -> dict[str, Tensor]:
+    """In fp64, from the definition."""
+    packed = packed.detach().double().requires_grad_()
+    q, k, v = (packed[:, :, which].transpose(1, 2) for which in range(3))
+    scores = q @ k.transpose(2, 3) / 8
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+    out = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+    return {"out": out.detach(), "gradient": torch.autograd.grad(out, packed, gradient.double())[0]}
+
+
+def apart(found: Tensor, true: Tensor) -> float:
+    return float((found.double() - true).norm() / true.norm())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_is_attention_to_the_digits_of_its_numbers(case: Case, interpreted: dict[Case, dict[str, Tensor]]) -> None:
+    """Queries, keys and gradients each go through a sum of rounded weights, so that errors are of one or two roundings."""
+    given, found = tensors_of(case), interpreted[case]
+    true = truth(given["packed"], given["gradient"], causal=case.causal)
+    assert found["out"].dtype == found["gradient"].dtype == case.dtype
+    assert apart(found["out"], true["out"]) < DIGITS[case.dtype]
+    for part in range(3):
+        where = true["gradient"][:, :, part]
+        if float(where.norm()):  # of one position alone queries and keys have none
+            assert apart(found["gradient"][:, :, part], where) < 2 * DIGITS[case.dtype]
+        else:
+            assert not found["gradient"][:, :, part].any()
+
+
+def test_a_row_knows_nothing_of_another(tmp_path: Path) -> None:
+    """Not-a-number in the first row and in the third head; lengths end inside of a tile, and the next row begins there."""
+    given = tensors_of(Case(19, False, F16, rows=2, heads=4))
+    broken = {name: value.clone() if isinstance(value, Tensor) else value for name, value in given.items()}
+    broken["packed"][0] = torch.nan
+    broken["packed"][1, :, :, 2] = torch.inf
+    whole, found = run("kernels", [given, broken], tmp_path)
+    heads = [0, 1, 3]
+    for part in ("out", "gradient"):
+        one, other = (
+            each[part][1].unflatten(-1, (4, 64)) if part == "out" else each[part][1] for each in (found, whole)
+        )
+        assert torch.equal(one[..., heads, :], other[..., heads, :])
+        assert not one[..., 2, :].isfinite().all()
+        assert found[part][0].isnan().any()
+
+
+def test_models_have_the_same_features_and_gradients_in_all_their_ways(tmp_path: Path) -> None:
+    """With texts in groups, the shortest of two ids, and the last block's one query, which stays torch's."""
+    draws = torch.Generator().manual_seed(1)
+    texts = [torch.randint(1, 48, (rows, length), generator=draws) for rows, length in ((1, 2), (3, 5), (2, 8))]
+    for ids in texts:
+        ids[:, -1] = 49
+    given = {"pixels": torch.randn(6, 3, 16, 16, generator=draws).half(), "texts": texts}
+    found = run("model", given, tmp_path)
+    assert found.keys() == WAYS.keys()
+    true = found.pop("torch")
+    assert any(float(part.abs().max()) > 0 for name, part in true.items() if "in_proj_weight" in name)
+    for way, parts in found.items():
+        assert parts.keys() == true.keys()
+        far = {name: apart(part, true[name].double()) for name, part in parts.items()}
+        assert max(far.values()) < 0.02, (way, max(far, key=far.__getitem__), max(far.values()))
+    plain = found["short"]
+    for way in ("short, elementwise", "short, blocks"):
+        assert all(torch.equal(part, plain[name]) for name, part in found[way].items()), way
+    assert any(not torch.equal(part, true[name]) for name, part in plain.items()), "it is another kernel"
+
+
+def test_only_what_is_short_and_half_and_on_a_gpu_is_for_it() -> None:
+    for device, dtype, length, wanted in (
+        ("cuda", BF16, 128, True),
+        ("cuda", F16, 1, True),
+        ("cuda", BF16, 129, False),
+        ("cuda", torch.float32, 50, False),
+        ("cpu", BF16, 50, False),
+        ("meta", BF16, 50, False),
+    ):
+        assert short_attention.is_for(_Told(device, dtype, length)) is wanted  # type: ignore[arg-type]
+
+
+class _Told(NamedTuple):
+    device: str
+    dtype: torch.dtype
+    length: int
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (4, self.length, 3, 2, 64)
+
+
+# ---- what the compiler makes of it
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tile"), [("_forward", 16), ("_forward", 128), ("_backward", 32), ("_backward", 64)]
+)
+def test_the_compiler_keeps_loads_wide_and_multiplies_in_hardware(kernel: Any, tile: int) -> None:
+    ptx = compiled("ptx", kernel, tile).decode()
+    assert re.search(r"wgmma\.mma_async" if tile >= 64 else r"mma\.sync", ptx)
+    tensors = 3 if kernel == "_forward" else 4
+    # 64 numbers of 2 bytes to a place, 16 places to a warp: 4 loads of 16 bytes of each tensor
+    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 4 * tensors
+    assert not re.search(r"(ld|st)\.global\.(v2\.)?b(8|16|32)\b", ptx)
