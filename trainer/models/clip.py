@@ -10,8 +10,8 @@ ZeRO stage 3 a parameter that is read outside of the root's forward is an empty 
 """
 
 import math
-from collections.abc import Collection
-from typing import Literal, Self
+from collections.abc import Callable, Collection
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ class CLIP(nn.Module):
         features: Tensor = self.ln_final(x) @ self.text_projection
         return features
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Have torch.compile make each block one fused program, when it is first called. Names of parameters stay as they are.
 
         Block by block and not tower by tower: blocks of one shape share a program, so that the compiler has seconds of work and not
