@@ -73,11 +73,11 @@ class _ScheduledError(Exception):
     """Kernels are known, and need not be written."""
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Kernels of a step, and how often each runs."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.runs: collections.Counter[Kernel] = collections.Counter()
         self._in_program = False
 
