@@ -78,6 +78,8 @@ def build(config: ModelConfig, vocab_size: int | None, objective: str) -> models
         logit_bias=starts.logit_bias,
     )
     model.freeze(config.freeze)
+    if config.short_attention:
+        model.take_short_attention()
     return model
 
 

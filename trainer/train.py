@@ -87,8 +87,6 @@ def train(config: TrainConfig) -> bool:
     check_vocabulary(config, vocabulary.size, model.preset.vocab_size)
     if found is None and start is not None:
         starting.load(start, model, vocabulary.sha256, identity.init_sha256)
-    if config.model.short_attention:
-        model.take_short_attention()
     if config.model.compile:
         model.compile_blocks()
     use = settled(config)

@@ -9,13 +9,13 @@ its look at the accelerator.
 
 import contextlib
 import datetime
-import importlib.util
 import logging
 import math
 import os
 import re
 import shutil
 import socket
+import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -112,19 +112,21 @@ def check_hardware(config: TrainConfig) -> None:
     variable, language, usual = ("CXX", "C++", ["g++"]) if on_cpu() else ("CC", "C", ["gcc", "clang"])
     named = os.environ.get(variable)
     compilers = usual if named is None else [named]
-    own_attention = config.model.short_attention and not on_cpu()
-    for key in [
-        name for name, wanted in (("compile", config.model.compile), ("short_attention", own_attention)) if wanted
-    ]:
-        if not any(map(shutil.which, compilers)):
-            raise InputError(
-                f"model.{key}: true needs a {language} compiler and there is no {' or '.join(map(repr, compilers))}; install one, name it"
-                f" in {variable}, or drop model.{key}"
-            )
-    if own_attention and importlib.util.find_spec("triton") is None:
+    if config.model.compile and not any(map(shutil.which, compilers)):
         raise InputError(
-            "model.short_attention: true needs Triton, which is not installed; install it, or drop model.short_attention"
+            f"model.compile: true needs a {language} compiler and there is no {' or '.join(map(repr, compilers))}; install one, name it in"
+            f" {variable}, or drop model.compile"
         )
+    if config.model.short_attention and not on_cpu():
+        try:
+            from trainer.optim import fused  # heavy
+
+            fused.start()
+        except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            raise InputError(
+                f"model.short_attention: true needs Triton, a C compiler and Python's headers: {error}; install them, or drop"
+                " model.short_attention"
+            ) from None
 
 
 class Place(NamedTuple):

@@ -1,39 +1,164 @@
-"""Short attention run by Triton's interpreter, on a CPU: what test_short_attention.py compares. In its own process, for Triton reads its
-switch once.
+"""Short attention: cases and their truth, and the kernels run by Triton's interpreter, on a CPU. In its own process, for Triton reads its
+switch once:
 
     TRITON_INTERPRET=1 python -m tests.trainer.short_attention_cases kernels|model IN.pt OUT.pt
 
 kernels: IN.pt has a list of dictionaries with "packed", "gradient" and "causal"; OUT.pt the outputs and the gradients of the packed
   projections, case by case.
-model: IN.pt has "pixels" and "texts"; OUT.pt the features and gradients of a small CLIP in fp16, way by way.
+model: IN.pt has "pixels" and "texts"; OUT.pt features and gradients of a small CLIP in fp16, way by way.
 """
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
-from triton.runtime import interpreter
 
-from tests.trainer.gradients import TINY
 from trainer import models
-from trainer.models import short_attention
+from trainer.models import Preset, ViTShape, short_attention
 from trainer.models.checkpointing import Checkpointing
 
-HALF = (torch.float16, torch.bfloat16)
-WAYS: dict[str, tuple[bool, Checkpointing, bool]] = {
-    "torch": (False, "none", False),
-    "short": (True, "none", False),
-    "short, elementwise": (True, "elementwise", False),
-    "short, blocks": (True, "blocks", False),
-    "short, compiled": (True, "none", True),
-    "short, elementwise, compiled": (True, "elementwise", True),
+F16, BF16 = torch.float16, torch.bfloat16
+
+
+class Case(NamedTuple):
+    length: int
+    causal: bool
+    dtype: torch.dtype
+    rows: int = 3
+    heads: int = 2
+    size: float = 1.0
+    """Of queries and keys, about; scores are 8 times its square."""
+    gradients: float = 1.0
+    """Size of the output's, about."""
+
+
+CASES = [
+    *(Case(length, causal, F16) for length in (1, 2, 15, 16, 17, 33, 50, 64, 77, 128) for causal in (False, True)),
+    *(Case(length, causal, BF16) for length in (3, 50, 77) for causal in (False, True)),
+    Case(50, False, F16, rows=1, heads=12),
+    Case(20, True, F16, size=30.0),  # scores of thousands, whose powers overflow where the largest is not taken off
+    Case(20, True, F16, size=1e-3),
+    Case(50, False, F16, gradients=1e-3),  # of scores they are subnormal in fp16
+    Case(50, False, F16, gradients=1e3),
+]
+
+
+def tensors_of(case: Case) -> dict[str, Any]:
+    draws = torch.Generator().manual_seed(case.length)
+    packed = torch.randn(case.rows, case.length, 3, case.heads, 64, generator=draws)
+    packed[:, :, :2] *= case.size
+    gradient = torch.randn(case.rows, case.length, case.heads * 64, generator=draws) * case.gradients
+    return {"packed": packed.to(case.dtype), "gradient": gradient.to(case.dtype), "causal": case.causal}
+
+
+def truth(packed: Tensor, gradient: Tensor, *, causal: bool) -> dict[str, Tensor]:
+    """In fp64, from the definition."""
+    packed = packed.detach().double().requires_grad_()
+    q, k, v = (packed[:, :, which].transpose(1, 2) for which in range(3))
+    scores = q @ k.transpose(2, 3) / 8
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+    out = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+    return {"out": out.detach(), "gradient": torch.autograd.grad(out, packed, gradient.double())[0]}
+
+
+def apart(found: Tensor, true: Tensor) -> float:
+    return float((found.double() - true).norm() / true.norm())
+
+
+# ---- in a model
+
+TWO_HEADS = Preset(
+    "short", 32, 16, ViTShape(2, 128, 8), 128, 2, 1e-3, (0.9, 0.98), 1e-6, context_length=8, vocab_size=50
+)
+
+
+class Way(NamedTuple):
+    """Of computing a model."""
+
+    short: bool
+    checkpoint: Checkpointing = "none"
+    compiled: bool = False
+
+
+WAYS = {
+    "torch": Way(short=False),
+    "short": Way(short=True),
+    "short, elementwise": Way(True, "elementwise"),
+    "short, blocks": Way(True, "blocks"),
+    "short, compiled": Way(True, compiled=True),
+    "short, elementwise, compiled": Way(True, "elementwise", compiled=True),
+    "short, blocks, compiled": Way(True, "blocks", compiled=True),
 }
-"""Whether short attention is taken, what is computed again, and whether blocks are compiled."""
+
+
+def model_inputs() -> dict[str, Any]:
+    """Texts in groups, the shortest of two ids."""
+    draws = torch.Generator().manual_seed(1)
+    texts = [torch.randint(1, 48, (rows, length), generator=draws) for rows, length in ((1, 2), (3, 5), (2, 8))]
+    for ids in texts:
+        ids[:, -1] = 49
+    return {"pixels": torch.randn(6, 3, 16, 16, generator=draws), "texts": texts}
+
+
+def of_model(given: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, dict[str, Tensor]]:
+    """Features and gradients, and under "calls" how often each kernel ran, forward and backward."""
+    from trainer.models import short_attention_kernels as kernels
+
+    found = {}
+    for name, way in WAYS.items():
+        torch.manual_seed(0)
+        model = models.build(TWO_HEADS, checkpoint_activations=way.checkpoint).to(device, dtype)
+        if way.short:
+            model.take_short_attention()
+        if way.compiled:
+            # On a CPU its compiler would take minutes, and has nothing to do with these kernels.
+            model.compile_blocks("inductor" if device == "cuda" else "aot_eager")
+        with (
+            mock.patch.object(kernels, "forward", side_effect=kernels.forward) as forward,
+            mock.patch.object(kernels, "backward", side_effect=kernels.backward) as backward,
+        ):
+            images, texts, _ = model(given["pixels"].to(device, dtype), *(ids.to(device) for ids in given["texts"]))
+            (images * texts.roll(1, 0)).sum().backward()
+        parts = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
+        calls = torch.tensor([forward.call_count, backward.call_count])
+        found[name] = {"images": images.detach(), "texts": texts.detach(), "calls": calls, **parts}
+    return found
+
+
+def check_models(found: dict[str, dict[str, Tensor]], most_apart: float, *, exact: bool) -> None:
+    """What `of_model` found is in all ways what torch's attention gives, by the kernels, none of which ran more often than it must.
+
+    exact: where nothing is compiled and all kernels sum in one order.
+    """
+    assert found.keys() == WAYS.keys()
+    calls = {name: parts.pop("calls").tolist() for name, parts in found.items()}
+    true = found.pop("torch")
+    assert any(float(part.abs().max()) > 0 for name, part in true.items() if "in_proj_weight" in name)
+    a_pass = 4  # of one block that is not the last, for pictures and three groups of texts
+    assert calls.pop("torch") == [0, 0]
+    for name, ran in calls.items():
+        assert ran == [2 * a_pass if WAYS[name].checkpoint == "blocks" else a_pass, a_pass], name
+    for way, parts in found.items():
+        assert parts.keys() == true.keys()
+        far = {name: apart(part, true[name].double()) for name, part in parts.items()}
+        assert max(far.values()) < most_apart, (way, max(far, key=far.__getitem__), max(far.values()))
+    plain = found["short"]
+    if exact:
+        for way in ("short, elementwise", "short, blocks"):
+            assert all(torch.equal(part, plain[name]) for name, part in found[way].items()), way
+    assert any(not torch.equal(part, true[name]) for name, part in plain.items()), "it is another kernel"
+
+
+# ---- by the interpreter
 
 
 def multiply_bf16_as_numbers() -> None:
     """Triton's interpreter (3.7.1) keeps bf16 as integers of 16 bits, and its product multiplies these."""
+    from triton.runtime import interpreter
+
     of_numbers = interpreter.InterpreterBuilder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
@@ -58,27 +183,12 @@ def of_kernels(cases: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
     return found
 
 
-def of_model(given: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    found = {}
-    short_attention.is_for = lambda packed: packed.dtype in HALF  # here there is no GPU, but what stands in for one
-    for way, (short, checkpoint, compiles) in WAYS.items():
-        torch.manual_seed(0)
-        model = models.build(TINY, checkpoint_activations=checkpoint).to(torch.float16)
-        if short:
-            model.take_short_attention()
-        if compiles:
-            model.compile_blocks()
-        images, texts, _ = model(given["pixels"], *given["texts"])
-        (images * texts.roll(1, 0)).sum().backward()
-        parts = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-        found[way] = {"images": images.detach(), "texts": texts.detach(), **parts}
-    return found
-
-
 def main(what: str, read: str, write: str) -> None:
     multiply_bf16_as_numbers()
+    # Here there is no GPU, but what stands in for one.
+    short_attention.is_for = lambda packed: packed.dtype in (F16, BF16)
     given = torch.load(read, weights_only=True)
-    torch.save(of_kernels(given) if what == "kernels" else of_model(given), write)
+    torch.save(of_kernels(given) if what == "kernels" else of_model(given, F16, "cpu"), write)
 
 
 if __name__ == "__main__":

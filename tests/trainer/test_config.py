@@ -11,11 +11,12 @@ import pytest
 from pipeline.contracts import config as configs
 from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
-from trainer import zero
+from trainer import starting, zero
 from trainer.__main__ import main
 from trainer.check import bytes_a_parameter, describe, host_bytes_a_parameter
 from trainer.config import TrainConfig, batch_plan, resolve
 from trainer.models import PRESETS
+from trainer.models.transformer import SelfAttention
 from trainer.tokenizer import train_vocabulary
 
 CONFIGS = Path(__file__).resolve().parents[2] / "trainer" / "configs"
@@ -214,22 +215,33 @@ def test_compiled_blocks_need_a_compiler(
         zero.check_hardware(load("model.compile=true"))
 
 
-def test_short_attention_needs_triton_and_a_compiler_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_short_attention_needs_triton_and_a_compiler_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = load("model.short_attention=true")
-    monkeypatch.setenv("CC", str(tmp_path / "cc"))
     monkeypatch.setattr(zero, "on_cpu", lambda: True)
     zero.check_hardware(with_it)
     monkeypatch.setattr(zero, "on_cpu", lambda: False)
-    with pytest.raises(
-        InputError, match=r"model\.short_attention: true needs a C compiler.*drop model\.short_attention"
-    ):
-        zero.check_hardware(with_it)
-    monkeypatch.setenv("CC", sys.executable)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(
-        InputError, match=r"needs Triton, which is not installed; install it, or drop model\.short_attent"
-    ):
-        zero.check_hardware(with_it)
+    zero.check_hardware(load())
+    for started, why in (({"trainer.optim.fused": None}, "import of trainer.optim.fused"), ({}, "no C compiler here")):
+        with monkeypatch.context() as here:
+            if started:
+                here.setitem(sys.modules, "trainer.optim.fused", None)
+                here.delattr("trainer.optim.fused", raising=False)
+            else:
+                here.setattr("trainer.optim.fused.start", refuse)
+            with pytest.raises(
+                InputError, match=rf"model\.short_attention: true needs Triton.*{why}.*or drop model\.short"
+            ):
+                zero.check_hardware(with_it)
+
+
+def refuse() -> None:
+    raise RuntimeError("no C compiler here")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_model_takes_short_attention_where_it_is_asked(wanted: bool) -> None:
+    model = starting.build(load(f"model.short_attention={str(wanted).lower()}").model, None, "clip")
+    assert {module.short for module in model.modules() if isinstance(module, SelfAttention)} == {wanted}
 
 
 def test_the_digest_knows_what_changes_weights() -> None:

@@ -18,19 +18,16 @@ import torch
 from torch import Tensor
 
 from tests.trainer import launching
+from tests.trainer import short_attention_cases as attention
 from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, truth
 from tests.trainer.test_fused import CASES, rule_of, spans_of, tensors_of
 from tests.trainer.test_gradient_cache import held_graphs, relative, step, vit
-from tests.trainer.test_short_attention import CASES as ATTENTION
-from tests.trainer.test_short_attention import Case as AttentionCase
-from tests.trainer.test_short_attention import apart
-from tests.trainer.test_short_attention import tensors_of as attention_of
-from tests.trainer.test_short_attention import truth as true_attention
 from tests.trainer.test_step_cases import wrong_cases
 from tests.trainer.test_train import SAVE_EVERY, SMALL, figures, final_files, lines_of
 from trainer.data.feed import Feed
 from trainer.data.loader import Batch
 from trainer.data.shared import SharedArrays
+from trainer.models import leave_out_cudnn_attention
 from trainer.models.checkpointing import Checkpointing
 from trainer.models.short_attention import short_attention
 from trainer.optim import update
@@ -109,19 +106,30 @@ def test_the_fused_step_has_the_bits_of_the_pytorch_version(name: str) -> None:
         assert torch.equal(one, other), part
 
 
-@pytest.mark.parametrize("case", ATTENTION, ids=str)
-def test_short_attention_is_attention_to_the_digits_of_its_numbers(case: AttentionCase) -> None:
-    given = attention_of(case)
+@pytest.mark.parametrize("case", attention.CASES, ids=str)
+def test_short_attention_is_attention_to_the_digits_of_its_numbers(case: attention.Case) -> None:
+    given = attention.tensors_of(case)
     packed = given["packed"].cuda().requires_grad_()
     out = short_attention(packed, case.causal)
     (gradient,) = torch.autograd.grad(out, packed, given["gradient"].cuda())
-    true = true_attention(given["packed"], given["gradient"], causal=case.causal)
+    true = attention.truth(given["packed"], given["gradient"], causal=case.causal)
     digits = torch.finfo(case.dtype).eps / 2
-    assert apart(out.detach().cpu(), true["out"]) < digits
+    assert attention.apart(out.detach().cpu(), true["out"]) < digits
     for part in range(3):
         where = true["gradient"][:, :, part]
         assert float((gradient.cpu()[:, :, part].double() - where).norm()) <= 2 * digits * float(where.norm())
     assert torch.equal(short_attention(packed, case.causal), out), "the same bits each time"
+
+
+@pytest.mark.parametrize(("dtype", "most_apart"), [(torch.float16, 0.02), (torch.bfloat16, 0.12)])
+def test_models_with_short_attention_have_the_gradients_of_torchs(dtype: torch.dtype, most_apart: float) -> None:
+    leave_out_cudnn_attention()
+    found = attention.of_model(attention.model_inputs(), dtype, "cuda")
+    attention.check_models(
+        {way: {name: part.cpu() for name, part in parts.items()} for way, parts in found.items()},
+        most_apart,
+        exact=False,
+    )
 
 
 @pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])

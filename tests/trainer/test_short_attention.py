@@ -12,41 +12,23 @@ import torch
 from torch import Tensor
 
 from tests.trainer.compiled import short_attention as compiled
-from tests.trainer.short_attention_cases import WAYS
+from tests.trainer.short_attention_cases import (
+    BF16,
+    CASES,
+    F16,
+    Case,
+    apart,
+    check_models,
+    model_inputs,
+    tensors_of,
+    truth,
+)
 from trainer.models import short_attention
 
 pytest.importorskip("triton", reason="no Triton here; pip install triton")
 
-F16, BF16 = torch.float16, torch.bfloat16
 DIGITS = {F16: 2.0**-11, BF16: 2.0**-7}
 """What rounding takes off a number at most; the interpreter cuts bf16 off instead, which is twice as much."""
-
-
-class Case(NamedTuple):
-    length: int
-    causal: bool
-    dtype: torch.dtype
-    rows: int = 3
-    heads: int = 2
-    size: float = 1.0
-    """Of queries and keys, about; scores are 8 times its square."""
-
-
-CASES = [
-    *(Case(length, causal, F16) for length in (1, 2, 15, 16, 17, 33, 50, 64, 77, 128) for causal in (False, True)),
-    *(Case(length, causal, BF16) for length in (3, 50, 77) for causal in (False, True)),
-    Case(50, False, F16, rows=1, heads=12),
-    Case(20, True, F16, size=30.0),  # scores of thousands, whose powers overflow where the largest is not taken off
-    Case(20, True, F16, size=1e-3),
-]
-
-
-def tensors_of(case: Case) -> dict[str, Any]:
-    draws = torch.Generator().manual_seed(case.length)
-    packed = torch.randn(case.rows, case.length, 3, case.heads, 64, generator=draws)
-    packed[:, :, :2] *= case.size
-    gradient = torch.randn(case.rows, case.length, case.heads * 64, generator=draws)
-    return {"packed": packed.to(case.dtype), "gradient": gradient.to(case.dtype), "causal": case.causal}
 
 
 def run(what: str, given: object, folder: Path) -> Any:
@@ -60,21 +42,6 @@ def run(what: str, given: object, folder: Path) -> Any:
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, dict[str, Tensor]]:
     found = run("kernels", [tensors_of(case) for case in CASES], tmp_path_factory.mktemp("kernels"))
     return dict(zip(CASES, found, strict=True))
-
-
-def truth(packed: Tensor, gradient: Tensor, *, causal: bool) -> dict[str, Tensor]:
-    """In fp64, from the definition."""
-    packed = packed.detach().double().requires_grad_()
-    q, k, v = (packed[:, :, which].transpose(1, 2) for which in range(3))
-    scores = q @ k.transpose(2, 3) / 8
-    if causal:
-        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
-    out = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
-    return {"out": out.detach(), "gradient": torch.autograd.grad(out, packed, gradient.double())[0]}
-
-
-def apart(found: Tensor, true: Tensor) -> float:
-    return float((found.double() - true).norm() / true.norm())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -110,24 +77,7 @@ def test_a_row_knows_nothing_of_another(tmp_path: Path) -> None:
 
 
 def test_models_have_the_same_features_and_gradients_in_all_their_ways(tmp_path: Path) -> None:
-    """With texts in groups, the shortest of two ids, and the last block's one query, which stays torch's."""
-    draws = torch.Generator().manual_seed(1)
-    texts = [torch.randint(1, 48, (rows, length), generator=draws) for rows, length in ((1, 2), (3, 5), (2, 8))]
-    for ids in texts:
-        ids[:, -1] = 49
-    given = {"pixels": torch.randn(6, 3, 16, 16, generator=draws).half(), "texts": texts}
-    found = run("model", given, tmp_path)
-    assert found.keys() == WAYS.keys()
-    true = found.pop("torch")
-    assert any(float(part.abs().max()) > 0 for name, part in true.items() if "in_proj_weight" in name)
-    for way, parts in found.items():
-        assert parts.keys() == true.keys()
-        far = {name: apart(part, true[name].double()) for name, part in parts.items()}
-        assert max(far.values()) < 0.02, (way, max(far, key=far.__getitem__), max(far.values()))
-    plain = found["short"]
-    for way in ("short, elementwise", "short, blocks"):
-        assert all(torch.equal(part, plain[name]) for name, part in found[way].items()), way
-    assert any(not torch.equal(part, true[name]) for name, part in plain.items()), "it is another kernel"
+    check_models(run("model", model_inputs(), tmp_path), 0.02, exact=True)
 
 
 def test_only_what_is_short_and_half_and_on_a_gpu_is_for_it() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.models.presets import HEAD_WIDTH
+
 LONGEST = 128
 """Positions, whose keys fit into one tile."""
 
@@ -32,6 +34,8 @@ def short_attention(packed: Tensor, causal: bool) -> Tensor:
     from trainer.models import short_attention_kernels  # needs Triton
 
     n, length, _, heads, width = packed.shape
+    assert length <= LONGEST
+    assert width == HEAD_WIDTH
     out = packed.new_empty(n, length, heads * width)
     short_attention_kernels.forward(packed.contiguous(), out, causal=causal)
     return out

@@ -5,7 +5,7 @@ queries and keys instead of reading sums of the forward pass, and takes no outpu
 summed in fp32, as in FlashAttention (Dao et al., 2022, algorithm 4, of which this is the case of one tile). No two programs write to one
 place: the same bits each time.
 
-Lengths are numbers that a program is given, and tiles are powers of two: four programs serve all lengths of a dtype.
+Lengths are numbers that a program is given, and tiles are powers of two: four programs serve all lengths of a tower.
 """
 
 import triton
@@ -86,9 +86,10 @@ def _backward(gradient, packed, out, length, heads, causal: tl.constexpr, tile: 
     tl.store(out + 2 * width + at, tl.dot(tl.trans(weights.to(g.dtype)), g).to(v.dtype), mask=there)
     of_weights = tl.dot(g, tl.trans(v))
     of_scores = weights * (of_weights - tl.sum(weights * of_weights, axis=1)[:, None])
-    of_scores = (of_scores * HEAD_WIDTH**-0.5).to(q.dtype)
-    tl.store(out + at, tl.dot(of_scores, k).to(q.dtype), mask=there)
-    tl.store(out + width + at, tl.dot(tl.trans(of_scores), q).to(k.dtype), mask=there)
+    of_scores = of_scores.to(q.dtype)  # scaled after the products, for fp16 has few digits of small numbers
+    scale = HEAD_WIDTH**-0.5
+    tl.store(out + at, (tl.dot(of_scores, k) * scale).to(q.dtype), mask=there)
+    tl.store(out + width + at, (tl.dot(tl.trans(of_scores), q) * scale).to(k.dtype), mask=there)
 
 
 @triton.jit

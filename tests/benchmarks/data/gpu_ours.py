@@ -133,8 +133,6 @@ def measure(case: Case) -> Measured:
         torch.manual_seed(0)
         model = starting.build(config.model, None, config.objective.kind)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        if config.model.short_attention:
-            model.take_short_attention()
         if config.model.compile:
             model.compile_blocks()
         use = settled(config)
