@@ -28,6 +28,7 @@ from torch._inductor import compile_fx, scheduler
 from torch._inductor.exc import InductorError
 from torch._inductor.fx_passes import reinplace
 from torch._inductor.graph import GraphLowering
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.nn import functional
@@ -224,6 +225,7 @@ def on_an_h200() -> Iterator[None]:
     patches: Any = mock.patch.multiple
     with (
         mock.patch.object(scheduler, "has_triton", return_value=True),
+        mock.patch.object(fake_tensor, "init_gpu_context"),
         # It copies fake tensors, to see whether their shapes agree, which a torch without CUDA cannot.
         mock.patch.object(reinplace, "_inplace_generalized_scatter", lambda target, _source, _views: target),
         patches(torch.cuda, **device),
