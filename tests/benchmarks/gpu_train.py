@@ -206,7 +206,7 @@ def speed(bench: Bench, settings: argparse.Namespace) -> None:
                     largest = largest or found.case.pairs
                     bench.run("ours", dataclasses.replace(found.case, checkpoint="elementwise"))
         best = fastest(bench.rows, preset)
-        if best is not None and best.compute != "fp32":
+        if best is not None and best.compute != "fp32" and torch.cuda.is_available():
             bench.run("ours", dataclasses.replace(best, short_attention=True))
             best = fastest(bench.rows, preset)
         if best is not None:

@@ -5,9 +5,17 @@
 bf16 weights, compiled blocks; open_clip compiled as a whole. Inductor schedules both for an H200 and says which buffers each of its kernels
 reads and writes, and how many operations a product has (`data/traffic_case.py`): counted, not timed. "floor" is the time that they take at
 the rates of the data sheet, 989 TFLOP/s and 4.8 TB/s, one kernel after the other, which no GPU reaches; a product's time is that of its
-operations or of its bytes, whichever is more. Attention's own operations, and what FlashAttention keeps in memory of its own, are not in
-it: with short rows it is slower than its bytes say. --places: of each text, in one group (77 are all). --kernels: those that move most.
-open_clip is looked for in the interpreter that --peer names (by default this one). Ours runs in this one: give both the same torch.
+operations or of its bytes, whichever is more. "times" is open_clip's floor over ours. What ours computes outside of its blocks (patches,
+embeddings, the norms around the blocks) counts as elementwise, a kernel for each operation; open_clip has hardly anything there.
+
+Not in it: attention's own operations, and what FlashAttention keeps in memory of its own, for which it is slower with short rows than its
+bytes say; that open_clip would get cuDNN's attention on an H200, which should move as much; the gradient of open_clip's patch convolution
+(0.2 GFLOP); loss and optimizer. Inductor counts no more than 10^9 numbers of a product's operand: larger batches than the largest of these
+are counted short.
+
+--places: of each of our texts, in one group (77 are all, which open_clip always computes). --kernels: those of ours that take longest.
+open_clip is looked for in the interpreter that --peer names (by default this one). Ours runs in this one: give both the same torch. Takes
+about ten minutes.
 """
 
 import argparse
@@ -58,8 +66,8 @@ def kernels(
 def line(name: str, found: Sequence[Kernel], peers: Sequence[Kernel] | None) -> str:
     of_kinds = [sum(one.bytes for one in found if one.kind == kind) / 1e6 for kind in KINDS]
     floor = sum(one.seconds for one in found)
-    said = f"{name:<44}{sum(one.operations for one in found) / 1e9:>8.1f}"
-    said += "".join(f"{megabytes:>13.1f}" for megabytes in of_kinds) + f"{1e6 * floor:>10.1f}"
+    said = f"{name:<52}{sum(one.operations for one in found) / 1e9:>8.1f}"
+    said += "".join(f"{megabytes:>17.1f}" for megabytes in of_kinds) + f"{1e6 * floor:>10.1f}"
     return said if peers is None else f"{said}{sum(one.seconds for one in peers) / floor:>8.2f}"
 
 
@@ -75,12 +83,12 @@ def main() -> int:
         print(f"no open_clip in {settings.peer}: NOT COMPARED with it (--peer names a Python that has it)", flush=True)
         settings.peer = ""
     print(
-        f"{'a pair':<44}{'GFLOP':>8}"
-        + "".join(f"{kind + ', MB':>13}" for kind in KINDS)
+        f"{'a pair':<52}{'GFLOP':>8}"
+        + "".join(f"{kind + ', MB':>17}" for kind in KINDS)
         + f"{'floor, µs':>10}{'times':>8}"
     )
     for model in settings.models:
-        pairs, peers = settings.pairs or BATCHES[model][0], None
+        pairs, peers = settings.pairs or BATCHES.get(model, (64,))[0], None
         if settings.peer:
             peers = kernels(settings.peer, "open_clip", model, "none", "torch", pairs, 77)
             print(line(f"open_clip {model}", peers, None), flush=True)

@@ -1,10 +1,12 @@
 """Short attention: cases and their truth, and the kernels run by Triton's interpreter, on a CPU. In its own process, for Triton reads its
 switch once:
 
-    TRITON_INTERPRET=1 python -m tests.trainer.short_attention_cases kernels|model IN.pt OUT.pt
+    TRITON_INTERPRET=1 python -m tests.trainer.short_attention_cases kernels|beyond|model IN.pt OUT.pt
 
 kernels: IN.pt has a list of dictionaries with "packed", "gradient" and "causal"; OUT.pt the outputs and the gradients of the packed
   projections, case by case.
+beyond: the same of cases of one row, behind which not-a-number stands wherever something is read; behind outputs and gradients follows what
+  stood there before, MARK.
 model: IN.pt has "pixels" and "texts"; OUT.pt features and gradients of a small CLIP in fp16, way by way.
 """
 
@@ -183,12 +185,38 @@ def of_kernels(cases: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
     return found
 
 
+MARK, BEHIND = 77.0, 4096
+
+
+def beyond(cases: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    from trainer.models import short_attention_kernels as kernels
+
+    def followed(tensor: Tensor, value: float) -> Tensor:
+        """A copy, in memory that goes on with `value`."""
+        whole = tensor.new_full((tensor.numel() + BEHIND,), value)
+        whole[: tensor.numel()] = tensor.flatten()
+        return whole[: tensor.numel()].view(tensor.shape)
+
+    found = []
+    for case in cases:
+        packed, given = (followed(case[name], torch.nan) for name in ("packed", "gradient"))
+        out, gradient = (followed(torch.zeros_like(one), MARK) for one in (given, packed))
+        kernels.forward(packed, out, causal=case["causal"])
+        kernels.backward(given, packed, gradient, causal=case["causal"])
+        whole = {"out": out, "gradient": gradient}
+        found.append({name: one.as_strided((one.numel() + BEHIND,), (1,)).clone() for name, one in whole.items()})
+    return found
+
+
 def main(what: str, read: str, write: str) -> None:
     multiply_bf16_as_numbers()
     # Here there is no GPU, but what stands in for one.
     short_attention.is_for = lambda packed: packed.dtype in (F16, BF16)
     given = torch.load(read, weights_only=True)
-    torch.save(of_kernels(given) if what == "kernels" else of_model(given, F16, "cpu"), write)
+    if what == "model":
+        torch.save(of_model(given, F16, "cpu"), write)
+    else:
+        torch.save(of_kernels(given) if what == "kernels" else beyond(given), write)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ def test_short_attention_is_tried_with_the_fastest_and_taken_where_it_is_faster(
         return Measured(case.pairs, 1, takes, 1.0, 1, 1, 0.0), "", []
 
     monkeypatch.setattr(gpu_train, "run", told)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     bench = Bench(sys.executable, 1)
     settings = argparse.Namespace(models=["ViT-B/32"], pairs=[64], compute=["bf16"], compile=[True, False])
     gpu_train.speed(bench, settings)

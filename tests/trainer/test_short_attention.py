@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tests.trainer.compiled import short_attention as compiled
 from tests.trainer.short_attention_cases import (
+    BEHIND,
     BF16,
     CASES,
     F16,
+    MARK,
     Case,
     apart,
     check_models,
@@ -60,20 +62,29 @@ def test_is_attention_to_the_digits_of_its_numbers(case: Case, interpreted: dict
 
 
 def test_a_row_knows_nothing_of_another(tmp_path: Path) -> None:
-    """Not-a-number in the first row and in the third head; lengths end inside of a tile, and the next row begins there."""
-    given = tensors_of(Case(19, False, F16, rows=2, heads=4))
+    """Not-a-number in the middle row, and in the third head of the last; lengths end inside of a tile, and the next row begins there."""
+    given = tensors_of(Case(19, False, F16, rows=3, heads=4))
     broken = {name: value.clone() if isinstance(value, Tensor) else value for name, value in given.items()}
-    broken["packed"][0] = torch.nan
-    broken["packed"][1, :, :, 2] = torch.inf
+    broken["packed"][1] = torch.nan
+    broken["packed"][2, :, :, 2] = torch.inf
     whole, found = run("kernels", [given, broken], tmp_path)
     heads = [0, 1, 3]
     for part in ("out", "gradient"):
-        one, other = (
-            each[part][1].unflatten(-1, (4, 64)) if part == "out" else each[part][1] for each in (found, whole)
-        )
-        assert torch.equal(one[..., heads, :], other[..., heads, :])
-        assert not one[..., 2, :].isfinite().all()
-        assert found[part][0].isnan().any()
+        one, other = (each[part].unflatten(-1, (4, 64)) if part == "out" else each[part] for each in (found, whole))
+        assert torch.equal(one[0], other[0])
+        assert one[1].isnan().all()
+        assert torch.equal(one[2, ..., heads, :], other[2, ..., heads, :])
+        assert not one[2, ..., 2, :].isfinite().all()
+
+
+def test_nothing_is_read_or_written_beyond_the_end(tmp_path: Path) -> None:
+    cases = [Case(length, causal, F16, rows=1) for length in (1, 19, 50, 128) for causal in (False, True)]
+    given = [tensors_of(case) for case in cases]
+    for case, one, found in zip(cases, given, run("beyond", given, tmp_path), strict=True):
+        true = truth(one["packed"], one["gradient"], causal=case.causal)
+        for part, expected in true.items():
+            assert (found[part][-BEHIND:] == MARK).all()
+            assert apart(found[part][:-BEHIND], expected.flatten()) < 2 * DIGITS[F16]
 
 
 def test_models_have_the_same_features_and_gradients_in_all_their_ways(tmp_path: Path) -> None:
@@ -110,10 +121,17 @@ class _Told(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "tile"), [("_forward", 16), ("_forward", 128), ("_backward", 32), ("_backward", 64)]
+    ("kernel", "tile", "causal"),
+    [
+        ("_forward", 16, True),
+        ("_forward", 64, False),
+        ("_backward", 32, True),
+        ("_backward", 64, False),
+        ("_backward", 128, True),
+    ],
 )
-def test_the_compiler_keeps_loads_wide_and_multiplies_in_hardware(kernel: Any, tile: int) -> None:
-    ptx = compiled("ptx", kernel, tile).decode()
+def test_the_compiler_keeps_loads_wide_and_multiplies_in_hardware(kernel: Any, tile: int, causal: bool) -> None:
+    ptx = compiled("ptx", kernel, tile, causal=causal).decode()
     assert re.search(r"wgmma\.mma_async" if tile >= 64 else r"mma\.sync", ptx)
     tensors = 3 if kernel == "_forward" else 4
     # 64 numbers of 2 bytes to a place, 16 places to a warp: 4 loads of 16 bytes of each tensor

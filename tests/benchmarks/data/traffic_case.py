@@ -64,7 +64,7 @@ VIEWS = (torch.ops.aten._unsafe_view.default, torch.ops.aten.detach.default, tor
 
 class Kernel(NamedTuple):
     kind: str
-    """product, attention, sum (norms, gradients of biases), or elementwise."""
+    """product, attention, sum (norms, gradients of biases), or elementwise; outside of programs all else is elementwise."""
     bytes: int
     operations: int
     what: str
@@ -238,7 +238,7 @@ def on_an_h200() -> Iterator[None]:
 def gpu_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False
 ) -> Tensor:
-    """What torch takes for it on a GPU: FlashAttention, or where there is a mask, padded to eights, the memory-efficient one."""
+    """What torch takes for it without cuDNN: FlashAttention, or where there is a mask, padded to eights, the memory-efficient one."""
     if attn_mask is None:
         out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[0]
         return out
