@@ -47,18 +47,8 @@ def _warps(tile: int) -> int:
 
 @triton.jit(do_not_specialize=["length"])
 def _forward(packed, out, length, heads, causal: tl.constexpr, tile: tl.constexpr):
-    row = (tl.program_id(0) // heads).to(tl.int64) * length
-    head = tl.program_id(0) % heads
-    place = tl.arange(0, tile)
-    there = (place < length)[:, None]
-    width = heads * HEAD_WIDTH
-    lane = head * HEAD_WIDTH + tl.arange(0, HEAD_WIDTH)[None, :]
-    packed += row * 3 * width
-    at = place[:, None] * (3 * width) + lane
-
-    q = tl.load(packed + at, mask=there, other=0.0)
-    k = tl.load(packed + width + at, mask=there, other=0.0)
-    v = tl.load(packed + 2 * width + at, mask=there, other=0.0)
+    row, place, there, width, lane = _own(length, heads, tile)
+    q, k, v = _packed_at(packed + row * 3 * width, place, there, width, lane)
     powers, sums = _powers(q, k, place, length, causal)
     mixed = tl.dot(powers.to(v.dtype), v) / sums[:, None]
     tl.store(out + row * width + place[:, None] * width + lane, mixed.to(v.dtype), mask=there)
@@ -66,23 +56,14 @@ def _forward(packed, out, length, heads, causal: tl.constexpr, tile: tl.constexp
 
 @triton.jit(do_not_specialize=["length"])
 def _backward(gradient, packed, out, length, heads, causal: tl.constexpr, tile: tl.constexpr):
-    row = (tl.program_id(0) // heads).to(tl.int64) * length
-    head = tl.program_id(0) % heads
-    place = tl.arange(0, tile)
-    there = (place < length)[:, None]
-    width = heads * HEAD_WIDTH
-    lane = head * HEAD_WIDTH + tl.arange(0, HEAD_WIDTH)[None, :]
-    packed += row * 3 * width
-    out += row * 3 * width
-    at = place[:, None] * (3 * width) + lane
-
-    q = tl.load(packed + at, mask=there, other=0.0)
-    k = tl.load(packed + width + at, mask=there, other=0.0)
-    v = tl.load(packed + 2 * width + at, mask=there, other=0.0)
+    row, place, there, width, lane = _own(length, heads, tile)
+    q, k, v = _packed_at(packed + row * 3 * width, place, there, width, lane)
     # Queries beyond the end have no gradient, and so give none.
     g = tl.load(gradient + row * width + place[:, None] * width + lane, mask=there, other=0.0)
     powers, sums = _powers(q, k, place, length, causal)
     weights = powers / sums[:, None]
+    out += row * 3 * width
+    at = place[:, None] * (3 * width) + lane
     tl.store(out + 2 * width + at, tl.dot(tl.trans(weights.to(g.dtype)), g).to(v.dtype), mask=there)
     of_weights = tl.dot(g, tl.trans(v))
     of_scores = weights * (of_weights - tl.sum(weights * of_weights, axis=1)[:, None])
@@ -90,6 +71,25 @@ def _backward(gradient, packed, out, length, heads, causal: tl.constexpr, tile: 
     scale = HEAD_WIDTH**-0.5
     tl.store(out + at, (tl.dot(of_scores, k) * scale).to(q.dtype), mask=there)
     tl.store(out + width + at, (tl.dot(tl.trans(of_scores), q) * scale).to(k.dtype), mask=there)
+
+
+@triton.jit
+def _own(length, heads, tile: tl.constexpr):
+    """The program's own: places before its row, its places, which of them exist, the numbers of a place, and those that are its head's."""
+    row = (tl.program_id(0) // heads).to(tl.int64) * length
+    place = tl.arange(0, tile)
+    lane = (tl.program_id(0) % heads) * HEAD_WIDTH + tl.arange(0, HEAD_WIDTH)[None, :]
+    return row, place, (place < length)[:, None], heads * HEAD_WIDTH, lane
+
+
+@triton.jit
+def _packed_at(packed, place, there, width, lane):
+    """Queries, keys and values of one row and head, [tile, 64] each; zeros beyond its end."""
+    at = place[:, None] * (3 * width) + lane
+    q = tl.load(packed + at, mask=there, other=0.0)
+    k = tl.load(packed + width + at, mask=there, other=0.0)
+    v = tl.load(packed + 2 * width + at, mask=there, other=0.0)
+    return q, k, v
 
 
 @triton.jit

@@ -57,7 +57,6 @@ H200 = types.SimpleNamespace(
 )
 """What Inductor asks of a device."""
 
-
 VIEWS = (torch.ops.aten._unsafe_view.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default)
 """Operations that move nothing, of those that torch does not call views."""
 
