@@ -1,20 +1,21 @@
 """The arithmetic of the benchmark for GPUs, on a tiny model on a CPU: phases that add up, operations, utilisation, both sources of data."""
 
-import argparse
 import dataclasses
-import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.benchmarks import gpu_train
+from tests.benchmarks.data import gpu_bench
+from tests.benchmarks.data.gpu_bench import NO_ROOM, Bench, OutOfTimeError, Row, how, line_of, mfu
 from tests.benchmarks.data.gpu_case import PHASES, Case, Measured
-from tests.benchmarks.gpu_train import NO_ROOM, Bench, Row, fastest, judge, line_of, mfu
+from tests.benchmarks.gpu_train import fastest, judge
 from trainer import flops, models
 
 pytestmark = pytest.mark.timeout(600)
@@ -56,9 +57,8 @@ def test_micro_batches_and_checkpoints_train_the_same_model() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_what_does_not_run_is_no_figure_and_the_others_go_on() -> None:
-    out = io.StringIO()
-    bench = Bench("", 500, out)
+def test_what_does_not_run_is_no_figure_and_the_others_go_on(tmp_path: Path) -> None:
+    bench = Bench("", 500, path=tmp_path / "rows")
     for case, why in (
         (dataclasses.replace(TINY, preset="no-such-model"), "FAILED"),
         (dataclasses.replace(TINY, warmup=0), ""),
@@ -66,7 +66,10 @@ def test_what_does_not_run_is_no_figure_and_the_others_go_on() -> None:
         assert bench.run("ours", case).why.startswith(why)
     assert "unknown; choose one of" in bench.rows[0].why
     assert bench.rows[1].found is not None
-    assert [json.loads(line)["case"]["preset"] for line in out.getvalue().splitlines()] == ["no-such-model", "tiny-vit"]
+    assert [json.loads(line)["case"]["preset"] for line in (tmp_path / "rows").read_text().splitlines()] == [
+        "no-such-model",
+        "tiny-vit",
+    ]
     assert Bench("", 0.01).run("ours", TINY).why == "took more than 0 s"
 
 
@@ -79,7 +82,7 @@ def test_the_batch_is_the_largest_that_both_hold(monkeypatch: pytest.MonkeyPatch
         most = {"gpu_ours": 64, "gpu_peer": 32}[module]
         return (found, "", []) if case.pairs <= most else (None, NO_ROOM, [])
 
-    monkeypatch.setattr(gpu_train, "run", told)
+    monkeypatch.setattr(gpu_bench, "run", told)
     bench = Bench(sys.executable, 1)
     largest = bench.both(Case("ViT-B/32", size, "bf16") for size in (256, 128, 64, 32, 16))
     assert largest is not None
@@ -99,34 +102,162 @@ def test_the_batch_is_the_largest_that_both_hold(monkeypatch: pytest.MonkeyPatch
     assert [(row.who, row.case.pairs) for row in alone.rows] == [("ours", 128), ("ours", 64)]
 
 
-@pytest.mark.parametrize("short_is_faster", [True, False])
-def test_short_attention_is_tried_with_the_fastest_and_taken_where_it_is_faster(
-    short_is_faster: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def told(python: str, module: str, case: Case, seconds: float) -> tuple[Measured | None, str, list[str]]:
-        takes = 1.0 - 0.1 * case.compile - 0.1 * (case.checkpoint == "none") - 0.1 * case.captions
-        takes += (-0.05 if short_is_faster else 0.05) * case.short_attention
-        return Measured(case.pairs, 1, takes, 1.0, 1, 1, 0.0), "", []
+class Twin:
+    """Stands for the processes: tells what each case finds, and keeps what was asked for."""
 
-    monkeypatch.setattr(gpu_train, "run", told)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    bench = Bench(sys.executable, 1)
-    settings = argparse.Namespace(models=["ViT-B/32"], pairs=[64], compute=["bf16"], compile=[True, False])
-    gpu_train.speed(bench, settings)
-    rows = [(row.who, gpu_train.how(row.case)) for row in bench.rows]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, short_is_faster: bool = False) -> None:
+        self.asked: list[tuple[str, str, int]] = []
+        self._short_is_faster = short_is_faster
+        monkeypatch.setattr(gpu_bench, "run", self._run)
+        monkeypatch.setattr(gpu_train, "write_shards", lambda folder, _: (str(folder), "vocabulary"))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def _run(self, python: str, module: str, case: Case, seconds: float) -> tuple[Measured | None, str, list[str]]:
+        source = " from shards" if case.manifest else ""
+        self.asked.append((module, how(case) + source, case.pairs))
+        takes = 1.0 - 0.1 * case.compile - 0.1 * (case.checkpoint == "none") - 0.1 * case.captions
+        takes += (-0.05 if self._short_is_faster else 0.05) * case.short_attention
+        return Measured(case.pairs, 1, takes, 1.0, 1, 1, 0.0, 9.0), "", []
+
+    def since(self) -> list[tuple[str, str, int]]:
+        found, self.asked = self.asked, []
+        return found
+
+
+def call(*parts: str, out: Path, models: Sequence[str] = ("ViT-B/32",), more: Sequence[str] = ()) -> int:
+    argv = [*parts, "--models", *models, "--compute", "bf16", "--peer", sys.executable, "--out", str(out), *more]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gpu_train", *argv])
+        patch.setattr(gpu_train, "has_peer", lambda _: True)
+        return gpu_train.main()
+
+
+@pytest.mark.parametrize("short_is_faster", [True, False])
+def test_each_part_begins_with_what_was_fastest_before(
+    short_is_faster: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = Twin(monkeypatch, short_is_faster=short_is_faster)
+    assert call(out=tmp_path / "rows") == 0
     also = ", short attention" if short_is_faster else ""
-    assert rows == [
-        ("ours", "bf16, compiled"),
-        ("open_clip", "pure_bf16, compiled"),
-        ("ours", "bf16, compiled, elementwise again"),
-        ("ours", "bf16"),
-        ("open_clip", "pure_bf16"),
-        ("ours", "bf16, elementwise again"),
-        ("ours", "bf16, compiled, short attention"),
-        ("ours", f"bf16, compiled{also}, captions"),
-        ("open_clip", "pure_bf16, compiled, captions"),
-        ("ours", f"bf16, compiled, elementwise again{also}, captions"),
+    assert asked.since() == [
+        ("gpu_ours", "bf16, compiled", 4096),
+        ("gpu_peer", "pure_bf16, compiled", 4096),
+        ("gpu_ours", "bf16, compiled, elementwise again", 4096),
+        ("gpu_ours", "bf16, compiled, short attention", 4096),
+        ("gpu_ours", f"bf16, compiled{also} from shards", 4096),
+        ("gpu_ours", f"bf16, compiled{also}, pieces of 4096", 32768),
+        ("gpu_ours", f"bf16, compiled{also}, captions", 4096),
+        ("gpu_peer", "pure_bf16, compiled, captions", 4096),
+        ("gpu_ours", f"bf16, compiled, elementwise again{also}, captions", 4096),
+        ("gpu_ours", "bf16", 4096),
+        ("gpu_peer", "pure_bf16", 4096),
+        ("gpu_ours", "bf16, elementwise again", 4096),
+        ("gpu_ours", f"bf16, compiled, blocks again{also}", 16384),
+        ("gpu_peer", "pure_bf16, compiled, blocks again", 16384),
     ]
+    assert call(out=tmp_path / "rows") == 0
+    assert asked.since() == [], "all of it stands in the file"
+
+
+def test_what_is_asked_for_first_is_measured_of_all_models_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = Twin(monkeypatch)
+    assert call("speed", "large", out=tmp_path / "rows", models=["ViT-L/14", "RN50"]) == 0
+    ways = [(module, way, pairs) for module, way, pairs in asked.since() if "again" not in way and "short" not in way]
+    assert ways == [
+        ("gpu_ours", "bf16, compiled", 512),
+        ("gpu_peer", "pure_bf16, compiled", 512),
+        ("gpu_ours", "bf16, compiled", 1024),
+        ("gpu_peer", "pure_bf16, compiled", 1024),
+        ("gpu_ours", "bf16, compiled, pieces of 512", 32768),
+    ]
+
+
+def test_a_call_goes_on_where_an_earlier_one_was_ended_and_compares_what_is_of_one_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, rows = Twin(monkeypatch), tmp_path / "rows"
+    assert call("speed", out=rows, more=["--minutes", "0"]) == 1
+    assert asked.since() == []
+    assert "NOT ALL WAS MEASURED in 0 minutes" in capsys.readouterr().out
+
+    assert call("speed", "shards", out=rows) == 0
+    assert len(asked.since()) == 5
+    lines = rows.read_text().splitlines()
+    whose = [json.loads(line)["who"] for line in lines]
+    assert whose == ["ours", "open_clip", "ours", "ours", "shards"]
+    capsys.readouterr()
+
+    # The peer's was not reached: ours is measured once more, beside it. What was cut off while it was written is not there.
+    rows.write_text("\n".join([lines[0], *lines[2:], lines[1][:200]]) + "\n")
+    assert call("speed", "shards", out=rows) == 0
+    assert asked.since() == [
+        ("gpu_ours", "bf16, compiled", 4096),
+        ("gpu_peer", "pure_bf16, compiled", 4096),
+        ("gpu_ours", "bf16, compiled from shards", 4096),
+    ]
+    said = capsys.readouterr().out
+    assert "bf16, compiled: 1.00 times open_clip's rate (1.3 is asked), 1.00 of its memory (0.8 is asked)\n" in said
+    assert (
+        "elementwise again: 0.89 times open_clip's rate (1.3 is asked), 1.00 of its memory (0.8 is asked), NOT of the same call"
+        in said
+    )
+    assert "measured at" in said
+    assert "from shards 100.0% of the drawn numbers' rate" in said
+
+
+def test_a_row_of_other_code_or_one_that_failed_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, rows = Twin(monkeypatch), tmp_path / "rows"
+    assert call("speed", out=rows) == 0
+    asked.since()
+    peer = gpu_bench.code_of("open_clip")
+    monkeypatch.setattr(gpu_bench, "code_of", lambda who: peer if who == "open_clip" else "another")
+    assert call("speed", out=rows) == 0
+    assert [module for module, *_ in asked.since()] == ["gpu_ours", "gpu_peer", "gpu_ours", "gpu_ours"]
+
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    lines[-1] |= {"found": None, "why": "FAILED (1): a machine's whim"}
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert call("speed", out=rows) == 0
+    assert asked.since() == [("gpu_ours", "bf16, compiled, short attention", 4096)]
+
+
+def test_the_code_that_a_figure_is_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for place in ("trainer/models", "pipeline/contracts", "tests/benchmarks/data"):
+        (tmp_path / place).mkdir(parents=True)
+    ours, case, theirs = (
+        tmp_path / "trainer/models/vit.py",
+        *(tmp_path / "tests/benchmarks/data" / name for name in ("gpu_case.py", "gpu_peer.py")),
+    )
+    for path in (ours, case, theirs, case.with_name("gpu_ours.py")):
+        path.write_text("a = 1")
+    monkeypatch.chdir(tmp_path)
+
+    def digests() -> tuple[str, str]:
+        gpu_bench.code_of.cache_clear()
+        return gpu_bench.code_of("ours"), gpu_bench.code_of("open_clip")
+
+    before = digests()
+    ours.write_text("a = 2")
+    changed = digests()
+    assert changed[0] != before[0]
+    assert changed[1] == before[1]
+    theirs.write_text("a = 2")
+    assert digests()[0] == changed[0]
+    assert digests()[1] != changed[1]
+    case.write_text("a = 2")
+    assert all(new != old for new, old in zip(digests(), changed, strict=True))
+    gpu_bench.code_of.cache_clear()
+
+
+def test_a_case_that_the_end_of_the_call_cuts_off_is_no_row(tmp_path: Path) -> None:
+    bench = Bench("", 500, minutes=0.2 / 60, path=tmp_path / "rows")
+    with pytest.raises(OutOfTimeError):
+        bench.run("ours", TINY)
+    assert not (tmp_path / "rows").exists()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +279,7 @@ def test_what_a_case_says(code: str, why: str, warnings: list[str], tmp_path: Pa
     script = tmp_path / "python"
     script.write_text(f"#!{sys.executable}\n{code}\n")
     script.chmod(0o700)
-    found, said, warned = gpu_train.run(str(script), "gpu_ours", TINY)
+    found, said, warned = gpu_bench.run(str(script), "gpu_ours", TINY)
     assert (found is None) == bool(why)
     assert said.startswith(why)
     assert len(warned) == len(warnings)
@@ -159,7 +290,7 @@ def test_a_peer_that_is_not_there_is_no_comparison(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = Measured(1, 1, 1.0, 1.0, 1, 1, 0.0)
-    monkeypatch.setattr(gpu_train, "run", lambda *_: (found, "", []))
+    monkeypatch.setattr(gpu_bench, "run", lambda *_: (found, "", []))
     for peer, code in (([], 1), (["--peer", ""], 0)):
         argv = ["gpu_train", "speed", "--models", "tiny-vit", "--pairs", "16", "--compute", "fp32"]
         monkeypatch.setattr(sys, "argv", [*argv, *peer])
@@ -218,12 +349,7 @@ def test_the_command_goes_through_on_a_cpu(tmp_path: Path) -> None:
         sys.executable,
         "-m",
         "tests.benchmarks.gpu_train",
-        "speed",
-        "shards",
-        "--models",
-        "tiny-vit",
-        "--pairs",
-        "16",
+        *("speed", "shards", "captions", "--models", "tiny-vit", "--pairs", "16"),
     ]
     command += ["--compute", "fp32", "--no-compile", "--peer", "", "--shards", "256", "--out", str(tmp_path / "rows")]
     done = subprocess.run(
@@ -232,11 +358,13 @@ def test_the_command_goes_through_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "from shards" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
-    assert [row["who"] for row in rows] == ["ours"] * 4 + ["drawn", "shards"]
-    ways = [(row["case"]["checkpoint"], row["case"]["captions"]) for row in rows[:4]]
+    assert [row["who"] for row in rows] == ["ours", "ours", "shards", "ours", "ours"]
+    ours = [row for row in rows if row["who"] == "ours"]
+    ways = [(row["case"]["checkpoint"], row["case"]["captions"]) for row in ours]
     assert sorted(ways) == [("elementwise", False), ("elementwise", True), ("none", False), ("none", True)]
     full, captions = (
-        {row["found"]["operations"] for row in rows[:4] if row["case"]["captions"] == only} for only in (False, True)
+        {row["found"]["operations"] for row in ours if row["case"]["captions"] == only} for only in (False, True)
     )
     assert max(captions) < min(full), "short texts are less work"
-    assert gpu_train.HEAD in done.stdout
+    assert rows[2]["found"]["of_a_core"] > 0
+    assert gpu_bench.HEAD in done.stdout

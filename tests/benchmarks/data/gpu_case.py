@@ -101,6 +101,8 @@ class Measured:
     ours of full texts."""
     waited: float
     """Share of the time that the process waited for batches."""
+    of_a_core: float = 0.0
+    """Pairs a second that one core reads, decodes, crops and tokenises, from shards."""
     phases: dict[str, float] = field(default_factory=dict)
     """Median seconds of a step, by phase."""
     losses: list[float] = field(default_factory=list)
@@ -108,6 +110,8 @@ class Measured:
     kernels: list[tuple[str, float]] = field(default_factory=list)
     """The operations that took the device longest in a step, and the share of its time that each took itself."""
     device: str = ""
+    torch: str = ""
+    """Its version."""
 
     @property
     def rate(self) -> float:

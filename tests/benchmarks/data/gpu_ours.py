@@ -143,11 +143,14 @@ def measure(case: Case) -> Measured:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision.compute, torch.float32)
         on_gpu = engine.device.type == "cuda"
 
+        of_a_core = 0.0
         if case.manifest is None:
             size, vocab = use.image_size, model.preset.vocab_size
             batches = synthetic(case, size, vocab, use.context_length, page_locked=on_gpu)
         else:
-            batches = from_shards(config, case)
+            plan = plan_of(config, case)
+            of_a_core = rate_of_a_core(plan)
+            batches = loader.batches(plan, 0, 2 * case.steps + case.warmup + MOST_SEARCHING + 4)
         first = gradient_cache.pieces(case.pairs, case.micro)[0]
         a_group = cost_of_a_group(engine.device.type, compiled=case.compile, as_many_on_all=False)
         feed = Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first, a_group)
@@ -220,10 +223,12 @@ def measure(case: Case) -> Measured:
             peak_bytes=peak,
             operations=operations // sum(texts.values()),
             waited=waited,
+            of_a_core=of_a_core,
             phases=shares,
             losses=losses[:3],
             kernels=longest,
             device=torch.cuda.get_device_name() if on_gpu else "CPU",
+            torch=torch.__version__,
         )
 
 
@@ -245,9 +250,9 @@ def kernels(work: Callable[[], object], *, on_gpu: bool, most: int = 12) -> list
     return [(name, took[name] / total) for name in sorted(took, key=took.__getitem__, reverse=True)[:most] if total]
 
 
-def from_shards(config: TrainConfig, case: Case) -> Iterator[Batch]:
+def plan_of(config: TrainConfig, case: Case) -> loader.LoaderPlan:
     corpus = open_corpus(locate(config.data), config.run.dir, rank=0, world_size=1, wait=zero.wait_for_all)
-    plan = loader.LoaderPlan(
+    return loader.LoaderPlan(
         corpus=corpus,
         tokenizer_kind="bpe",
         vocabulary=case.vocabulary,
@@ -265,7 +270,15 @@ def from_shards(config: TrainConfig, case: Case) -> Iterator[Batch]:
         read_ahead=config.data.read_ahead,
         page_locked=not zero.on_cpu(),
     )
-    return loader.batches(plan, 0, 2 * case.steps + case.warmup + MOST_SEARCHING + 4)
+
+
+def rate_of_a_core(plan: loader.LoaderPlan) -> float:
+    """Pairs a second of one core: read, decoded, cropped, tokenised."""
+    batches = loader.batches(dataclasses.replace(plan, global_size=256, workers=0, page_locked=False), 0, 9)
+    next(batches)
+    began = time.perf_counter()
+    count = sum(len(batch.pixels) for batch in batches)
+    return count / (time.perf_counter() - began)
 
 
 def main() -> None:

@@ -109,6 +109,7 @@ def measure(case: Case) -> Measured:
         waited=0.0,
         losses=losses[:3],
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        torch=torch.__version__,
     )
 
 
