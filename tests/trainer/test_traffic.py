@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -49,6 +49,35 @@ def test_kernels_move_what_can_be_said_by_hand() -> None:
     assert product.operations == 2 * rows * depth * width
     assert elementwise.bytes == 2 * 2 * rows * width
     assert elementwise.what == "mul sigmoid [512, 256]"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in a module that Inductor imports
+def test_a_gpu_has_the_same_programs_for_small_and_large_groups_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself Inductor has others below 5 * 2 ** 20 numbers, which no compiler for CPUs would show."""
+    from tests.benchmarks.data import traffic_case
+
+    graphs: list[Any] = []
+    kernels_of = traffic_case.kernels_of
+
+    def counted(graph: Any, inputs: list[Any], options: dict[str, Any]) -> list[Any]:
+        graphs.append(graph)
+        return kernels_of(graph, inputs, options)
+
+    monkeypatch.setattr(traffic_case, "kernels_of", counted)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", traffic_case.gpu_attention)
+    model = traffic_case.ours("tiny-vit", "none", short=False)
+    found = traffic_case.Traffic()
+    torch._dynamo.reset()
+    model.compile_blocks(found.backend)
+    assert model.transformer is not None
+    first, *_, last = model.transformer.resblocks
+    with FakeTensorMode(allow_non_fake_inputs=True), found:
+        traffic_case.fake(model)
+        for texts, places in ((40, 8), (4_000, 24), (300, 16)):
+            x = torch.empty(texts, places, model.transformer.width, dtype=torch.bfloat16, requires_grad=True)
+            first(x)
+            last(x, torch.empty(texts, dtype=torch.int64))
+    assert len(graphs) == 2 * 2, "of a block and of the last one, forward and backward"
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,10 @@ MAX_LOGIT_SCALE = math.log(100)
 
 _MOST_PROGRAMS = 128
 
+_FUSE_ALL_SIZES = "triton.mix_order_reduction_non_strict_mode"
+"""Where torch's compiler knows it, it sums a norm's gradient by rows and by columns in one kernel however small a group is. Without it, on
+GPUs, every program of a text tower is made twice, once for groups below 5 * 2**20 numbers (torch 2.11, `_inductor/scheduler.py`)."""
+
 
 class CLIP(nn.Module):
     """The two towers of one preset, freshly initialised as in the paper; `preset` says what they are.
@@ -147,14 +151,17 @@ class CLIP(nn.Module):
         minutes. Not for ZeRO's stage 3, which gathers weights inside of blocks (`config.py` refuses it).
         """
         from torch._dynamo import config  # heavy
+        from torch._inductor import list_options
 
         # All modules share the code that is compiled, and torch runs it uncompiled once there are 8 programs of it. A ResNet's blocks alone
         # have 8 shapes; to them come both passes of gradient caching, its last micro-batch and evaluation. Texts come in groups of any
         # size and length (`data/lengths.py`), so that their programs must be for all of them.
         config.recompile_limit = max(config.recompile_limit, _MOST_PROGRAMS)
+        of_texts = {_FUSE_ALL_SIZES: True} if _FUSE_ALL_SIZES in list_options() else None
         for name, module in self.named_modules():
             if isinstance(module, Block | Bottleneck):
-                module.compile(dynamic=tower_of(name) == "text", backend=backend)
+                is_text = tower_of(name) == "text"
+                module.compile(dynamic=is_text, backend=backend, options=of_texts if is_text else None)
 
     def take_short_attention(self) -> None:
         """Have GPUs compute attention of few positions by a kernel of our own, in half precision (`short_attention.py`)."""

@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tests.benchmarks.data.gpu_case import FULL_LENGTH, Case, drawn_texts
-from trainer.models import PRESETS, build, short_attention
+from trainer.models import CLIP, PRESETS, build, short_attention
 
 H200 = types.SimpleNamespace(
     name="NVIDIA H200",
@@ -107,9 +107,9 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.runs[Kernel(kind, sum(one.nbytes for one in tensors), operations, f"outside: {name}")] += 1
         return found
 
-    def backend(self, graph: Any, inputs: list[Tensor], **options: Any) -> Callable[..., Any]:
+    def backend(self, graph: Any, inputs: list[Tensor], options: dict[str, Any] | None = None) -> Callable[..., Any]:
         inner: Any = self._inner
-        made: Any = compile_fx.compile_fx(graph, inputs, inner_compile=inner)
+        made: Any = compile_fx.compile_fx(graph, inputs, inner_compile=inner, config_patches=options)
         return cast(Callable[..., Any], made)
 
     def _inner(self, graph: Any, inputs: list[Any], **options: Any) -> Callable[[list[Any]], Any]:
@@ -250,7 +250,7 @@ def gpu_attention(
     return masked
 
 
-def ours(name: str, checkpoint: str, *, short: bool) -> nn.Module:
+def ours(name: str, checkpoint: str, *, short: bool) -> CLIP:
     model = build(name, checkpoint_activations=checkpoint)  # type: ignore[arg-type]
     if short:
         model.take_short_attention()
