@@ -38,7 +38,6 @@ from trainer.data.corpus import locate, open_corpus
 from trainer.data.feed import Feed
 from trainer.data.reader import Corpus
 from trainer.metrics import Reporter
-from trainer.models import leave_out_cudnn_attention
 from trainer.objectives import OBJECTIVES
 from trainer.optim import Ema, HalfAdamW, learning_rate, parameter_groups
 from trainer.tokenizer.vocabulary import openai_merges
@@ -58,8 +57,7 @@ def train(config: TrainConfig) -> bool:
     # ---- what this run is
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
-    take_growing_segments()
-    leave_out_cudnn_attention()
+    zero.set_up_hardware()
     rank, world = zero.join_processes()
     if config.run.deterministic:
         _sum_in_order()
@@ -304,14 +302,6 @@ def _told_to_end(engine: zero.Engine, report: Reporter) -> bool:
     """Whether any process was told to end; an evaluation asks it between its pieces. Collective."""
     report.tick()
     return zero.any_process(safety.sigterm_came(), engine.device)
-
-
-def take_growing_segments() -> None:
-    """Take a GPU's memory in segments that grow: texts come in groups of new sizes with each step, and one's must not block the next one's.
-
-    Before a GPU's memory is first asked for, for then torch reads it.
-    """
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def _sum_in_order() -> None:

@@ -26,7 +26,7 @@ import torch.distributed
 
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError, RunError
-from trainer import safety
+from trainer import models, safety
 from trainer.config import TrainConfig, per_device_size
 
 log = logging.getLogger("trainer")
@@ -127,6 +127,15 @@ def check_hardware(config: TrainConfig) -> None:
                 f"model.short_attention: true needs Triton, a C compiler and Python's headers: {error}; install them, or drop"
                 " model.short_attention"
             ) from None
+
+
+def set_up_hardware() -> None:
+    """Tell torch how to use a GPU, before its memory is first asked for: for then torch reads it.
+
+    Memory comes in segments that grow: texts come in groups of new sizes with each step, and one's must not block the next one's.
+    """
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    models.leave_out_cudnn_attention()
 
 
 class Place(NamedTuple):

@@ -33,10 +33,8 @@ from trainer.data.corpus import locate, open_corpus
 from trainer.data.feed import Feed
 from trainer.data.lengths import cost_of_a_group
 from trainer.data.loader import Batch
-from trainer.models import leave_out_cudnn_attention
 from trainer.objectives import OBJECTIVES
 from trainer.optim import HalfAdamW, parameter_groups
-from trainer.train import take_growing_segments
 
 OTHER_CAPTIONS = 32
 """Batches until captions come again: more than the steps of a case, but for a loss scaler's."""
@@ -125,8 +123,7 @@ def measure(case: Case) -> Measured:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         config = config_of(case, folder)
         zero.check_hardware(config)
-        take_growing_segments()
-        leave_out_cudnn_attention()
+        zero.set_up_hardware()
         rank, world = zero.join_processes()
         assert (rank, world) == (0, 1)
         stack.callback(zero.leave_processes)
