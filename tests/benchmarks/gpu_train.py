@@ -21,26 +21,25 @@ listed for the fastest.
 
 Each case runs in a process of its own: one that fails, or takes longer than --seconds, is said to have done so, and the others go on, with
 a smaller batch first. What a case warned of stands below its row: figures of a slower way than was asked for are none. Results are printed
-as they come, and added to the file of --out, a line of JSON each. What stands there is not measured again (`data/gpu_bench.py`), so a file
-is of one machine. open_clip is looked for in the interpreter that --peer names (by default this one); without it there is nothing to
-compare with and the exit code is 1, unless --peer '' says that this is meant; it is 1 too where a case failed or --minutes were too few.
-MFU of open_clip's is of our operations, of which it does a few more. Its RN50 computes nothing again where it is asked to
-(`modified_resnet.py` passes over it): the memory of its checkpointed row is not less.
+as they come, and added to the file of --out, a line of JSON each. What stands there is not tried again (`data/gpu_bench.py`), unless code,
+versions or the device are others. open_clip is looked for in the interpreter that --peer names (by default this one); without it there is
+nothing to compare with and the exit code is 1, unless --peer '' says that this is meant; it is 1 too where a case failed, a model has no
+figure or --minutes were too few. MFU of open_clip's is of our operations, of which it does a few more. Its RN50 computes nothing again
+where it is asked to (`modified_resnet.py` passes over it): the memory of its checkpointed row is not less.
 """
 
 import argparse
 import dataclasses
 import functools
 import os
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from pipeline.contracts import manifest as manifests
 from tests.benchmarks.data.gpu_bench import (
     HEAD,
     NO_ROOM,
@@ -48,13 +47,15 @@ from tests.benchmarks.data.gpu_bench import (
     Bench,
     OutOfTimeError,
     Row,
+    apart,
     how,
     mfu,
     of_theirs,
+    versions_of_ours,
+    versions_of_peer,
 )
 from tests.benchmarks.data.gpu_case import FULL_LENGTH, Case
-from tests.benchmarks.data.photographs import pairs, shard_rows
-from trainer import tokenizer
+from tests.benchmarks.data.photographs import write_corpus
 
 MODELS = ("ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50")
 WANTED_MFU = {"ViT-B/32": 0.40, "ViT-B/16": 0.45, "ViT-L/14": 0.50}
@@ -68,6 +69,8 @@ BATCHES = {
 LARGE = 32_768
 SHARDS = 16_384
 """Pairs in the shards; read again and again, from the page cache: this asks what decoding costs, not disks."""
+WRITING = 180
+"""Seconds; with less time left no shards are written."""
 IN_BF16 = ("bf16", "autocast_bf16")
 
 
@@ -76,32 +79,34 @@ IN_BF16 = ("bf16", "autocast_bf16")
 
 def speed(bench: Bench, settings: argparse.Namespace) -> None:
     """Ours and open_clip's in the same batch, and what makes ours faster or smaller."""
-    found = {preset: first(bench, settings, preset) for preset in settings.models}
-    for case in found.values():
-        if case is not None:
-            bench.run("ours", dataclasses.replace(case, checkpoint="elementwise"))
-    for preset, case in found.items():
-        if case is not None and case.compute != "fp32" and torch.cuda.is_available():
-            best = fastest([row for row in bench.rows if not row.case.short_attention], preset) or case
-            bench.run("ours", dataclasses.replace(best, short_attention=True))
+    for preset in settings.models:
+        case = first(bench, settings, preset)
+        if case is None:
+            continue
+        bench.run("ours", dataclasses.replace(case, checkpoint="elementwise"))
+        if case.compute != "fp32" and torch.cuda.is_available():
+            plain = fastest([row for row in bench.rows if not row.case.short_attention], case)
+            bench.run("ours", dataclasses.replace(plain, short_attention=True))
+        bench.both([fastest(bench.rows, case)])  # of one call, also where the rows before are of several
 
 
 def shards(bench: Bench, settings: argparse.Namespace) -> None:
     """From Parquet shards, beside drawn numbers."""
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
+        name = f"{settings.shards}-pairs"
 
         @functools.cache
         def written() -> tuple[str, str]:
-            return write_shards(Path(folder), settings.shards)
+            bench.check_time(WRITING)
+            return write_corpus(Path(folder), name, settings.shards, FULL_LENGTH)
 
         for preset, best in each_best(bench, settings):
-            read = dataclasses.replace(best, manifest="shards", workers=max(1, cores - 1))
-            rows = bench.known(("ours", best), ("shards", read))
-            if not rows:
+            case = dataclasses.replace(best, manifest=name, workers=max(1, cores - 1))
+            if not bench.known(("ours", best), ("shards", case)):
                 manifest, vocabulary = written()
-                read = dataclasses.replace(read, manifest=manifest, vocabulary=vocabulary)
-            rows = bench.together(("ours", best), ("shards", read))
+                case = dataclasses.replace(case, manifest=manifest, vocabulary=vocabulary)
+            rows = bench.together(("ours", best), ("shards", case))
             drawn, found = rows[0].found, rows[-1].found
             if len(rows) < 2 or drawn is None or found is None:
                 continue
@@ -117,15 +122,20 @@ def large(bench: Bench, settings: argparse.Namespace) -> None:
     for preset, best in each_best(bench, settings):
         if preset not in WANTED_MFU or settings.pairs:
             continue
-        plain = bench.run("ours", best).found
         # Features of all pairs and chunks of their matrix come on top of a piece: one that just fitted alone may not.
         pieces = (best.pairs, best.pairs // 2)
         row = bench.ours(dataclasses.replace(best, pairs=LARGE, micro=piece, warmup=0, steps=2) for piece in pieces)
-        if row is not None and row.found is not None and plain is not None:
-            print(
-                f"{preset}: {LARGE:,} pairs in pieces of {row.case.micro:,}: {row.found.seconds:.2f} s a step,"
-                f" {row.found.peak_bytes / 1e9:.1f} GB, {plain.rate / row.found.rate:.2f} times the work of pieces alone"
-            )
+        beside = None if row is None else bench.beside(("ours", row.case), ("ours", best))
+        if beside is None:
+            print(f"{preset}: {LARGE:,} pairs could not be measured")
+            continue
+        found, plain = (one.found for one in beside)
+        assert found is not None
+        assert plain is not None
+        print(
+            f"{preset}: {LARGE:,} pairs in pieces of {beside[0].case.micro:,}: {found.seconds:.2f} s a step,"
+            f" {found.peak_bytes / 1e9:.1f} GB, {plain.rate / found.rate:.2f} times the work of pieces alone{apart(*beside)}"
+        )
 
 
 def captions(bench: Bench, settings: argparse.Namespace) -> None:
@@ -181,10 +191,9 @@ def first(bench: Bench, settings: argparse.Namespace, preset: str) -> Case | Non
 def each_best(bench: Bench, settings: argparse.Namespace) -> Iterator[tuple[str, Case]]:
     """Each model and how it was fastest so far."""
     for preset in settings.models:
-        first(bench, settings, preset)
-        best = fastest(bench.rows, preset)
-        if best is not None:
-            yield preset, best
+        case = first(bench, settings, preset)
+        if case is not None:
+            yield preset, fastest(bench.rows, case)
 
 
 def sizes(settings: argparse.Namespace, case: Case) -> list[int]:
@@ -192,20 +201,17 @@ def sizes(settings: argparse.Namespace, case: Case) -> list[int]:
     return [size for size in settings.pairs or BATCHES[case.preset] if size <= case.pairs]
 
 
-def fastest(rows: Sequence[Row], preset: str) -> Case | None:
-    """How ours was fastest with full texts and no product computed twice."""
-    ours = [
+def fastest(rows: Sequence[Row], case: Case) -> Case:
+    """How ours was fastest, in the same batch and precision as `case`, which has been measured, and with no product computed twice."""
+    same = [
         row
         for row in rows
         if row.who == "ours"
-        and row.case.preset == preset
-        and row.found
+        and row.found is not None
         and row.case.checkpoint != "blocks"
-        and not row.case.captions
-        and row.case.micro is None
+        and dataclasses.replace(row.case, checkpoint=case.checkpoint, short_attention=case.short_attention) == case
     ]
-    best = in_bf16_if_any(ours)
-    return None if best is None else best.case
+    return max(same, key=lambda row: row.found.rate if row.found else 0.0).case
 
 
 def in_bf16_if_any(rows: Sequence[Row]) -> Row | None:
@@ -214,12 +220,12 @@ def in_bf16_if_any(rows: Sequence[Row]) -> Row | None:
     return max(rows, key=lambda row: row.found.rate if row.found else 0.0, default=None)
 
 
-def judge(preset: str, rows: Sequence[Row]) -> None:
-    """The issue's figures: MFU against what is asked, and ours against open_clip in samples/s and memory."""
-    ours = [row for row in rows if row.who == "ours" and row.found is not None]
+def judge(bench: Bench, preset: str) -> bool:
+    """Print the issue's figures: MFU against what is asked, and ours against open_clip in samples/s and memory. Whether there are any."""
+    ours = [row for row in bench.rows if row.who == "ours" and row.case.preset == preset and row.found is not None]
     best = in_bf16_if_any([row for row in ours if not row.case.captions])
     if best is None or best.found is None:
-        return
+        return False
     share = mfu(best.found, best.found.operations)
     if share is not None and preset in WANTED_MFU and best.case.compute in IN_BF16:
         print(
@@ -228,35 +234,21 @@ def judge(preset: str, rows: Sequence[Row]) -> None:
         )
     for name, part in best.found.kernels[:8]:
         print(f"  {part:>6.1%} {name[:100]}")
-    for peer in rows:
-        same = [row for row in ours if of_theirs(row.case) == peer.case]
-        for row in same:
-            if row.found is None or peer.found is None or peer.who != "open_clip":
-                continue
-            faster, memory = row.found.rate / peer.found.rate, row.found.peak_bytes / max(1, peer.found.peak_bytes)
-            print(
-                f"{preset}, {how(row.case)}: {faster:.2f} times open_clip's rate (1.3 is asked), {memory:.2f} of its memory (0.8 is asked)"
-                f"{'' if row.call == peer.call else ', NOT of the same call'}"
-            )
-
-
-def write_shards(folder: Path, samples: int) -> tuple[str, str]:
-    """A corpus with captions of as many words as a text has places, and a vocabulary trained on them."""
-    found = [
-        (" ".join((caption.split() * FULL_LENGTH)[:FULL_LENGTH]), picture)
-        for caption, picture in pairs(min(samples, 4096))
-    ]
-    found = [found[number % len(found)] for number in range(samples)]
-    manifests.write_corpus(str(folder / "corpus"), [shard_rows(found)], rows_per_shard=2048)
-    vocabulary = str(folder / "vocabulary")
-    tokenizer.train_vocabulary((caption for caption, _ in found[:512]), 2048, vocabulary)
-    return str(folder / "corpus"), vocabulary
-
-
-def has_peer(python: str) -> bool:
-    return not subprocess.run(
-        [python, "-c", "import open_clip, open_clip_train.precision"], check=False, capture_output=True
-    ).returncode
+    compared = False
+    for case in dict.fromkeys(row.case for row in ours):
+        beside = bench.beside(("ours", case), ("open_clip", of_theirs(case)))
+        if beside is None:
+            continue
+        found, theirs = (row.found for row in beside)
+        assert found is not None
+        assert theirs is not None
+        faster, memory = found.rate / theirs.rate, found.peak_bytes / max(1, theirs.peak_bytes)
+        print(
+            f"{preset}, {how(case)}: {faster:.2f} times open_clip's rate (1.3 is asked), {memory:.2f} of its memory (0.8 is asked)"
+            f"{apart(*beside)}"
+        )
+        compared = True
+    return compared or not bench.compares(best.case)
 
 
 def main() -> int:
@@ -275,15 +267,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="the longest that this call may take")
     parser.add_argument("--out", type=Path, help="a file of results, read and added to: a line of JSON each")
     settings = parser.parse_args()
+    end = time.monotonic() + 60 * settings.minutes
     if not torch.cuda.is_available() and not settings.pairs:
         print("no GPU here: nothing was measured (on a CPU name --models, --pairs and --compute)")
         return 0
-    missed = settings.peer and not has_peer(settings.peer)
+    versions = {"ours": versions_of_ours(), "open_clip": settings.peer and versions_of_peer(settings.peer)}
+    missed = settings.peer and not versions["open_clip"]
     if missed:
         print(f"no open_clip in {settings.peer}: NOT COMPARED with it (--peer names a Python that has it)", flush=True)
         settings.peer = ""
-    print(f"torch {torch.__version__}\n{HEAD}", flush=True)
-    bench = Bench(settings.peer, settings.seconds, minutes=settings.minutes, path=settings.out)
+    print(f"ours with torch {versions['ours']}; open_clip {versions['open_clip'] or 'none'}\n{HEAD}", flush=True)
+    bench = Bench(settings.peer, settings.seconds, end=end, path=settings.out, versions=versions)
     done = False
     try:
         for part in settings.parts or PARTS:
@@ -291,9 +285,9 @@ def main() -> int:
         done = True
     except OutOfTimeError:
         print(f"NOT ALL WAS MEASURED in {settings.minutes:g} minutes; the same command with --out goes on", flush=True)
-    for preset in settings.models:
-        judge(preset, [row for row in bench.rows if row.case.preset == preset])
-    return 0 if done and not missed and all(row.why in ("", NO_ROOM) for row in bench.rows) else 1
+    judged = [judge(bench, preset) for preset in settings.models]
+    ran = all(row.why in ("", NO_ROOM) for row in bench.rows if row.case.preset in settings.models)
+    return 0 if done and not missed and ran and all(judged) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from tests.benchmarks.gpu_train import BATCHES, has_peer
+from tests.benchmarks.data.gpu_bench import versions_of_peer
+from tests.benchmarks.gpu_train import BATCHES
 
 OURS_KEPT, THEIRS_KEPT = 12.03, 8.0
 
@@ -48,7 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--hows", nargs="+", default=["eager", "compiled"])
     settings = parser.parse_args()
-    if settings.peer and not has_peer(settings.peer):
+    if settings.peer and not versions_of_peer(settings.peer):
         print(f"no open_clip in {settings.peer}: NOT COMPARED with it (--peer names a Python that has it)", flush=True)
         settings.peer = ""
     for model in settings.models:

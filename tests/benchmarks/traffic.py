@@ -25,7 +25,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tests.benchmarks.gpu_train import BATCHES, has_peer
+from tests.benchmarks.data.gpu_bench import versions_of_peer
+from tests.benchmarks.gpu_train import BATCHES
 from trainer.flops import known_peak
 
 KINDS = ("product", "attention", "elementwise", "sum")
@@ -79,7 +80,7 @@ def main() -> int:
     parser.add_argument("--places", type=int, default=77)
     parser.add_argument("--kernels", type=int, nargs="?", const=12, default=0)
     settings = parser.parse_args()
-    if settings.peer and not has_peer(settings.peer):
+    if settings.peer and not versions_of_peer(settings.peer):
         print(f"no open_clip in {settings.peer}: NOT COMPARED with it (--peer names a Python that has it)", flush=True)
         settings.peer = ""
     print(

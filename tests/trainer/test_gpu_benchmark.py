@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -107,14 +108,26 @@ class Twin:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, short_is_faster: bool = False) -> None:
         self.asked: list[tuple[str, str, int]] = []
+        self.most = {"gpu_ours": 10**6, "gpu_peer": 10**6}
+        """Pairs that fit."""
+        self.failing: tuple[str, ...] = ()
+        self.written = 0
         self._short_is_faster = short_is_faster
         monkeypatch.setattr(gpu_bench, "run", self._run)
-        monkeypatch.setattr(gpu_train, "write_shards", lambda folder, _: (str(folder), "vocabulary"))
+        monkeypatch.setattr(gpu_train, "write_corpus", self._write)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def _write(self, folder: Path, name: str, *_: int) -> tuple[str, str]:
+        self.written += 1
+        return str(folder / name), "vocabulary"
 
     def _run(self, python: str, module: str, case: Case, seconds: float) -> tuple[Measured | None, str, list[str]]:
         source = " from shards" if case.manifest else ""
         self.asked.append((module, how(case) + source, case.pairs))
+        if module in self.failing:
+            return None, "FAILED (1): as was asked", []
+        if (case.micro or case.pairs) > self.most[module]:
+            return None, NO_ROOM, []
         takes = 1.0 - 0.1 * case.compile - 0.1 * (case.checkpoint == "none") - 0.1 * case.captions
         takes += (-0.05 if self._short_is_faster else 0.05) * case.short_attention
         return Measured(case.pairs, 1, takes, 1.0, 1, 1, 0.0, 9.0), "", []
@@ -124,11 +137,21 @@ class Twin:
         return found
 
 
-def call(*parts: str, out: Path, models: Sequence[str] = ("ViT-B/32",), more: Sequence[str] = ()) -> int:
+VERSIONS = {"ours": "1.0, H200", "open_clip": "3.3.0, 1.0, H200"}
+
+
+def call(
+    *parts: str,
+    out: Path,
+    models: Sequence[str] = ("ViT-B/32",),
+    more: Sequence[str] = (),
+    versions: Mapping[str, str] = VERSIONS,
+) -> int:
     argv = [*parts, "--models", *models, "--compute", "bf16", "--peer", sys.executable, "--out", str(out), *more]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["gpu_train", *argv])
-        patch.setattr(gpu_train, "has_peer", lambda _: True)
+        patch.setattr(gpu_train, "versions_of_ours", lambda: versions["ours"])
+        patch.setattr(gpu_train, "versions_of_peer", lambda _: versions["open_clip"])
         return gpu_train.main()
 
 
@@ -155,8 +178,10 @@ def test_each_part_begins_with_what_was_fastest_before(
         ("gpu_ours", f"bf16, compiled, blocks again{also}", 16384),
         ("gpu_peer", "pure_bf16, compiled, blocks again", 16384),
     ]
+    assert asked.written == 1
     assert call(out=tmp_path / "rows") == 0
     assert asked.since() == [], "all of it stands in the file"
+    assert asked.written == 1
 
 
 def test_what_is_asked_for_first_is_measured_of_all_models_first(
@@ -174,7 +199,7 @@ def test_what_is_asked_for_first_is_measured_of_all_models_first(
     ]
 
 
-def test_a_call_goes_on_where_an_earlier_one_was_ended_and_compares_what_is_of_one_call(
+def test_a_call_goes_on_where_an_earlier_one_was_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked, rows = Twin(monkeypatch), tmp_path / "rows"
@@ -185,62 +210,115 @@ def test_a_call_goes_on_where_an_earlier_one_was_ended_and_compares_what_is_of_o
     assert call("speed", "shards", out=rows) == 0
     assert len(asked.since()) == 5
     lines = rows.read_text().splitlines()
-    whose = [json.loads(line)["who"] for line in lines]
-    assert whose == ["ours", "open_clip", "ours", "ours", "shards"]
-    capsys.readouterr()
+    assert [json.loads(line)["who"] for line in lines] == ["ours", "open_clip", "ours", "ours", "shards"]
 
-    # The peer's was not reached: ours is measured once more, beside it. What was cut off while it was written is not there.
-    rows.write_text("\n".join([lines[0], *lines[2:], lines[1][:200]]) + "\n")
+    # The peer's was not reached, or cut off while it was written: ours is measured once more, beside it. The rest is as good as it was.
+    rows.write_text("\n".join([lines[0], *lines[2:], lines[1][:200]]))
     assert call("speed", "shards", out=rows) == 0
-    assert asked.since() == [
-        ("gpu_ours", "bf16, compiled", 4096),
-        ("gpu_peer", "pure_bf16, compiled", 4096),
-        ("gpu_ours", "bf16, compiled from shards", 4096),
-    ]
+    assert asked.since() == [("gpu_ours", "bf16, compiled", 4096), ("gpu_peer", "pure_bf16, compiled", 4096)]
     said = capsys.readouterr().out
     assert "bf16, compiled: 1.00 times open_clip's rate (1.3 is asked), 1.00 of its memory (0.8 is asked)\n" in said
     assert (
-        "elementwise again: 0.89 times open_clip's rate (1.3 is asked), 1.00 of its memory (0.8 is asked), NOT of the same call"
+        "elementwise again: 0.89 times open_clip's rate (1.3 is asked), 1.00 of its memory (0.8 is asked), NOT of"
         in said
     )
     assert "measured at" in said
     assert "from shards 100.0% of the drawn numbers' rate" in said
+    for parts in (["speed"], ["shards"], ["speed", "shards"]):
+        assert call(*parts, out=rows) == 0
+    assert asked.since() == [], "each comparison has its call"
 
 
-def test_a_row_of_other_code_or_one_that_failed_is_measured_again(
+@pytest.mark.parametrize("short_is_faster", [True, False])
+def test_parts_in_calls_of_their_own_keep_what_each_compares(
+    short_is_faster: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, rows = Twin(monkeypatch, short_is_faster=short_is_faster), tmp_path / "rows"
+    assert call("speed", out=rows) == 0
+    asked.since()
+    assert call("shards", out=rows) == 0
+    also = ", short attention" if short_is_faster else ""
+    assert asked.since() == [
+        ("gpu_ours", f"bf16, compiled{also}", 4096),
+        ("gpu_ours", f"bf16, compiled{also} from shards", 4096),
+    ]
+    capsys.readouterr()
+    assert call("speed", "shards", out=rows) == 0
+    assert asked.since() == []
+    assert "NOT of" not in capsys.readouterr().out
+    assert call("large", out=rows) == 0
+    assert "times the work of pieces alone, NOT of the same call" in capsys.readouterr().out
+
+
+def test_what_did_not_fit_is_not_tried_again_and_all_begins_with_the_batch_that_both_hold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked, rows = Twin(monkeypatch), tmp_path / "rows"
+    asked.most = {"gpu_ours": 3072, "gpu_peer": 2048}
     assert call("speed", out=rows) == 0
-    asked.since()
-    peer = gpu_bench.code_of("open_clip")
-    monkeypatch.setattr(gpu_bench, "code_of", lambda who: peer if who == "open_clip" else "another")
-    assert call("speed", out=rows) == 0
-    assert [module for module, *_ in asked.since()] == ["gpu_ours", "gpu_peer", "gpu_ours", "gpu_ours"]
+    assert asked.since() == [
+        ("gpu_ours", "bf16, compiled", 4096),
+        ("gpu_ours", "bf16, compiled", 3072),
+        ("gpu_peer", "pure_bf16, compiled", 3072),
+        ("gpu_ours", "bf16, compiled", 2048),
+        ("gpu_peer", "pure_bf16, compiled", 2048),
+        ("gpu_ours", "bf16, compiled, elementwise again", 2048),
+        ("gpu_ours", "bf16, compiled, short attention", 2048),
+    ]
+    asked.most["gpu_ours"] = 1024
+    assert call("speed", "large", out=rows) == 0
+    assert asked.since() == [
+        ("gpu_ours", "bf16, compiled, pieces of 2048", 32768),
+        ("gpu_ours", "bf16, compiled, pieces of 1024", 32768),
+    ]
+    asked.most["gpu_ours"] = 1
+    assert call("speed", out=tmp_path / "none") == 1, "nothing fits: no figure"
 
+
+def test_what_failed_is_not_tried_again_and_is_not_in_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked, rows = Twin(monkeypatch), tmp_path / "rows"
+    asked.failing = ("gpu_peer",)
+    for tried in (5, 0):
+        assert call("speed", "shards", out=rows) == 1
+        assert len(asked.since()) == tried
+    asked.failing = ()
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
-    lines[-1] |= {"found": None, "why": "FAILED (1): a machine's whim"}
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines if line["found"]))
+    assert call("speed", "shards", out=rows) == 0
+    assert asked.since() == [("gpu_ours", "bf16, compiled", 4096), ("gpu_peer", "pure_bf16, compiled", 4096)]
+
+
+def test_rows_of_another_torch_device_or_code_are_not_taken_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked, rows = Twin(monkeypatch), tmp_path / "rows"
+    rows.write_text('[]\n3\n{"who": "ours", "case": {"preset": "ViT-B/32"}}\nnothing\n')
     assert call("speed", out=rows) == 0
-    assert asked.since() == [("gpu_ours", "bf16, compiled, short attention", 4096)]
+    assert len(asked.since()) == 4
+    assert call("speed", out=rows, versions=VERSIONS | {"open_clip": "another"}) == 0
+    assert [module for module, *_ in asked.since()] == ["gpu_ours", "gpu_peer"], "ours beside it"
+    assert call("speed", out=rows, versions=VERSIONS | {"ours": "another"}) == 0
+    assert [module for module, *_ in asked.since()] == ["gpu_ours", "gpu_peer", "gpu_ours", "gpu_ours"]
+    assert call("speed", "shards", out=rows) == 0
+    assert len(asked.since()) == 2
+    assert call("shards", out=rows, more=["--shards", "512"]) == 0
+    assert [way for _, way, _ in asked.since()] == ["bf16, compiled", "bf16, compiled from shards"]
 
 
 def test_the_code_that_a_figure_is_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for place in ("trainer/models", "pipeline/contracts", "tests/benchmarks/data"):
         (tmp_path / place).mkdir(parents=True)
-    ours, case, theirs = (
-        tmp_path / "trainer/models/vit.py",
-        *(tmp_path / "tests/benchmarks/data" / name for name in ("gpu_case.py", "gpu_peer.py")),
-    )
-    for path in (ours, case, theirs, case.with_name("gpu_ours.py")):
+    cases = tmp_path / "tests/benchmarks/data"
+    names = ("gpu_case.py", "gpu_peer.py", "gpu_ours.py", "photographs.py")
+    case, theirs, *others = (cases / name for name in names)
+    ours = tmp_path / "trainer/models/vit.py"
+    for path in (ours, case, theirs, *others):
         path.write_text("a = 1")
     monkeypatch.chdir(tmp_path)
 
     def digests() -> tuple[str, str]:
-        gpu_bench.code_of.cache_clear()
         return gpu_bench.code_of("ours"), gpu_bench.code_of("open_clip")
 
     before = digests()
+    assert gpu_bench.code_of("ours", "another torch") != before[0]
     ours.write_text("a = 2")
     changed = digests()
     assert changed[0] != before[0]
@@ -250,14 +328,28 @@ def test_the_code_that_a_figure_is_of(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert digests()[1] != changed[1]
     case.write_text("a = 2")
     assert all(new != old for new, old in zip(digests(), changed, strict=True))
-    gpu_bench.code_of.cache_clear()
 
 
-def test_a_case_that_the_end_of_the_call_cuts_off_is_no_row(tmp_path: Path) -> None:
-    bench = Bench("", 500, minutes=0.2 / 60, path=tmp_path / "rows")
-    with pytest.raises(OutOfTimeError):
-        bench.run("ours", TINY)
-    assert not (tmp_path / "rows").exists()
+def test_a_case_that_the_end_of_the_call_cuts_off_is_no_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_bench, "LEAST", 0)
+    for seconds, is_row in ((500, False), (0.05, True)):
+        bench = Bench("", seconds, end=time.monotonic() + 0.2, path=tmp_path / "rows")
+        if is_row:
+            assert bench.run("ours", TINY).why == "took more than 0 s"
+        else:
+            with pytest.raises(OutOfTimeError):
+                bench.run("ours", TINY)
+        assert (tmp_path / "rows").exists() == is_row
+
+
+def test_what_the_two_sides_are_is_asked_of_their_pythons(tmp_path: Path) -> None:
+    version = gpu_bench.versions_of_ours()
+    assert version.startswith(torch.__version__)
+    assert version.endswith("CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+    absent = tmp_path / "python"
+    absent.write_text(f"#!{sys.executable}\nraise ImportError('open_clip')\n")
+    absent.chmod(0o700)
+    assert gpu_bench.versions_of_peer(str(absent)) == ""
 
 
 @pytest.mark.parametrize(
@@ -291,10 +383,11 @@ def test_a_peer_that_is_not_there_is_no_comparison(
 ) -> None:
     found = Measured(1, 1, 1.0, 1.0, 1, 1, 0.0)
     monkeypatch.setattr(gpu_bench, "run", lambda *_: (found, "", []))
+    monkeypatch.setattr(gpu_train, "versions_of_ours", lambda: "1.0, CPU")
+    monkeypatch.setattr(gpu_train, "versions_of_peer", lambda _: "")
     for peer, code in (([], 1), (["--peer", ""], 0)):
         argv = ["gpu_train", "speed", "--models", "tiny-vit", "--pairs", "16", "--compute", "fp32"]
         monkeypatch.setattr(sys, "argv", [*argv, *peer])
-        monkeypatch.setattr(gpu_train, "has_peer", lambda _: False)
         assert gpu_train.main() == code
         assert ("NOT COMPARED" in capsys.readouterr().out) == bool(code)
 
@@ -327,18 +420,21 @@ def test_utilisation_is_of_the_devices_peak(capsys: pytest.CaptureFixture[str]) 
     ours = Row("ours", Case("ViT-B/32", 1000, "bf16"), found)
     slower = Measured(1000, 1, 0.75, 1.0, 16 * 10**9, 0, 0.0, device="NVIDIA H200")
     theirs = Row("open_clip", Case("ViT-B/32", 1000, "pure_bf16"), slower)
-    assert fastest([ours, theirs], "ViT-B/32") == ours.case
-    quicker = Row(
-        "ours", Case("ViT-B/32", 1000, "fp16"), dataclasses.replace(found, seconds=0.01, operations=5 * 10**9)
-    )
-    assert fastest([quicker, ours], "ViT-B/32") == ours.case
-    assert fastest([quicker], "ViT-B/32") == quicker.case
-    judge("ViT-B/32", [quicker, ours, theirs])
+    quicker = dataclasses.replace(found, seconds=0.01, operations=5 * 10**9)
+    in_fp16 = Row("ours", Case("ViT-B/32", 1000, "fp16"), quicker)
+    again = Row("ours", dataclasses.replace(ours.case, checkpoint="blocks"), quicker)
+    short = Row("ours", dataclasses.replace(ours.case, short_attention=True), dataclasses.replace(found, seconds=0.4))
+    assert fastest([in_fp16, again, ours, theirs], ours.case) == ours.case
+    assert fastest([in_fp16, again, ours, short, theirs], ours.case) == short.case
+    bench = Bench(sys.executable)
+    bench.rows.extend([in_fp16, ours, theirs])
+    assert judge(bench, "ViT-B/32")
     said = capsys.readouterr().out
     assert "ViT-B/32, bf16, compiled: MFU 0.6%, 40% is asked: SHORT" in said
-    judge("ViT-B/32", [quicker])
-    assert "MFU" not in capsys.readouterr().out, "what is asked is asked of bf16"
     assert "1.50 times open_clip's rate (1.3 is asked), 0.50 of its memory" in said
+    bench.rows[:] = [in_fp16]
+    assert not judge(bench, "ViT-B/32"), "nothing of open_clip's"
+    assert "MFU" not in capsys.readouterr().out, "what is asked is asked of bf16"
     assert NO_ROOM in line_of(Row("ours", ours.case, None, NO_ROOM), 0)
 
 

@@ -444,7 +444,7 @@ def test_a_text_tower_has_few_programs_for_all_groups(how: Checkpointing) -> Non
 
     assert model.transformer is not None
     for block in model.transformer.resblocks:
-        block.compile(dynamic=True, backend=counted)  # as `compile_blocks`
+        block.compile(dynamic=True, backend=counted)  # as `compile_blocks` does, but for what a GPU is told
     torch._dynamo.reset()
     for n, length in ((5, 4), (3, 6), (9, 9), (1, 7), (2, 5), (8, 3), (1, 4), (40, 8)):
         torch.autograd.backward(model.encode_text(some_ids(n, SMALL_VIT)[:, :length]).sum())

@@ -1,11 +1,11 @@
 """The table of the benchmark `gpu_train`: runs its cases one after the other, and keeps, reads again and prints what was found.
 
-A case that was measured is not measured again, in the same call or in a later one with the same file, unless the code of its side has
-changed since or it had failed. What is compared is of one call where `together` took it; a line says where it is not.
+A case that was measured, or failed, is not tried again, in the same call or in a later one with the same file, unless the code of its
+side, torch, open_clip or the device are others, or a comparison has need of it: what is compared is of one call, or a line says that it is
+not. To have a case tried again take its line out of the file.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -14,25 +14,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from tests.benchmarks.data.gpu_case import PHASES, Case, Measured
 from trainer.flops import known_peak
 
 THEIRS = {"autocast_bf16": "amp_bf16", "bf16": "pure_bf16", "fp16": "amp", "fp32": "fp32"}
 """What open_clip calls the precision. Its amp in fp16 keeps fp32 weights; ours keeps fp16 ones beside fp32 masters."""
-SECONDS = 900
+SECONDS = 450
+"""The longest that a case may take: 32,768 pairs of a ViT-L/14 take five steps of some 45 s."""
+LEAST = 45
+"""Seconds; with less time left no case is begun."""
 NO_ROOM = "does not fit"
 _NO_ROOM = re.compile(r"OutOfMemoryError|out of memory|STATUS_ALLOC_FAILED|unable to find an engine", re.IGNORECASE)
 """What PyTorch, cuBLAS and cuDNN say of a batch that is too large."""
 _WARNING = re.compile(r"^W\d{4} |^WARNING|\[WARNING\]|\w+Warning: ")
 """As torch, the standard library, DeepSpeed and `warnings` begin them."""
 _CASES = "tests/benchmarks/data"
-_MADE_OF = {"ours": ("trainer", "pipeline/contracts", f"{_CASES}/gpu_ours.py"), "open_clip": (f"{_CASES}/gpu_peer.py",)}
+_MADE_OF = {
+    "ours": ("trainer", "pipeline/contracts", f"{_CASES}/gpu_ours.py", f"{_CASES}/photographs.py"),
+    "open_clip": (f"{_CASES}/gpu_peer.py",),
+}
+_VERSIONS = "import torch; print(torch.__version__); print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU')"
+"""Asked of another process: one that asks takes memory of the GPU."""
 
 
 class OutOfTimeError(Exception):
@@ -52,70 +59,73 @@ class Row:
     call: str = ""
     """When the call began that measured it."""
     code: str = ""
-    """Digest of the code that did."""
+    """Digest of the code that did, and of the versions and the device that it had."""
 
 
 class Bench:
     """What was measured in this call, and in earlier ones with the same `path`.
 
-    peer: a Python that has open_clip, "" for none. seconds: the longest that a case may take. minutes: of this call, after which
-    OutOfTimeError ends it.
+    peer: a Python that has open_clip, "" for none. seconds: the longest that a case may take. end: the `time.monotonic()` at which
+    OutOfTimeError ends the call. versions: of both sides, "ours" and "open_clip": what else than code their figures are of.
     """
 
     def __init__(
-        self, peer: str, seconds: float = SECONDS, *, minutes: float = float("inf"), path: Path | None = None
+        self,
+        peer: str,
+        seconds: float = SECONDS,
+        *,
+        end: float = float("inf"),
+        path: Path | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         self.peer = peer
-        self._seconds, self._end, self._path = seconds, time.monotonic() + 60 * minutes, path
+        self.rows: list[Row] = []
+        """Of all calls, the newest last."""
+        self._seconds, self._end, self._path = seconds, end, path
+        self._code = {who: code_of(who, (versions or {}).get(who, "")) for who in _MADE_OF}
         self._call = datetime.now(UTC).isoformat()
-        self._found: dict[tuple[str, Case], Row] = {}
-        self._told: set[tuple[str, Case]] = set()
+        self._told: set[int] = set()
         if path is not None and path.exists():
-            for line in path.read_text().splitlines():
-                self._take_up(line)
+            self._take_up(path)
 
-    @property
-    def rows(self) -> list[Row]:
-        return list(self._found.values())
-
-    def run(self, who: str, case: Case, *, again: bool = False) -> Row:
+    def run(self, who: str, case: Case) -> Row:
         """A case, measured unless it is known. `who`: whose step; "open_clip", or else a name for ours."""
-        key = _key(who, case)
-        row = None if again else self._found.get(key)
-        if row is None:
-            row = self._measure(who, case)
-            self._found[key] = row
-            if self._path is not None:
-                with open(self._path, "a", encoding="utf-8") as out:
-                    print(json.dumps(dataclasses.asdict(row)), file=out)
-        if again or key not in self._told:
-            self._told.add(key)
-            before = [] if row.call == self._call else [f"measured at {row.call[:16]}"]
-            print(line_of(row, self._operations(case)), *before, *row.warnings, sep="\n    ", flush=True)
-        return row
+        known = self._of(who, case)
+        found = [row for row in known if row.found is not None] or known
+        return self._tell(found[-1]) if found else self._measure(who, case)
 
     def known(self, *wanted: tuple[str, Case]) -> list[Row]:
-        """Those of `wanted` in their order up to the first that found nothing, if all of these are of one call; else []."""
-        rows: list[Row] = []
-        for who, case in wanted:
-            row = self._found.get(_key(who, case))
-            if row is None or row.call != (rows or [row])[0].call:
-                return []
-            rows.append(row)
-            if row.found is None:
-                break
-        return rows
+        """Those of `wanted` in their order up to the first that never found anything, if all of these are of one call; else []."""
+        for call in dict.fromkeys(row.call for row in reversed(self.rows)):
+            rows: list[Row] = []
+            for who, case in wanted:
+                row = self._of_call(who, case, call)
+                if row is None:
+                    break
+                rows.append(row)
+                if row.found is None:
+                    return rows
+            if len(rows) == len(wanted):
+                return rows
+        return []
 
     def together(self, *wanted: tuple[str, Case]) -> list[Row]:
         """Rows of one call, to be compared: those of `wanted` up to the first that finds nothing."""
-        again = not self.known(*wanted)
-        rows: list[Row] = []
-        for who, case in wanted:
-            before = self._found.get(_key(who, case))
-            rows.append(self.run(who, case, again=again and before is not None and before.call != self._call))
-            if rows[-1].found is None:
-                break
+        rows = [self._tell(row) for row in self.known(*wanted)]
+        if not rows:
+            for who, case in wanted:
+                row = self._of_call(who, case, self._call)
+                rows.append(self._measure(who, case) if row is None else self._tell(row))
+                if rows[-1].found is None:
+                    break
         return rows
+
+    def beside(self, one: tuple[str, Case], other: tuple[str, Case]) -> tuple[Row, Row] | None:
+        """What was found of both, the newest; of one call if there is such a one (`apart` says if not)."""
+        ours, theirs = ([row for row in self._of(*wanted) if row.found is not None] for wanted in (one, other))
+        pairs = [(row, peer) for row in ours for peer in theirs if row.call == peer.call]
+        pairs = pairs or [(row, peer) for row in ours for peer in theirs]
+        return pairs[-1] if pairs else None
 
     def ours(self, cases: Iterable[Case]) -> Row | None:
         """Ours of the first of `cases` that can be measured; the next one is smaller."""
@@ -124,65 +134,120 @@ class Bench:
     def both(self, cases: Iterable[Case]) -> Row | None:
         """The first of `cases` that can be measured, also the peer's of the same if it fits; ours of it. The next one is smaller."""
         for case in cases:
-            compared = self.peer and case.compute in THEIRS
-            rows = self.together(("ours", case), *([("open_clip", of_theirs(case))] if compared else []))
+            rows = self.together(("ours", case), *([("open_clip", of_theirs(case))] if self.compares(case) else []))
             if rows[0].found is not None and rows[-1].why != NO_ROOM:
                 return rows[0]
         return None
 
+    def compares(self, case: Case) -> bool:
+        """Whether the peer is asked for the same."""
+        return bool(self.peer) and case.compute in THEIRS
+
+    def check_time(self, needed: float = 0) -> None:
+        """Raise OutOfTimeError if fewer seconds are left than are `needed`, or than a case takes at the least."""
+        if self._end - time.monotonic() < max(needed, LEAST):
+            raise OutOfTimeError
+
+    def _of(self, who: str, case: Case) -> list[Row]:
+        key = _key(who, case)
+        return [row for row in self.rows if _key(row.who, row.case) == key]
+
+    def _of_call(self, who: str, case: Case, call: str) -> Row | None:
+        """What the call knows of the case: what never found anything, in whatever call, is not tried again."""
+        known = self._of(who, case)
+        if known and all(row.found is None for row in known):
+            return known[-1]
+        return next((row for row in reversed(known) if row.call == call), None)
+
     def _measure(self, who: str, case: Case) -> Row:
+        self.check_time()
         theirs = who == "open_clip"
         python, module = (self.peer, "gpu_peer") if theirs else (sys.executable, "gpu_ours")
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise OutOfTimeError
-        found, why, warnings = run(python, module, case, min(left, self._seconds))
-        if found is None and time.monotonic() >= self._end:
-            raise OutOfTimeError  # it was cut off, which says nothing of it
-        return Row(who, case, found, why, warnings, self._call, code_of(who))
+        given = min(self._end - time.monotonic(), self._seconds)
+        found, why, warnings = run(python, module, case, given)
+        if found is None and given < self._seconds and time.monotonic() >= self._end:
+            raise OutOfTimeError  # it was cut off before its time, which says nothing of it
+        row = Row(who, case, found, why, warnings, self._call, self._code["open_clip" if theirs else "ours"])
+        self.rows.append(row)
+        if self._path is not None:
+            with open(self._path, "a", encoding="utf-8") as out:
+                print(json.dumps(dataclasses.asdict(row)), file=out)
+        return self._tell(row)
+
+    def _tell(self, row: Row) -> Row:
+        """Print a row, once."""
+        if id(row) not in self._told:
+            self._told.add(id(row))
+            before = [] if row.call == self._call else [f"measured at {row.call[:16]}"]
+            print(line_of(row, self._operations(row.case)), *before, *row.warnings, sep="\n    ", flush=True)
+        return row
 
     def _operations(self, case: Case) -> int | None:
         """Of a pair, as ours counted them; None where none of ours is known."""
-        return next(
-            (
-                row.found.operations
-                for row in self._found.values()
-                if row.found and row.found.operations and _task(row.case) == _task(case)
-            ),
-            None,
-        )
+        of_task = (row.found for row in self.rows if _task(row.case) == _task(case))
+        return next((found.operations for found in of_task if found is not None and found.operations), None)
 
-    def _take_up(self, line: str) -> None:
-        """A row of an earlier call, if it is whole, says something of the case, and the code is still the same."""
-        try:
-            said = json.loads(line)
-        except ValueError:
-            return  # the call was killed while it wrote
-        if said["why"] in ("", NO_ROOM) and said["code"] == code_of(said["who"]):
-            found = Measured(**said["found"]) if said["found"] else None
-            row = Row(**said | {"case": Case(**said["case"]), "found": found})
-            self._found[_key(row.who, row.case)] = row
+    def _take_up(self, path: Path) -> None:
+        """The rows of earlier calls that are of the same code, versions and device."""
+        said = path.read_text()
+        if said and not said.endswith("\n"):
+            with open(path, "a", encoding="utf-8") as out:
+                print(file=out)  # a call was killed while it wrote
+        for line in said.splitlines():
+            try:
+                row = _row_of(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off, or of other code: which has other fields, perhaps
+            if row.code == self._code["open_clip" if row.who == "open_clip" else "ours"]:
+                self.rows.append(row)
+
+
+def apart(one: Row, other: Row) -> str:
+    """What to say of a comparison."""
+    return "" if one.call == other.call else ", NOT of the same call"
+
+
+def _row_of(said: dict[str, Any]) -> Row:
+    found = Measured(**said["found"]) if said["found"] else None
+    return Row(**said | {"case": Case(**said["case"]), "found": found})
 
 
 def _key(who: str, case: Case) -> tuple[str, Case]:
     """What a case is measured for; wherever its shards lie."""
-    return who, dataclasses.replace(case, manifest=case.manifest and "shards", vocabulary=None)
+    return who, dataclasses.replace(case, manifest=case.manifest and Path(case.manifest).name, vocabulary=None)
 
 
 def _task(case: Case) -> tuple[str, bool]:
     return case.preset, case.captions
 
 
-@functools.cache
-def code_of(who: str) -> str:
-    """A digest of the code that measures this side, and for ours of torch's version; from the checkout's root."""
-    digest = hashlib.sha256(b"" if who == "open_clip" else torch.__version__.encode())
-    for place in (*_MADE_OF.get(who, _MADE_OF["ours"]), f"{_CASES}/gpu_case.py"):
+def code_of(who: str, versions: str = "") -> str:
+    """A digest of the code that measures this side, from the checkout's root, and of `versions`."""
+    digest = hashlib.sha256(versions.encode())
+    for place in (*_MADE_OF[who], f"{_CASES}/gpu_case.py"):
         found = sorted(Path(place).rglob("*")) if Path(place).is_dir() else [Path(place)]
         for path in found:
             if path.suffix in (".py", ".toml"):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def versions_of_ours() -> str:
+    """What ours is measured with: torch's version and the device."""
+    return _said_by(sys.executable, _VERSIONS)
+
+
+def versions_of_peer(python: str) -> str:
+    """The same of open_clip's, with its own version; "" if this Python has none."""
+    return _said_by(python, f"import open_clip, open_clip_train.precision; print(open_clip.__version__); {_VERSIONS}")
+
+
+def _said_by(python: str, code: str) -> str:
+    try:
+        done = subprocess.run([python, "-c", code], check=False, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        return ""
+    return "" if done.returncode else ", ".join(done.stdout.splitlines())
 
 
 def of_theirs(case: Case) -> Case:

@@ -93,7 +93,7 @@ class Measured:
     seconds: float
     """Median of a step."""
     first_step: float
-    """Seconds, compilation included."""
+    """Seconds, compilation included but for programs that an earlier case left on the disk."""
     peak_bytes: int
     """Of what the allocator gave out during the timed steps; 0 on CPUs."""
     operations: int

@@ -6,6 +6,7 @@ by the functions that the pipeline stores pictures with.
 
 import hashlib
 import io
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -13,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.content import image as images
+from pipeline.contracts import manifest as manifests
 from pipeline.contracts import schema
 from tests.benchmarks.data.captions import REAL_DATA, captions
+from trainer import tokenizer
 
 CUTS = 13
 
@@ -79,3 +82,13 @@ def shard_rows(found: list[tuple[str, bytes]]) -> pa.Table:
     }
     columns = [pa.array(known.get(field.name, [None] * len(found)), field.type) for field in schema.SHARD_SCHEMA]
     return pa.table(columns, schema=schema.SHARD_SCHEMA)
+
+
+def write_corpus(folder: Path, name: str, count: int, words: int) -> tuple[str, str]:
+    """Shards of `count` pairs in folder/name with captions of as many words, and a vocabulary trained on them: both places."""
+    found = [(" ".join((caption.split() * words)[:words]), picture) for caption, picture in pairs(min(count, 4096))]
+    found = [found[number % len(found)] for number in range(count)]
+    manifests.write_corpus(str(folder / name), [shard_rows(found)], rows_per_shard=2048)
+    vocabulary = str(folder / "vocabulary")
+    tokenizer.train_vocabulary((caption for caption, _ in found[:512]), 2048, vocabulary)
+    return str(folder / name), vocabulary
