@@ -31,7 +31,7 @@ _MOST_PROGRAMS = 128
 _FUSE_ALL_SIZES = "triton.mix_order_reduction_non_strict_mode"
 """Where torch's compiler knows it, it sums a norm's gradient by rows and by columns in one kernel however small a group is. Without it, on
 GPUs, every program of a text tower is made twice, once for groups below 5 * 2**20 numbers (torch 2.11, `_inductor/scheduler.py`), for which
-one kernel is the slower way, it says there: some microseconds of a step, against minutes of compiling."""
+one kernel is the slower way, it says there."""
 
 
 class CLIP(nn.Module):
