@@ -157,7 +157,7 @@ def call(
 
 @pytest.mark.parametrize("short_is_faster", [True, False])
 def test_each_part_begins_with_what_was_fastest_before(
-    short_is_faster: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    short_is_faster: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = Twin(monkeypatch, short_is_faster=short_is_faster)
     assert call(out=tmp_path / "rows") == 0
@@ -179,9 +179,14 @@ def test_each_part_begins_with_what_was_fastest_before(
         ("gpu_peer", "pure_bf16, compiled, blocks again", 16384),
     ]
     assert asked.written == 1
+    first = capsys.readouterr().out
     assert call(out=tmp_path / "rows") == 0
     assert asked.since() == [], "all of it stands in the file"
     assert asked.written == 1
+    again = capsys.readouterr().out
+    for said in (first, again):
+        rows = [line for line in said.splitlines() if line[:10].strip() in ("ours", "open_clip", "shards")]
+        assert len(rows) == len(set(rows)) == 14, "each once"
 
 
 def test_what_is_asked_for_first_is_measured_of_all_models_first(
@@ -248,6 +253,37 @@ def test_parts_in_calls_of_their_own_keep_what_each_compares(
     assert "NOT of" not in capsys.readouterr().out
     assert call("large", out=rows) == 0
     assert "times the work of pieces alone, NOT of the same call" in capsys.readouterr().out
+
+
+def test_the_fastest_is_measured_beside_open_clip_in_one_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, rows = Twin(monkeypatch, short_is_faster=True), tmp_path / "rows"
+    assert call("speed", out=rows) == 0
+    rows.write_text("\n".join(rows.read_text().splitlines()[:2]) + "\n")
+    asked.since()
+    assert call("speed", out=rows) == 0
+    assert asked.since() == [
+        ("gpu_ours", "bf16, compiled, elementwise again", 4096),
+        ("gpu_ours", "bf16, compiled, short attention", 4096),
+        ("gpu_peer", "pure_bf16, compiled", 4096),
+    ]
+    said = capsys.readouterr().out
+    assert "short attention: 1.07 times open_clip's rate (1.3 is asked), 1.00 of its memory (0.8 is asked)\n" in said
+    assert "NOT of" not in said
+
+
+def test_a_case_that_fails_is_said_by_the_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked, measured = Twin(monkeypatch), gpu_bench.run
+
+    def run(python: str, module: str, case: Case, seconds: float) -> tuple[Measured | None, str, list[str]]:
+        return (None, "FAILED (1)", []) if case.manifest else measured(python, module, case, seconds)
+
+    monkeypatch.setattr(gpu_bench, "run", run)
+    assert call("speed", out=tmp_path / "rows") == 0
+    assert call("speed", "shards", out=tmp_path / "rows") == 1
+    assert call("speed", "shards", out=tmp_path / "rows") == 1
+    assert asked.written == 1
 
 
 def test_what_did_not_fit_is_not_tried_again_and_all_begins_with_the_batch_that_both_hold(
@@ -340,6 +376,14 @@ def test_a_case_that_the_end_of_the_call_cuts_off_is_no_row(monkeypatch: pytest.
             with pytest.raises(OutOfTimeError):
                 bench.run("ours", TINY)
         assert (tmp_path / "rows").exists() == is_row
+    # Also where the end has come by then
+
+    def late(*_: object) -> tuple[None, str, list[str]]:
+        time.sleep(0.3)
+        return None, "took more than 0 s", []
+
+    monkeypatch.setattr(gpu_bench, "run", late)
+    assert Bench("", 0.1, end=time.monotonic() + 0.2).run("ours", TINY).why == "took more than 0 s"
 
 
 def test_what_the_two_sides_are_is_asked_of_their_pythons(tmp_path: Path) -> None:

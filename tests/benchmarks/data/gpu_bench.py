@@ -95,18 +95,11 @@ class Bench:
         return self._tell(found[-1]) if found else self._measure(who, case)
 
     def known(self, *wanted: tuple[str, Case]) -> list[Row]:
-        """Those of `wanted` in their order up to the first that never found anything, if all of these are of one call; else []."""
+        """Those of `wanted`, if all of them are of one call, the newest such call; else []."""
         for call in dict.fromkeys(row.call for row in reversed(self.rows)):
-            rows: list[Row] = []
-            for who, case in wanted:
-                row = self._of_call(who, case, call)
-                if row is None:
-                    break
-                rows.append(row)
-                if row.found is None:
-                    return rows
-            if len(rows) == len(wanted):
-                return rows
+            rows = [self._of_call(who, case, call) for who, case in wanted]
+            if all(rows):
+                return [row for row in rows if row is not None]
         return []
 
     def together(self, *wanted: tuple[str, Case]) -> list[Row]:
