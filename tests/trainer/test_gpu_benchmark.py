@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmark for GPUs, on a tiny model on a CPU: phases that add up, operations, utilisation, both sources of data."""
+"""The benchmark for GPUs without one: its arithmetic, of a tiny model on a CPU, and which cases each of several calls runs and compares."""
 
 import dataclasses
 import json

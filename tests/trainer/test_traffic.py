@@ -1,4 +1,4 @@
-"""The benchmark `traffic`: kernels whose bytes and operations can be said by hand, and a whole step's products as they are computed."""
+"""The benchmark `traffic`: bytes that can be said by hand, a step's products as they are computed, programs that a GPU would have."""
 
 import json
 import subprocess
