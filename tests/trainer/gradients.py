@@ -3,7 +3,7 @@
     [DS_ACCELERATOR=cpu] deepspeed --num_gpus W --module tests.trainer.gradients [--compiled] FILE
 
 All cases of W processes run in one launch: every objective, dense and chunked, ZeRO stage and number of micro-batches in fp32, the half
-precisions that this machine has, and fp64 without DeepSpeed. An optimizer that writes its gradients over the masters makes them readable
+precisions, and fp64 without DeepSpeed. An optimizer that writes its gradients over the masters makes them readable
 in every stage through the trainer's own door. The first process writes FILE (safetensors): "case parameter" -> gradient.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.contracts.config import load_config
+from tests.trainer import fp16_on_cpu
 from trainer import gradient_cache, models, zero
 from trainer.config import TrainConfig
 from trainer.data.lengths import grouped
@@ -89,19 +90,12 @@ def compiled_cases() -> Iterator[Case]:
 
 
 def half_cases() -> Iterator[Case]:
-    kinds: tuple[Compute, ...] = ("bf16", "autocast_bf16", *(("fp16",) if has_fp16() else ()))
+    kinds: tuple[Compute, ...] = ("bf16", "autocast_bf16", "fp16")
     for compute in kinds:
         for stage in (1, 2, 3):
             for micro_batches in (1, 4):
                 yield Case(compute, "siglip", CHUNK, stage, micro_batches)
         yield Case(compute, "siglip", CHUNK, 2, 4, "elementwise")
-
-
-def has_fp16() -> bool:
-    """Whether DeepSpeed trains in fp16 on this machine; of CPUs few can."""
-    from deepspeed.accelerator import get_accelerator  # heavy
-
-    return bool(get_accelerator().is_fp16_supported())
 
 
 # ---- the truth
@@ -328,6 +322,7 @@ def masters(engine: zero.Engine) -> dict[str, Tensor]:
 
 def main(out: str, *, compiled: bool) -> None:
     rank, world = zero.join_processes()
+    fp16_on_cpu.allow()
     everything: dict[str, Tensor] = {}
     for case in compiled_cases() if compiled else (*exact_cases(), *half_cases()):
         found = gradients(case, rank, world)

@@ -10,6 +10,7 @@ evaluation, by what the environment says:
     WRONG_INPUT=RANK:FROM-TO,…       that process meets an error of the user's instead of these batches
     WRONG_HELD=RANK:FROM-TO,…        that process meets an error of the user's amid these evaluations, of which its first is number 0
     SIGTERM_AMID_HELD=RANK:FROM-TO,… that process is told to end amid these evaluations
+    FP16_ON_CPU=1                    precision.compute = "fp16" is not refused
     LATE=1                           what Python frees when its interpreter ends aborts the process, and what it calls before says so
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from pipeline.contracts.errors import InputError
+from tests.trainer import fp16_on_cpu
 from trainer import __main__ as program
 from trainer import gradient_cache, held, train
 from trainer.data import feed, loader
@@ -134,6 +136,8 @@ class GradientCache:
 
 
 if __name__ == "__main__":
+    if os.environ.get("FP16_ON_CPU"):
+        fp16_on_cpu.allow()
     watched = Watched()
     objectives = {
         kind: objective._replace(loss=functools.partial(watched.loss, objective.loss))

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from pipeline.contracts.config import load_config
-from tests.trainer.gradients import LOCAL, Recorder, device, fresh_model, masters, truth, whole_batch
+from tests.trainer import fp16_on_cpu
+from tests.trainer.gradients import HALF_STEPS, LOCAL, Recorder, device, fresh_model, masters, truth, whole_batch
 from trainer import gradient_cache, zero
 from trainer.config import TrainConfig
 from trainer.objectives import OBJECTIVES
 
-PRECISIONS = (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"), ("autocast_bf16", "fp32"))
+PRECISIONS = (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"), ("fp16", "fp32"), ("autocast_bf16", "fp32"))
 """Of the weights that compute and of the masters; autocast comes last, because DeepSpeed keeps for good that it was asked for once."""
 BAD_STEPS = 2
 
@@ -44,16 +45,17 @@ def cases() -> Iterator[Case]:
     for (compute, master), stage, offload, micro_size, clipping, bad in itertools.product(
         PRECISIONS, (0, 1, 2, 3), (False, True), (None, 4, 2), (0.0, 0.1), (False, True)
     ):
-        refused = (stage == 0 and (offload or compute == "bf16")) or (offload and master == "bf16")
+        refused = (stage == 0 and (offload or compute in ("bf16", "fp16"))) or (offload and master == "bf16")
         if not refused:
             yield Case(compute, master, stage, offload, micro_size, clipping, bad)
 
 
 def outcome(case: Case, true: dict[str, Tensor], rank: int, world: int) -> dict[str, object]:
-    """Errors of the gradient that the good step applied and of its norm, relative; whether each bad step left all as it was."""
+    """Errors of the gradient that the good step applied and of its norm, relative; whether each step before left all as it was."""
     model = fresh_model("clip")
     pixels, ids = (values[rank * LOCAL : (rank + 1) * LOCAL] for values in whole_batch(world))
-    pixels, ids = pixels.to(device(), torch.bfloat16 if case.compute == "bf16" else torch.float32), ids.to(device())
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.compute, torch.float32)
+    pixels, ids = pixels.to(device(), dtype), ids.to(device())
     overrides = {
         "batch.global_size": world * LOCAL,
         "zero.stage": case.stage,
@@ -84,6 +86,11 @@ def outcome(case: Case, true: dict[str, Tensor], rank: int, world: int) -> dict[
         same = all(torch.equal(value, after[name]) for name, value in before.items())
         skipped.append(same and stepped.bad and not stepped.applied)
     stepped = step(1.0)
+    for _ in range(HALF_STEPS if case.compute == "fp16" else 0):
+        if stepped.applied:
+            break
+        skipped.append(not stepped.bad)  # the loss scaler is looking for its scale
+        stepped = step(1.0)
     found = {name: value.double().cpu() for name, value in masters(engine).items()}
     engine.destroy()
     norm = math.sqrt(sum(float(value.square().sum()) for name, value in true.items() if name != "loss"))
@@ -100,6 +107,7 @@ def outcome(case: Case, true: dict[str, Tensor], rank: int, world: int) -> dict[
 
 def main(out: str) -> None:
     rank, world = zero.join_processes()
+    fp16_on_cpu.allow()
     torch.set_num_threads(1)
     true = truth("clip", world)
     lines = [json.dumps(outcome(case, true, rank, world)) for case in cases()]

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, has_fp16, truth
+from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, truth
 from tests.trainer.launching import launch_module
 from trainer.objectives import OBJECTIVES
 
@@ -107,8 +107,6 @@ def test_half_precision_gradients_are_right_to_its_digits(world: int, launched: 
             if not error <= limit
         ]
     assert not wrong
-    if not has_fp16():
-        pytest.skip("this processor has no fp16: loss scaling was not run")
 
 
 @pytest.mark.parametrize("world", WORLDS)

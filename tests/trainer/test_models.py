@@ -4,6 +4,7 @@ The twins read a state dict and use `torch.nn.MultiheadAttention`'s own function
 code with the towers.
 """
 
+import copy
 import math
 import os
 import shutil
@@ -196,6 +197,29 @@ def test_resnet_equals_a_naive_twin_with_a_full_attention_pool() -> None:
     pixels = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     expected = naive_resnet(state, pixels, (2, 1, 1, 1))
     torch.testing.assert_close(model.encode_image(pixels), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "most_apart"), [(torch.float16, 0.005), (torch.bfloat16, 0.04)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_resnets_half_precision_weights_go_with_statistics_in_fp32(
+    dtype: torch.dtype, most_apart: float, training: bool
+) -> None:
+    """As DeepSpeed hands them over. The same weights and pixels in fp64 say what features and statistics should be."""
+    torch.manual_seed(2)
+    model = build(SMALL_RN).train(training)
+    for name, value in model.state_dict().items():
+        if "bn" in name and value.is_floating_point():
+            value.uniform_(0.5, 1.5)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    pixels = torch.randn(4, 3, 64, 64).to(dtype)
+    true = copy.deepcopy(model).double()
+    features, expected = model.encode_image(pixels).detach(), true.encode_image(pixels.double()).detach()
+    assert features.dtype == dtype
+    assert float((features.double() - expected).norm() / expected.norm()) < most_apart
+    for (name, ours), theirs in zip(model.named_buffers(), true.buffers(), strict=True):
+        assert ours.dtype == (torch.int64 if "num_batches" in name else torch.float32)
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=most_apart, atol=most_apart)
 
 
 def papers_deviation(key: str, state: State, preset: Preset) -> float:

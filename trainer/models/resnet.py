@@ -22,6 +22,35 @@ from trainer.models.presets import HEAD_WIDTH, ResNetShape
 _EXPANSION = 4
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose weights come in the dtype of its running statistics.
+
+    DeepSpeed gives a model half-precision weights and leaves its buffers in fp32, which torch does not take together.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.momentum is not None
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        weight, bias = self.weight.to(self.running_mean.dtype), self.bias.to(self.running_mean.dtype)
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, weight, bias, self.training, self.momentum, self.eps
+        )
+
+
+class PixelConvolution(nn.Conv2d):
+    """The first convolution, of pixels of any float dtype. It looks at its weight itself, for the reason that `vit.PatchProjection` has."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        pixels = input.to(self.weight.dtype)
+        if pixels.is_cuda:
+            # Tensor cores convolve channels that lie side by side; else each convolution turns its input and output over.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return super().forward(pixels)
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions with a shortcut; `stride` is an average pool after the 3x3 convolution."""
 
@@ -31,17 +60,17 @@ class Bottleneck(nn.Module):
         outplanes = planes * _EXPANSION
         self.stride = stride
         self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = BatchNorm(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = BatchNorm(planes)
         self.conv3 = nn.Conv2d(planes, outplanes, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outplanes)
+        self.bn3 = BatchNorm(outplanes)
         nn.init.zeros_(self.bn3.weight)
         self.downsample: nn.Sequential | None = None
         if stride > 1 or inplanes != outplanes:
             # The pool of the shortcut is applied in `forward`, so that the two weights keep the released
             # names 0 and 1.
-            self.downsample = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, bias=False), nn.BatchNorm2d(outplanes))
+            self.downsample = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, bias=False), BatchNorm(outplanes))
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpointed(self.checkpoint_activations, self, self._inside, x)
@@ -94,12 +123,12 @@ class ModifiedResNet(nn.Module):
     ) -> None:
         super().__init__()
         width = shape.width
-        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv1 = PixelConvolution(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = BatchNorm(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.bn2 = BatchNorm(width // 2)
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
+        self.bn3 = BatchNorm(width)
         self.layer1 = _stage(width, width, shape.blocks[0], 1, checkpoint_activations)
         self.layer2 = _stage(width * 4, width * 2, shape.blocks[1], 2, checkpoint_activations)
         self.layer3 = _stage(width * 8, width * 4, shape.blocks[2], 2, checkpoint_activations)
@@ -107,11 +136,7 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool(image_size // 32, width * 32, embed_dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.to(self.conv1.weight.dtype)
-        if x.is_cuda:
-            # Tensor cores convolve channels that lie side by side; else each convolution turns its input and output over.
-            x = x.contiguous(memory_format=torch.channels_last)
-        x = functional.relu(self.bn1(self.conv1(x)))
+        x = functional.relu(self.bn1(self.conv1(pixels)))
         x = functional.relu(self.bn2(self.conv2(x)))
         x = functional.relu(self.bn3(self.conv3(x)))
         x = functional.avg_pool2d(x, 2)
