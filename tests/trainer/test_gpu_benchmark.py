@@ -51,6 +51,54 @@ def test_a_step_is_its_phases_and_its_operations_are_the_models() -> None:
     assert 0.5 < sum(share for _, share in found.kernels) <= 1
 
 
+MEASURED = """
+import dataclasses, json, sys, time
+from tests.benchmarks.data import gpu_ours
+from tests.benchmarks.data.gpu_case import Case
+from tests.trainer import fp16_on_cpu
+from trainer import zero
+compute, skipped = sys.argv[1], json.loads(sys.argv[2])
+usual, calls = zero.step, []
+def step(*given, **more):
+    found = usual(*given, **more)
+    calls.append(len(calls) not in skipped and found.applied)
+    if len(calls) - 1 in skipped and len(calls) < 10:
+        time.sleep(3)
+    return found._replace(applied=calls[-1])
+vars(zero).update(step=step)
+fp16_on_cpu.allow()
+found = gpu_ours.measure(Case("tiny-vit", 8, compute, compile=False, warmup=1, steps=3))
+print(json.dumps([dataclasses.asdict(found), calls]))
+"""
+"""Ours in a process that says of some steps that they have changed no weight, and takes long for them."""
+
+
+def measured(compute: str, skipped: list[int]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", MEASURED, compute, json.dumps(skipped)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_step_that_changes_no_weight_is_not_timed() -> None:
+    """The first and one to warm up; then three that count among five; one by phases and one for the profile."""
+    done = measured("fp32", [3, 5])
+    assert done.returncode == 0, done.stderr
+    found, calls = json.loads(done.stdout.splitlines()[-1])
+    assert calls == [True, True, True, False, True, False, True, True, True]
+    assert found["seconds"] < 3
+    done = measured("fp32", list(range(2, 100)))
+    assert done.returncode == 1
+    assert "0 steps changed weights: gradients are not finite" in done.stderr
+
+
+@pytest.mark.prove
+def test_fp16_is_measured_once_its_loss_scaler_has_its_scale() -> None:
+    done = measured("fp16", [])
+    assert done.returncode == 0, done.stderr
+    found, calls = json.loads(done.stdout.splitlines()[-1])
+    assert calls.count(True) >= 4, "one to warm up and three that count"
+    assert all(0 < loss < 10 for loss in found["losses"])
+
+
 def test_micro_batches_and_checkpoints_train_the_same_model() -> None:
     losses = []
     for case in (TINY, Case("tiny-vit", 16, "fp32", compile=False, checkpoint="blocks", micro=6, warmup=1, steps=3)):

@@ -83,7 +83,7 @@ def drawn_texts(case: Case, vocab_size: int, step: int = 0, length: int = FULL_L
 
 
 MOST_SEARCHING = 40
-"""Steps beyond the warm-up in which a loss scaler of fp16 may look for its scale."""
+"""Steps beyond the warm-up, and beyond those that are timed, in which a loss scaler of fp16 may look for its scale."""
 
 
 @dataclass(frozen=True)

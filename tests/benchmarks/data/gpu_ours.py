@@ -147,7 +147,7 @@ def measure(case: Case) -> Measured:
         else:
             plan = plan_of(config, case)
             of_a_core = rate_of_a_core(plan)
-            batches = loader.batches(plan, 0, 2 * case.steps + case.warmup + MOST_SEARCHING + 4)
+            batches = loader.batches(plan, 0, 2 * (case.steps + MOST_SEARCHING) + case.warmup + 4)
         first = gradient_cache.pieces(case.pairs, case.micro)[0]
         a_group = cost_of_a_group(engine.device.type, compiled=case.compile, as_many_on_all=False)
         feed = Feed(batches, engine.device, dtype, config.model.pixel_mean, config.model.pixel_std, first, a_group)
@@ -188,16 +188,20 @@ def measure(case: Case) -> Measured:
             torch.cuda.reset_peak_memory_stats()
         feed.waited_since()
         feed.texts_since()
-        seconds = []
-        for _ in range(case.steps):
+        seconds, in_all = [], 0.0
+        for _ in range(case.steps + MOST_SEARCHING):
             began = time.perf_counter()
-            applied &= step(engine, feed.load)
+            applied = step(engine, feed.load)
             if on_gpu:
                 torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-        if not applied:
-            raise RuntimeError(f"not every timed step changed weights: gradients are not finite; losses {losses}")
-        waited = feed.waited_since() / sum(seconds)
+            took = time.perf_counter() - began
+            in_all += took
+            seconds += [took] if applied else []  # what the optimizer skips is no whole step
+            if len(seconds) == case.steps:
+                break
+        if len(seconds) < case.steps:
+            raise RuntimeError(f"{len(seconds)} steps changed weights: gradients are not finite; losses {losses}")
+        waited = feed.waited_since() / in_all
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
         texts = feed.texts_since()
         taken: list[dict[str, float]] = []
