@@ -63,10 +63,8 @@ def _estimate(wanted: ModelConfig, vocab_size: int | None, objective: str, compu
 def _fullest(model: models.CLIP, compute: str) -> list[Moment]:
     """The fullest moments of one forward and backward pass of a model of fake tensors."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute, torch.float32)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.to(dtype)
     for parameter in model.parameters():
+        parameter.data = parameter.to(dtype)  # and no buffer, as DeepSpeed does
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
     side = model.preset.image_size

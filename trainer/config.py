@@ -550,7 +550,7 @@ class BatchPlan:
 
 
 def per_device_size(config: TrainConfig, world_size: int) -> int:
-    """Pairs of one process in one step. Raises InputError where the processes do not divide the batch."""
+    """Pairs of one process in one step. Raises InputError where the processes do not divide the batch, or leave a ResNet too little."""
     size, left = divmod(config.batch.global_size, world_size)
     if left:
         lower = config.batch.global_size - left
@@ -559,7 +559,30 @@ def per_device_size(config: TrainConfig, world_size: int) -> int:
             f"batch.global_size: {config.batch.global_size} does not divide by the {world_size} processes of this run;"
             f" set it to {near}, or start another number of processes"
         )
+    _check_batch_norm(config, size)
     return size
+
+
+def _check_batch_norm(config: TrainConfig, pairs: int) -> None:
+    """Refuse one picture at a time where a ResNet makes one place of it: batch norm would have one number to normalise."""
+    from trainer.models import PRESETS, ResNetShape  # torch, as above
+
+    preset, micro_size = PRESETS[config.model.preset], config.batch.micro_size or pairs
+    image_size = config.model.image_size or preset.image_size
+    fewest = pairs // -(-pairs // micro_size)  # `gradient_cache.pieces`
+    if (
+        isinstance(preset.vision, ResNetShape)
+        and "image" not in config.model.freeze
+        and image_size < 64
+        and fewest == 1
+    ):
+        key, value = (
+            ("global_size", config.batch.global_size) if pairs == 1 else ("micro_size", config.batch.micro_size)
+        )
+        raise InputError(
+            f"batch.{key}: {value} gives a device one picture at a time, and {config.model.preset!r} makes one place of {image_size}"
+            " pixels, too little for batch norm; raise it, or model.image_size to 64"
+        )
 
 
 def batch_plan(config: TrainConfig, world_size: int, rows: int) -> BatchPlan:

@@ -39,16 +39,16 @@ def forward_flops(model: CLIP) -> int:
     In the mode that it is in: what a training model does not see of its patches is not counted.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*_one_pair(model))
-    return int(counter.get_total_flops())
+        model(*_pairs(model))
+    return int(counter.get_total_flops()) // _PAIRS
 
 
 def training_flops(model: CLIP, text_length: int | None = None) -> int:
     """The same with the backward pass, of a text of `text_length` (None: the full one); a frozen tower has none."""
     with FlopCounterMode(display=False) as counter:
-        outputs = model(*_one_pair(model, text_length))
+        outputs = model(*_pairs(model, text_length))
         torch.autograd.backward(torch.stack([output.sum() for output in outputs]).sum())
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()) // _PAIRS
 
 
 def training_flops_of_length(model: CLIP) -> Callable[[int], int]:
@@ -73,7 +73,11 @@ def known_peak(device: str) -> float | None:
     return None if peak is None else peak * 1e12
 
 
-def _one_pair(model: CLIP, text_length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+_PAIRS = 2
+"""That are counted at once: of a single small picture batch norm would have one number to normalise."""
+
+
+def _pairs(model: CLIP, text_length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     side = model.preset.image_size
-    pixels = torch.empty(1, 3, side, side, device="meta")
-    return pixels, torch.zeros(1, text_length or model.preset.context_length, dtype=torch.int64, device="meta")
+    pixels = torch.empty(_PAIRS, 3, side, side, device="meta")
+    return pixels, torch.zeros(_PAIRS, text_length or model.preset.context_length, dtype=torch.int64, device="meta")

@@ -60,11 +60,34 @@ def test_batch_plan(world: int, rows: int, steps: int | None, per_device: int, t
             1000,
             "optim.cooldown_steps: 17 after 4 steps of warm-up are more than the 20 steps of the run; set it to 4",
         ),
+        (
+            ("model.preset=tiny", "model.image_size=63", "batch.global_size=6", "batch.micro_size=2"),
+            2,
+            1000,
+            "batch.micro_size: 2 gives a device one picture at a time, and 'tiny' makes one place of 63 pixels",
+        ),
+        (
+            ("model.preset=tiny", "model.image_size=32", "batch.global_size=2"),
+            2,
+            1000,
+            "batch.global_size: 2 gives a device one picture at a time.*; raise it, or model.image_size to 64",
+        ),
     ],
 )
 def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         batch_plan(load(*overrides), world, rows)
+
+
+def test_one_picture_at_a_time_is_enough_for_a_vit_and_a_larger_picture() -> None:
+    for change in (
+        ("model.preset=tiny", "model.image_size=64"),
+        ("model.preset=tiny-vit",),
+        ("model.preset=tiny", "batch.micro_size=16"),
+        ("model.preset=tiny", 'model.freeze=["image"]'),
+    ):
+        small = ("model.image_size=32", "batch.micro_size=1")
+        assert batch_plan(load(*small, *change), 1, 1000).per_device == 32
 
 
 @pytest.mark.parametrize(

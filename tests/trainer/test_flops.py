@@ -62,6 +62,16 @@ def test_a_backward_pass_costs_two_forward_ones_and_a_frozen_tower_none() -> Non
     assert training_flops(model) == pytest.approx(3 * forward - 2 * image.get_total_flops(), rel=0.01)
 
 
+def test_a_resnets_last_stage_may_be_one_place() -> None:
+    """Of pictures so small batch norm takes no single one; that each costs the same, torch's counter says of five."""
+    model = on_meta("tiny", image_size=32)
+    pixels = torch.empty(5, 3, 32, 32, device="meta")
+    with FlopCounterMode(display=False) as five, torch.no_grad():
+        model(pixels, torch.zeros(5, model.preset.context_length, dtype=torch.int64, device="meta"))
+    assert five.get_total_flops() == 5 * forward_flops(model)
+    assert 2.5 * forward_flops(model) < training_flops(model) < 3 * forward_flops(model)
+
+
 def test_a_peak_that_is_told_is_taken() -> None:
     overrides = ["data.manifest=x", "run.dir=y"]
     assert peak_flops(load_config(TrainConfig, SMOKE, [*overrides, "run.peak_tflops=2.5"])) == 2.5e12
