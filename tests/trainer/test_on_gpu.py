@@ -3,8 +3,8 @@
     python -m pytest -n 8 --dist loadgroup -m "prove or not prove" tests/trainer/test_on_gpu.py
 
 One process on one GPU for each test; -n has several tests beside each other, because most of their time goes into starting. Without a GPU
-all of it is skipped; test_gradients.py, test_gradient_cache.py, test_step_cases.py, test_train.py and test_fused.py ask the same of a CPU,
-and of several processes, which one GPU cannot be asked.
+the CPU is asked, as a rehearsal, all that does not concern a GPU's own kernels and memory. test_gradients.py, test_gradient_cache.py,
+test_step_cases.py, test_train.py and test_fused.py ask the same of several processes, which one GPU cannot be asked.
 """
 
 import math
@@ -32,10 +32,9 @@ from trainer.models.checkpointing import Checkpointing
 from trainer.models.short_attention import short_attention
 from trainer.optim import update
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
-    pytest.mark.timeout(900),
-]
+pytestmark = [pytest.mark.prove, pytest.mark.timeout(900)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+of_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU here")
 Found = dict[str, Tensor]
 Change = dict[str, object]
 DETERMINISTIC = {"run.deterministic": "true"}
@@ -92,6 +91,7 @@ def test_a_step_whose_loss_scale_grows_applies_the_whole_gradient(stage: int, pl
     assert said == pytest.approx([norm] * len(said), rel=1e-5)
 
 
+@of_a_gpu
 @pytest.mark.parametrize("name", CASES)
 def test_the_fused_step_has_the_bits_of_the_pytorch_version(name: str) -> None:
     from trainer.optim import fused
@@ -104,6 +104,7 @@ def test_the_fused_step_has_the_bits_of_the_pytorch_version(name: str) -> None:
         assert torch.equal(one, other), part
 
 
+@of_a_gpu
 @pytest.mark.parametrize("case", attention.CASES, ids=str)
 def test_short_attention_is_attention_to_the_digits_of_its_numbers(case: attention.Case) -> None:
     given = attention.tensors_of(case)
@@ -119,6 +120,7 @@ def test_short_attention_is_attention_to_the_digits_of_its_numbers(case: attenti
     assert torch.equal(short_attention(packed, case.causal), out), "the same bits each time"
 
 
+@of_a_gpu
 @pytest.mark.parametrize(("dtype", "most_apart"), [(torch.float16, 0.02), (torch.bfloat16, 0.12)])
 def test_models_with_short_attention_have_the_gradients_of_torchs(dtype: torch.dtype, most_apart: float) -> None:
     leave_out_cudnn_attention()
@@ -132,15 +134,15 @@ def test_models_with_short_attention_have_the_gradients_of_torchs(dtype: torch.d
 
 @pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
 def test_patches_that_the_first_pass_dropped_the_second_drops_again(checkpointed: Checkpointing) -> None:
-    """Gradient caching in fp64, with numbers that the GPU draws: as if all micro-batches' graphs had been held at once."""
+    """Gradient caching in fp64, with numbers that the device draws: as if all micro-batches' graphs had been held at once."""
 
     _, load = vit(patch_dropout=0.5)
 
     def loaded(at: slice) -> tuple[Tensor, Tensor]:
         pixels, ids = load(at)
-        return pixels.cuda(), ids.cuda()
+        return pixels.to(DEVICE), ids.to(DEVICE)
 
-    true_loss, true = held_graphs(vit(patch_dropout=0.5)[0].cuda(), loaded, 4, pairs=10)
+    true_loss, true = held_graphs(vit(patch_dropout=0.5)[0].to(DEVICE), loaded, 4, pairs=10)
     loss, cached = step(vit(patch_dropout=0.5, checkpointed=checkpointed)[0], loaded, 4, pairs=10)
     assert float(loss) == pytest.approx(float(true_loss), rel=1e-10)
     assert relative(cached, true) < 1e-10
@@ -166,6 +168,13 @@ def changes() -> Iterator[Change]:
     yield {"precision.text_weights": "fp16_stochastic"}
 
 
+def trained(overrides: Change) -> launching.Finished:
+    """A run of one process, which a CPU does not refuse to be in fp16."""
+    if DEVICE == "cuda":
+        return launching.alone(overrides, on_gpu=True)
+    return launching.together(1, overrides, module=launching.INSTRUMENTED, environment={"FP16_ON_CPU": "1"})
+
+
 @pytest.mark.parametrize("change", list(changes()), ids=lambda change: " ".join(map(str, change.values())))
 def test_a_stopped_run_resumes_to_the_bit(change: Change, corpus: Path, tmp_path: Path) -> None:
     change = {"optim.steps": 12} | change | DETERMINISTIC
@@ -173,7 +182,7 @@ def test_a_stopped_run_resumes_to_the_bit(change: Change, corpus: Path, tmp_path
     for name, stops in (("undisturbed", [12]), ("stopped", [5, 12])):
         for stop in stops:
             overrides = SMALL | change | {"data.manifest": corpus, "run.dir": runs[name], "run.stop_after": stop}
-            finished = launching.alone(overrides, on_gpu=True)
+            finished = trained(overrides)
             assert finished.code == 0, finished.output
     assert figures(lines_of(runs["stopped"])) == figures(lines_of(runs["undisturbed"]))
     assert final_files(runs["stopped"], 12) == final_files(runs["undisturbed"], 12)
@@ -184,18 +193,19 @@ def test_a_killed_run_resumes_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     common = SMALL | DETERMINISTIC | {"data.manifest": corpus, "optim.steps": steps, "batch.micro_size": 3}
     runs = {name: tmp_path / name for name in ("undisturbed", "killed")}
     killed = common | {"run.dir": runs["killed"]}
-    with launching.processes(1, killed, environment={"DS_ACCELERATOR": "cuda"}) as (process,):
+    with launching.processes(1, killed, environment={"DS_ACCELERATOR": DEVICE}) as (process,):
         launching.wait_until(lambda: len(lines_of(runs["killed"])) > SAVE_EVERY)
         process.signal(signal.SIGKILL, group=True)
         assert process.wait().code == -signal.SIGKILL
     for overrides in (killed, common | {"run.dir": runs["undisturbed"]}):
-        finished = launching.alone(overrides, on_gpu=True)
+        finished = trained(overrides)
         assert finished.code == 0, finished.output
         assert ("steps 1 to" in finished.output) == (overrides is not killed), "it resumed"
     assert figures(lines_of(runs["killed"])) == figures(lines_of(runs["undisturbed"]))
     assert final_files(runs["killed"], steps) == final_files(runs["undisturbed"], steps)
 
 
+@of_a_gpu
 def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:
     """Texts of even and odd rows have two lengths, and their pictures two colours: each group of texts comes with its own pictures."""
     pairs, side, count, more = 64, 32, 8, 32
@@ -226,6 +236,7 @@ def test_page_locked_batches_arrive_whole_while_the_gpu_is_busy() -> None:
         feed.begin()
 
 
+@of_a_gpu
 def test_a_refused_page_lock_is_not_the_next_kernels_error(caplog: pytest.LogCaptureFixture) -> None:
     shared = SharedArrays(2, (1 << 20,))
     for _ in range(2):  # CUDA refuses memory that it has already

@@ -41,14 +41,13 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class PixelConvolution(nn.Conv2d):
-    """The first convolution, of pixels of any float dtype. It looks at its weight itself, for the reason that `vit.PatchProjection` has."""
+    """The first convolution, of pixels of any float dtype. It looks at its weight itself, for the reason that `vit.PatchProjection` has.
+
+    Channels lie side by side from here on: tensor cores convolve them so, or turn each input and output over, and CPUs are faster as well.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        pixels = input.to(self.weight.dtype)
-        if pixels.is_cuda:
-            # Tensor cores convolve channels that lie side by side; else each convolution turns its input and output over.
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return super().forward(pixels)
+        return super().forward(input.to(self.weight.dtype, memory_format=torch.channels_last))
 
 
 class Bottleneck(nn.Module):
