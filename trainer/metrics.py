@@ -1,9 +1,9 @@
 """What a run says about itself: a progress bar, one JSON line for each logged step, the same figures for TensorBoard.
 
-    RUN_DIR/metrics.jsonl          step, epoch, samples, loss (mean over processes), learning_rate, logit_scale, gradient_norm, seconds,
-                                   samples_per_second, data_wait (share of the time spent waiting for batches), mfu (share of the devices'
-                                   peak, where that is known), memory_gib (the most that process 0 had: on its GPU, else resident),
-                                   replaced, skipped
+    RUN_DIR/metrics.jsonl          step, epoch, samples, loss (mean over processes), learning_rate, logit_scale, gradient_norm, loss_scale
+                                   (what fp16's loss was multiplied by), seconds, samples_per_second, data_wait (share of the time spent
+                                   waiting for batches), mfu (share of the devices' peak, where that is known), memory_gib (the most that
+                                   process 0 had: on its GPU, else resident), replaced, skipped
                                    and for each evaluation on the held set one line of its own: step, held (image_to_text_r1, …, _r10,
                                    text_to_image_r1, …, zeroshot_top1, …), held_ema (of the weights' average), held_chance, held_seconds
     RUN_DIR/tensorboard/           the same
@@ -125,7 +125,14 @@ class Reporter:
             self._first.step()
 
     def write(
-        self, position: Position, *, loss: float, learning_rate: float, logit_scale: float, gradient_norm: float
+        self,
+        position: Position,
+        *,
+        loss: float,
+        learning_rate: float,
+        logit_scale: float,
+        gradient_norm: float,
+        loss_scale: float | None,
     ) -> None:
         """Write one line about the steps since the last one."""
         seconds = time.perf_counter() - self._started
@@ -141,6 +148,7 @@ class Reporter:
                     "learning_rate": learning_rate,
                     "logit_scale": logit_scale,
                     "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
+                    **({} if loss_scale is None else {"loss_scale": loss_scale}),
                     "seconds": seconds / self._steps,
                     "samples_per_second": per_second,
                     "data_wait": self._waited / seconds,

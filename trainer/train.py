@@ -181,6 +181,7 @@ def train(config: TrainConfig) -> bool:
                     learning_rate=rate,
                     logit_scale=float(scale),
                     gradient_norm=stepped.gradient_norm,
+                    loss_scale=stepped.loss_scale,
                 )
             if at.bad_steps >= config.run.max_bad_steps:
                 at = checkpoint.go_back(engine, config.run, identity, at, average)

@@ -310,6 +310,8 @@ class Stepped(NamedTuple):
     """Not applied because a loss or gradient was not finite, and not for a loss scaler that is looking for its scale."""
     told_to_stop: bool
     replaced: int
+    loss_scale: float | None
+    """What fp16's loss was multiplied by before backward; None in other precisions."""
 
 
 class FiniteGate:
@@ -351,7 +353,9 @@ def step(engine: Engine, loss: torch.Tensor, learning_rate: float, *, stop: bool
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
-    with _growth_afterwards(scaler) if getattr(scaler, "dynamic", False) else contextlib.nullcontext():
+    dynamic = getattr(scaler, "dynamic", False)
+    loss_scale = float(scaler.cur_scale) if dynamic else None
+    with _growth_afterwards(scaler) if dynamic else contextlib.nullcontext():
         engine.step()
     told = torch.tensor([stop, replaced], dtype=torch.float32, device=engine.device)
     total = torch.cat([loss.detach().reshape(1).to(torch.float32), told])
@@ -363,7 +367,7 @@ def step(engine: Engine, loss: torch.Tensor, learning_rate: float, *, stop: bool
         applied = math.isfinite(engine.gate.norm)
     else:
         norm, applied = engine.get_global_grad_norm(), engine.was_step_applied()
-    searching = getattr(scaler, "dynamic", False) and scaler.cur_scale > scaler.min_scale and math.isfinite(mean)
+    searching = dynamic and scaler.cur_scale > scaler.min_scale and math.isfinite(mean)
     return Stepped(
         loss=mean,
         gradient_norm=math.nan if norm is None else float(norm),
@@ -371,6 +375,7 @@ def step(engine: Engine, loss: torch.Tensor, learning_rate: float, *, stop: bool
         bad=not applied and not searching,
         told_to_stop=stops > 0,
         replaced=round(all_replaced),
+        loss_scale=loss_scale,
     )
 
 

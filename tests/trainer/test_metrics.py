@@ -39,7 +39,8 @@ def take(report: Reporter, at: Position, *, bad: bool = False) -> Position:
     at = at.after(bad=bad)
     report.step(applied=not bad, replaced=2)
     nothing = math.nan if bad else 1.5
-    report.write(at, loss=nothing, learning_rate=1e-3, logit_scale=14.0, gradient_norm=math.inf if bad else 2.0)
+    norm = math.inf if bad else 2.0
+    report.write(at, loss=nothing, learning_rate=1e-3, logit_scale=14.0, gradient_norm=norm, loss_scale=None)
     return at
 
 
@@ -173,7 +174,9 @@ def test_utilisation_is_of_texts_as_long_as_they_were_computed(tmp_path: Path) -
         for texts in ({16: 3, 64: 1}, {32: 20}):  # 28 places and 32; gradient caching computes texts twice
             report.computed(texts)
             report.step(applied=True, replaced=0)
-        report.write(Position(step=2), loss=1.0, learning_rate=1e-3, logit_scale=14.0, gradient_norm=2.0)
+        report.write(
+            Position(step=2), loss=1.0, learning_rate=1e-3, logit_scale=14.0, gradient_norm=2.0, loss_scale=None
+        )
     (line,) = lines(tmp_path / "metrics.jsonl")
     assert line["mfu"] == pytest.approx(30e-6 * (line["samples_per_second"] or 0) / 2)
 
