@@ -13,6 +13,7 @@ import torch
 from pipeline.contracts import config as configs
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
+from pipeline.contracts.errors import InputError
 from trainer import activations, flops, starting, tokenizer, zero
 from trainer.config import TrainConfig, batch_plan, check_vocabulary, per_device_size, settled
 from trainer.data import corpus as corpora
@@ -142,16 +143,18 @@ def _memory_lines(config: TrainConfig, of_this_run: int, parameters: Mapping[str
         f"memory of one process for weights, gradients, {kept}; then, estimated, for activations of so many pairs at a time:"
     ]
     for world_size in sorted({*_WORLD_SIZES, of_this_run}):
-        size, left = divmod(config.batch.global_size, world_size)
-        if not left:
-            device, host = bytes_a_parameter(config, world_size), host_bytes_a_parameter(config, world_size)
-            weights = frozen * _weight_bytes(config) / (world_size if config.zero.stage == 3 else 1)
-            line = f"  {world_size:>4} processes x {size:>6,}: {device:5.2f} B a parameter, {(device * trained + weights) / _GIB:7.3f} GiB"
-            if config.zero.offload:
-                line += f" (on the CPU {host:5.2f} B, {host * trained / _GIB:7.3f} GiB)"
-            at_once = min(config.batch.micro_size or size, size)
-            line += f"; {at_once:>6,} pairs, about {needed.of(at_once) / _GIB:7.1f} GiB"
-            lines.append(line)
+        try:
+            size = per_device_size(config, world_size)
+        except InputError:  # so many would be refused
+            continue
+        device, host = bytes_a_parameter(config, world_size), host_bytes_a_parameter(config, world_size)
+        weights = frozen * _weight_bytes(config) / (world_size if config.zero.stage == 3 else 1)
+        line = f"  {world_size:>4} processes x {size:>6,}: {device:5.2f} B a parameter, {(device * trained + weights) / _GIB:7.3f} GiB"
+        if config.zero.offload:
+            line += f" (on the CPU {host:5.2f} B, {host * trained / _GIB:7.3f} GiB)"
+        at_once = min(config.batch.micro_size or size, size)
+        line += f"; {at_once:>6,} pairs, about {needed.of(at_once) / _GIB:7.1f} GiB"
+        lines.append(line)
     if config.zero.stage:
         when = "always" if config.zero.stage == 3 else "during each backward"
         lines.append(f"  and {bucket_bytes(config) / _GIB:.3f} GiB {when}: the buffer in which gradients are gathered")

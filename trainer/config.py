@@ -570,18 +570,12 @@ def _check_batch_norm(config: TrainConfig, pairs: int) -> None:
     preset, micro_size = PRESETS[config.model.preset], config.batch.micro_size or pairs
     image_size = config.model.image_size or preset.image_size
     fewest = pairs // -(-pairs // micro_size)  # `gradient_cache.pieces`
-    if (
-        isinstance(preset.vision, ResNetShape)
-        and "image" not in config.model.freeze
-        and image_size < 64
-        and fewest == 1
-    ):
-        key, value = (
-            ("global_size", config.batch.global_size) if pairs == 1 else ("micro_size", config.batch.micro_size)
-        )
+    trained = isinstance(preset.vision, ResNetShape) and "image" not in config.model.freeze
+    if trained and image_size == 32 and fewest == 1:
+        key = "global_size" if pairs == 1 else "micro_size"
         raise InputError(
-            f"batch.{key}: {value} gives a device one picture at a time, and {config.model.preset!r} makes one place of {image_size}"
-            " pixels, too little for batch norm; raise it, or model.image_size to 64"
+            f"batch.{key}: {getattr(config.batch, key)} gives a device one picture at a time, and {config.model.preset!r} makes one place"
+            " of 32 pixels, too little for batch norm; raise it, or model.image_size to 64"
         )
 
 

@@ -3,8 +3,8 @@
     [DS_ACCELERATOR=cpu] deepspeed --num_gpus W --module tests.trainer.gradients [--compiled] FILE
 
 All cases of W processes run in one launch: every objective, dense and chunked, ZeRO stage and number of micro-batches in fp32, the half
-precisions, and fp64 without DeepSpeed. An optimizer that writes its gradients over the masters makes them readable
-in every stage through the trainer's own door. The first process writes FILE (safetensors): "case parameter" -> gradient.
+precisions, and fp64 without DeepSpeed. An optimizer that writes its gradients over the masters makes them readable in every stage through
+the trainer's own door. The first process writes FILE (safetensors): "case parameter" -> gradient.
 """
 
 import gc

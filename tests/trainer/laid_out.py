@@ -161,11 +161,11 @@ def local_weights(engine: zero.Engine) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def scalers_agree() -> bool:
-    """The state of DeepSpeed's loss scaler, which a CPU can hold but not use, goes through JSON into another one, which goes on alike."""
+    """The state of DeepSpeed's loss scaler goes through JSON into one that began otherwise, which then has it and goes on alike."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
-    def engine_with(start: float) -> Any:
-        scaler = DynamicLossScaler(start, 4, 1.0, 2, False, raise_error_at_min_scale=False)
+    def engine_with(start: float, least: float) -> Any:
+        scaler = DynamicLossScaler(start, 4, least, 2, False, raise_error_at_min_scale=False)
         return SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler))
 
     def scales(engine: Any, overflows: str) -> list[float]:
@@ -175,11 +175,12 @@ def scalers_agree() -> bool:
             found.append(engine.optimizer.loss_scaler.cur_scale)
         return found
 
-    first, second = engine_with(2.0**16), engine_with(2.0)
+    first, second = engine_with(2.0**16, 1.0), engine_with(2.0, 2.0)
     scales(first, "xx..x")
     partitions.set_loss_scaler(second, json.loads(json.dumps(partitions.loss_scaler(first))))
-    rest = "x.....x.x......."
-    return scales(second, rest) == scales(first, rest)
+    same = partitions.loss_scaler(second) == partitions.loss_scaler(first)
+    rest = "......x.....x.x......."
+    return same and scales(second, rest) == scales(first, rest)
 
 
 def found_in(place: str) -> tuple[str, checkpoint.CheckpointRecord]:

@@ -61,10 +61,10 @@ def test_batch_plan(world: int, rows: int, steps: int | None, per_device: int, t
             "optim.cooldown_steps: 17 after 4 steps of warm-up are more than the 20 steps of the run; set it to 4",
         ),
         (
-            ("model.preset=tiny", "model.image_size=63", "batch.global_size=6", "batch.micro_size=2"),
+            ("model.preset=tiny", "model.image_size=32", "batch.global_size=6", "batch.micro_size=2"),
             2,
             1000,
-            "batch.micro_size: 2 gives a device one picture at a time, and 'tiny' makes one place of 63 pixels",
+            "batch.micro_size: 2 gives a device one picture at a time, and 'tiny' makes one place of 32 pixels",
         ),
         (
             ("model.preset=tiny", "model.image_size=32", "batch.global_size=2"),

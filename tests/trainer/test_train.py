@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -40,7 +41,7 @@ SMALL = {
     "run.save_every": SAVE_EVERY,
     "run.peak_tflops": 1,
 }
-Lines = list[dict[str, float]]
+Lines = list[dict[str, Any]]
 
 
 def lines_of(run: Path) -> Lines:
@@ -246,16 +247,17 @@ def test_a_stopped_run_resumes_to_the_bit_in_other_precisions_and_towers(
 ) -> None:
     """Everything a resume brings back is there: bf16 weights and their masters, batch statistics, the moments."""
     runs = {name: tmp_path / name for name in ("undisturbed", "stopped")}
+    in_fp16 = change.get("precision.compute") == "fp16"
+    module = INSTRUMENTED if in_fp16 else "trainer"
     for name, stops in (("undisturbed", [6]), ("stopped", [3, 6])):
         for stop in stops:
             overrides = short_run | change | {"run.dir": runs[name], "run.stop_after": stop}
-            finished = together(2, overrides, module=INSTRUMENTED, environment={"FP16_ON_CPU": "1"})
+            finished = together(2, overrides, module=module, environment={"FP16_ON_CPU": "1"})
             assert finished.code == 0, finished.output
     lines = {name: lines_of(run) for name, run in runs.items()}
     assert len(lines["stopped"]) == 6
     assert figures(lines["stopped"]) == figures(lines["undisturbed"])
     applied = [line for line in lines["stopped"] if not line["skipped"]]
-    in_fp16 = change.get("precision.compute") == "fp16"
     assert len(applied) == 6 or (in_fp16 and applied), "a loss scaler skips steps until it has its scale"
     assert lines["stopped"][0].get("loss_scale") == (2**16 if in_fp16 else None)
     assert all(line["gradient_norm"] > 0 for line in applied)
@@ -263,16 +265,13 @@ def test_a_stopped_run_resumes_to_the_bit_in_other_precisions_and_towers(
     assert final_files(runs["stopped"], 6) == final_files(runs["undisturbed"], 6)
 
 
-@pytest.mark.parametrize("preset", ["tiny-vit", pytest.param("tiny", marks=pytest.mark.prove)])
-def test_a_resumed_run_under_stage_3_survives_a_bad_step(
-    preset: str, short_run: dict[str, object], tmp_path: Path
-) -> None:
+def test_a_resumed_run_under_stage_3_survives_a_bad_step(short_run: dict[str, object], tmp_path: Path) -> None:
     """DeepSpeed gathers small weights when a step or a resume is over, and not when a step is skipped: the next one finds them split."""
     runs = {name: tmp_path / name for name in ("undisturbed", "stopped")}
     bad = {"NOT_A_NUMBER": "1:3-3"}
     for name, stops in (("undisturbed", [6]), ("stopped", [2, 6])):
         for stop in stops:
-            change = {"model.preset": preset, "zero.stage": 3, "run.dir": runs[name], "run.stop_after": stop}
+            change = {"zero.stage": 3, "run.dir": runs[name], "run.stop_after": stop}
             finished = together(2, short_run | change, module=INSTRUMENTED, environment=bad)
             assert finished.code == 0, finished.output
     assert [line["skipped"] for line in lines_of(runs["stopped"])] == [0, 0, 0, 1, 0, 0]

@@ -41,7 +41,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class PixelConvolution(nn.Conv2d):
-    """The first convolution, of pixels of any float dtype. It looks at its weight itself, for the reason that `vit.PatchProjection` has.
+    """The first convolution, of pixels of any float dtype.
 
     Channels lie side by side from here on: tensor cores convolve them so, or turn each input and output over, and CPUs are faster as well.
     """

@@ -23,8 +23,8 @@ from trainer.models.transformer import LayerNorm, Transformer
 class PatchProjection(nn.Conv2d):
     """[n, 3, s, s] to [n, patches, width], the patches row by row: a convolution without overlap, and on GPUs faster as one product.
 
-    A module of its own, because ZeRO's stage 3 gathers a module's own weights before its forward. One that another module's forward asks
-    for, DeepSpeed notes when it is first found not to be there, and if that is later than in the first step, ends the run.
+    A module of its own, because ZeRO's stage 3 gathers a module's weights when it is called. The weight of a module that is not, DeepSpeed
+    gathers where another one's forward finds it missing; if that is not in the first step, as after a resume, it ends the run.
     """
 
     def __init__(self, width: int, patch: int) -> None:

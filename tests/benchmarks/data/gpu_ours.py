@@ -180,7 +180,8 @@ def measure(case: Case) -> Measured:
         began = time.perf_counter()
         applied = step(engine, feed.load)
         first_step = time.perf_counter() - began
-        for number in range(case.warmup + MOST_SEARCHING):
+        searching = MOST_SEARCHING if case.compute == "fp16" else 0
+        for number in range(case.warmup + searching):
             if number >= case.warmup and applied:
                 break
             applied = step(engine, feed.load)
@@ -189,7 +190,7 @@ def measure(case: Case) -> Measured:
         feed.waited_since()
         feed.texts_since()
         seconds, in_all = [], 0.0
-        for _ in range(case.steps + MOST_SEARCHING):
+        for _ in range(case.steps + searching):
             began = time.perf_counter()
             applied = step(engine, feed.load)
             if on_gpu:

@@ -83,7 +83,8 @@ def measure(case: Case) -> Measured:
     began = time.perf_counter()
     step()
     first_step = time.perf_counter() - began
-    for number in range(case.warmup + MOST_SEARCHING):
+    searching = 0 if scaler is None else MOST_SEARCHING
+    for number in range(case.warmup + searching):
         if number >= case.warmup and scale_of() == before:
             break  # a scale that has come down says that the last step changed no weight
         before = scale_of()
@@ -91,7 +92,7 @@ def measure(case: Case) -> Measured:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds: list[float] = []
-    for _ in range(case.steps + MOST_SEARCHING):
+    for _ in range(case.steps + searching):
         before = scale_of()
         began = time.perf_counter()
         step()
