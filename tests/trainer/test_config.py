@@ -79,6 +79,12 @@ def test_batch_plan_refuses(overrides: tuple[str, ...], world: int, rows: int, s
         batch_plan(load(*overrides), world, rows)
 
 
+def test_what_a_run_would_refuse_is_not_offered() -> None:
+    said = describe(resolve(load("model.preset=tiny", "model.image_size=32", "batch.global_size=8")), 1)
+    assert "   4 processes x      2" in said
+    assert "   8 processes" not in said
+
+
 def test_one_picture_at_a_time_is_enough_for_a_vit_and_a_larger_picture() -> None:
     for change in (
         ("model.preset=tiny", "model.image_size=64"),
