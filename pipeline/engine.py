@@ -8,8 +8,9 @@ task; the task reads the unit's rows, calls the stage's `work`, checks that no r
     3. write the record, unless the name is taken           (from here on the unit is done)
 
 Done means that the record is there and matches: same input digest, same stage digest, and every file it names has its size. The same
-command again therefore resumes. A stage's folder is named by the stage digest, so a changed configuration never meets old output, and
-nothing is ever deleted that this driver did not write.
+command again therefore resumes. A stage's folder is named by the stage digest: its settings and the content of its input. So a changed
+setting never meets the output of another, a setting that changed no row costs its own stage only, and nothing is ever deleted that this
+driver did not write.
 
 Two drivers on one output: the record is a conditional put. Who comes second finds the other's record and stops, naming its owner, unless
 that owner was a driver on this machine that has died (its last task may outlive it by a moment): then the record stands.
@@ -88,7 +89,7 @@ class EngineConfig(StrictModel):
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One piece of a stage's work. `inputs` are file names or digests that identify what it reads, free of places."""
+    """One piece of a stage's work. `inputs` are file names or digests that identify what it reads."""
 
     id: str
     inputs: tuple[str, ...] = ()
@@ -136,7 +137,8 @@ def stage_folder(out: str, stage: Stage) -> str:
 
 
 def input_digest(unit: Unit) -> str:
-    return digest_json([unit.id, list(unit.inputs), dict(unit.params)])
+    """Files by their names without folders: the name has the content's hash, the folder only tells which settings made it."""
+    return digest_json([unit.id, [storage.name(name) for name in unit.inputs], dict(unit.params)])
 
 
 # ---- the driver's side
@@ -310,7 +312,8 @@ class Run:
             )
         if not matching_records(folder, stage.digest, [unit]):
             raise RunError(
-                f"{place}: names a file that is missing or has another size; move this record away and run again"
+                f"{place}: was made of other input, or names a file that is missing or has another size; "
+                "move this record away and run again"
             )
         return record
 
@@ -441,7 +444,10 @@ def _knock(address: str) -> None:
 
 
 def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[str, Record]:
-    """The records in `folder` that say one of `units` is done: same digests, and every named file has its size."""
+    """The records in `folder` that say one of `units` is done: same digests, and every named file has its size.
+
+    Records of version 2 digested the folders of what they read, which may have changed since; their stage digest tells its content.
+    """
     present = storage.sizes(folder)
     wanted = {unit.id: input_digest(unit) for unit in units}
     names = [f"{unit}.json" for unit in wanted if f"{unit}.json" in present]
@@ -450,7 +456,7 @@ def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[st
         record.unit: record
         for record in records
         if record.stage_digest == digest
-        and record.input_digest == wanted[record.unit]
+        and (record.version == 2 or record.input_digest == wanted[record.unit])
         and all(present.get(file.name) == file.bytes for file in record.files)
     }
 

@@ -29,8 +29,8 @@ STAGES = (
     "shards",
 )
 """The stages of the pipeline whose rows are pairs, in order: each takes what the one before it left, and has its line in the manifest."""
-RECORD_VERSION = 2
-"""2: without the row groups of the files."""
+RECORD_VERSION = 3
+"""2: without the row groups of the files. 3: input_digest without folders."""
 
 
 class Record(StrictModel):

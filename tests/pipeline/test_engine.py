@@ -5,6 +5,7 @@ sends its own process SIGKILL.
 """
 
 import functools
+import json
 import logging
 import os
 import signal
@@ -255,11 +256,30 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
 
 def test_a_unit_whose_input_changed_is_refused_not_mixed_up(tmp_path: Path) -> None:
     """Stage digests cover the roots of inputs, so this cannot happen to a pipeline; the record is believed, not overwritten."""
+    stage = toy()
+    run(tmp_path, stage, [Unit("u0", ("stage/one/before.parquet",))])
+    with pytest.raises(RunError, match=r"u0\.json: was made of other input, or .* move this record away and run again"):
+        run(tmp_path, stage, [Unit("u0", ("stage/one/after.parquet",))])
+
+
+def test_the_same_input_from_another_folder_is_done(tmp_path: Path) -> None:
+    """A setting of the stage before that changed none of its rows: the same names, which have the content's hash, lie elsewhere."""
     seen, out = marks(tmp_path), tmp_path / "out"
     stage = toy(functools.partial(counted, seen))
-    run(out, stage, [Unit("u0", ("before",))])
-    with pytest.raises(RunError, match=r"u0\.json: .* move this record away and run again"):
-        run(out, stage, [Unit("u0", ("after",))])
+    first = run(out, stage, [Unit("u0", ("stage/one/u0-0123.parquet",))])
+    assert run(out, stage, [Unit("u0", ("stage/two/u0-0123.parquet",))]) == first
+    assert executions(seen) == {"u0": 1}
+
+
+def test_a_record_of_the_version_before_is_done_whatever_folder_it_read(tmp_path: Path) -> None:
+    seen, out = marks(tmp_path), tmp_path / "out"
+    stage = toy(functools.partial(counted, seen))
+    run(out, stage, units(1))
+    place = folder_of(out, stage) / "u0.json"
+    old = json.loads(place.read_text()) | {"version": 2, "input_digest": "of names with folders"}
+    place.write_text(json.dumps(old))
+    [record] = run(out, stage, units(1))
+    assert (record.version, executions(seen)) == (2, {"u0": 1})
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "grown"])
@@ -284,7 +304,7 @@ def test_a_lost_output_that_cannot_be_made_again_is_refused(tmp_path: Path) -> N
     [record] = run(tmp_path, stage, units(1))
     (folder_of(tmp_path, stage) / record.output.name).unlink()
     with pytest.raises(
-        RunError, match=r"u0\.json: names a file that is missing or has another size; move this record away"
+        RunError, match=r"u0\.json: .* names a file that is missing or has another size; move this record away"
     ):
         run(tmp_path, stage, units(1))
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -261,6 +262,35 @@ def test_another_cap_is_another_corpus_from_the_same_crawl(first: Site) -> None:
     assert server.hits(first.web) == hits
     assert corpus(str(first.out)) == before, "the first corpus is there again"
     assert len(list((first.out / "shards").glob("manifest-*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "redone"),
+    [
+        ("sources.max_caption_bytes=8193", {"candidates"}),
+        ("quality.max_words=201", {"filter"}),
+        ("precap.per_query=100001", {"precap"}),
+        ("dedup.image_quality=49", {"dedup"}),
+        ("balance.cap=1001", {"balance", "ledger"}),
+    ],
+)
+def test_a_setting_that_changes_no_row_costs_its_own_stage_only(
+    first: Site, tmp_path: Path, setting: str, redone: set[str]
+) -> None:
+    """The next stage finds what it made of the same rows although they now lie in another folder, and nothing is fetched again."""
+    out = tmp_path / "out"
+    shutil.copytree(first.out, out)
+    options = ("balance.cap=1000", "shard={bytes=2000000}")
+    pipeline("run", first.config, out, *options)
+    hits, files, before = server.hits(first.web), committed(out), corpus(str(out))
+    pipeline("run", first.config, out, *options, setting)
+    made = committed(out).keys() - files.keys()
+    assert {name.split("/")[0].split("-")[0] for name in made} == redone
+    assert server.hits(first.web) == hits
+    after = corpus(str(out))
+    assert before.pop("manifest.json") != after.pop("manifest.json"), "the manifest has the settings"
+    assert after == before
+    cli.main(["verify", str(out)])
 
 
 def test_check_prints_the_plan_and_touches_nothing(

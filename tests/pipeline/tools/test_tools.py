@@ -39,6 +39,8 @@ from tests.web.site import Kind, Web
 
 PAIRS = 220
 SHARD_BYTES = 100_000
+CAP = 2
+"""Small, so that pairs go whatever the server's port is: URLs have it, and draws are made by them (with 4, one port in some left all)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Runs:
             "dedup.exact=['url', 'caption', 'source']",
             f"policy=[{text}]",
             "balance.mode=metaclip",
-            "balance.cap=4",
+            f"balance.cap={CAP}",
             "precap.per_query=8",
             f"shard={{bytes={SHARD_BYTES}}}",
         ]
@@ -181,10 +183,10 @@ def test_the_ledger_says_what_was_drawn_and_kept(runs: Runs) -> None:
         assert line["kept"] == kept[line["query_id"]]
         assert line["kept"] <= line["accepted"] <= min(line["assigned"], holding[line["query_id"]])
         assert line["assigned"] <= line["matched"]
-        if line["assigned"] <= 4:
+        if line["assigned"] <= CAP:
             assert line["accepted"] == line["assigned"]
     assert sum(line["kept"] for line in ledger) == len(rows)
-    assert max(line["assigned"] for line in ledger) > 4
+    assert max(line["assigned"] for line in ledger) > CAP
 
 
 def test_shards_have_the_size_that_was_asked_for(runs: Runs) -> None:
