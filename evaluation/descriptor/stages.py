@@ -3,7 +3,8 @@
 A corpus's vectors are a derived artefact: one side table per index, a row for each row of the index in its order, committed under
 FOLDER/vectors/DIGEST/ with its own SHA-256 in its record, where DIGEST covers the weights and how pictures are looked at, and the unit's
 name the index. FOLDER lies beside the shards unless the user says otherwise, so the next audit, of other sets or by other thresholds, finds
-the units done and opens no picture; a corpus that grew has its new shards looked at. Worker count, resumes and places change no byte.
+the units done and opens no picture; of a corpus that grew or lost rows the shards that are new are looked at. Worker count, resumes and
+places change no byte.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from evaluation.descriptor.artefact import Descriptor
 from evaluation.descriptor.embed import EMBED_VERSION, Embedder, views
 from evaluation.descriptor.search import Index, normalisation, score_pairs
 from evaluation.descriptor.views import VIEWS, WHOLE_PICTURE, ViewKind
-from evaluation.overlap.corpus import Corpus, Stored
+from evaluation.overlap.corpus import Corpus, IndexFile, Stored
 from evaluation.overlap.seen import CopyScores, Seen, Vectors, as_vectors
 from evaluation.overlap.set_stage import tables_of_sets
 from evaluation.overlap.tables import VECTOR_SCHEMA, VIEW_SCHEMA
@@ -69,20 +70,22 @@ def look(
 
 @dataclass(frozen=True)
 class _CorpusWork:
-    """An index → the vectors of its rows. `folder`, below which indexes lie, and where `stored` reads are places and in no digest."""
+    """An index → the vectors of its rows. Where it lies, `folder` and what `indexes` say, and where `stored` reads are in no digest."""
 
     folder: str
+    indexes: Sequence[IndexFile]
     stored: Stored
     descriptor: Descriptor
 
     def read(self, unit: Unit) -> pa.Table:
-        return parquet.read(storage.join(self.folder, str(unit.params["index"])), ["uid"])
+        return parquet.read(storage.join(self.folder, self._index(unit).path), ["uid"])
 
     def work(self, rows: pa.Table, unit: Unit) -> Result:
         places: list[int] = []
+        index = self._index(unit)
 
         def pictures() -> Iterator[bytes | None]:
-            for place, data in self.stored(str(unit.params["shard"]), str(unit.params["index"])):
+            for place, data in self.stored(index.shard, index.path):
                 places.append(place)
                 yield data
 
@@ -95,13 +98,16 @@ class _CorpusWork:
             pa.table([rows["uid"], vectors], schema=VECTOR_SCHEMA), notes={"without_vector": vectors.null_count}
         )
 
+    def _index(self, unit: Unit) -> IndexFile:
+        return self.indexes[int(str(unit.params["number"]))]
+
 
 def _corpus_stage(corpus: Corpus, descriptor: Descriptor) -> tuple[Stage, list[Unit]]:
-    work = _CorpusWork(corpus.folder, corpus.stored, descriptor)
+    work = _CorpusWork(corpus.folder, corpus.indexes, corpus.stored, descriptor)
     identity: dict[str, Json] = {"weights_sha256": descriptor.card.weights_sha256}
     digest = stage_digest("vectors", EMBED_VERSION, identity, [])
     units = [
-        Unit(f"{number:06d}-{index.sha256[:12]}", (index.sha256,), {"shard": index.shard, "index": index.path})
+        Unit(f"{number:06d}-{index.sha256[:12]}", (index.sha256,), {"number": number})
         for number, index in enumerate(corpus.indexes)
     ]
     return Stage("vectors", digest, work.read, work.work), units

@@ -205,7 +205,7 @@ def _lists(files: list[CorpusFile], layout: Layout, columns: Columns) -> tuple[S
     semantic: dict[str, Json] = {"layout": layout, "columns": list(columns)}
     digest = stage_digest("list", readers.LISTING_VERSION, semantic, [])
     units = [
-        Unit(f"{number:06d}-{_short(file.name, file.stamp)}", (file.name, file.stamp), {"file": number})
+        Unit(f"{number:06d}-{short(file.name, file.stamp)}", (file.name, file.stamp), {"file": number})
         for number, file in enumerate(files)
     ]
     return Stage("list", digest, work.read, work.work, accounted=False), units
@@ -238,7 +238,7 @@ def of_files(driver: Run, files: list[CorpusFile], config: CorpusConfig, *, with
     )
     units = [
         Unit(
-            f"{number:06d}-{start:07d}-{_short(files[number].name, digest)}",
+            f"{number:06d}-{start:07d}-{short(files[number].name, digest)}",
             (files[number].name, digest),
             {"file": number, "start": start, "rows": ROWS_PER_UNIT},
         )
@@ -276,7 +276,7 @@ def of_files(driver: Run, files: list[CorpusFile], config: CorpusConfig, *, with
     return Corpus(about, driver.out, indexes, pictures, texts, stored, ROW_GROUP_SCHEMA.empty_table())
 
 
-def _short(*inputs: str) -> str:
+def short(*inputs: str) -> str:
     """What a unit reads, as a part of its name: what the file was before stays committed under the name it had."""
     return digest_json(list(inputs))[:12]
 

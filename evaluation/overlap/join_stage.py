@@ -126,12 +126,16 @@ def search(
     digest = stage_digest("join", join.FORMAT_VERSION, semantic, [codes_root])
     stage = Stage("join", digest, work.read, work.work, accounted=False)
     units = [
-        Unit(f"{number:06d}-{index.sha256[:12]}", (index.sha256,), {"shard": index.shard, "index": index.path})
+        Unit(f"{number:06d}-{corpora.short(*index)}", (index.sha256,), {"shard": index.shard, "index": index.path})
         for number, index in enumerate(corpus.indexes)
     ]
     if seen is not None:
         units = [
-            Unit(f"{unit.id}-{table.sha256[:12]}", (*unit.inputs, table.sha256), {**unit.params, "vectors": table.name})
+            Unit(
+                f"{unit.id}-{corpora.short(table.name, table.sha256)}",
+                (*unit.inputs, table.sha256),
+                {**unit.params, "vectors": table.name},
+            )
             for unit, table in zip(units, seen.vectors.tables, strict=True)
         ]
     records = driver.stage(stage, units)

@@ -2,8 +2,8 @@
 
 Of a shard's index it reads uids, URLs and captions, so it costs what those columns weigh, and changing a rule for texts computes no picture
 search again. It comes after the picture search, because it also answers whether the captions of the matched rows name a class, and which
-captions stand with their picture: the matched rows of a shard are among the inputs of its unit. With `hash-only` evidence captions are read
-(there is nothing else to compare) and none of them is written, here or later: digests, distances and answers are.
+captions stand with their picture: the matched rows of a shard are among the inputs of its unit, and in its name. With `hash-only` evidence
+captions are read (there is nothing else to compare) and none of them is written, here or later: digests, distances and answers are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from evaluation.config import ReportConfig
 from evaluation.overlap import kept, text
-from evaluation.overlap.corpus import Corpus, Texts, keyed
+from evaluation.overlap.corpus import Corpus, Texts, keyed, short
 from evaluation.overlap.join import matched_table
 from evaluation.overlap.kept import first_of_each
 from evaluation.overlap.tables import (
@@ -199,13 +199,14 @@ def _stage(
     # An index of others may lack the captions: then the files say what was read.
     roots = [] if corpus.about.kind == "shards" else [corpus.about.content_root]
     digest = stage_digest("text", text.FORMAT_VERSION, semantic, [*roots, *(one.content_hash for one in labelled)])
+    rows = [digest_json([list[Json](one) for one in matched.get(index.shard, [])]) for index in corpus.indexes]
     units = [
         Unit(
-            f"{number:06d}-{index.sha256[:12]}",
-            (index.sha256, digest_json([list[Json](one) for one in matched.get(index.shard, [])])),
+            f"{number:06d}-{short(*index, own)}",
+            (index.sha256, own),
             {"shard": index.shard, "index": index.path},
         )
-        for number, index in enumerate(corpus.indexes)
+        for number, (index, own) in enumerate(zip(corpus.indexes, rows, strict=True))
     ]
     return Stage("text", digest, work.read, work.work, accounted=False), units
 

@@ -22,6 +22,7 @@ from evaluation.overlap.tables import VECTOR_SCHEMA
 from pipeline.content.labelled import LabelledSetConfig, open_set
 from pipeline.contracts.errors import InputError, RunError
 from pipeline.engine import EngineConfig, Run, Unit
+from pipeline.tools.exclude import ExcludeConfig, exclude
 from tests.evaluation.descriptor_cases import corpus_of, png, scene, write_set
 from tests.evaluation.planted import flat
 
@@ -175,8 +176,9 @@ def test_a_shards_vectors(descriptor: Descriptor, tmp_path: Path) -> None:
     stored = [*(png(scene(seed)) for seed in range(40)), flat(70), b"no picture", None]
     corpus = corpus_of(tmp_path, stored, 100)
     shard = corpus.shards[0]
-    work = stages._CorpusWork(str(tmp_path), corpora.of_manifest(str(tmp_path)).stored, descriptor)
-    unit = Unit("0", (), {"shard": shard.path, "index": shard.index_path})
+    opened = corpora.of_manifest(str(tmp_path))
+    work = stages._CorpusWork(str(tmp_path), opened.indexes, opened.stored, descriptor)
+    unit = Unit("0", (), {"number": 0})
     result = work.work(work.read(unit), unit)
     assert result.notes == {"without_vector": 3}
     images = pq.read_table(tmp_path / shard.path)
@@ -226,3 +228,21 @@ def test_workers_and_resumes_change_no_byte(descriptor: Descriptor, tmp_path: Pa
         assert stages.corpus_done(str(tmp_path / name), corpus, descriptor) == 6
     assert started[1] == started[2]  # done already: nothing was embedded again
     assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.prove
+def test_a_takedown_has_only_the_shards_that_it_changed_looked_at(descriptor: Descriptor, tmp_path: Path) -> None:
+    """The others have the same index under another name; where the vectors of both versions are kept, theirs are there."""
+    places = {name: str(tmp_path / name) for name in ("corpus", "less", "vectors", "own")}
+    shards = corpus_of(tmp_path / "corpus", [png(scene(seed)) for seed in range(60)], 10).shards
+    taken = pq.read_table(tmp_path / "corpus" / shards[2].index_path)["uid"][4].as_py()
+    (tmp_path / "ids.txt").write_text(taken.hex() + "\n")
+    exclude(ExcludeConfig(corpus=places["corpus"], out=places["less"], ids=str(tmp_path / "ids.txt")))
+    old, new = (corpora.of_manifest(places[name]) for name in ("corpus", "less"))
+    assert {one.path for one in old.indexes}.isdisjoint(one.path for one in new.indexes)
+    with Run(places["vectors"], EngineConfig(workers=1), {}, "digest") as driver:
+        stages.corpus_vectors(driver, old, descriptor)
+        assert stages.corpus_done(places["vectors"], new, descriptor) == 5
+        shared = stages.corpus_vectors(driver, new, descriptor)
+    with Run(places["own"], EngineConfig(workers=1), {}, "digest") as driver:
+        assert stages.corpus_vectors(driver, new, descriptor).tables == shared.tables
