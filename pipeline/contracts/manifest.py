@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import pyarrow as pa
@@ -181,17 +181,18 @@ def shard_leaves(uri: str) -> Iterator[bytes]:
 SUBTREE_SCHEMA = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("digest", pa.binary(32))])
 
 
-def subtrees_uri(folder: str, root: str) -> str:
-    """Where the parts of a corpus's Merkle tree are kept, if they are: a help for proofs, named by the root that they must give."""
-    return storage.join(folder, f"subtrees-{root[:12]}.parquet")
+def subtrees_uri(folder: str, root: str, rows: Iterable[int]) -> str:
+    """Where the parts of a corpus's Merkle tree are kept, if they are: a help for proofs, named by the root that they must give and by the
+    rows of each shard, for the same rows in other shards have other parts."""
+    return storage.join(folder, f"subtrees-{root[:12]}-{config.digest_json(list(rows))[:12]}.parquet")
 
 
-def write_subtrees(folder: str, root: str, parts: Iterable[merkle.Subtree]) -> None:
-    """Keep the parts of the tree (those that the shards gave, in order), so that a proof reads one shard and not all of them."""
-    uri = subtrees_uri(folder, root)
+def write_subtrees(folder: str, root: str, shards: Sequence[Sequence[merkle.Subtree]]) -> None:
+    """Keep the parts of the tree that each shard gave, so that a proof reads one shard and not all of them."""
+    uri = subtrees_uri(folder, root, (sum(part.size for part in parts) for parts in shards))
     if storage.exists(uri):
         return
-    columns = list(zip(*parts, strict=True)) or [(), (), ()]
+    columns = list(zip(*itertools.chain.from_iterable(shards), strict=True)) or [(), (), ()]
     storage.make_folder(folder)
     temporary = storage.local_temporary(uri)
     try:
@@ -208,7 +209,7 @@ def read_subtrees(path: str) -> list[merkle.Subtree]:
     The file is a help: of one that is damaged a warning is logged.
     """
     found = load(path)
-    uri = subtrees_uri(storage.parent(manifest_path(path)), found.content_root)
+    uri = _subtrees_of(path, found)
     if storage.exists(uri):
         parts = _parts_in(uri)
         with contextlib.suppress(ValueError):
@@ -220,6 +221,10 @@ def read_subtrees(path: str) -> list[merkle.Subtree]:
         parts += merkle.subtrees(shard_leaves(index_uri(path, shard)), start)
         start += shard.rows
     return parts
+
+
+def _subtrees_of(path: str, found: Manifest) -> str:
+    return subtrees_uri(storage.parent(manifest_path(path)), found.content_root, (shard.rows for shard in found.shards))
 
 
 def _parts_in(uri: str) -> list[merkle.Subtree]:
@@ -323,7 +328,7 @@ def verify(path: str) -> list[str]:
         )
     if not problems and merkle.root_of_subtrees(parts) != manifest.content_root:
         problems.append(f"{manifest_path(path)}: content_root differs from the rows; restore the manifest from its run")
-    kept = subtrees_uri(storage.parent(manifest_path(path)), manifest.content_root)
+    kept = _subtrees_of(path, manifest)
     if not problems and storage.exists(kept) and _parts_in(kept) != parts:
         problems.append(f"{kept}: differs from the rows; delete it, proofs then read the indexes")
     problems += [

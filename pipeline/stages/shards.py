@@ -139,7 +139,7 @@ def content_root(driver: Run, shards: Output, folder: str) -> str:
     indexes = [storage.join(driver.out, name) for name in shards.beside(INDEX_SUFFIX)]
     parts = driver.map(_subtrees, list(zip(indexes, starts, strict=False)))
     root = merkle.root_of_subtrees(itertools.chain.from_iterable(parts))
-    manifest.write_subtrees(folder, root, list(itertools.chain.from_iterable(parts)))
+    manifest.write_subtrees(folder, root, parts)
     return root
 
 

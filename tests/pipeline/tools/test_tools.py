@@ -320,6 +320,28 @@ def test_show_of_nothing(runs: Runs, uid: str, said: str) -> None:
         cli.main(["show", str(runs.strict), uid])
 
 
+def test_the_same_rows_in_other_shards_have_proofs_too(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The root is the same, the parts of the tree that shards give are not; and the corpus of before can still be verified."""
+    out = tmp_path / "out"
+    shutil.copytree(runs.plain, out)
+    before = manifest.load(str(out / "shards"))
+    [old] = (out / "shards").glob("manifest-*.json")
+    pipeline("run", runs.config, out, "shard={rows=11}")
+    after = manifest.load(str(out / "shards"))
+    assert after.content_root == before.content_root
+    assert len(after.shards) > len(before.shards)
+    for uid in rows_of(out / "shards")["uid"].to_pylist()[::40]:
+        capsys.readouterr()
+        cli.main(["show", str(out), uid.hex()])
+        assert re.search(
+            r"^proof +its leaf [0-9a-f]{16}… leads to the content root", capsys.readouterr().out, re.MULTILINE
+        )
+    cli.main(["verify", str(out)])
+    cli.main(["verify", str(old)])
+
+
 def test_show_sees_a_picture_that_was_exchanged(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The proof hashes the shard's own bytes; an index that still says otherwise does not help."""
     found = manifest.load(str(runs.plain / "shards"))
