@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -192,6 +193,36 @@ def test_how_it_runs_does_not_change_a_byte(small: Path, tmp_path: Path, monkeyp
     assert len(list((tmp_path / "d" / "queries-articles").glob("*/*.json"))) > 5
     for name in WRITTEN:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "d" / name).read_bytes()
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_one_folder_under_changing_settings_gives_what_a_fresh_one_gives(small: Path, tmp_path: Path) -> None:
+    """What earlier settings left is taken up or lies beside. They change by chance, also to values that change nothing."""
+    chance, lists = random.Random(1), set()
+    given: dict[str, str] = {}
+    for step in range(12):
+        key, values = chance.choice(
+            [
+                ("words.min_count", ["2", "3", "1"]),
+                ("words.numbers", ["true", "false"]),
+                ("bigrams", ["{min_count=2, top_k=1}", "{min_count=1, top_k=1}", "{min_count=2, min_pmi=1.6}"]),
+                ("titles.min_views", ["79", "78", "81"]),
+                ("titles.skip", ["['Main Page']", "['Dog']", "['Nothing']"]),
+                ("wikipedia.max_page_bytes", ["8000000", "8000001"]),
+                ("wikipedia.unit_bytes", ["1024", "32000000"]),
+                ("wikipedia.dumps", [f"['{small}/dump.xml']", f"['{small}/dump.xml.bz2']"]),
+                ("list.limit", ["500", "5", "3"]),
+                ("wordnet.lemmas", ["all", "first"]),
+            ]
+        )
+        given[key] = chance.choice(values)
+        told = [f"{name}={value}" for name, value in given.items()]
+        queries(small / "config.toml", tmp_path / "one", *told)
+        queries(small / "config.toml", tmp_path / f"fresh-{step}", *told)
+        for name in WRITTEN:
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / f"fresh-{step}" / name).read_bytes(), given
+        lists.add((tmp_path / "one" / "queries.txt").read_bytes())
+    assert len(lists) > 3
 
 
 @pytest.mark.usefixtures("one_ray")
