@@ -295,6 +295,8 @@ def exclude(config: ExcludeConfig) -> str:
             functools.partial(_read, config.corpus, old),
             functools.partial(_exclude, config.given(), digest_json(_digests(config.given()))),
             version=_VERSION,
+            # The identity names the rows; the same rows may lie in other shards.
+            roots=[shard.sha256 for shard in old.shards],
         )
         new = manifest.Manifest(
             format_version=FORMAT_VERSION,

@@ -514,6 +514,19 @@ def test_exclude_leaves_untouched_shards_as_they_are_and_resumes(runs: Runs, tmp
         cli.main(["verify", str(tmp_path / "new")])
 
 
+def test_the_same_takedown_from_the_same_rows_in_other_shards(runs: Runs, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs.plain, out)
+    (tmp_path / "ids.txt").write_text(rows_of(out / "shards")["uid"][0].as_py().hex())
+    takedown = ["exclude", f"corpus={out / 'shards'}", f"ids={tmp_path / 'ids.txt'}"]
+    cli.main([*takedown, f"out={tmp_path / 'new'}"])
+    pipeline("run", runs.config, out, "shard={rows=11}")
+    for name in ("new", "own"):
+        cli.main([*takedown, f"out={tmp_path / name}"])
+        cli.main(["verify", str(tmp_path / name)])
+    assert (tmp_path / "new/manifest.json").read_bytes() == (tmp_path / "own/manifest.json").read_bytes()
+
+
 def test_a_second_takedown_needs_a_folder_of_its_own(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
