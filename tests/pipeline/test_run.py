@@ -267,6 +267,7 @@ def test_another_cap_is_another_corpus_from_the_same_crawl(first: Site) -> None:
 @pytest.mark.parametrize(
     ("setting", "redone"),
     [
+        ("sources.rows_per_unit=37", {"candidates", "exact"}),
         ("sources.max_caption_bytes=8193", {"candidates"}),
         ("quality.max_words=201", {"filter"}),
         ("precap.per_query=100001", {"precap"}),
