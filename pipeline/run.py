@@ -29,7 +29,7 @@ from pipeline.match import QueryList, load_queries
 from pipeline.records import STAGES
 from pipeline.sources import rows
 from pipeline.sources.files import SourceFile, expand
-from pipeline.stages.candidates import candidates, exact
+from pipeline.stages.candidates import candidates, exact, look
 from pipeline.stages.cap import at_most, query_sources
 from pipeline.stages.common import Output
 from pipeline.stages.crawl import crawl
@@ -82,7 +82,8 @@ def require_stage(config: PipelineConfig, name: str) -> None:
 def _outputs(driver: Run, config: PipelineConfig, files: Sequence[SourceFile], queries: QueryList) -> Iterator[Output]:
     """The stages, one after the other; the caller may stop after any of them."""
     seed, exact_keys = config.run.seed, config.dedup.exact
-    yield (found := candidates(driver, config, files))
+    sources = look(driver, config, files)
+    yield (found := candidates(driver, config, sources))
     yield (unique := exact(driver, found))
     yield (matched := filter_by_queries(driver, config, unique, queries))
     if "url" in exact_keys:
@@ -94,17 +95,17 @@ def _outputs(driver: Run, config: PipelineConfig, files: Sequence[SourceFile], q
     else:
         wanted, odds = at_most(driver, "precap", config.precap.per_query, seed, matched, queries), None
     yield wanted
-    yield (fetched := crawl(driver, config, wanted))
+    yield (fetched := crawl(driver, config, sources, wanted))
     allowed = fetched
     if config.policy:
         yield (allowed := apply_policy(driver, config, fetched))
     if "source" in exact_keys:
         yield (allowed := exact_key(driver, config, "source", allowed))
     yield (distinct := remove_duplicates(driver, config, allowed))
-    sources = query_sources(config.filter.queries, queries)
+    origins = query_sources(config.filter.queries, queries)
     if odds is not None:
-        balanced = draw(driver, "balance", config.balance.cap, seed, distinct, queries, odds, sources).kept
+        balanced = draw(driver, "balance", config.balance.cap, seed, distinct, queries, odds, origins).kept
     else:
-        balanced = at_most(driver, "balance", config.balance.cap, seed, distinct, queries, sources)
+        balanced = at_most(driver, "balance", config.balance.cap, seed, distinct, queries, origins)
     yield balanced
     yield shards(driver, config, balanced, fetched)

@@ -70,6 +70,16 @@ def count_rows(file: SourceFile, config: SourcesConfig) -> int:
     return max(1, storage.size(file.uri) // _BYTES_PER_ROW[file.kind])
 
 
+def content_digest(file: SourceFile) -> str:
+    """What a file is known by: a digest of all that is read of it, pictures that lie in it or beside it included."""
+    return shards.content_digest(file) if file.kind == "img2dataset" else storage.sha256_file(file.uri)
+
+
+def holds_pictures(file: SourceFile) -> bool:
+    """Whether pictures may lie in a file or beside it, which are then not fetched."""
+    return file.kind in ("warc", "tar", "img2dataset")
+
+
 def read(file: SourceFile, config: SourcesConfig, rows: range | None = None) -> pa.Table:
     """The rows of a file (of a file that `is_cut` those numbered by `rows`) as a table of SOURCE_SCHEMA."""
     if file.kind == "table":

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline.content import tars
 from pipeline.contracts import storage
+from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import InputError
 from pipeline.sources import formats
 from pipeline.sources.files import Row, SourceFile, SourcesConfig, bounded, table_of
@@ -34,6 +35,13 @@ def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
 
 
 # ---- shards of img2dataset
+
+
+def content_digest(file: SourceFile) -> str:
+    """The SHA-256 of a shard's table and of what lies beside it with its pictures: they may change while the table does not."""
+    stem = file.uri.removesuffix(".parquet")
+    beside = [uri for uri in (f"{stem}.tar", *_pictures_in(stem)) if storage.exists(uri)]
+    return digest_json([[storage.name(uri), storage.sha256_file(uri)] for uri in (file.uri, *beside)])
 
 
 def _shard_rows(file: SourceFile) -> Iterator[Row]:
@@ -68,11 +76,14 @@ def _shard_rows(file: SourceFile) -> Iterator[Row]:
 
 def _files(stem: str) -> dict[str, str]:
     """Where the pictures of a shard in files are, by key."""
-    if not storage.is_folder(stem):
-        return {}
-    names = (storage.name(uri) for uri in storage.list_files(stem))
-    split = ((name, *name.rpartition(".")[::2]) for name in sorted(names))
-    return {key: f"file:{storage.name(stem)}/{name}" for name, key, suffix in split if suffix.lower() in PICTURES}
+    names = [storage.name(uri) for uri in _pictures_in(stem)]
+    return {name.rpartition(".")[0]: f"file:{storage.name(stem)}/{name}" for name in names}
+
+
+def _pictures_in(stem: str) -> list[str]:
+    """The pictures of a shard in files, sorted."""
+    found = storage.list_files(stem) if storage.is_folder(stem) else []
+    return sorted(uri for uri in found if uri.rpartition(".")[2].lower() in PICTURES)
 
 
 def _members(uri: str) -> dict[str, str]:

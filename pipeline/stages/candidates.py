@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from pipeline import dedup
 from pipeline.config import PipelineConfig
-from pipeline.contracts import storage
 from pipeline.contracts.config import Json, semantic
 from pipeline.engine import Result, Run, Unit
 from pipeline.shard import shard_of
@@ -24,35 +24,47 @@ _VERSION = 4
 """Of what `candidates` makes of the same sources; raise it when pipeline/sources reads a file differently."""
 
 
-def candidates(driver: Run, config: PipelineConfig, files: Sequence[SourceFile]) -> Output:
+class Source(NamedTuple):
+    """A source and what a first look says: the digest of its content, and about how many rows it has."""
+
+    file: SourceFile
+    digest: str
+    rows: int
+
+
+def look(driver: Run, config: PipelineConfig, files: Sequence[SourceFile]) -> list[Source]:
+    """Read every source once, on the workers. Raises InputError for one that cannot be read."""
+    return driver.map(functools.partial(_look, config.sources), files)
+
+
+def _look(config: SourcesConfig, file: SourceFile) -> Source:
+    source_rows.check(file, config)
+    return Source(file, source_rows.content_digest(file), source_rows.count_rows(file, config))
+
+
+def candidates(driver: Run, config: PipelineConfig, sources: Sequence[Source]) -> Output:
     """Units are row ranges of Parquet files and whole other files; rows are partitioned by uid for the next stage."""
-    facts = driver.map(functools.partial(_file_facts, config=config.sources), files)
-    partitions = partition_count(sum(rows for _, rows in facts), *ROWS_PER_PARTITION)
+    partitions = partition_count(sum(source.rows for source in sources), *ROWS_PER_PARTITION)
     units = []
-    for number, (file, (sha256, rows)) in enumerate(zip(files, facts, strict=True)):
+    for number, (file, digest, rows) in enumerate(sources):
         step = config.sources.rows_per_unit if source_rows.is_cut(file) else max(1, rows)
         for place, start in enumerate(range(0, rows, step)):
             params: dict[str, Json] = {"start": start, "stop": min(rows, start + step)}
-            units.append(Unit(f"{number:05d}-{place:06d}", (file.name, sha256), params))
+            units.append(Unit(f"{number:05d}-{place:06d}", (file.name, digest), params))
     return run_stage(
         driver,
         "candidates",
         {"sources": semantic(config.sources), "partitions": partitions},
         [],
         units,
-        functools.partial(_read_source, {file.name: file for file in files}, config.sources),
+        functools.partial(_read_source, {source.file.name: source.file for source in sources}, config.sources),
         functools.partial(_candidates, config.sources, partitions),
         version=_VERSION,
         row_wise=True,
         partitioned=True,
         partitions=partitions,
-        roots=[value for file, (sha256, _) in zip(files, facts, strict=True) for value in (file.name, sha256)],
+        roots=[value for source in sources for value in (source.file.name, source.digest)],
     )
-
-
-def _file_facts(file: SourceFile, config: SourcesConfig) -> tuple[str, int]:
-    source_rows.check(file, config)
-    return storage.sha256_file(file.uri), source_rows.count_rows(file, config)
 
 
 def _read_source(files: dict[str, SourceFile], config: SourcesConfig, unit: Unit) -> pa.Table:

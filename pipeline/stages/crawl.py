@@ -14,7 +14,8 @@ from pipeline.contracts.schema import REJECTED_SCHEMA
 from pipeline.crawl import stage as hosts
 from pipeline.engine import Result, Run, Unit
 from pipeline.records import taken_up
-from pipeline.sources.files import expand
+from pipeline.sources.rows import holds_pictures
+from pipeline.stages.candidates import Source
 from pipeline.stages.common import (
     Generation,
     Output,
@@ -31,8 +32,11 @@ _VERSION = 3  # of what the steps below make of the same rows; 3: codings, limit
 _DOMAIN_SCHEMA = pa.schema([("domain", pa.string()), ("rows", pa.int64())])
 
 
-def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
-    """Units are hashes of the registered domain; a domain with more than a unit's share of rows lies in several of them."""
+def crawl(driver: Run, config: PipelineConfig, sources: Sequence[Source], wanted: Output) -> Output:
+    """Units are hashes of the registered domain; a domain with more than a unit's share of rows lies in several of them.
+
+    What `sources` hold of pictures is read and not fetched: another content of these is another crawl, although the rows may be the same.
+    """
     parts = part_units(wanted)
     urls = functools.partial(read_part, driver.out, ["url"])
     domains = run_stage(
@@ -59,7 +63,9 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
         version=_VERSION,
         partitioned=True,
     )
-    archives = {file.name: file.uri for file in expand(config.sources) if file.kind != "table"}
+    held = [source for source in sources if holds_pictures(source.file)]
+    archives = {source.file.name: source.file.uri for source in held}
+    roots = [value for source in held for value in (source.file.name, source.digest)]
     first = run_stage(
         driver,
         "crawl",
@@ -70,12 +76,19 @@ def crawl(driver: Run, config: PipelineConfig, wanted: Output) -> Output:
         functools.partial(_crawl, driver.out, ways.files[0], config, archives),
         version=_VERSION,
         row_wise=True,
+        roots=roots,
     )
-    return _generations(driver, config, archives, split, ways, first)
+    return _generations(driver, config, archives, roots, split, ways, first)
 
 
 def _generations(
-    driver: Run, config: PipelineConfig, archives: Mapping[str, str], split: Output, ways: Output, first: Output
+    driver: Run,
+    config: PipelineConfig,
+    archives: Mapping[str, str],
+    roots: Sequence[str],
+    split: Output,
+    ways: Output,
+    first: Output,
 ) -> Output:
     """The crawl with the generations that `retry` has asked for. Units are those of the crawl, so that they own the same hosts."""
     fetched = first
@@ -108,6 +121,7 @@ def _generations(
             functools.partial(_crawl, driver.out, ways.files[0], config, archives),
             version=_VERSION,
             row_wise=True,
+            roots=roots,
         )
         asked.append(rows)
         fetched = fetched._replace(later=(*fetched.later, Generation(again, taken_up(rows.records))))

@@ -5,12 +5,15 @@ server's count of requests for each row. All runs of this file share one embedde
 """
 
 import hashlib
+import io
+import json
 import logging
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ from pipeline.contracts.merkle import merkle_root, row_digest
 from pipeline.contracts.schema import INDEX_SCHEMA, SHARD_SCHEMA, uid
 from tests.conftest import ROOT
 from tests.e2e.pipelines import corpus, write_config, write_inputs
-from tests.web import server, site
+from tests.web import scenes, server, site
 from tests.web.site import REASONS, Kind, Web
 
 PAIRS = 500
@@ -292,6 +295,57 @@ def test_a_setting_that_changes_no_row_costs_its_own_stage_only(
     assert before.pop("manifest.json") != after.pop("manifest.json"), "the manifest has the settings"
     assert after == before
     cli.main(["verify", str(out)])
+
+
+def sources_with_pictures(folder: Path, kind: str, seed: int) -> None:
+    """Six pictures with their URLs and captions, which do not depend on `seed`; as img2dataset or webdataset writes them."""
+    pictures = [scenes.picture_bytes(scenes.scene(seed, k, "held", None, single=True)) for k in range(6)]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    table: dict[str, object] = {
+        "url": [f"https://example.org/{k}.jpg" for k in range(6)],
+        "caption": [f"a dog, number {k}" for k in range(6)],
+        "key": [f"{k:05d}" for k in range(6)],
+        "status": ["success"] * 6,
+    }
+    if kind in ("webdataset of img2dataset", "tar"):
+        with tarfile.open(folder / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for k, data in enumerate(pictures):
+                # As long in both versions, so that the places in the tar are the same.
+                members = {"jpg": data.ljust(400_000, b"\0"), "txt": f"a dog, number {k}".encode()}
+                members["json"] = json.dumps({"url": f"https://example.org/{k}.jpg"}).encode()
+                for suffix, content in members.items():
+                    member = tarfile.TarInfo(f"{k:05d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    elif kind == "files of img2dataset":
+        (folder / "0").mkdir()
+        for k, data in enumerate(pictures):
+            (folder / "0" / f"{k:05d}.jpg").write_bytes(data)
+    else:
+        table["jpg"] = pa.array(pictures, pa.binary())
+    if kind != "tar":
+        pq.write_table(pa.table(table), folder / "0.parquet")
+        (folder / "0_stats.json").write_text("{}")
+
+
+@pytest.mark.parametrize("kind", ["parquet of img2dataset", "webdataset of img2dataset", "files of img2dataset", "tar"])
+def test_other_pictures_in_the_sources_are_another_crawl(first: Site, tmp_path: Path, kind: str) -> None:
+    """URLs and captions are the same, and so are the rows that the crawl takes; what lies in the sources or beside them is not."""
+    (tmp_path / "queries.txt").write_text("dog\n")
+    options = [f"sources.paths=['{tmp_path}/held']", f"filter.queries={tmp_path}/queries.txt"]
+    sources_with_pictures(tmp_path / "held", kind, 1)
+    pipeline("run", first.config, tmp_path / "out", *options)
+    before = corpus(str(tmp_path / "out"))
+    sources_with_pictures(tmp_path / "held", kind, 2)
+    for out in ("out", "fresh"):
+        pipeline("run", first.config, tmp_path / out, *options)
+    assert manifest.load(str(tmp_path / "out" / "shards")).rows > 3
+    assert before != corpus(str(tmp_path / "out")) == corpus(str(tmp_path / "fresh"))
+    sources_with_pictures(tmp_path / "held", kind, 1)
+    pipeline("run", first.config, tmp_path / "out", *options)
+    assert corpus(str(tmp_path / "out")) == before
+    assert len(list((tmp_path / "out" / "crawl").iterdir())) == 2
 
 
 def test_check_prints_the_plan_and_touches_nothing(

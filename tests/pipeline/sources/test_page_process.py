@@ -25,7 +25,7 @@ from pipeline.sources import page, page_process, rows
 from pipeline.sources.files import SourceFile, SourcesConfig, expand
 from pipeline.sources.page import Limits, Page, Reference
 from pipeline.sources.page_process import TOO_MUCH, PageProcess
-from pipeline.stages.candidates import candidates
+from pipeline.stages.candidates import candidates, look
 
 _LIMITS = Limits(4096, 8192, 1000, ())
 _URL = "http://e.org/"
@@ -237,7 +237,7 @@ def test_one_worker_and_two_commit_the_same_bytes(tmp_path: Path) -> None:
                 {"run": {"out": str(out)}, "sources": {"paths": ["-"]}, "filter": {"queries": "q.txt"}}
             )
             with Run(str(out), EngineConfig(workers=workers), {}, "d") as driver:
-                candidates(driver, config, files)
+                candidates(driver, config, look(driver, config, files))
             found[workers] = {
                 str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("candidates/*/*.parquet"))
             }

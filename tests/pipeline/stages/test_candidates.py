@@ -12,7 +12,7 @@ from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet
 from pipeline.engine import EngineConfig, Result, Run, Unit
 from pipeline.sources.files import SourceFile, SourcesConfig, expand
-from pipeline.stages.candidates import _candidates, _exact, _read_source, candidates, exact
+from pipeline.stages.candidates import _candidates, _exact, _read_source, candidates, exact, look
 from pipeline.stages.common import partition_units, read_partition
 
 
@@ -69,7 +69,7 @@ def test_units_of_a_few_rows_make_no_partitions_of_a_few_rows(tmp_path: Path) ->
     ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         with Run(config.run.out, EngineConfig(workers=1), {}, "d") as driver:
-            found = candidates(driver, config, expand(config.sources))
+            found = candidates(driver, config, look(driver, config, expand(config.sources)))
             unique = exact(driver, found)
     finally:
         ray.shutdown()
