@@ -137,7 +137,8 @@ def stage_folder(out: str, stage: Stage) -> str:
 
 
 def input_digest(unit: Unit) -> str:
-    """Files by their names without folders: the name has the content's hash, the folder only tells which settings made it."""
+    """Files by their names without folders: of what a stage committed the name has the content's hash, and the folder only tells which
+    settings made it. A name that tells no content (a source's) stands beside a digest that does."""
     return digest_json([unit.id, [storage.name(name) for name in unit.inputs], dict(unit.params)])
 
 
@@ -446,7 +447,8 @@ def _knock(address: str) -> None:
 def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[str, Record]:
     """The records in `folder` that say one of `units` is done: same digests, and every named file has its size.
 
-    Records of version 2 digested the folders of what they read, which may have changed since; their stage digest tells its content.
+    Records of version 2 digested the folders of what they read, which may have changed since; of these the stage's digest and the unit's
+    name must tell what was read.
     """
     present = storage.sizes(folder)
     wanted = {unit.id: input_digest(unit) for unit in units}

@@ -5,6 +5,7 @@ import collections
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
 import pydantic
 
@@ -29,14 +30,14 @@ STAGES = (
     "shards",
 )
 """The stages of the pipeline whose rows are pairs, in order: each takes what the one before it left, and has its line in the manifest."""
-RECORD_VERSION = 3
+RECORD_VERSION: Final = 3
 """2: without the row groups of the files. 3: input_digest without folders."""
 
 
 class Record(StrictModel):
     """The commit record of a unit: written last, conditionally, and never changed."""
 
-    version: int = RECORD_VERSION
+    version: Literal[2, 3] = RECORD_VERSION
     stage: str
     unit: str
     stage_digest: str

@@ -355,7 +355,12 @@ def _plant_copies(driver: Run, examples: int, sets: list[LabelledSet], codes: Ev
         nearest.choose_sample(one.ids, codes.quality[codes.set_number == number], 0, examples).tolist()
         for number, one in enumerate(sets)
     ]
-    semantic: dict[str, Json] = {**HASH_VERSION, "examples": examples, "transforms": list(copies.TRANSFORMS)}
+    semantic: dict[str, Json] = {
+        **HASH_VERSION,
+        "sets": [one.name for one in sets],
+        "examples": examples,
+        "transforms": list(copies.TRANSFORMS),
+    }
     if seen is not None:
         semantic["descriptor"] = seen.identity
     work = _CopiesWork(sets, chosen, None if seen is None else seen.copies)

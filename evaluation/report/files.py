@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import pyarrow as pa
@@ -176,15 +176,17 @@ def seal(files: Mapping[str, bytes], inputs: Mapping[str, Json]) -> bytes:
 
 def check_free(folder: str, inputs: Mapping[str, Json]) -> None:
     """Refuse a folder that already holds a report about other inputs, for evidence is not overwritten, or files of no report, which
-    `verify` would find there for ever. What a killed job has published without its manifest is no obstacle."""
+    `verify` would find there for ever. What a killed job has published of these sets without its manifest is no obstacle."""
     place = storage.join(folder, MANIFEST)
     if not storage.exists(place):
         inside = folder.rstrip("/") + "/"
         there = (uri.removeprefix(inside) for uri in storage.list_files(folder, recursive=True))
-        stranger = next((name for name in there if not re.match(_FILE_NAME, name)), None)
+        sets, scored = (cast(Mapping[str, Json], inputs[name]) for name in ("sets", "predictions"))
+        own = {*FIXED, *map(split_name, sets), *map(predictions_name, scored)}
+        stranger = next((name for name in there if name not in own), None)
         if stranger is not None:
             raise InputError(
-                f"report.dir: {folder!r} holds {stranger!r}, which is of no report; give the report a folder of its own"
+                f"report.dir: {folder!r} holds {stranger!r}, which this report will not have; give it a folder of its own"
             )
         return
     before = read_seal(folder)

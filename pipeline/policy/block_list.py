@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import lists
+from pipeline.contracts import storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.keys import fixed_bytes
@@ -61,7 +62,12 @@ def _whole(options: Mapping[str, Json], name: str, default: int, most: int) -> i
     return value
 
 
-@functools.lru_cache(maxsize=8)
 def hash_list(uri: str, column: str) -> pa.Array:
-    """The distinct hashes (binary(32)) of a list, read once in a process."""
+    """The distinct hashes (binary(32)) of a list, read once in a process until its size or time of change is another."""
+    found = storage.info(uri)
+    return _hash_list(uri, column, None if found is None else (found.size, found.mtime_ns))
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_list(uri: str, column: str, stamp: tuple[int, int] | None) -> pa.Array:
     return lists.hashes(uri, column, 32)

@@ -17,6 +17,7 @@ import pytest
 from evaluation.report import files, verify
 from evaluation.report.files import read_report
 from pipeline.contracts import manifest, storage
+from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from tests.conftest import ROOT
 from tests.evaluation import planted
@@ -220,10 +221,17 @@ def test_an_interrupted_run_is_completed(made: Made, tmp_path: Path) -> None:
 def test_a_folder_of_other_files_is_refused_and_what_a_killed_job_published_is_not(tmp_path: Path) -> None:
     for name in ("report.html", "splits/toys.parquet", "predictions/toys.parquet"):
         storage.write_atomic(str(tmp_path / name), b"half of a report")
-    files.check_free(str(tmp_path), {})
+    inputs: dict[str, Json] = {"sets": {"toys": "a hash"}, "predictions": {"toys": {}}}
+    files.check_free(str(tmp_path), inputs)
+    said = "which this report will not have; give it a folder of its own"
+    with pytest.raises(InputError, match=rf"holds 'predictions/toys\.parquet', {said}"):
+        files.check_free(str(tmp_path), inputs | {"predictions": {}})
+    (tmp_path / "predictions/toys.parquet").unlink()
+    with pytest.raises(InputError, match=rf"holds 'splits/toys\.parquet', {said}"):
+        files.check_free(str(tmp_path), inputs | {"sets": {"dolls": "a hash"}})
     storage.write_atomic(str(tmp_path / "splits" / "notes.txt"), b"mine")
-    with pytest.raises(InputError, match=r"holds 'splits/notes.txt', which is of no report; give the report a folder"):
-        files.check_free(f"{tmp_path}/", {})
+    with pytest.raises(InputError, match=rf"holds 'splits/notes\.txt', {said}"):
+        files.check_free(f"{tmp_path}/", inputs)
 
 
 def test_another_report_is_not_overwritten(made: Made) -> None:

@@ -21,6 +21,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "stricter pictures": {"match": {"pdq_distance": 0, "phash_distance": 0}},
     "other texts": {"text": {"similarity": 0.6, "least": 2}},
     "no captions": {"sets": [{}]},
+    "another name": {"sets": [{"name": "others", "caption": "caption"}]},
     "another set before it": {"sets": [{"name": "blind", "where": {"label": 3}}, {"caption": "caption"}]},
     "a set with thresholds of its own": {"sets": [{"caption": "caption", "thresholds": {"pdq_distance": 8}}]},
     "hash-only": {"report": {"evidence": "hash-only"}},

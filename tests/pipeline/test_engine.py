@@ -262,6 +262,12 @@ def test_a_unit_whose_input_changed_is_refused_not_mixed_up(tmp_path: Path) -> N
         run(tmp_path, stage, [Unit("u0", ("stage/one/after.parquet",))])
 
 
+def test_a_unit_with_other_parameters_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, toy(), [Unit("u0", params={"start": 0})])
+    with pytest.raises(RunError, match="was made of other input"):
+        run(tmp_path, toy(), [Unit("u0", params={"start": 1})])
+
+
 def test_the_same_input_from_another_folder_is_done(tmp_path: Path) -> None:
     """A setting of the stage before that changed none of its rows: the same names, which have the content's hash, lie elsewhere."""
     seen, out = marks(tmp_path), tmp_path / "out"
@@ -280,6 +286,10 @@ def test_a_record_of_the_version_before_is_done_whatever_folder_it_read(tmp_path
     place.write_text(json.dumps(old))
     [record] = run(out, stage, units(1))
     assert (record.version, executions(seen)) == (2, {"u0": 1})
+    for version in (1, 4):
+        place.write_text(json.dumps(old | {"version": version}))
+        with pytest.raises(RunError, match="not a commit record of this version"):
+            run(out, stage, units(1))
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "grown"])

@@ -80,6 +80,16 @@ def test_a_block_list_of_sha256_refuses_the_bytes_it_names(tmp_path: Path, kind:
     assert found == {"b": "ours: on the block list", "e": "ours: on the block list"}
 
 
+def test_a_list_that_changes_is_read_again_by_the_same_process(tmp_path: Path) -> None:
+    """Workers outlive a run."""
+    place = tmp_path / "list"
+    rows = table(["one", "two"], source_sha256=[b"1" * 32, b"2" * 32])
+    ours = [policy("pipeline.policy.block_list:source_hashes", hashes=str(place))]
+    for first, gone in ((b"1", "one"), (b"2", "two")):
+        place.write_text((first * 32).hex())
+        assert details(ours, rows) == {gone: "ours: on the block list"}
+
+
 def test_a_pdq_list_refuses_within_its_distance(tmp_path: Path) -> None:
     """Against distances counted bit by bit; flat pictures are not compared."""
     draws = np.random.default_rng(4)
