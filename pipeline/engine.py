@@ -9,8 +9,8 @@ task; the task reads the unit's rows, calls the stage's `work`, checks that no r
 
 Done means that the record is there and matches: same input digest, same stage digest, and every file it names has its size. The same
 command again therefore resumes. A stage's folder is named by the stage digest: its settings and the content of its input. So a changed
-setting never meets the output of another, a setting that changed no row costs its own stage only, and nothing is ever deleted that this
-driver did not write.
+setting never meets the output of another, one that changed no row costs its own stage only (and what is written beside it), and nothing
+is ever deleted that this driver did not write.
 
 Two drivers on one output: the record is a conditional put. Who comes second finds the other's record and stops, naming its owner, unless
 that owner was a driver on this machine that has died (its last task may outlive it by a moment): then the record stands.

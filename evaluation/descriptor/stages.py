@@ -3,8 +3,8 @@
 A corpus's vectors are a derived artefact: one side table per index, a row for each row of the index in its order, committed under
 FOLDER/vectors/DIGEST/ with its own SHA-256 in its record, where DIGEST covers the weights and how pictures are looked at, and the unit's
 name the index. FOLDER lies beside the shards unless the user says otherwise, so the next audit, of other sets or by other thresholds, finds
-the units done and opens no picture; of a corpus that grew or lost rows the shards that are new are looked at. Worker count, resumes and
-places change no byte.
+the units done and opens no picture; of a corpus that lost rows, or grew at its end, the shards that are new are looked at. Worker count,
+resumes and places change no byte.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 A corpus of this project brings the indexes, in its manifest. For one that others wrote (`corpus.files`) two stages make them:
 
 - `list`: which rows a file has, where, and SHA-256 over all of its bytes; a unit is named by its file's name, size and time;
-- `index`: every picture decoded and hashed by the corpus's own rule; a unit is ROWS_PER_UNIT rows of a file, named by its SHA-256. So
-  files that were copied or touched are read again but not decoded again, and one that changed is.
+- `index`: every picture decoded and hashed by the corpus's own rule; a unit is ROWS_PER_UNIT rows of a file, named by its number
+  in the list and its SHA-256. So files that were touched are read again but not decoded again, and one that changed, or before which
+  another was put, is.
 
 Rows in the files = rows in the indexes + rows refused by a reason (`Corpus.rejected`). The content root is a digest over the files' own, in
 the order in which they are given; of tars it is the one that the trainer writes into its checkpoints.

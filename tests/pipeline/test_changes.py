@@ -42,7 +42,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "shard": ("{rows=40}", "{rows=41}", "{bytes=300000}"),
     "engine.workers": ("1", "2"),
 }  # fmt: skip
-"""Each with a value that changes nothing beside one that does."""
+"""Values that change rows, and most with one beside them that changes none."""
 
 
 @dataclass(frozen=True)
