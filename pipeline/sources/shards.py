@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline.content import tars
 from pipeline.contracts import storage
+from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import digest_json
 from pipeline.contracts.errors import InputError
 from pipeline.sources import formats
@@ -38,10 +39,12 @@ def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
 
 
 def content_digest(file: SourceFile) -> str:
-    """The SHA-256 of a shard's table and of what lies beside it with its pictures: they may change while the table does not."""
+    """A digest over a shard's table and what lies beside it with its pictures: they may change while the table does not."""
     stem = file.uri.removesuffix(".parquet")
-    beside = [uri for uri in (f"{stem}.tar", *_pictures_in(stem)) if storage.exists(uri)]
-    return digest_json([[storage.name(uri), storage.sha256_file(uri)] for uri in (file.uri, *beside)])
+    tar = [f"{stem}.tar"] if storage.exists(f"{stem}.tar") else []
+    uris = [file.uri, *tar, *_pictures_in(stem)]
+    digests = at_once(storage.sha256_file, uris)
+    return digest_json([[storage.name(uri), sha256] for uri, sha256 in zip(uris, digests, strict=True)])
 
 
 def _shard_rows(file: SourceFile) -> Iterator[Row]:
