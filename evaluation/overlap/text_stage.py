@@ -199,14 +199,14 @@ def _stage(
     # An index of others may lack the captions: then the files say what was read.
     roots = [] if corpus.about.kind == "shards" else [corpus.about.content_root]
     digest = stage_digest("text", text.FORMAT_VERSION, semantic, [*roots, *(one.content_hash for one in labelled)])
-    rows = [digest_json([list[Json](one) for one in matched.get(index.shard, [])]) for index in corpus.indexes]
+    matches = [digest_json([list[Json](one) for one in matched.get(index.shard, [])]) for index in corpus.indexes]
     units = [
         Unit(
-            f"{number:06d}-{short(*index, own)}",
-            (index.sha256, own),
+            f"{number:06d}-{short(*index, match)}",
+            (index.sha256, match),
             {"shard": index.shard, "index": index.path},
         )
-        for number, (index, own) in enumerate(zip(corpus.indexes, rows, strict=True))
+        for number, (index, match) in enumerate(zip(corpus.indexes, matches, strict=True))
     ]
     return Stage("text", digest, work.read, work.work, accounted=False), units
 

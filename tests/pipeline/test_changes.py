@@ -18,7 +18,7 @@ from pipeline import __main__ as cli
 from pipeline.contracts import manifest
 from tests.e2e.pipelines import NO_WAITING, corpus, write_config, write_inputs
 from tests.web import server
-from tests.web.site import Kind, Web
+from tests.web.site import Kind
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(900)]
 
@@ -47,7 +47,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Ground:
-    web: Web
     config: Path
     folder: Path
 
@@ -61,7 +60,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         (folder / "fewer.txt").write_text("".join(lines[::2]))
         config = write_config(web, str(folder), folder / "config.toml")
         ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-        yield Ground(web, config, folder)
+        yield Ground(config, folder)
         ray.shutdown()
 
 
@@ -91,7 +90,6 @@ def test_one_folder_under_changing_settings_gives_what_a_fresh_one_gives(
 ) -> None:
     chance = random.Random(seed)
     settings = {key: values[0] for key, values in SETTINGS.items()}
-    fetched_again = 0
     for step in range(STEPS):
         for key in chance.sample(list(SETTINGS), 1 if step % 2 else 3):
             settings[key] = chance.choice(SETTINGS[key])
@@ -103,5 +101,4 @@ def test_one_folder_under_changing_settings_gives_what_a_fresh_one_gives(
         assert "leads to the content root" in shown(tmp_path / "one", chance.random(), capsys)
         run(ground, tmp_path / f"fresh-{step}", settings | {"engine.workers": "2"})
         assert corpus(str(tmp_path / "one")) == corpus(str(tmp_path / f"fresh-{step}")), (step, settings)
-        fetched_again += len(list((tmp_path / "one" / "crawl").iterdir()))
-    assert fetched_again < STEPS * (STEPS + 1) / 2, "each step had a crawl of its own"
+    assert len(list((tmp_path / "one" / "crawl").iterdir())) < STEPS, "each step had a crawl of its own"
