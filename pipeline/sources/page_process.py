@@ -90,7 +90,7 @@ class PageProcess:
                 "and open files (ulimit), then run the same command again"
             ) from None
         try:
-            _asked(process, _packed(self._limits))
+            _asked(process, _packed([self._limits, MAX_SECONDS]))
         except (EOFError, BrokenPipeError):
             self._end()
             raise RunError(
@@ -159,7 +159,8 @@ def _page(answer: bytes) -> Page:
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer until the input ends: a Page for each pair of messages, or the traceback of an exception as a text."""
-    limits = Limits(*_unpacked(_received(requests)))
+    values, max_seconds = _unpacked(_received(requests))
+    limits = Limits(*values)
     _limit()
     _send(answers, b"")
     answers.flush()
@@ -169,7 +170,7 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
             html = _received(requests)
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # SIGPROF ends the process
+        signal.setitimer(signal.ITIMER_PROF, max_seconds)  # SIGPROF ends the process
         try:
             answer = _packed(read(html, url, charset, limits))
         except MemoryError:

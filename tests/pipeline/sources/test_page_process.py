@@ -95,8 +95,25 @@ def test_what_it_reads_is_what_the_function_reads(pages: PageProcess) -> None:
     assert len(_children()) == 1
 
 
-@pytest.mark.parametrize("text", [_COPIED, _STRAY, _NAMES, _ATTRIBUTES], ids=["copied", "stray", "names", "attributes"])
-def test_a_page_beyond_the_limits_is_told_and_the_next_is_read(pages: PageProcess, text: str) -> None:
+_TIMED = {"stray": _STRAY, "names": _NAMES, "attributes": _ATTRIBUTES}
+"""Pages that end on the limit of time; a copied one ends on that of memory first."""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        pytest.param(_COPIED, page_process.MAX_SECONDS, id="copied"),
+        *(pytest.param(text, 1, id=name) for name, text in _TIMED.items()),
+        *(
+            pytest.param(text, page_process.MAX_SECONDS, marks=pytest.mark.prove, id=f"{name}, all of its time")
+            for name, text in _TIMED.items()
+        ),
+    ],
+)
+def test_a_page_beyond_the_limits_is_told_and_the_next_is_read(
+    pages: PageProcess, monkeypatch: pytest.MonkeyPatch, text: str, seconds: int
+) -> None:
+    monkeypatch.setattr(page_process, "MAX_SECONDS", seconds)
     before = psutil.Process().memory_info().rss
     spent = os.times()
     assert pages.read(_HONEST, _URL, None) == _FOUND
@@ -104,7 +121,7 @@ def test_a_page_beyond_the_limits_is_told_and_the_next_is_read(pages: PageProces
     assert pages.read(_HONEST, _URL, None) == _FOUND
     children = os.times()
     cost = sum(children[2:4]) - sum(spent[2:4])  # of the processes that ended
-    assert cost < page_process.MAX_SECONDS + 2
+    assert cost < seconds + 2
     assert psutil.Process().memory_info().rss - before < 50 << 20
     assert len(_children()) == 1
 
@@ -150,8 +167,9 @@ def test_no_process_is_left_behind(pages: PageProcess) -> None:
 @pytest.mark.parametrize("busy", [False, True])
 def test_it_ends_with_a_worker_that_is_killed(busy: bool) -> None:
     code = (
-        "from pipeline.sources.page_process import PageProcess\nfrom pipeline.sources.page import Limits\n"
-        "pages = PageProcess(Limits(4096, 8192, 1000, ()))\npages.read(b'', 'http://e.org/', None)\nprint(flush=True)\n"
+        "from pipeline.sources import page_process\nfrom pipeline.sources.page import Limits\n"
+        "page_process.MAX_SECONDS = 1  # after which a busy one ends by itself\n"
+        "pages = page_process.PageProcess(Limits(4096, 8192, 1000, ()))\npages.read(b'', 'http://e.org/', None)\nprint(flush=True)\n"
         + ("pages.read(b'<span>' * 100_000 + b'</x>' * 60_000, '', None)" if busy else "input()")
     )
     worker = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -208,7 +226,9 @@ def _honest(number: int) -> str:
     return f"<p>text<img src={number}.jpg alt='picture {number}'>"
 
 
-def test_pages_around_a_hostile_one_give_their_rows(tmp_path: Path) -> None:
+def test_pages_around_a_hostile_one_give_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One ends on the limit of memory, the other on that of time, which is two seconds here: the first takes less than one."""
+    monkeypatch.setattr(page_process, "MAX_SECONDS", 2)
     pages = [_honest(number) for number in range(6)]
     hostile = {1: _COPIED + pages[1], 4: _STRAY}
     offsets = _archive(tmp_path / "t.warc.gz", [hostile.get(number, text) for number, text in enumerate(pages)])
