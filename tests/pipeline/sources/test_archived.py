@@ -42,36 +42,46 @@ def _read(folder: Path, row: dict[str, str | None], most: int = 1 << 20) -> byte
 
 # ---- img2dataset
 
+_MODES = ("Parquet", "WebDataset", "Files")
 _WRITE = """
-import sys, pyarrow as pa
+import hashlib, os, sys, pyarrow as pa
 from img2dataset import writer
-folder, mode = sys.argv[1:]
 schema = pa.schema([(name, pa.string()) for name in ("url", "caption", "key", "status", "error_message")])
-made = getattr(writer, mode + "SampleWriter")(3, folder, True, 5, schema, "jpg")
-import hashlib
-for number in range(250):
-    key = f"00003{number:04d}"
-    good = number % 5 != 2
-    status = "success" if good else "failed_to_download"
-    meta = {"url": f"http://e.org/{number}", "caption": f"picture {number}", "key": key, "status": status, "error_message": None}
-    data = hashlib.blake2b(str(number).encode()).digest() * (20 + number) if good else None
-    made.write(data, key, meta["caption"], meta)
-made.close()
+for mode in sys.argv[2:]:
+    folder = os.path.join(sys.argv[1], mode)
+    os.mkdir(folder)
+    made = getattr(writer, mode + "SampleWriter")(3, folder, True, 5, schema, "jpg")
+    for number in range(250):
+        key = f"00003{number:04d}"
+        good = number % 5 != 2
+        status = "success" if good else "failed_to_download"
+        meta = {"url": f"http://e.org/{number}", "caption": f"picture {number}", "key": key, "status": status, "error_message": None}
+        data = hashlib.blake2b(str(number).encode()).digest() * (20 + number) if good else None
+        made.write(data, key, meta["caption"], meta)
+    made.close()
 """
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each of img2dataset's writers, of one process: it imports for seconds."""
+    folder = tmp_path_factory.mktemp("written")
+    subprocess.run([sys.executable, "-c", _WRITE, str(folder), *_MODES], check=True, capture_output=True)
+    return folder
+
+
 @pytest.mark.skipif(importlib.util.find_spec("img2dataset") is None, reason="img2dataset is not installed")
-@pytest.mark.parametrize("mode", ["Parquet", "WebDataset", "Files"])
-def test_shards_that_img2dataset_wrote(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("mode", _MODES)
+def test_shards_that_img2dataset_wrote(written: Path, mode: str) -> None:
     """Written by its own writers; its statistics are written by its downloader, of which only the name counts."""
-    subprocess.run([sys.executable, "-c", _WRITE, str(tmp_path), mode], check=True, capture_output=True)
-    (tmp_path / "00003_stats.json").write_text(json.dumps({"count": 250, "successes": 200}))
-    (tmp_path / "more.txt").write_text("http://e.org/another\n")
-    assert [(file.name, file.kind) for file in expand(SourcesConfig(paths=[str(tmp_path)]))] == [
+    folder = written / mode
+    (folder / "00003_stats.json").write_text(json.dumps({"count": 250, "successes": 200}))
+    (folder / "more.txt").write_text("http://e.org/another\n")
+    assert [(file.name, file.kind) for file in expand(SourcesConfig(paths=[str(folder)]))] == [
         ("00003.parquet", "img2dataset"),
         ("more.txt", "table"),
     ]
-    found = _table(tmp_path).to_pylist()[:-1]
+    found = _table(folder).to_pylist()[:-1]
     assert [(row["url"], row["caption_raw"], row["source"]) for row in found] == [
         (f"http://e.org/{number}", f"picture {number}", f"00003.parquet#{number}") for number in range(250)
     ]
@@ -79,8 +89,8 @@ def test_shards_that_img2dataset_wrote(tmp_path: Path, mode: str) -> None:
         if number % 5 == 2:
             assert row["archived"] is None  # it failed there, and is fetched here
         elif number % 13 == 0:
-            assert _read(tmp_path, row) == _picture(number)
-            assert _read(tmp_path, row, len(_picture(number)) - 1) == (
+            assert _read(folder, row) == _picture(number)
+            assert _read(folder, row, len(_picture(number)) - 1) == (
                 Reason.TOO_MANY_BYTES,
                 f"more than {len(_picture(number)) - 1:,}",
             )
