@@ -126,7 +126,7 @@ def crashes_then_refuses(table: pa.Table, unit: Unit) -> Result:
 
 
 def takes_its_time(table: pa.Table, unit: Unit) -> Result:
-    time.sleep(2.5)
+    time.sleep(1.5)  # beyond the first second, after which the driver looks up
     return halves(table, unit)
 
 
@@ -371,22 +371,24 @@ def test_one_worker_or_three_give_the_same_records(tmp_path: Path) -> None:
 
 
 def test_the_row_that_ends_its_worker_is_found_and_the_others_are_kept(tmp_path: Path) -> None:
-    stage = toy(functools.partial(crashes_on, (4,)), rows=6, row_wise=True)
+    """Of a few rows, since each crash costs the start of a worker."""
+    stage = toy(functools.partial(crashes_on, (2,)), rows=5, row_wise=True)
     [record] = run(tmp_path, stage, units(1))
-    assert (record.rows_in, record.rows_out) == (6, 2)
-    assert record.rejected == {"decoder_crashed": 1, "no_query": 3}
+    assert (record.rows_in, record.rows_out) == (5, 2)
+    assert record.rejected == {"decoder_crashed": 1, "no_query": 2}
     folder = folder_of(tmp_path, stage)
-    assert parquet.read(str(folder / record.output.name))["number"].to_pylist() == [0, 2]
+    assert parquet.read(str(folder / record.output.name))["number"].to_pylist() == [0, 4]
     assert record.rejected_file is not None
     rejected = parquet.read(str(folder / record.rejected_file.name)).to_pylist()
     [lost] = [row for row in rejected if row["reason"] == "decoder_crashed"]
-    assert lost["uid"] == (4).to_bytes(16, "big")
+    assert lost["uid"] == (2).to_bytes(16, "big")
 
 
-def test_a_unit_of_which_every_row_ends_its_worker(tmp_path: Path) -> None:
-    stage = toy(functools.partial(crashes_on, (0, 1)), rows=2, row_wise=True)
+@pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.prove)])
+def test_a_unit_of_which_every_row_ends_its_worker(tmp_path: Path, rows: int) -> None:
+    stage = toy(functools.partial(crashes_on, (0, 1)), rows=rows, row_wise=True)
     [record] = run(tmp_path, stage, units(1))
-    assert record.rejected == {"decoder_crashed": 2}
+    assert record.rejected == {"decoder_crashed": rows}
     assert parquet.read(str(folder_of(tmp_path, stage) / record.output.name)).num_rows == 0
 
 
@@ -396,7 +398,14 @@ def test_a_worker_that_is_lost_once_is_no_verdict(tmp_path: Path) -> None:
     assert record.rejected == {"no_query": 5}
 
 
-@pytest.mark.parametrize("crashes", [["11-a", "11-b"], ["11-a", "11-b", "11-c", "5-a", "2-a", "1-a"]])
+@pytest.mark.parametrize(
+    "crashes",
+    [
+        ["11-a", "11-b", "11-c", "5-a"],
+        pytest.param(["11-a", "11-b"], marks=pytest.mark.prove),
+        pytest.param(["11-a", "11-b", "11-c", "5-a", "2-a", "1-a"], marks=pytest.mark.prove),
+    ],
+)
 def test_crashes_without_a_guilty_row_leave_no_trace(tmp_path: Path, crashes: list[str]) -> None:
     """The whole unit is lost twice, perhaps a half and a single row once: every file has the bytes of an undisturbed run."""
     seen = marks(tmp_path)
@@ -708,12 +717,12 @@ def test_a_killed_driver_is_told_from_one_that_runs(tmp_path: Path) -> None:
 
 
 def test_rows_do_not_pass_through_the_driver(tmp_path: Path) -> None:
-    """Ten units of 20 MB each; the driver's peak grows by less than two of them."""
+    """Five units of 20 MB each; the driver's peak grows by less than two of them."""
     run(tmp_path / "warm", toy(), units(1))
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak to what is resident now
     before = peak_bytes()
-    records = run(tmp_path / "big", toy(big, accounted=False), units(10))
-    assert sum(record.output.bytes for record in records) > 200e6
+    records = run(tmp_path / "big", toy(big, accounted=False), units(5))
+    assert sum(record.output.bytes for record in records) > 100e6
     assert peak_bytes() - before < 40e6
 
 
