@@ -1,14 +1,15 @@
-"""Deduplication and balancing on Ray, in every mode: the same bytes with one worker and with eight, from small partitions and from large.
+"""Deduplication and balancing on Ray, in every mode: the same bytes with one worker and with many, from small partitions and from large.
 
-Rows are generated and committed as a stage of the crawl's name, so that nothing is fetched. What each stage decides is held against naive
-twins elsewhere; here every committed file of two runs is compared.
+Many are three, and eight in `make prove`: each worker is a process that takes seconds to start. Rows are generated and committed as a
+stage of the crawl's name, so that nothing is fetched. What each stage decides is held against naive twins elsewhere; here every committed
+file of two runs is compared.
 """
 
 import functools
 import hashlib
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,14 @@ SEED, CAP = 17, 20
 FILES, ROWS_PER_FILE, QUERIES = 9, 120, 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eight_workers() -> Iterator[None]:
-    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
+@pytest.fixture(scope="module", params=[3, pytest.param(8, marks=pytest.mark.prove)])
+def many(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many workers Ray has here."""
+    workers: int = request.param
+    ray.init(
+        address="local", num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+    )
+    yield workers
     ray.shutdown()
 
 
@@ -88,6 +93,19 @@ def run(inputs: Path, out: Path, workers: int, stage: str) -> None:
             draw(driver, "balance", CAP, SEED, first.kept, queries, first.odds, [None] * QUERIES)
 
 
+@pytest.fixture(scope="module")
+def made_by_many(many: int, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """What many workers make of a stage; several tests look at one run."""
+
+    @functools.cache
+    def made(stage: str) -> Path:
+        out = tmp_path_factory.mktemp(stage)
+        run(inputs, out, many, stage)
+        return out
+
+    return made
+
+
 def committed(out: Path, *stages: str) -> dict[str, str]:
     """SHA-256 of every table that the stages (or all) committed, by its place."""
     names = stages or ("*",)
@@ -99,13 +117,17 @@ STAGES = ["dedup-pair", "dedup-caption", "dedup-image", "balance-hard_cap", "bal
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_same_bytes_with_one_worker_and_eight_and_in_small_partitions(
-    stage: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_same_bytes_with_one_worker_and_many_and_in_small_partitions(
+    stage: str,
+    many: int,
+    made_by_many: Callable[[str], Path],
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(inputs, tmp_path / "one", 1, stage)
-    run(inputs, tmp_path / "eight", 8, stage)
     truth = committed(tmp_path / "one")
-    assert committed(tmp_path / "eight") == truth
+    assert committed(made_by_many(stage)) == truth
     last = stage.split("-")[0]
     gone = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "one").glob(f"{last}/*/*.rejected.parquet"))
     assert 50 < gone < FILES * ROWS_PER_FILE
@@ -118,7 +140,7 @@ def test_the_same_bytes_with_one_worker_and_eight_and_in_small_partitions(
     ):
         monkeypatch.setattr(f"pipeline.stages.duplicates.{name}", 250)
     monkeypatch.setattr("pipeline.stages.cap._ROWS_PER_PARTITION", 250)
-    run(inputs, tmp_path / "small", 8, stage)
+    run(inputs, tmp_path / "small", many, stage)
     by_name = {Path(place).name: digest for place, digest in committed(tmp_path / "one", last, "ledger").items()}
     assert {
         Path(place).name: digest for place, digest in committed(tmp_path / "small", last, "ledger").items()
@@ -128,30 +150,30 @@ def test_the_same_bytes_with_one_worker_and_eight_and_in_small_partitions(
 
 
 @pytest.mark.parametrize("mode", ["hard_cap", "metaclip"])
-def test_no_query_is_over_the_cap(mode: str, inputs: Path, tmp_path: Path) -> None:
+def test_no_query_is_over_the_cap(mode: str, made_by_many: Callable[[str], Path]) -> None:
     """hard_cap: never. metaclip: on average, so within five standard deviations of a binomial draw."""
-    run(inputs, tmp_path, 8, f"balance-{mode}")
-    [ledger] = tmp_path.glob("ledger/*/*.parquet")
+    out = made_by_many(f"balance-{mode}")
+    [ledger] = out.glob("ledger/*/*.parquet")
     rows = pq.read_table(ledger).to_pylist()
     assert sum(row["matched"] > CAP for row in rows) > 5
     most = CAP if mode == "hard_cap" else CAP + 5 * CAP**0.5
     assert all(row["accepted"] <= most for row in rows)
     kept = pa.concat_tables([
-        pq.read_table(path) for path in tmp_path.glob("balance/*/*.parquet") if not path.name.count(".", 0, -8)
+        pq.read_table(path) for path in out.glob("balance/*/*.parquet") if not path.name.count(".", 0, -8)
     ])  # fmt: skip
     counted = {row["query_id"]: row["kept"] for row in rows}
     ids = kept["query_id"].to_pylist()
     assert {number: ids.count(number) for number in counted} == counted
 
 
-def test_each_file_gets_the_decisions_on_its_own_rows_alone(inputs: Path, tmp_path: Path) -> None:
+def test_each_file_gets_the_decisions_on_its_own_rows_alone(inputs: Path, made_by_many: Callable[[str], Path]) -> None:
     """`dedup` reads of a file's partition, and so never the decisions on the whole corpus."""
-    run(inputs, tmp_path, 2, "dedup-pair")
-    clusters = pa.concat_tables([pq.read_table(path) for path in tmp_path.glob("dedup-clusters/*/*.parquet")])
+    out = made_by_many("dedup-pair")
+    clusters = pa.concat_tables([pq.read_table(path) for path in out.glob("dedup-clusters/*/*.parquet")])
     assert clusters.num_rows > 50
     for number in range(FILES):
         mine = set(pq.read_table(inputs / f"{number:05d}.parquet")["uid"].to_pylist())
         told = [row["uid"] for row in clusters.to_pylist() if row["partition"] == number]
         assert set(told) <= mine
-        [rejected] = tmp_path.glob(f"dedup/*/{number:05d}-*.rejected.parquet")
+        [rejected] = out.glob(f"dedup/*/{number:05d}-*.rejected.parquet")
         assert set(told) <= set(pq.read_table(rejected)["uid"].to_pylist())
