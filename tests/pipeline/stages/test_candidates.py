@@ -1,18 +1,14 @@
 """candidates and exact: the partitions between them, which are an affair of memory and may not change a row."""
 
-import logging
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import ray
 
-from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet
-from pipeline.engine import EngineConfig, Result, Run, Unit
-from pipeline.sources.files import SourceFile, SourcesConfig, expand
-from pipeline.stages.candidates import _candidates, _exact, _read_source, candidates, exact, look
+from pipeline.engine import Result, Unit
+from pipeline.sources.files import SourceFile, SourcesConfig
+from pipeline.stages.candidates import _candidates, _exact, _read_source
 from pipeline.stages.common import partition_units, read_partition
 
 
@@ -52,27 +48,3 @@ def test_the_number_of_partitions_changes_no_row_and_not_their_order(tmp_path: P
     again, again_repeated = _exact_by(partitions, files, tmp_path / "many")
     assert again.equals(kept)
     assert again_repeated.equals(repeated)
-
-
-def test_units_of_a_few_rows_make_no_partitions_of_a_few_rows(tmp_path: Path) -> None:
-    """Each file of `candidates` has one row group, which `exact` reads once, however small the files are."""
-    rows = 12
-    table = {"url": [f"http://e.org/{n}" for n in range(rows)], "caption": ["a dog"] * rows}
-    pq.write_table(pa.table(table), tmp_path / "t.parquet")
-    config = PipelineConfig.model_validate(
-        {
-            "run": {"out": str(tmp_path / "out")},
-            "sources": {"paths": [str(tmp_path / "t.parquet")], "rows_per_unit": 3},
-            "filter": {"queries": "q.txt"},
-        }
-    )
-    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        with Run(config.run.out, EngineConfig(workers=1), {}, "d") as driver:
-            found = candidates(driver, config, look(driver, config, expand(config.sources)))
-            unique = exact(driver, found)
-    finally:
-        ray.shutdown()
-    assert [record.rows_out for record in found.records] == [3, 3, 3, 3]
-    assert [pq.read_metadata(tmp_path / "out" / name).num_row_groups for name in found.files] == [1, 1, 1, 1]
-    assert [record.rows_out for record in unique.records] == [rows]
