@@ -68,14 +68,19 @@ def kind(number: int) -> str:
     return ("good", "later", "later", "never", "html", "good")[number % 6]
 
 
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
-def site() -> Iterator[Site]:
+def site(one_ray: None) -> Iterator[Site]:
     server = Site()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     yield server
-    ray.shutdown()
     server.shutdown()
     thread.join()
     server.server_close()
