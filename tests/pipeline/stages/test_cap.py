@@ -16,7 +16,7 @@ from pipeline.match import load_queries
 from pipeline.stages import cap as capping
 from pipeline.stages.cap import query_sources
 
-FILES, ROWS = 60, 20_000
+FILES, ROWS = 60, 4_000
 
 
 def _memory_of_reading_heads(folder: str, names: list[str], cap: int) -> tuple[pa.Table, int]:
