@@ -140,7 +140,7 @@ def test_only_a_units_own_rows_of_a_row_group_become_python_objects(tmp_path: Pa
 
 
 def test_a_whole_text_file_is_held_as_columns_and_not_as_objects(tmp_path: Path) -> None:
-    rows = 10 * formats.BATCH_ROWS
+    rows = 6 * formats.BATCH_ROWS
     path = tmp_path / "t.tsv"
     path.write_text("url\tcaption\n" + "".join(f"http://e.org/{n}\ta dog {n}\n" for n in range(rows)))
     file, config = _one(path)
@@ -152,7 +152,7 @@ def test_a_whole_text_file_is_held_as_columns_and_not_as_objects(tmp_path: Path)
     finally:
         tracemalloc.stop()
     assert (kept.num_rows, rejected.num_rows) == (rows, 0)
-    # Arrow's memory is not traced. A batch as Python objects takes about 3 MB; the ten of the file take more than 20.
+    # Arrow's memory is not traced. A batch as Python objects takes about 3 MB; the six of the file take more than 12.
     assert peak < 8_000_000
 
 
