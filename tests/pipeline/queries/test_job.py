@@ -245,6 +245,16 @@ def test_the_pages_that_are_named_do_not_depend_on_the_units(tmp_path: Path) -> 
     assert one["pages"] == {"article": 1, "broken": 3000, "too_large": 5}
 
 
+def genuine_dump(folder: Path) -> tuple[Path, Path]:
+    """The dump of the real data, and a configuration for it."""
+    path = next(real_data().glob("enwiki-latest*.bz2"))
+    config = folder / "config.toml"
+    config.write_text(
+        f'[run]\nout = "unset"\n[wikipedia]\ndumps = ["{path}"]\n[words]\n[bigrams]\nmin_count = 5\ntop_k = 1000\n'
+    )
+    return path, config
+
+
 @pytest.mark.usefixtures("one_ray")
 def test_the_genuine_dump(tmp_path: Path) -> None:
     """206 pages: 106 articles, 99 redirects and a page of the project's own namespace, which is a redirect too. What the numbers are:
@@ -255,13 +265,8 @@ def test_the_genuine_dump(tmp_path: Path) -> None:
       and Thai that are no words (`unsegmented`).
     * of the 9,914 bigrams seen at least 5 times the 1,000 of highest PMI: names and terms of art. Each is at least as often in the
       prose when punctuation does not count. What stands on either side of a template or a picture is none.
-    With units of 400 kB and one worker it is the same bytes.
     """
-    path = next(real_data().glob("enwiki-latest*.bz2"))
-    config = tmp_path / "config.toml"
-    config.write_text(
-        f'[run]\nout = "unset"\n[wikipedia]\ndumps = ["{path}"]\n[words]\n[bigrams]\nmin_count = 5\ntop_k = 1000\n'
-    )
+    path, config = genuine_dump(tmp_path)
     record = queries(config, tmp_path / "a")
     assert record["pages"] == {"article": 106, "other_namespace": 1, "redirect": 99}
     assert (record["pages_left_out"], record["unsegmented"], record["words_counted"]) == ([], 8, 449_492)
@@ -276,6 +281,14 @@ def test_the_genuine_dump(tmp_path: Path) -> None:
     assert {"sri lanka", "johns hopkins", "las vegas", "ingmar bergman"} <= {row["query"] for row in chosen}
     assert all(pairs[row["query"]] >= row["count"] for row in chosen)
     assert chosen[-1]["pmi"] == record["bigrams"]["min_pmi"]
+
+
+@pytest.mark.prove
+@pytest.mark.usefixtures("one_ray")
+def test_the_genuine_dump_in_smaller_units_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Of 400 kB, with one worker. A small Wikipedia is asked the same above."""
+    _, config = genuine_dump(tmp_path)
+    queries(config, tmp_path / "a")
     queries(config, tmp_path / "b", "wikipedia.unit_bytes=400000", "engine.workers=1")
     for name in WRITTEN:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
