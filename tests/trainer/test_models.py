@@ -447,7 +447,7 @@ def test_checkpointed_blocks_give_the_same_bits_and_keep_less(preset: Preset) ->
     ids=["few", "many"],
 )
 def test_no_block_is_left_uncompiled(blocks: tuple[int, int, int, int], sizes: tuple[int, ...]) -> None:
-    """Five shapes of a ResNet's blocks, or eight, in both modes of gradient caching, and sizes of micro-batch: torch's limit is 8 programs."""
+    """Five shapes of a ResNet's blocks, or eight, in both modes of gradient caching: torch's own limit is 8 programs."""
     model = build(replace(SMALL_RN, vision=ResNetShape(blocks, 16)))
     model.compile_blocks("eager")
     torch._dynamo.reset()

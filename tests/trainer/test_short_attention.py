@@ -90,7 +90,7 @@ def test_a_row_knows_nothing_of_another(interpreted: Interpreted) -> None:
     whole, found = interpreted.whole, interpreted.broken
     heads = [0, 1, 3]
     for part in ("out", "gradient"):
-        one, other = (each[part].unflatten(-1, (4, 64)) if part == "out" else each[part] for each in (found, whole))
+        one, other = (each[part].view(3, 19, 4, 64) if part == "out" else each[part] for each in (found, whole))
         assert torch.equal(one[0], other[0])
         assert one[1].isnan().all()
         assert torch.equal(one[2, ..., heads, :], other[2, ..., heads, :])
