@@ -129,22 +129,23 @@ def code() -> bool:
     from trainer.optim import fused
 
     numbers = fused._TILE / (32 * fused._WARPS)  # of a thread
-    cubins: dict[str, tuple[bytes, float]] = {}
+    asked: dict[str, tuple[compiled.Request, float]] = {}
     for onto, name in ((0, "fp32"), (1, "fp32 on the fp16 grid"), (2, "bf16 on the bf16 grid")):
-        cubin = compiled.fused_step("cubin", weights="bf16" if name.startswith("bf16") else "fp32", onto=onto)
-        cubins[f"step, {name}"] = cubin, numbers
+        request = compiled.fused_step(weights="bf16" if name.startswith("bf16") else "fp32", onto=onto)
+        asked[f"step, {name}"] = request, numbers
     kernels: tuple[Literal["_forward", "_backward"], ...] = ("_forward", "_backward")
     for kernel in kernels:
         for tile in (16, 32, 64, 128):
             places = tile / (32 * _warps(tile))  # of a thread
             for causal in (True, False):
                 name = f"attention{kernel.replace('_', ', ')}, {tile}{', causal' if causal else ''}"
-                cubins[name] = compiled.short_attention("cubin", kernel, tile, causal=causal), places
+                asked[name] = compiled.short_attention(kernel, tile, causal=causal), places
     print(
         f"Triton {triton.__version__}, sm_90{'':<21}{'instructions each':>23}{'registers':>11}{'spilled':>9}{'16 bytes':>10}{'of':>5}"
     )
     spilled = 0
-    for name, (cubin, each) in cubins.items():
+    cubins = compiled.compiled("cubin", [request for request, _ in asked.values()])
+    for (name, (_, each)), cubin in zip(asked.items(), cubins, strict=True):
         found = code_of(cubin)
         wide = sum(one.endswith(".128") for one in found.moves)
         print(

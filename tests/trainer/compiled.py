@@ -1,8 +1,9 @@
 """Our Triton kernels as they are compiled for a Hopper GPU, which needs none: for those who look at their code.
 
-    python -m tests.trainer.compiled OUT KIND REQUEST.json
+    python -m tests.trainer.compiled FOLDER KIND REQUESTS.json
 
-A process of its own makes it, because in one that has switched the interpreter on nothing is compiled.
+FOLDER gets the code of each request, in a file that is named for its place among them. A process of its own makes it, because in one that
+has switched the interpreter on nothing is compiled.
 """
 
 import importlib
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -29,71 +31,69 @@ class Request(TypedDict):
 
 
 def fused_step(
-    kind: Kind,
     *,
     weights: Literal["fp32", "bf16"] = "fp32",
     is_plain: bool = True,
     onto: int = 0,
     is_bounded: bool = False,
-) -> bytes:
-    """The fused step's code, for weights and gradients of a type; the others are its own constants."""
+) -> Request:
+    """The fused step, for weights and gradients of a type; the others are its own constants."""
     from trainer.optim import fused
 
     pointers = {"weights": f"*{weights}", "gradients": f"*{weights}", "moments": "*fp16", "moment_scales": "*fp32"}
     pointers |= {"roots": "*fp16", "root_scales": "*fp32", "tiles": "*i32", "starts": "*i64", "shifts": "*i32"}
-    return compiled(
-        kind,
-        {
-            "module": "trainer.optim.fused",
-            "kernel": "_kernel",
-            "pointers": pointers,
-            "numbers": {"n": "i32", "key": "i32"},
-            "constants": {
-                "block": BLOCK,
-                "rows": fused._TILE // BLOCK,
-                "is_plain": is_plain,
-                "onto": onto,
-                "is_bounded": is_bounded,
-            },
-            "options": {"num_warps": fused._WARPS, "enable_fp_fusion": False},
+    return {
+        "module": "trainer.optim.fused",
+        "kernel": "_kernel",
+        "pointers": pointers,
+        "numbers": {"n": "i32", "key": "i32"},
+        "constants": {
+            "block": BLOCK,
+            "rows": fused._TILE // BLOCK,
+            "is_plain": is_plain,
+            "onto": onto,
+            "is_bounded": is_bounded,
         },
-    )
+        "options": {"num_warps": fused._WARPS, "enable_fp_fusion": False},
+    }
 
 
-def short_attention(kind: Kind, kernel: Literal["_forward", "_backward"], tile: int, *, causal: bool = True) -> bytes:
-    """The code of a kernel of short attention in bf16, for lengths up to `tile`."""
+def short_attention(kernel: Literal["_forward", "_backward"], tile: int, *, causal: bool = True) -> Request:
+    """A kernel of short attention in bf16, for lengths up to `tile`."""
     from trainer.models import short_attention_kernels
 
     pointers = ("packed", "out") if kernel == "_forward" else ("gradient", "packed", "out")
-    return compiled(
-        kind,
-        {
-            "module": "trainer.models.short_attention_kernels",
-            "kernel": kernel,
-            "pointers": dict.fromkeys(pointers, "*bf16"),
-            "numbers": {"length": "i32", "heads": "i32"},
-            "constants": {"causal": causal, "tile": tile},
-            "options": {"num_warps": short_attention_kernels._warps(tile)},
-        },
-    )
+    return {
+        "module": "trainer.models.short_attention_kernels",
+        "kernel": kernel,
+        "pointers": dict.fromkeys(pointers, "*bf16"),
+        "numbers": {"length": "i32", "heads": "i32"},
+        "constants": {"causal": causal, "tile": tile},
+        "options": {"num_warps": short_attention_kernels._warps(tile)},
+    }
 
 
-def compiled(kind: Kind, request: Request) -> bytes:
+def compiled(kind: Kind, requests: Sequence[Request]) -> list[bytes]:
+    """The code of each request, made by one process."""
     with tempfile.TemporaryDirectory() as folder:
-        out, asked = Path(folder) / "code", Path(folder) / "request.json"
-        asked.write_text(json.dumps(request))
-        command = [sys.executable, "-m", "tests.trainer.compiled", str(out), kind, str(asked)]
+        asked = Path(folder) / "requests.json"
+        asked.write_text(json.dumps(requests))
+        command = [sys.executable, "-m", "tests.trainer.compiled", folder, kind, str(asked)]
         environment = {**os.environ, "TRITON_CACHE_DIR": folder}
         environment.pop("TRITON_INTERPRET", None)
         subprocess.run(command, env=environment, check=True, capture_output=True)
-        return out.read_bytes()
+        return [(Path(folder) / str(place)).read_bytes() for place in range(len(requests))]
 
 
-def main(out: str, kind: str, asked: str) -> None:
+def main(folder: str, kind: str, asked: str) -> None:
+    for place, request in enumerate(json.loads(Path(asked).read_text())):
+        (Path(folder) / str(place)).write_bytes(code_of(kind, request))
+
+
+def code_of(kind: str, request: Request) -> bytes:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    request: Request = json.loads(Path(asked).read_text())
     kernel = getattr(importlib.import_module(request["module"]), request["kernel"])
     names = kernel.arg_names
     kinds = request["pointers"] | request["numbers"] | dict.fromkeys(request["constants"], "constexpr")
@@ -101,7 +101,7 @@ def main(out: str, kind: str, asked: str) -> None:
     values = {(names.index(name),): value for name, value in request["constants"].items()}
     source = ASTSource(kernel, {name: kinds.get(name, "fp32") for name in names}, values, aligned)
     made = compile(source, GPUTarget("cuda", 90, 32), options=request["options"]).asm[kind]
-    Path(out).write_bytes(made if isinstance(made, bytes) else made.encode())
+    return made if isinstance(made, bytes) else str(made).encode()
 
 
 if __name__ == "__main__":

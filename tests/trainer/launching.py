@@ -16,6 +16,8 @@ from typing import Protocol
 
 SMOKE = "trainer/configs/smoke.toml"
 INSTRUMENTED = "tests.trainer.instrumented"
+Arguments = Mapping[str, object] | Sequence[str]
+"""Overrides of the smoke configuration, or, of a module with another command line, its arguments as they are."""
 _BINARIES = Path(sys.executable).parent
 
 
@@ -115,7 +117,7 @@ def alone(
 @contextlib.contextmanager
 def processes(
     count: int,
-    overrides: Mapping[str, object],
+    arguments: Arguments,
     *,
     module: str = "trainer",
     environment: Mapping[str, str] | None = None,
@@ -134,7 +136,7 @@ def processes(
     started: list[Process] = []
     try:
         for rank in range(count):
-            started.append(Process(rank, module, overrides, place, limit))
+            started.append(Process(rank, module, arguments, place, limit))
         yield started
     finally:
         for process in started:
@@ -148,13 +150,13 @@ class Process:
         self,
         rank: int,
         module: str,
-        overrides: Mapping[str, object],
+        arguments: Arguments,
         environment: Mapping[str, str],
         limit: Callable[[int], None] | None = None,
     ) -> None:
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by kill)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *_arguments(overrides)],
+            [sys.executable, "-m", module, *_arguments(arguments)],
             env={**_environment(), **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=self._said,
             stderr=subprocess.STDOUT,
@@ -185,14 +187,18 @@ class Process:
 
 def together(
     count: int,
-    overrides: Mapping[str, object],
+    arguments: Arguments,
     *,
     module: str = "trainer",
     environment: Mapping[str, str] | None = None,
+    timeout: float = 280.0,
 ) -> Finished:
-    """A whole run of `count` processes without a launcher: the largest exit code, and what all of them said, process after process."""
-    with processes(count, overrides, module=module, environment=environment) as started:
-        ended = [process.wait() for process in started]
+    """A whole run of `count` processes without a launcher: the largest exit code, and what all of them said, process after process.
+
+    The launcher would import torch and DeepSpeed twice more: `launch` is for those who ask what it does.
+    """
+    with processes(count, arguments, module=module, environment=environment) as started:
+        ended = [process.wait(timeout) for process in started]
         return Finished(max((one.code for one in ended), key=abs), "".join(one.output for one in ended))
 
 
@@ -207,8 +213,10 @@ def wait_until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def _arguments(overrides: Mapping[str, object]) -> list[str]:
-    return ["--config", SMOKE, *(f"{key}={value}" for key, value in overrides.items())]
+def _arguments(arguments: Arguments) -> list[str]:
+    if not isinstance(arguments, Mapping):
+        return list(arguments)
+    return ["--config", SMOKE, *(f"{key}={value}" for key, value in arguments.items())]
 
 
 def _environment(*, on_gpu: bool = False) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Every ZeRO stage, precision and place of the optimizer's states in one launch: what test_optim_zero.py reads.
 
-    deepspeed --num_gpus N --module tests.trainer.optim_cases OUT.pt
+    deepspeed --num_gpus N --module tests.trainer.optim_cases [--few] OUT.pt
 
 Each case trains a small CLIP for STEPS steps on a fixed global batch of drawn numbers, through the same calls as the loop, and notes what
-the optimizer held. Written by process 0 with torch.save: a list of one dictionary a case.
+the optimizer held. With --few half of the cases with offload are left out: each stage and each kind of weights keeps some. Written by
+process 0 with torch.save: a list of one dictionary a case.
 """
 
+import gc
 import sys
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -54,6 +56,12 @@ CASES = [
     for compute, master, text in _KINDS
     for offload in (False, True)
     if not _is_refused(case := Case(stage, compute, master, text, offload))
+]
+
+FEW = [
+    case
+    for case in CASES
+    if not case.offload or (case.stage + _KINDS.index((case.compute, case.master, case.text))) % 2 == 1
 ]
 
 
@@ -184,7 +192,8 @@ def sum_over_processes(counts: dict[str, int]) -> dict[str, int]:
 def main() -> None:
     torch.set_num_threads(1)
     rank, world = zero.join_processes()
-    found = [run(case, rank, world) for case in CASES]
+    gc.freeze()  # stage 3 collects garbage with each engine: not among all that was imported
+    found = [run(case, rank, world) for case in (FEW if "--few" in sys.argv else CASES)]
     if rank == 0:
         torch.save({"world": world, "cases": found}, sys.argv[-1])
     zero.leave_processes()

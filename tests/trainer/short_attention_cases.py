@@ -1,16 +1,16 @@
 """Short attention: cases and their truth, and the kernels run by Triton's interpreter, on a CPU. In its own process, for Triton reads its
 switch once:
 
-    TRITON_INTERPRET=1 python -m tests.trainer.short_attention_cases kernels|beyond|model IN.pt OUT.pt
+    TRITON_INTERPRET=1 python -m tests.trainer.short_attention_cases kernels|model IN.pt OUT.pt
 
-kernels: IN.pt has a list of dictionaries with "packed", "gradient" and "causal"; OUT.pt the outputs and the gradients of the packed
-  projections, case by case.
-beyond: the same of cases of one row, behind which not-a-number stands wherever something is read; behind outputs and gradients follows what
-  stood there before, MARK.
-model: IN.pt has "pixels" and "texts"; OUT.pt features and gradients of a small CLIP in fp16, way by way.
+kernels: IN.pt has under "plain" a list of dictionaries with "packed", "gradient" and "causal"; OUT.pt the outputs and the gradients of the
+  packed projections, case by case. Under "beyond" the same of cases of one row, behind which not-a-number stands wherever something is
+  read; behind outputs and gradients follows what stood there before, MARK.
+model: IN.pt has "pixels", "texts" and the names of "ways"; OUT.pt features and gradients of a small CLIP in fp16, way by way.
 """
 
 import sys
+from collections.abc import Collection
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -94,6 +94,8 @@ WAYS = {
     "short, elementwise, compiled": Way(True, "elementwise", compiled=True),
     "short, blocks, compiled": Way(True, "blocks", compiled=True),
 }
+FEW = tuple(name for name, way in WAYS.items() if not way.compiled or way.checkpoint == "elementwise")
+"""One that is compiled, and that the one with most for the compiler to see."""
 
 
 def model_inputs() -> dict[str, Any]:
@@ -105,12 +107,15 @@ def model_inputs() -> dict[str, Any]:
     return {"pixels": torch.randn(6, 3, 16, 16, generator=draws), "texts": texts}
 
 
-def of_model(given: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, dict[str, Tensor]]:
+def of_model(
+    given: dict[str, Any], dtype: torch.dtype, device: str, ways: Collection[str] = WAYS.keys()
+) -> dict[str, dict[str, Tensor]]:
     """Features and gradients, and under "calls" how often each kernel ran, forward and backward."""
     from trainer.models import short_attention_kernels as kernels
 
     found = {}
-    for name, way in WAYS.items():
+    for name in ways:
+        way = WAYS[name]
         torch.manual_seed(0)
         model = models.build(TWO_HEADS, checkpoint_activations=way.checkpoint).to(device, dtype)
         if way.short:
@@ -130,12 +135,14 @@ def of_model(given: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str
     return found
 
 
-def check_models(found: dict[str, dict[str, Tensor]], most_apart: float, *, exact: bool) -> None:
+def check_models(
+    found: dict[str, dict[str, Tensor]], most_apart: float, *, exact: bool, ways: Collection[str] = WAYS.keys()
+) -> None:
     """What `of_model` found is in all ways what torch's attention gives, by the kernels, none of which ran more often than it must.
 
     exact: where nothing is compiled and all kernels sum in one order.
     """
-    assert found.keys() == WAYS.keys()
+    assert found.keys() == set(ways)
     calls = {name: parts.pop("calls").tolist() for name, parts in found.items()}
     true = found.pop("torch")
     assert any(float(part.abs().max()) > 0 for name, part in true.items() if "in_proj_weight" in name)
@@ -214,9 +221,9 @@ def main(what: str, read: str, write: str) -> None:
     short_attention.is_for = lambda packed: packed.dtype in (F16, BF16)
     given = torch.load(read, weights_only=True)
     if what == "model":
-        torch.save(of_model(given, F16, "cpu"), write)
+        torch.save(of_model(given, F16, "cpu", given["ways"]), write)
     else:
-        torch.save(of_kernels(given) if what == "kernels" else beyond(given), write)
+        torch.save({"plain": of_kernels(given["plain"]), "beyond": beyond(given["beyond"])}, write)
 
 
 if __name__ == "__main__":

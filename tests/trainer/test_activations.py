@@ -18,7 +18,7 @@ from trainer.config import TrainConfig, resolve
 from trainer.models import CLIP, Preset, ViTShape
 from trainer.models.clip import tower_of
 
-PAIRS = 32
+PAIRS = 8
 
 
 def load(*overrides: str) -> TrainConfig:

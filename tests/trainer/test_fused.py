@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.compiled import fused_step
+from tests.trainer.compiled import compiled, fused_step
 from trainer.optim import half_adamw, update
 from trainer.optim.blocks import quantise
 
@@ -227,8 +227,16 @@ def test_gradients_stay_as_they_are(interpreted: dict[str, update.Flat]) -> None
 # ---- what the compiler makes of it
 
 
-def test_the_compiler_contracts_nothing_and_keeps_loads_wide() -> None:
-    ptx = fused_step("ptx").decode()
+@pytest.fixture(scope="module")
+def ptx_of_plain_and_masked() -> tuple[str, list[str]]:
+    """The plain program, and the masked one onto each of the grids."""
+    masked = [fused_step(is_plain=False, onto=onto, is_bounded=bool(onto)) for onto in range(3)]
+    plain, *others = (code.decode() for code in compiled("ptx", [fused_step(), *masked]))
+    return plain, others
+
+
+def test_the_compiler_contracts_nothing_and_keeps_loads_wide(ptx_of_plain_and_masked: tuple[str, list[str]]) -> None:
+    ptx, _ = ptx_of_plain_and_masked
     assert "div.rn.f32" in ptx
     assert "sqrt.rn.f32" in ptx
     assert not re.search(r"\bfma\.|\.ftz|\.approx", ptx)
@@ -239,8 +247,8 @@ def test_the_compiler_contracts_nothing_and_keeps_loads_wide() -> None:
 
 
 @pytest.mark.parametrize("onto", [0, 1, 2])
-def test_the_masked_program_compiles_too(onto: int) -> None:
-    ptx = fused_step("ptx", is_plain=False, onto=onto, is_bounded=bool(onto)).decode()
+def test_the_masked_program_compiles_too(onto: int, ptx_of_plain_and_masked: tuple[str, list[str]]) -> None:
+    ptx = ptx_of_plain_and_masked[1][onto]
     assert not re.search(r"\bfma\.|\.approx", ptx)
     # Rounding down may take subnormal numbers for zero: onto fp16's grid a weight is at least 2^-125 of a step, or zero.
     assert set(re.findall(r"\w[\w.]*\.ftz", ptx)) <= ({"cvt.rmi.ftz"} if onto == 1 else set())

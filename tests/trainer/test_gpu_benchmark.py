@@ -22,7 +22,9 @@ from trainer import flops, models
 pytestmark = pytest.mark.timeout(600)
 
 DONE = json.dumps(dataclasses.asdict(Measured(1, 1, 1.0, 1.0, 1, 1, 0.0)))
-TINY = Case("tiny-vit", 16, "fp32", compile=False, warmup=1, steps=3)
+TINY = Case("tiny-vit", 8, "fp32", compile=False, warmup=1, steps=2)
+UNKNOWN = dataclasses.replace(TINY, preset="no-such-model")
+IN_PIECES = dataclasses.replace(TINY, checkpoint="blocks", micro=3, warmup=0, steps=3)
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +32,30 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
 
-def run(case: Case) -> Measured:
-    row = Bench("", 500).run("ours", case)
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench") / "rows"
+
+
+@pytest.fixture(scope="module")
+def bench(rows_file: Path) -> Bench:
+    """With the rows of a case that does not run, and of two others after it; each is a process of its own that takes seconds to start."""
+    made = Bench("", 500, path=rows_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        for case in (UNKNOWN, TINY, IN_PIECES):
+            made.run("ours", case)
+    return made
+
+
+def found_of(bench: Bench, case: Case) -> Measured:
+    (row,) = (row for row in bench.rows if row.case == case)
     assert row.found is not None, row.why
     return row.found
 
 
-def test_a_step_is_its_phases_and_its_operations_are_the_models() -> None:
-    found = run(TINY)
+def test_a_step_is_its_phases_and_its_operations_are_the_models(bench: Bench) -> None:
+    found = found_of(bench, TINY)
     assert found.phases.keys() == set(PHASES)
     assert all(found.phases[name] > 0 for name in PHASES)
     assert 0.3 * found.seconds < sum(found.phases.values()) < 3 * found.seconds
@@ -45,7 +63,7 @@ def test_a_step_is_its_phases_and_its_operations_are_the_models() -> None:
         model = models.build("tiny-vit")
         assert found.operations == flops.training_flops(model)
         assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert found.rate == pytest.approx(16 / found.seconds)
+    assert found.rate == pytest.approx(8 / found.seconds)
     assert len(found.losses) == 3
     assert any("mm" in name for name, _ in found.kernels), "what takes long is known"
     assert 0.5 < sum(share for _, share in found.kernels) <= 1
@@ -103,24 +121,19 @@ def test_fp16_is_measured_once_its_loss_scaler_has_its_scale() -> None:
     assert all(0 < loss < 10 for loss in found["losses"])
 
 
-def test_micro_batches_and_checkpoints_train_the_same_model() -> None:
-    losses = []
-    for case in (TINY, Case("tiny-vit", 16, "fp32", compile=False, checkpoint="blocks", micro=6, warmup=1, steps=3)):
-        losses.append(run(case).losses)
+def test_micro_batches_and_checkpoints_train_the_same_model(bench: Bench) -> None:
+    losses = [found_of(bench, case).losses for case in (TINY, IN_PIECES)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_what_does_not_run_is_no_figure_and_the_others_go_on(tmp_path: Path) -> None:
-    bench = Bench("", 500, path=tmp_path / "rows")
-    for case, why in (
-        (dataclasses.replace(TINY, preset="no-such-model"), "FAILED"),
-        (dataclasses.replace(TINY, warmup=0), ""),
-    ):
-        assert bench.run("ours", case).why.startswith(why)
-    assert "unknown; choose one of" in bench.rows[0].why
-    assert bench.rows[1].found is not None
-    assert [json.loads(line)["case"]["preset"] for line in (tmp_path / "rows").read_text().splitlines()] == [
+def test_what_does_not_run_is_no_figure_and_the_others_go_on(bench: Bench, rows_file: Path) -> None:
+    unknown, *others = bench.rows
+    assert unknown.why.startswith("FAILED")
+    assert "unknown; choose one of" in unknown.why
+    assert [(row.why, row.found is not None) for row in others] == [("", True)] * 2
+    assert [json.loads(line)["case"]["preset"] for line in rows_file.read_text().splitlines()] == [
         "no-such-model",
+        "tiny-vit",
         "tiny-vit",
     ]
     assert Bench("", 0.01).run("ours", TINY).why == "took more than 0 s"

@@ -1,39 +1,52 @@
 """HalfAdamW under DeepSpeed for real, every stage with and without offload: right weights, small states, exact copies, noise of its own."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.launching import launch_module
-from tests.trainer.optim_cases import CASES, RATE, STEPS, Case, batch, config_of, new_model
+from tests.trainer.launching import together
+from tests.trainer.optim_cases import CASES, FEW, RATE, STEPS, Case, batch, config_of, new_model
 from trainer.check import _kept_bytes, _weight_bytes
 from trainer.objectives.clip import contrastive_loss
 from trainer.optim import parameter_groups
 
 pytestmark = pytest.mark.timeout(900)
-WORLDS = [2, pytest.param(1, marks=pytest.mark.prove), pytest.param(4, marks=pytest.mark.prove)]
 Found = dict[Case, dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
-    """What each case left, for a number of processes; one launch each."""
-    known: dict[int, Found] = {}
+class Run(NamedTuple):
+    world: int
+    """Number of processes."""
+    few: bool = False
 
-    def run(world: int) -> Found:
-        if world not in known:
+    def __str__(self) -> str:
+        return f"{self.world}, few" if self.few else str(self.world)
+
+
+RUNS = (Run(2, few=True), *(pytest.param(Run(world), marks=pytest.mark.prove) for world in (1, 2, 4)))
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Found]:
+    """What each case of a run left; each run is made once."""
+    known: dict[Run, Found] = {}
+
+    def make(run: Run) -> Found:
+        if run not in known:
             out = tmp_path_factory.mktemp("optim") / "found.pt"
-            finished = launch_module(world, "tests.trainer.optim_cases", str(out), timeout=800)
+            arguments = [*(["--few"] if run.few else []), str(out)]
+            finished = together(run.world, arguments, module="tests.trainer.optim_cases", timeout=800)
             assert finished.code == 0, finished.output[-4000:]
             saved = torch.load(out, weights_only=True)
-            assert saved["world"] == world
-            known[world] = {Case(*found["case"]): found for found in saved["cases"]}
-        return known[world]
+            assert saved["world"] == run.world
+            known[run] = {Case(*found["case"]): found for found in saved["cases"]}
+            assert list(known[run]) == (FEW if run.few else CASES)
+        return known[run]
 
-    return run
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +84,14 @@ def image(weights: dict[str, Tensor]) -> Tensor:
     return flat({name: value for name, value in weights.items() if name.startswith("visual.")})
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("run", RUNS, ids=str)
 def test_every_case_trains_as_torchs_adamw_does(
-    world: int, launched: Callable[[int], Found], torchs_adamw: dict[str, Any]
+    run: Run, launched: Callable[[Run], Found], torchs_adamw: dict[str, Any]
 ) -> None:
     """Weights went the same way: within 1 % in fp32, and as near as bf16's gradients allow otherwise."""
-    assert set(launched(world)) == set(CASES)
     start = flat(torchs_adamw["start"])
     travelled = (flat(torchs_adamw["masters"]) - start).norm()
-    for case, found in launched(world).items():
+    for case, found in launched(run).items():
         exact = case.compute == "fp32"
         for ours, theirs in zip(found["losses"], torchs_adamw["losses"], strict=True):
             assert ours == pytest.approx(theirs, abs=5e-3 if exact else 0.05), case
@@ -90,10 +102,8 @@ def test_every_case_trains_as_torchs_adamw_does(
         assert all(norm > 0 for norm in found["norms"])
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_the_number_of_a_weight_decides_its_noise_and_not_the_stage(
-    world: int, launched: Callable[[int], Found]
-) -> None:
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_the_number_of_a_weight_decides_its_noise_and_not_the_stage(run: Run, launched: Callable[[Run], Found]) -> None:
     """After one step, before block borders matter, all stages have the same rounded weights, whoever rounded them and where.
 
     Of two roundings with other noise a third of the numbers would differ. Gradients are not the same to the bit in all stages: they are
@@ -101,20 +111,20 @@ def test_the_number_of_a_weight_decides_its_noise_and_not_the_stage(
     rounds once more in bf16 and whose fp32 differs on some processors.
     """
     references: dict[object, Tensor] = {}
-    for case in CASES:
-        weights = launched(world)[case]["after_one"]
+    for case in FEW if run.few else CASES:
+        weights = launched(run)[case]["after_one"]
         assert not bool(flat(weights).isnan().any()), "every number of the model is somewhere"
         if case.master == "fp32" and case.text == "plain":
             continue
         found = flat(weights) if case.master == "bf16" else text(weights)
         alike = (case.compute, case.master, case.text, case.stage == 3 and case.compute != "fp32")
         different = float((found != references.setdefault(alike, found)).double().mean())
-        assert different <= (0.0 if world == 1 and case.stage < 3 else 0.01), (case, different)
+        assert different <= (0.0 if run.world == 1 and case.stage < 3 else 0.01), (case, different)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("run", RUNS, ids=str)
 def test_without_noise_one_step_is_the_same_in_all_stages(
-    world: int, launched: Callable[[int], Found], torchs_adamw: dict[str, Any]
+    run: Run, launched: Callable[[Run], Found], torchs_adamw: dict[str, Any]
 ) -> None:
     """As far as the gradients are (above), by norm: in fp32 to a thousandth of the step. Adam's first step is of one size for all numbers,
     so that one whose gradient is little else than bf16's rounding goes either way: 0.025 of the step between stages 1 and 2 on four
@@ -122,19 +132,19 @@ def test_without_noise_one_step_is_the_same_in_all_stages(
     """
     references: dict[object, Tensor] = {}
     start = flat(torchs_adamw["start"])
-    for case in CASES:
+    for case in FEW if run.few else CASES:
         if case.master == "fp32" and case.text == "plain":
-            found = flat(launched(world)[case]["after_one"])
+            found = flat(launched(run)[case]["after_one"])
             reference = references.setdefault((case.compute, case.stage == 3 and case.compute != "fp32"), found)
             error = float((found - reference).norm() / (reference - start).norm())
-            exact = world == 1 and case.stage < 3
+            exact = run.world == 1 and case.stage < 3
             assert error <= (0.0 if exact else 1e-3 if case.compute == "fp32" else 0.05), (case, error)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_processes_and_groups_share_no_noise(world: int, launched: Callable[[int], Found]) -> None:
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_processes_and_groups_share_no_noise(run: Run, launched: Callable[[Run], Found]) -> None:
     """The places that all processes were told cover the model once; what covers twice is padding, at most a number a process and tensor."""
-    for case, found in launched(world).items():
+    for case, found in launched(run).items():
         ranks = found["spans"] if case.stage else found["spans"][:1]  # without ZeRO each has all
         spans = sorted(tuple(span) for rank in ranks for tensor in rank for span in tensor)
         total = sum(len(value) for value in found["masters"].values())
@@ -145,11 +155,11 @@ def test_processes_and_groups_share_no_noise(world: int, launched: Callable[[int
         assert reached >= total
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("run", RUNS, ids=str)
 def test_text_masters_are_fp16_numbers_and_bf16_masters_bf16_numbers(
-    world: int, launched: Callable[[int], Found]
+    run: Run, launched: Callable[[Run], Found]
 ) -> None:
-    for case, found in launched(world).items():
+    for case, found in launched(run).items():
         masters, module = found["masters"], found["module"]
         assert found["master_types"] == {torch.bfloat16 if case.master == "bf16" else torch.float32}, case
         on_fp16 = torch.equal(text(masters).half().double(), text(masters))
@@ -165,30 +175,30 @@ def test_text_masters_are_fp16_numbers_and_bf16_masters_bf16_numbers(
             assert torch.equal(flat(module), flat(masters).float().bfloat16().double()), case
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_states_take_what_check_says(world: int, launched: Callable[[int], Found]) -> None:
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_states_take_what_check_says(run: Run, launched: Callable[[Run], Found]) -> None:
     """fp16 moments under every stage, and bytes of all processes together, against the plan's arithmetic."""
-    for case, found in launched(world).items():
+    for case, found in launched(run).items():
         dtypes = {"moment": torch.float16, "root": torch.float16} | dict.fromkeys(
             ("moment_scale", "root_scale"), torch.float32
         )
         assert found["state_types"] == dtypes, case
         count = sum(len(value) for value in found["masters"].values())
-        copies = world if case.stage == 0 else 1
+        copies = run.world if case.stage == 0 else 1
         held = {key: value / count / copies for key, value in found["bytes"].items()}
         assert held["moments"] <= 4.1, case
         config = config_of(case)
         kept = held["masters"] + held["moments"]
         assert kept == pytest.approx(_kept_bytes(config), rel=0.02), (case, held)
         assert held["average"] == pytest.approx(4.0, rel=0.01), (case, held)
-        copies = 1 if case.stage == 3 else world
+        copies = 1 if case.stage == 3 else run.world
         assert found["bytes"]["weights"] / count / copies == pytest.approx(_weight_bytes(config), rel=0.01), case
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_the_average_is_sharded_like_the_masters(world: int, launched: Callable[[int], Found]) -> None:
-    reference = flat(launched(world)[Case(0)]["average"])
-    for case, found in launched(world).items():
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_the_average_is_sharded_like_the_masters(run: Run, launched: Callable[[Run], Found]) -> None:
+    reference = flat(launched(run)[Case(0)]["average"])
+    for case, found in launched(run).items():
         if case == Case(case.stage, offload=case.offload):
             torch.testing.assert_close(flat(found["average"]), reference, rtol=0, atol=2e-4)
             assert not torch.equal(flat(found["average"]), flat(found["masters"]))

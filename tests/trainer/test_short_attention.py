@@ -5,19 +5,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.compiled import short_attention as compiled
+from tests.trainer import compiled
 from tests.trainer.short_attention_cases import (
     BEHIND,
     BF16,
     CASES,
     F16,
+    FEW,
     MARK,
+    WAYS,
     Case,
     apart,
     check_models,
@@ -40,16 +42,38 @@ def run(what: str, given: object, folder: Path) -> Any:
     return torch.load(folder / "out.pt", weights_only=True)
 
 
+class Interpreted(NamedTuple):
+    cases: dict[Case, dict[str, Tensor]]
+    whole: dict[str, Tensor]
+    """Of ROWS."""
+    broken: dict[str, Tensor]
+    """Of ROWS with not-a-number in the middle row, and infinity in the third head of the last."""
+    beyond: list[dict[str, Tensor]]
+
+
+ROWS = Case(19, False, F16, rows=3, heads=4)
+ENDS = [Case(length, causal, F16, rows=1) for length in (1, 19, 50, 128) for causal in (False, True)]
+
+
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, dict[str, Tensor]]:
-    found = run("kernels", [tensors_of(case) for case in CASES], tmp_path_factory.mktemp("kernels"))
-    return dict(zip(CASES, found, strict=True))
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Interpreted:
+    """What the kernels make of all the cases here, in one process: it takes longer to start than to compute."""
+    broken = tensors_of(ROWS)
+    broken["packed"][1] = torch.nan
+    broken["packed"][2, :, :, 2] = torch.inf
+    given = {
+        "plain": [*map(tensors_of, CASES), tensors_of(ROWS), broken],
+        "beyond": [tensors_of(case) for case in ENDS],
+    }
+    found = run("kernels", given, tmp_path_factory.mktemp("kernels"))
+    *plain, of_whole, of_broken = found["plain"]
+    return Interpreted(dict(zip(CASES, plain, strict=True)), of_whole, of_broken, found["beyond"])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_is_attention_to_the_digits_of_its_numbers(case: Case, interpreted: dict[Case, dict[str, Tensor]]) -> None:
+def test_is_attention_to_the_digits_of_its_numbers(case: Case, interpreted: Interpreted) -> None:
     """Queries, keys and gradients each go through a sum of rounded weights, so that errors are of one or two roundings."""
-    given, found = tensors_of(case), interpreted[case]
+    given, found = tensors_of(case), interpreted.cases[case]
     true = truth(given["packed"], given["gradient"], causal=case.causal)
     assert found["out"].dtype == found["gradient"].dtype == case.dtype
     assert apart(found["out"], true["out"]) < DIGITS[case.dtype]
@@ -61,34 +85,30 @@ def test_is_attention_to_the_digits_of_its_numbers(case: Case, interpreted: dict
             assert not found["gradient"][:, :, part].any()
 
 
-def test_a_row_knows_nothing_of_another(tmp_path: Path) -> None:
-    """Not-a-number in the middle row, and in the third head of the last; lengths end inside of a tile, and the next row begins there."""
-    given = tensors_of(Case(19, False, F16, rows=3, heads=4))
-    broken = {name: value.clone() if isinstance(value, Tensor) else value for name, value in given.items()}
-    broken["packed"][1] = torch.nan
-    broken["packed"][2, :, :, 2] = torch.inf
-    whole, found = run("kernels", [given, broken], tmp_path)
+def test_a_row_knows_nothing_of_another(interpreted: Interpreted) -> None:
+    """Lengths end inside of a tile, and the next row begins there."""
+    whole, found = interpreted.whole, interpreted.broken
     heads = [0, 1, 3]
     for part in ("out", "gradient"):
-        one, other = (each[part].unflatten(-1, (4, 64)) if part == "out" else each[part] for each in (found, whole))
+        one, other = (each[part].view(3, 19, 4, 64) if part == "out" else each[part] for each in (found, whole))
         assert torch.equal(one[0], other[0])
         assert one[1].isnan().all()
         assert torch.equal(one[2, ..., heads, :], other[2, ..., heads, :])
         assert not one[2, ..., 2, :].isfinite().all()
 
 
-def test_nothing_is_read_or_written_beyond_the_end(tmp_path: Path) -> None:
-    cases = [Case(length, causal, F16, rows=1) for length in (1, 19, 50, 128) for causal in (False, True)]
-    given = [tensors_of(case) for case in cases]
-    for case, one, found in zip(cases, given, run("beyond", given, tmp_path), strict=True):
+def test_nothing_is_read_or_written_beyond_the_end(interpreted: Interpreted) -> None:
+    for case, found in zip(ENDS, interpreted.beyond, strict=True):
+        one = tensors_of(case)
         true = truth(one["packed"], one["gradient"], causal=case.causal)
         for part, expected in true.items():
             assert (found[part][-BEHIND:] == MARK).all()
             assert apart(found[part][:-BEHIND], expected.flatten()) < 2 * DIGITS[F16]
 
 
-def test_models_have_the_same_features_and_gradients_in_all_their_ways(tmp_path: Path) -> None:
-    check_models(run("model", model_inputs(), tmp_path), 0.02, exact=True)
+@pytest.mark.parametrize("ways", [FEW, pytest.param(tuple(WAYS), marks=pytest.mark.prove)], ids=["few", "all"])
+def test_models_have_the_same_features_and_gradients_in_their_ways(ways: tuple[str, ...], tmp_path: Path) -> None:
+    check_models(run("model", model_inputs() | {"ways": list(ways)}, tmp_path), 0.02, exact=True, ways=ways)
 
 
 def test_only_what_is_short_and_half_and_on_a_gpu_is_for_it() -> None:
@@ -120,18 +140,27 @@ class _Told(NamedTuple):
 # ---- what the compiler makes of it
 
 
-@pytest.mark.parametrize(
-    ("kernel", "tile", "causal"),
-    [
-        ("_forward", 16, True),
-        ("_forward", 64, False),
-        ("_backward", 32, True),
-        ("_backward", 64, False),
-        ("_backward", 128, True),
-    ],
-)
-def test_the_compiler_keeps_loads_wide_and_multiplies_in_hardware(kernel: Any, tile: int, causal: bool) -> None:
-    ptx = compiled("ptx", kernel, tile, causal=causal).decode()
+Program = tuple[Literal["_forward", "_backward"], int, bool]
+"""Kernel, tile, whether it is causal."""
+PROGRAMS: list[Program] = [
+    ("_forward", 16, True),
+    ("_forward", 64, False),
+    ("_backward", 32, True),
+    ("_backward", 64, False),
+    ("_backward", 128, True),
+]
+
+
+@pytest.fixture(scope="module")
+def ptx_of() -> dict[Program, str]:
+    asked = [compiled.short_attention(kernel, tile, causal=causal) for kernel, tile, causal in PROGRAMS]
+    made = compiled.compiled("ptx", asked)
+    return {program: code.decode() for program, code in zip(PROGRAMS, made, strict=True)}
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_the_compiler_keeps_loads_wide_and_multiplies_in_hardware(program: Program, ptx_of: dict[Program, str]) -> None:
+    ptx, (kernel, tile, _) = ptx_of[program], program
     assert re.search(r"wgmma\.mma_async" if tile >= 64 else r"mma\.sync", ptx)
     tensors = 3 if kernel == "_forward" else 4
     # 64 numbers of 2 bytes to a place, 16 places to a warp: 4 loads of 16 bytes of each tensor

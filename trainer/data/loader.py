@@ -279,5 +279,5 @@ def _unchanged(piece: Any) -> Any:
 
 def _fork_server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["trainer.data.preloaded"])
     return context
