@@ -6,6 +6,7 @@ never as links, and the page's own content policy forbids scripts and any reques
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,18 +33,22 @@ TONES: dict[Verdict, str] = {
 }
 
 
-def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[TextEvidence], report_sha256: str) -> str:
-    """The whole page as text."""
-    environment = Environment(
+@functools.cache  # it keeps the template that it has compiled
+def _environment() -> Environment:
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=False,
         keep_trailing_newline=True,
     )
+
+
+def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[TextEvidence], report_sha256: str) -> str:
+    """The whole page as text."""
     title, lines, tone = verdict_box(report)
     touched = [one for one in report.sets if one.found.share.hits]
-    return environment.get_template("report.html.j2").render(
+    return _environment().get_template("report.html.j2").render(
         report=report,
         evidence=evidence,
         texts=texts,
