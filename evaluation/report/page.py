@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from evaluation.metrics import TITLES
@@ -33,22 +33,23 @@ TONES: dict[Verdict, str] = {
 }
 
 
-@functools.cache  # it keeps the template that it has compiled
-def _environment() -> Environment:
-    return Environment(
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=False,
         keep_trailing_newline=True,
     )
+    return environment.get_template("report.html.j2")
 
 
 def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[TextEvidence], report_sha256: str) -> str:
     """The whole page as text."""
     title, lines, tone = verdict_box(report)
     touched = [one for one in report.sets if one.found.share.hits]
-    return _environment().get_template("report.html.j2").render(
+    return _template().render(
         report=report,
         evidence=evidence,
         texts=texts,
