@@ -25,6 +25,7 @@ trap: scipy's `binomtest(..., alternative="greater").proportion_ci` is one-sided
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,7 @@ def score(correct: NDArray[np.bool_], confidence: float = CONFIDENCE) -> SplitSc
     return SplitScore(n, k, k / n if n else None, low, high)
 
 
+@functools.lru_cache(maxsize=4096)  # most steps of a sweep move no example from one side to the other
 def detectable_gain(n_overlap: int, n_clean: int, null: float, alpha: float, power: float = POWER) -> float | None:
     """The smallest gain on Overlap that the rule for an effect would find with `power`; None where it would find none.
 

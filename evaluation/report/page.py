@@ -6,11 +6,12 @@ never as links, and the page's own content policy forbids scripts and any reques
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from evaluation.metrics import TITLES
@@ -32,8 +33,8 @@ TONES: dict[Verdict, str] = {
 }
 
 
-def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[TextEvidence], report_sha256: str) -> str:
-    """The whole page as text."""
+@functools.cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -41,9 +42,14 @@ def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[Text
         trim_blocks=False,
         keep_trailing_newline=True,
     )
+    return environment.get_template("report.html.j2")
+
+
+def render(report: Report, evidence: Sequence[SetEvidence], texts: Sequence[TextEvidence], report_sha256: str) -> str:
+    """The whole page as text."""
     title, lines, tone = verdict_box(report)
     touched = [one for one in report.sets if one.found.share.hits]
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         report=report,
         evidence=evidence,
         texts=texts,

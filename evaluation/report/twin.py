@@ -111,10 +111,10 @@ def detectable_gain(n_overlap: int, n_clean: int, null: float, alpha: float) -> 
 def _both_reject(k: int, n_overlap: int, right: int, n_clean: int, alpha: float) -> bool:
     if binom.sf(k - 1, n_overlap, right / n_clean) > alpha:
         return False
-    law = hypergeom(n_overlap + n_clean, k + right, n_overlap)
     above = np.arange(k, min(n_overlap, k + right))
     ratios = (n_overlap - above) * (k + right - above) / ((above + 1.0) * (n_clean - k - right + above + 1.0))
-    return float(law.pmf(k)) * (1 + float(np.cumprod(ratios).sum())) <= alpha
+    at_k = float(hypergeom.pmf(k, n_overlap + n_clean, k + right, n_overlap))
+    return at_k * (1 + float(np.cumprod(ratios).sum())) <= alpha
 
 
 def difference(overlap: tuple[int, int], clean: tuple[int, int], confidence: float) -> tuple[float, float, float]:

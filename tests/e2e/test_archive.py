@@ -17,7 +17,7 @@ from tests.e2e.pipelines import NO_WAITING, write_config, write_inputs
 from tests.web import answers, server
 from tests.web.site import Kind, Web
 
-PAIRS = 200
+PAIRS = 120
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def rows_of(out: Path) -> pa.Table:
 def test_a_web_archive_gives_the_corpus_of_the_url_tables(tmp_path: Path, cluster: None) -> None:
     with server.running(9, PAIRS, NO_WAITING) as web:
         write_inputs(web, tmp_path)
-        config = write_config(web, str(tmp_path), tmp_path / "config.toml", shard_rows=80)
+        config = write_config(web, str(tmp_path), tmp_path / "config.toml", shard_rows=40)
         command = ["run", "--config", str(config)]
         cli.main([*command, f"run.out={tmp_path / 'tables'}"])
         archive = tmp_path / "crawl.warc.gz"

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 
+from evaluation.__main__ import main
 from tests.browser import browser, complaints, needs_browser, requests, screenshot, show
-from tests.evaluation.made import Made, command
+from tests.evaluation.made import Made
 
 pytestmark = needs_browser
 
@@ -84,10 +85,12 @@ def test_hostile_captions_stay_text(made: Made, window: webdriver.Chrome) -> Non
     assert "<script>alert('x')</script>" in window.execute_script("return document.body.innerText")
 
 
-def test_the_labelling_page_asks_keeps_and_exports(made: Made, window: webdriver.Chrome, tmp_path: Path) -> None:
+def test_the_labelling_page_asks_keeps_and_exports(
+    made: Made, window: webdriver.Chrome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A person answers by keys and buttons, comes back after closing the page, and exports; the answers choose a threshold."""
-    result = command("label", "--config", str(made.config), f"report.dir={made.report}", f"labelling.dir={tmp_path}")
-    assert result.returncode == 0, result.stderr
+    places = [f"report.dir={made.report}", f"labelling.dir={tmp_path}"]
+    assert main(["label", "--config", str(made.config), *places]) is None
     page = tmp_path / "scenes.html"
     window.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     show(window, page)
@@ -118,7 +121,8 @@ def test_the_labelling_page_asks_keeps_and_exports(made: Made, window: webdriver
     assert said == [("Ada Ö", "same", "pdq"), ("Ada Ö", "unsure", "pdq")]
     assert complaints(window) == []
     assert {urlsplit(one).scheme for one in requests(window)} <= {"file", "blob"}
-    chosen = command("thresholds", str(made.report), str(saved))
-    assert chosen.returncode == 0, chosen.stderr
-    assert "scenes: 2 pairs by 1 raters" in chosen.stdout
-    assert "blind: no labels" in chosen.stdout
+    capsys.readouterr()
+    assert main(["thresholds", str(made.report), str(saved)]) is None
+    chosen = capsys.readouterr().out
+    assert "scenes: 2 pairs by 1 raters" in chosen
+    assert "blind: no labels" in chosen

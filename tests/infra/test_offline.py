@@ -16,8 +16,13 @@ import pytest
 from tests.conftest import ROOT
 
 CARRY, INSTALL = ROOT / "infra/offline/carry.py", ROOT / "infra/offline/install.sh"
-NOWHERE = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
-"""An index that nobody can reach, in the place of the one that this machine knows."""
+NOWHERE = {
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_CONFIG_FILE": os.devnull,
+    "PIP_NO_CACHE_DIR": "1",
+    "PIP_RETRIES": "0",
+}
+"""An index that nobody can reach, in the place of the one that this machine knows; it is asked once."""
 
 
 def run(
