@@ -49,8 +49,8 @@ def launch() -> Launch:
 
 @pytest.fixture(scope="session")
 def alone() -> Alone:
-    """`python -m trainer` for real, without the launcher; see `launching.alone`."""
-    return launching.alone
+    """A run of one process without the launcher; see `launching.forked`."""
+    return launching.forked
 
 
 @pytest.fixture(scope="session")

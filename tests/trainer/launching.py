@@ -1,8 +1,11 @@
-"""Runs of the trainer for tests: the real DeepSpeed launcher, on the CPU, in a process group that can be killed as a whole."""
+"""Runs of the trainer for tests, on the CPU: under the real DeepSpeed launcher, by `python -m trainer`, or as forks of a fork server.
+
+All are real processes, in process groups that can be killed as a whole. A fork does without the seconds of imports that the others cost.
+"""
 
 import contextlib
-import functools
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tests.trainer.fork_server import ENVIRONMENT, ForkServer
+
 SMOKE = "trainer/configs/smoke.toml"
 INSTRUMENTED = "tests.trainer.instrumented"
-Arguments = Mapping[str, object] | Sequence[str]
-"""Overrides of the smoke configuration, or, of a module with another command line, its arguments as they are."""
 _BINARIES = Path(sys.executable).parent
 
 
@@ -41,7 +44,7 @@ class Launch(Protocol):
 
 
 class Alone(Protocol):
-    def __call__(self, overrides: Mapping[str, object], *, inside: Sequence[str] = ()) -> Finished: ...
+    def __call__(self, overrides: Mapping[str, object]) -> Finished: ...
 
 
 def launch(
@@ -54,7 +57,7 @@ def launch(
 ) -> Finished:
     """`deepspeed --num_gpus N --module trainer`."""
     return launch_module(
-        processes, "trainer", *_arguments(overrides), kill_when=kill_when, end_when=end_when, timeout=timeout
+        processes, "trainer", *arguments_of(overrides), kill_when=kill_when, end_when=end_when, timeout=timeout
     )
 
 
@@ -104,7 +107,7 @@ def alone(
 ) -> Finished:
     """`python -m trainer`: a run of one process. `inside`: a command that runs it as its last arguments."""
     done = subprocess.run(
-        [*inside, sys.executable, "-m", "trainer", *_arguments(overrides)],
+        [*inside, sys.executable, "-m", "trainer", *arguments_of(overrides)],
         env=_environment(on_gpu=on_gpu),
         capture_output=True,
         text=True,
@@ -114,19 +117,46 @@ def alone(
     return Finished(done.returncode, done.stdout + done.stderr)
 
 
+def forked(overrides: Mapping[str, object]) -> Finished:
+    """A run of one process, as `alone`, from the fork server."""
+    return alone_module("trainer", *arguments_of(overrides))
+
+
+def alone_module(module: str, *arguments: str, timeout: float = 280.0) -> Finished:
+    """`forked` for any module."""
+    process = Process(None, module, arguments)
+    try:
+        return process.wait(timeout)
+    finally:
+        process.kill()
+
+
 @contextlib.contextmanager
 def processes(
     count: int,
-    arguments: Arguments,
+    overrides: Mapping[str, object],
     *,
     module: str = "trainer",
     environment: Mapping[str, str] | None = None,
-    limit: Callable[[int], None] | None = None,
+    largest_files: Mapping[int, int] | None = None,
 ) -> Iterator[list["Process"]]:
     """The processes of one run without a launcher, as Slurm starts them; those still there at the end are killed.
 
-    `limit` runs in each of them, with its rank, before the trainer does.
+    largest_files: how many bytes a file may have that is written by the process of some rank.
     """
+    with processes_of(count, module, arguments_of(overrides), environment, largest_files) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def processes_of(
+    count: int,
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    largest_files: Mapping[int, int] | None = None,
+) -> Iterator[list["Process"]]:
+    """`processes` for any module that joins the processes itself: what a test has written for several of them."""
     place = {
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
@@ -136,32 +166,35 @@ def processes(
     started: list[Process] = []
     try:
         for rank in range(count):
-            started.append(Process(rank, module, arguments, place, limit))
+            started.append(Process(rank, module, arguments, place))
+            if largest_files is not None and rank in largest_files:
+                started[-1].limit_files(largest_files[rank])
         yield started
     finally:
         for process in started:
             process.kill()
 
 
+_FORK_SERVER = ForkServer()
+
+
 class Process:
-    """One process of a run, in a session of its own; its output goes to a file that is read when it is asked for."""
+    """One process of a run, in a session of its own; its output goes to a file that is read when it is asked for.
+
+    rank: its place among those that `environment` tells it of; None for a run of one process that nothing is told of its place.
+    """
 
     def __init__(
         self,
-        rank: int,
+        rank: int | None,
         module: str,
-        arguments: Arguments,
-        environment: Mapping[str, str],
-        limit: Callable[[int], None] | None = None,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by kill)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *_arguments(arguments)],
-            env={**_environment(), **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=self._said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=None if limit is None else functools.partial(limit, rank),
+        self._said = tempfile.NamedTemporaryFile("r", encoding="utf-8")  # noqa: SIM115 (closed by kill)
+        ranks = {} if rank is None else {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        self._process = _FORK_SERVER.start(
+            module, arguments, {**_environment(), **(environment or {}), **ranks}, Path(self._said.name)
         )
 
     def signal(self, number: int, *, group: bool = False) -> None:
@@ -170,6 +203,10 @@ class Process:
             os.killpg(self._process.pid, number)
         else:
             self._process.send_signal(number)
+
+    def limit_files(self, size: int) -> None:
+        """From here on it writes no file of more than `size` bytes: the error that a full disk gives."""
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size, size))
 
     def wait(self, timeout: float = 280.0) -> Finished:
         return Finished(self._process.wait(timeout), self.output())
@@ -187,17 +224,20 @@ class Process:
 
 def together(
     count: int,
-    arguments: Arguments,
+    overrides: Mapping[str, object],
     *,
     module: str = "trainer",
     environment: Mapping[str, str] | None = None,
-    timeout: float = 280.0,
 ) -> Finished:
-    """A whole run of `count` processes without a launcher: the largest exit code, and what all of them said, process after process.
+    """A whole run of `count` processes without a launcher: the largest exit code, and what all of them said, process after process."""
+    return together_module(count, module, *arguments_of(overrides), environment=environment)
 
-    The launcher would import torch and DeepSpeed twice more: `launch` is for those who ask what it does.
-    """
-    with processes(count, arguments, module=module, environment=environment) as started:
+
+def together_module(
+    count: int, module: str, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 280.0
+) -> Finished:
+    """`together` for any module that joins the processes itself."""
+    with processes_of(count, module, arguments, environment) as started:
         ended = [process.wait(timeout) for process in started]
         return Finished(max((one.code for one in ended), key=abs), "".join(one.output for one in ended))
 
@@ -213,17 +253,16 @@ def wait_until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def _arguments(arguments: Arguments) -> list[str]:
-    if not isinstance(arguments, Mapping):
-        return list(arguments)
-    return ["--config", SMOKE, *(f"{key}={value}" for key, value in arguments.items())]
+def arguments_of(overrides: Mapping[str, object]) -> list[str]:
+    """The trainer's command line."""
+    return ["--config", SMOKE, *(f"{key}={value}" for key, value in overrides.items())]
 
 
 def _environment(*, on_gpu: bool = False) -> dict[str, str]:
     # The tools of the environment are beside its Python, whether or not it is activated.
     path = f"{_BINARIES}{os.pathsep}{os.environ['PATH']}"
-    device = {} if on_gpu else {"DS_ACCELERATOR": "cpu"}
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **device}
+    fixed = {key: value for key, value in ENVIRONMENT.items() if not (on_gpu and key == "DS_ACCELERATOR")}
+    return {**os.environ, "PATH": path, **fixed}
 
 
 def free_port() -> int:

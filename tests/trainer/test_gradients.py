@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, truth
-from tests.trainer.launching import together
+from tests.trainer.launching import together_module
 from trainer.objectives import OBJECTIVES
 
 pytestmark = pytest.mark.timeout(900)
@@ -45,7 +45,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Found]
         if run not in known:
             out = tmp_path_factory.mktemp("gradients") / "found.safetensors"
             arguments = [*(["--few"] if run.few else []), str(out)]
-            finished = together(run.world, arguments, module="tests.trainer.gradients", timeout=800)
+            finished = together_module(run.world, "tests.trainer.gradients", *arguments, timeout=800)
             assert finished.code == 0, finished.output
             known[run] = safetensors.torch.load_file(out)
         return known[run]
@@ -86,8 +86,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(run: Run, launc
 @pytest.mark.prove
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
 def test_compiled_blocks_give_the_same_gradients(tmp_path: Path) -> None:
-    arguments = ["--compiled", str(tmp_path / "found")]
-    finished = together(2, arguments, module="tests.trainer.gradients", timeout=800)
+    finished = together_module(2, "tests.trainer.gradients", "--compiled", str(tmp_path / "found"), timeout=800)
     assert finished.code == 0, finished.output
     found, true = safetensors.torch.load_file(tmp_path / "found"), truth("clip", 2)
     for case in compiled_cases():

@@ -25,7 +25,7 @@ from pipeline.contracts import manifest as manifests
 from pipeline.contracts.errors import InputError
 from tests.trainer.conftest import WriteCorpus
 from tests.trainer.held_cases import ALONE, CASES, LIMIT, PIXEL_MEAN, PIXEL_STD, Case, cases, config_of, model_of
-from tests.trainer.launching import INSTRUMENTED, Alone, errors_of, launch_module, together
+from tests.trainer.launching import INSTRUMENTED, Alone, errors_of, together, together_module
 from tests.trainer.shapes import COLOURS
 from trainer import checkpoint, held, tokenizer
 from trainer.check import describe
@@ -201,7 +201,7 @@ def launched(folder: Path) -> Callable[[int], dict[str, Any]]:
 
     def run(world: int) -> dict[str, Any]:
         if world not in known:
-            finished = launch_module(world, "tests.trainer.held_cases", str(folder), timeout=800)
+            finished = together_module(world, "tests.trainer.held_cases", str(folder), timeout=800)
             assert finished.code == 0, finished.output[-4000:]
             known[world] = torch.load(folder / f"found-{world}.pt", weights_only=False)  # written by the line above
             known[world]["output"] = finished.output

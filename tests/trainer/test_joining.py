@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.contracts.errors import InputError
-from tests.trainer.launching import SMOKE, Process, free_port, wait_until
+from tests.trainer.launching import SMOKE, Process, arguments_of, free_port, wait_until
 from trainer import zero
 from trainer.__main__ import main
 
@@ -63,7 +63,7 @@ def test_a_process_that_waits_for_the_others_says_where_and_ends_by_sigterm(
     short_run: dict[str, object], tmp_path: Path
 ) -> None:
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    process = Process(0, "trainer", short_run | {"run.dir": tmp_path / "run"}, place)
+    process = Process(0, "trainer", arguments_of(short_run | {"run.dir": tmp_path / "run"}), place)
     try:
         wait_until(lambda: f"waiting for 2 processes at 127.0.0.1:{place['MASTER_PORT']}" in process.output())
         time.sleep(1)

@@ -1,13 +1,13 @@
 """The losses against autograd over the whole batch, in one process and in two that talk through gloo.
 
-The two-process cases run in one launch of this very file as a program; each process writes its averaged gradients, and the test compares
+The two-process cases run in one run of this very file as a program; each process writes its averaged gradients, and the test compares
 them with one process that sees the full batch.
 """
 
 import math
 import os
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from tests.trainer.allocated import most_at_once
 from tests.trainer.gradients import NAIVE
+from tests.trainer.launching import together_module
 from trainer.objectives import OBJECTIVES
 
 WORLD, LOCAL = 2, 5
@@ -148,16 +149,8 @@ def test_wrong_shapes_are_refused() -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[Tensor]]]:
     """For each rank and case: the mean loss and the gradients, averaged over ranks as DDP and ZeRO do."""
     folder = tmp_path_factory.mktemp("gloo")
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", __file__, str(folder)]
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment, cwd=root) for rank in range(WORLD)]
-    try:
-        assert [process.wait(120) for process in ranks] == [0] * WORLD
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait(10)
+    finished = together_module(WORLD, __name__, str(folder))
+    assert finished.code == 0, finished.output
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
@@ -174,6 +167,7 @@ def test_two_processes_give_the_gradient_of_the_whole_batch(case: int, two_proce
 
 def run_rank(folder: Path, rank: int) -> None:
     """One of the two processes: every case, gradients averaged over ranks."""
+    warnings.simplefilter("error")
     dist.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=WORLD)
     results = []
     for kind, dtype, chunk in CASES:
@@ -191,4 +185,4 @@ def run_rank(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]), int(sys.argv[2]))
+    run_rank(Path(sys.argv[1]), int(os.environ["RANK"]))

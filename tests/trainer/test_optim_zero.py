@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.launching import together
+from tests.trainer.launching import together_module
 from tests.trainer.optim_cases import CASES, FEW, RATE, STEPS, Case, batch, config_of, new_model
 from trainer.check import _kept_bytes, _weight_bytes
 from trainer.objectives.clip import contrastive_loss
@@ -38,7 +38,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Found]
         if run not in known:
             out = tmp_path_factory.mktemp("optim") / "found.pt"
             arguments = [*(["--few"] if run.few else []), str(out)]
-            finished = together(run.world, arguments, module="tests.trainer.optim_cases", timeout=800)
+            finished = together_module(run.world, "tests.trainer.optim_cases", *arguments, timeout=800)
             assert finished.code == 0, finished.output[-4000:]
             saved = torch.load(out, weights_only=True)
             assert saved["world"] == run.world

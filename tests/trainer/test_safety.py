@@ -5,12 +5,10 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,12 +21,14 @@ import torch
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.config import load_config
 from tests.conftest import s3_environment, s3_running
+from tests.trainer import launching
 from tests.trainer.launching import (
     INSTRUMENTED,
     SMOKE,
     Alone,
     Finished,
     Launch,
+    alone_module,
     errors_of,
     free_port,
     processes,
@@ -45,6 +45,7 @@ from trainer.optim import HalfAdamW, cosine_with_warmup, parameter_groups
 
 pytestmark = pytest.mark.timeout(600)
 
+ENDINGS = "tests.trainer.endings"
 ENDLESS = {"optim.steps": 100_000, "run.save_every": 100_000}
 MINUTE = 60.0
 
@@ -248,45 +249,17 @@ def test_sigterm_to_a_whole_job_under_the_launcher(
     assert "Traceback" not in finished.output
 
 
-STEPS_ASIDE_TWICE = """
-import os, signal, threading
-from trainer import safety
-
-safety.hold_sigterm()
-tell = lambda: os.kill(os.getpid(), signal.SIGTERM)
-tell()
-safety.step_aside(0.3)
-print("has something to say", flush=True)
-threading.Timer(0.3, tell).start()
-safety.step_aside(60.0)
-print("must not be said")
-"""
-
-
 def test_only_a_sigterm_that_comes_while_it_waits_ends_a_process_without_a_word() -> None:
     """One that came before has nothing to do with the error that it is about to say."""
-    program = [sys.executable, "-c", STEPS_ASIDE_TWICE]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "has something to say\n", "")
-
-
-STOPPED_AMID_A_BEAT = """
-import torch.distributed
-from trainer import safety
-
-safety.BEAT_S = 0.0  # the thread is in the store nearly all the time
-torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=0, world_size=1)
-safety.Heartbeat("127.0.0.1", {slow}, 0, 1).stop(failed=False)
-"""
+    assert alone_module(ENDINGS, "steps_aside_twice") == Finished(1, "has something to say\n")
 
 
 def test_a_process_that_ends_while_its_heart_beats_ends_well() -> None:
     """Python would end a thread that comes back from the store's C++ code by aborting the process."""
     port = free_port()
     with slow_way_to(port) as slow:
-        program = STOPPED_AMID_A_BEAT.format(port=port, slow=slow)
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+        finished = alone_module(ENDINGS, "stopped_amid_a_beat", str(port), str(slow))
+    assert finished.code == 0, finished.output
 
 
 @contextlib.contextmanager
@@ -330,28 +303,20 @@ def test_a_process_ends_before_its_interpreter_does(
 # ---- a full disk
 
 
-def no_large_files(rank: int) -> None:
-    """From here on this process writes no file of more than 200 kB: the error that a full disk gives."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-
-def none_for_the_second(rank: int) -> None:
-    if rank == 1:
-        no_large_files(rank)
-
-
 @pytest.mark.parametrize(
-    ("limit", "file"),
-    [(no_large_files, "rank-00000"), pytest.param(none_for_the_second, "rank-00001", marks=pytest.mark.prove)],
+    ("ranks_without_room", "file"),
+    [((0, 1), "rank-00000"), pytest.param((1,), "rank-00001", marks=pytest.mark.prove)],
 )
 def test_a_full_disk_costs_no_checkpoint(
-    limit: Callable[[int], None], file: str, trained: Path, short_run: dict[str, object], tmp_path: Path
+    ranks_without_room: tuple[int, ...], file: str, trained: Path, short_run: dict[str, object], tmp_path: Path
 ) -> None:
+    """A process that may write no file of more than 200 kB gets the error that a full disk gives."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     place = run / "checkpoints"
     for tag in ("step-00000006", "step-00000004"):
         shutil.rmtree(place / tag)
-    with processes(2, short_run | {"run.dir": run}, limit=limit) as ranks:
+    limits = dict.fromkeys(ranks_without_room, 200_000)
+    with processes(2, short_run | {"run.dir": run}, largest_files=limits) as ranks:
         ended = [rank.wait(60) for rank in ranks]
     assert [one.code for one in ended] == [1, 1]
     assert "steps 3 to 6 of 6" in ended[0].output
@@ -384,7 +349,7 @@ metrics.jsonl has FULL_AFTER lines. What was on it before and after is in BEFORE
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Callable[..., list[str]]:
-    """The command for `alone(inside=…)` that gives a run such a disk."""
+    """The command for `launching.alone(inside=…)` that gives a run such a disk."""
     command = ["unshare", "--map-root-user", "--mount"]
     try:
         may_mount = (
@@ -414,7 +379,7 @@ def test_a_save_on_a_disk_that_is_really_full_costs_no_checkpoint(
     for tag in ("step-00000006", "step-00000004"):
         shutil.rmtree(before / "checkpoints" / tag)
     half = sum(file.stat().st_size for file in (before / "checkpoints").rglob("*.safetensors")) // 2
-    finished = alone(
+    finished = launching.alone(
         short_run | {"run.dir": place}, inside=small_disk(3 * half, 99, BEFORE=before, PLACE=place, AFTER=after)
     )
     assert finished.code == 1, finished.output
@@ -435,7 +400,7 @@ def test_metrics_on_a_disk_that_is_really_full_end_the_run_with_a_sentence(
     """What could not be written of them is written again when the run goes on from its checkpoint."""
     before, place, after, undisturbed = (tmp_path / name for name in ("before", "place", "after", "undisturbed"))
     overrides = short_run | {"optim.steps": 100, "run.save_every": 50, "run.keep": 1}
-    finished = alone(
+    finished = launching.alone(
         overrides | {"run.dir": place}, inside=small_disk(100 << 20, 52, BEFORE=before, PLACE=place, AFTER=after)
     )
     assert finished.code == 1, finished.output
