@@ -5,7 +5,6 @@ costs no memory. Corpus and vocabulary are looked at if they are there, and refu
 they are, so where they are missing the plan says so. That `run.dir` can be written to is not asked: a plan may be made on another machine.
 """
 
-import functools
 import json
 from collections.abc import Mapping
 
@@ -15,8 +14,8 @@ from pipeline.contracts import config as configs
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
-from trainer import activations, flops, models, starting, tokenizer, zero
-from trainer.config import ModelConfig, TrainConfig, batch_plan, check_vocabulary, per_device_size, settled
+from trainer import activations, flops, starting, tokenizer, zero
+from trainer.config import TrainConfig, batch_plan, check_vocabulary, per_device_size, settled
 from trainer.data import corpus as corpora
 from trainer.models.clip import tower_of
 from trainer.optim import parameter_groups
@@ -28,9 +27,10 @@ _GIB = 1 << 30
 
 def describe(config: TrainConfig, world_size: int) -> str:
     """The plan of a run of `world_size` processes, as text. Raises InputError where the run would be refused."""
-    # Operations that checkpointing does again are not counted.
-    once = config.model.model_copy(update={"checkpoint_activations": "none"})
-    model = _on_meta(once, config.tokenizer.train_size, config.objective.kind)
+    with torch.device("meta"):
+        # Operations that checkpointing does again are not counted.
+        once = config.model.model_copy(update={"checkpoint_activations": "none"})
+        model = starting.build(once, config.tokenizer.train_size, config.objective.kind)
     vocabulary = _vocabulary_line(config, model.preset.vocab_size)  # before operations are counted, which takes seconds
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -49,8 +49,8 @@ def describe(config: TrainConfig, world_size: int) -> str:
         )
     sizes_known = config.tokenizer.train_size is None or config.model.vocab_size is not None
     lines.append(starting.line(config.model, model, sizes_known=sizes_known))
-    forward, training = _operations(model)
-    lines.append(f"operations   {forward / 1e9:,.1f} G a pair forward, {training / 1e9:,.1f} G with backward")
+    forward, training = flops.forward_flops(model) / 1e9, flops.training_flops(model) / 1e9
+    lines.append(f"operations   {forward:,.1f} G a pair forward, {training:,.1f} G with backward")
     lines += [
         vocabulary,
         *_batch_lines(config, world_size),
@@ -62,18 +62,6 @@ def describe(config: TrainConfig, world_size: int) -> str:
     ]
     lines += ["DeepSpeed", json.dumps(zero.deepspeed_config(config, world_size), indent=1)]
     return "\n".join(lines)
-
-
-@functools.cache
-def _on_meta(wanted: ModelConfig, vocab_size: int | None, objective: str) -> models.CLIP:
-    with torch.device("meta"):
-        return starting.build(wanted, vocab_size, objective)
-
-
-@functools.cache
-def _operations(model: models.CLIP) -> tuple[int, int]:
-    """Of a pair, forward, and with the backward pass."""
-    return flops.forward_flops(model), flops.training_flops(model)
 
 
 def _vocabulary_line(config: TrainConfig, ids_of_model: int) -> str:
