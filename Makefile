@@ -27,9 +27,10 @@ export PATH := $(abspath $(BIN)):$(PATH)
 demo: install
 	$(BIN)/python -m tests.e2e.demo
 
-# Two at a time, each on one thread: many tests wait for servers and processes, and libraries' threads would fight over the cores.
+# Two at a time, each on one thread: many tests wait for servers and processes, and libraries' threads would fight over the cores. Files
+# in the order of their names, for those with few and long tests would come last otherwise, when one of the two has nothing left.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .
@@ -37,7 +38,7 @@ check: install
 	$(BIN)/mypy
 
 prove: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m prove -n 2 --dist loadfile --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m prove -n 2 --dist loadfile --no-loadscope-reorder --timeout 1800
 
 bench: install
 	$(BIN)/python -m tests.benchmarks

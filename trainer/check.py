@@ -31,7 +31,6 @@ def describe(config: TrainConfig, world_size: int) -> str:
         # Operations that checkpointing does again are not counted.
         once = config.model.model_copy(update={"checkpoint_activations": "none"})
         model = starting.build(once, config.tokenizer.train_size, config.objective.kind)
-    vocabulary = _vocabulary_line(config, model.preset.vocab_size)  # before operations are counted, which takes seconds
     image = sum(parameter.numel() for parameter in model.visual.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -49,6 +48,7 @@ def describe(config: TrainConfig, world_size: int) -> str:
         )
     sizes_known = config.tokenizer.train_size is None or config.model.vocab_size is not None
     lines.append(starting.line(config.model, model, sizes_known=sizes_known))
+    vocabulary = _vocabulary_line(config, model.preset.vocab_size)  # before operations are counted, which takes seconds
     forward, training = flops.forward_flops(model) / 1e9, flops.training_flops(model) / 1e9
     lines.append(f"operations   {forward:,.1f} G a pair forward, {training:,.1f} G with backward")
     lines += [

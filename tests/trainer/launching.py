@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from tests.trainer.fork_server import ENVIRONMENT, ForkServer
 
 SMOKE = "trainer/configs/smoke.toml"
@@ -203,6 +205,11 @@ class Process:
             os.killpg(self._process.pid, number)
         else:
             self._process.send_signal(number)
+
+    def children(self) -> list[psutil.Process]:
+        """All that it has started: the server that its workers are forks of, and these."""
+        found: list[psutil.Process] = psutil.Process(self._process.pid).children(recursive=True)
+        return found
 
     def limit_files(self, size: int) -> None:
         """From here on it writes no file of more than `size` bytes: the error that a full disk gives."""

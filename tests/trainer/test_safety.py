@@ -220,10 +220,14 @@ def test_a_run_that_always_fails_goes_back_further_each_time_and_ends(
 
 
 def test_sigterm_on_one_process_saves_and_ends_all(short_run: dict[str, object], tmp_path: Path) -> None:
-    """Its workers get the signal too, as under Slurm."""
+    """Its workers get the signal too, as under Slurm, and before it: they prepare batches all the same."""
     overrides = short_run | ENDLESS | {"run.dir": tmp_path, "data.workers": 1}
     with processes(2, overrides) as (first, second):
         wait_until(lambda: steps_done(tmp_path) >= 3)
+        for child in second.children():
+            child.terminate()
+        far = steps_done(tmp_path) + 10  # beyond what was read ahead
+        wait_until(lambda: steps_done(tmp_path) >= far)
         second.signal(signal.SIGTERM, group=True)
         ended = [first.wait(60), second.wait(60)]
     assert [one.code for one in ended] == [128 + signal.SIGTERM] * 2, ended
