@@ -6,6 +6,7 @@ The launcher puts `--local_rank=N` before everything else; the places in the run
 
 import argparse
 import atexit
+import multiprocessing
 import os
 import signal
 import sys
@@ -29,9 +30,13 @@ def enter() -> NoReturn:
     Kubernetes would start it again.
     """
     try:
-        run_cli(main)
+        try:
+            run_cli(main)
+        finally:
+            for child in multiprocessing.active_children():
+                child.kill()  # a worker that an error left: multiprocessing would send a SIGTERM, which it does not hear, and wait
     except SystemExit as end:
-        atexit._run_exitfuncs()  # what libraries have asked for is done: the loader's workers are ended, logs flushed
+        atexit._run_exitfuncs()  # what libraries have asked for is done: logs are flushed
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(end.code or 0))

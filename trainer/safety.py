@@ -13,6 +13,7 @@ for good. A process that leaves with an error of its own says so in the store; i
 
 import contextlib
 import datetime
+import multiprocessing.resource_tracker
 import os
 import signal
 import socket
@@ -44,6 +45,7 @@ def hold_sigterm() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
+    multiprocessing.resource_tracker.ensure_running()  # when it starts, Python takes the signal off the mask again
     signal.signal(signal.SIGTERM, lambda *_: _came.set())
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

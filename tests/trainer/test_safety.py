@@ -22,6 +22,7 @@ from pipeline.contracts import manifest as manifests
 from pipeline.contracts.config import load_config
 from tests.conftest import s3_environment, s3_running
 from tests.trainer import launching
+from tests.trainer.conftest import WriteCorpus
 from tests.trainer.launching import (
     INSTRUMENTED,
     SMOKE,
@@ -226,7 +227,7 @@ def test_sigterm_on_one_process_saves_and_ends_all(short_run: dict[str, object],
         wait_until(lambda: steps_done(tmp_path) >= 3)
         for child in second.children():
             child.terminate()
-        far = steps_done(tmp_path) + 10  # beyond what was read ahead
+        far = steps_done(tmp_path) + 6  # beyond what was read ahead
         wait_until(lambda: steps_done(tmp_path) >= far)
         second.signal(signal.SIGTERM, group=True)
         ended = [first.wait(60), second.wait(60)]
@@ -538,6 +539,19 @@ def test_an_error_in_a_batch_that_was_read_ahead_costs_no_step(short_run: dict[s
     assert errors_of(finished.output) == ["error: batch 4 of process 0 is wrong; that is what the test wants"]
     assert [line["step"] for line in lines_of(run)] == [1, 2, 3, 4]
     assert checkpoint.complete_tags(str(run / "checkpoints")) == ["step-00000004", "step-00000002"]
+
+
+def test_an_error_that_a_worker_found_ends_the_run(
+    write_corpus: WriteCorpus, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    """At once: the workers do not hear the SIGTERM by which multiprocessing ends them before it waits for them."""
+    write_corpus(tmp_path / "corpus", [("a square", b"not a picture")] * 40)
+    overrides = short_run | {"data.manifest": tmp_path / "corpus", "data.workers": 2, "run.dir": tmp_path / "run"}
+    with processes(1, overrides) as (process,):
+        finished = process.wait(MINUTE)
+    assert finished.code == 2
+    [said] = errors_of(finished.output)
+    assert "are all unusable" in said
 
 
 @pytest.mark.prove
