@@ -344,5 +344,5 @@ def main(out: str, *, compiled: bool, few: bool) -> None:
 
 
 if __name__ == "__main__":
-    assert "RANK" in os.environ, "start me with the deepspeed launcher"
+    assert "RANK" in os.environ, "start me as one of the processes of a run"
     main(sys.argv[-1], compiled="--compiled" in sys.argv, few="--few" in sys.argv)

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import psutil
+import pytest
 
 from tests.trainer.fork_server import ENVIRONMENT, ForkServer
 
@@ -32,6 +33,20 @@ class Finished:
 
     code: int
     output: str
+
+
+class Run(NamedTuple):
+    """A program that has many cases for several processes, of which the suite takes few and the proofs all."""
+
+    world: int
+    """Number of processes."""
+    few: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.world}, few" if self.few else str(self.world)
+
+
+RUNS = (Run(2, few=True), *(pytest.param(Run(world), marks=pytest.mark.prove) for world in (1, 2, 4)))
 
 
 class Launch(Protocol):

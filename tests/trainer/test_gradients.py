@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import safetensors.torch
@@ -16,24 +15,12 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from tests.trainer.gradients import Case, compiled_cases, exact_cases, half_cases, truth
-from tests.trainer.launching import together_module
+from tests.trainer.launching import RUNS, Run, together_module
 from trainer.objectives import OBJECTIVES
 
 pytestmark = pytest.mark.timeout(900)
 
 Found = dict[str, Tensor]
-
-
-class Run(NamedTuple):
-    world: int
-    """Number of processes."""
-    few: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.world}, few" if self.few else str(self.world)
-
-
-RUNS = (Run(2, few=True), *(pytest.param(Run(world), marks=pytest.mark.prove) for world in (1, 2, 4)))
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 """HalfAdamW under DeepSpeed for real, every stage with and without offload: right weights, small states, exact copies, noise of its own."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.launching import together_module
+from tests.trainer.launching import RUNS, Run, together_module
 from tests.trainer.optim_cases import CASES, FEW, RATE, STEPS, Case, batch, config_of, new_model
 from trainer.check import _kept_bytes, _weight_bytes
 from trainer.objectives.clip import contrastive_loss
@@ -15,18 +15,6 @@ from trainer.optim import parameter_groups
 
 pytestmark = pytest.mark.timeout(900)
 Found = dict[Case, dict[str, Any]]
-
-
-class Run(NamedTuple):
-    world: int
-    """Number of processes."""
-    few: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.world}, few" if self.few else str(self.world)
-
-
-RUNS = (Run(2, few=True), *(pytest.param(Run(world), marks=pytest.mark.prove) for world in (1, 2, 4)))
 
 
 @pytest.fixture(scope="module")
