@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainer import zero
 from trainer.config import TrainConfig
 from trainer.models import CLIP
 
@@ -62,7 +63,7 @@ def peak_flops(config: TrainConfig) -> float | None:
     """Operations a second that one device can do at most: `run.peak_tflops`, else what is known of the GPU; None where nothing is."""
     if config.run.peak_tflops is not None:
         return config.run.peak_tflops * 1e12
-    if not torch.cuda.is_available() or config.precision.compute == "fp32":
+    if zero.on_cpu() or config.precision.compute == "fp32":
         return None
     return known_peak(torch.cuda.get_device_name())
 

@@ -34,6 +34,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pipeline.contracts import storage
 from pipeline.contracts.cli import Progress
+from trainer import zero
 from trainer.checkpoint import Position
 from trainer.config import BatchPlan
 from trainer.data.loader import Batch
@@ -321,7 +322,7 @@ class _Lines:
 
 
 def _memory_gib() -> float:
-    """The most memory that this process had at once: of its GPU where it has one, else its resident set."""
-    if torch.cuda.is_available():
+    """The most memory that this process had at once: of its GPU where it computes on one, else its resident set."""
+    if not zero.on_cpu():
         return torch.cuda.max_memory_allocated() / (1 << 30)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # in KiB on Linux

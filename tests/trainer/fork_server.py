@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-"""What the server's libraries have read when they were loaded. A process that needs other values cannot be a fork."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+"""What the server's libraries have read when they were loaded. A process that needs other values cannot be a fork, nor one with a GPU: CUDA
+does not come through a fork once anything has asked it for its devices."""
 
 
 class ForkServer:
@@ -31,6 +32,7 @@ class ForkServer:
 
     def start(self, module: str, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> "Forked":
         """Do as `python -m module arguments…` with that environment; both of its streams go to the end of `output`."""
+        assert ENVIRONMENT.items() <= environment.items(), f"a fork has {ENVIRONMENT}"
         if self._server is None:
             self._server = subprocess.Popen(
                 [sys.executable, "-m", __name__],

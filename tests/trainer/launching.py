@@ -283,7 +283,7 @@ def arguments_of(overrides: Mapping[str, object]) -> list[str]:
 def _environment(*, on_gpu: bool = False) -> dict[str, str]:
     # The tools of the environment are beside its Python, whether or not it is activated.
     path = f"{_BINARIES}{os.pathsep}{os.environ['PATH']}"
-    fixed = {key: value for key, value in ENVIRONMENT.items() if not (on_gpu and key == "DS_ACCELERATOR")}
+    fixed = {"OMP_NUM_THREADS": ENVIRONMENT["OMP_NUM_THREADS"]} if on_gpu else ENVIRONMENT
     return {**os.environ, "PATH": path, **fixed}
 
 

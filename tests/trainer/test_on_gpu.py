@@ -193,10 +193,14 @@ def test_a_killed_run_resumes_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     common = SMALL | DETERMINISTIC | {"data.manifest": corpus, "optim.steps": steps, "batch.micro_size": 3}
     runs = {name: tmp_path / name for name in ("undisturbed", "killed")}
     killed = common | {"run.dir": runs["killed"]}
-    with launching.processes(1, killed, environment={"DS_ACCELERATOR": DEVICE}) as (process,):
-        launching.wait_until(lambda: len(lines_of(runs["killed"])) > SAVE_EVERY)
-        process.signal(signal.SIGKILL, group=True)
-        assert process.wait().code == -signal.SIGKILL
+    finished = launching.launch_module(
+        1,
+        "trainer",
+        *launching.arguments_of(killed),
+        kill_when=lambda: len(lines_of(runs["killed"])) > SAVE_EVERY,
+        on_gpu=True,
+    )
+    assert finished.code == -signal.SIGKILL, finished.output
     for overrides in (killed, common | {"run.dir": runs["undisturbed"]}):
         finished = trained(overrides)
         assert finished.code == 0, finished.output
