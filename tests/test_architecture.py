@@ -168,17 +168,19 @@ def test_imports_are_light(together: tuple[str, ...], banned: tuple[str, ...]) -
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("module", ["pipeline.contracts", "pipeline.contracts.manifest"])
-def test_contracts_import_in_under_half_a_second(module: str) -> None:
-    """Processor seconds of a process that does nothing else, the best of three: what else the machine does is not counted."""
+def test_contracts_import_in_little_more_than_their_libraries() -> None:
+    """Processor seconds of both in turns, the best of three: on a slow or busy machine both take longer."""
 
-    def seconds() -> float:
+    def seconds(code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert any(seconds() < 0.5 for _ in range(3))
+    libraries = "import pyarrow.compute, pyarrow.parquet, tomli_w; from pydantic import BaseModel"
+    pairs = [(seconds("import pipeline.contracts.manifest"), seconds(libraries)) for _ in range(3)]
+    ours, theirs = (min(one) for one in zip(*pairs, strict=True))
+    assert ours < 1.5 * theirs
 
 
 # ---- pages

@@ -29,9 +29,10 @@ Json = pydantic.JsonValue
 
 
 class StrictModel(pydantic.BaseModel):
-    """A table of the configuration: unknown keys are errors, values never change after loading."""
+    """A table of the configuration: unknown keys are errors, values never change after loading. Pydantic makes what checks it when it is
+    first used, for a module that is imported has many that nobody reads there."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 Model = TypeVar("Model", bound=StrictModel)
