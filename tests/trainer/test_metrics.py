@@ -149,7 +149,10 @@ def test_a_bad_step_is_null_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [None, 1e-6])
-def test_utilisation_is_a_share_of_one_device(tmp_path: Path, share: float | None) -> None:
+def test_utilisation_is_a_share_of_one_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # beside a GPU too, the memory is that of a process
     with reporter(tmp_path, Position(), share=share) as report:
         take(report, Position())
     (line,) = lines(tmp_path / "metrics.jsonl")
