@@ -57,7 +57,6 @@ def train(config: TrainConfig) -> bool:
     # ---- what this run is
     zero.check_hardware(config)
     located, held_pairs = locate(config.data), held.find(config.held)
-    zero.set_up_hardware()
     rank, world = zero.join_processes()
     if config.run.deterministic:
         _sum_in_order()

@@ -129,7 +129,7 @@ def check_hardware(config: TrainConfig) -> None:
             ) from None
 
 
-def set_up_hardware() -> None:
+def _set_up_hardware() -> None:
     """Tell torch how to use a GPU, before its memory is first asked for: for then torch reads it.
 
     Memory comes in segments that grow: texts come in groups of new sizes with each step, and one's must not block the next one's.
@@ -201,6 +201,7 @@ def join_processes() -> tuple[int, int]:
         }
         os.environ.update(alone)
     place = place_in_run()
+    _set_up_hardware()
     if on_cpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     else:  # DeepSpeed does it with the engine, and there are collectives before
@@ -422,7 +423,8 @@ def _quiet_deepspeed() -> "_DeepSpeed":
         import deepspeed  # heavy; see the module's docstring
     # On CPUs it would compile a shared-memory all-reduce at every first start, behind a lock file that a killed process leaves locked for
     # good, so that the resumed run waits forever. gloo does the same sums without it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Nor is it asked which other operations could be compiled here, for which DeepSpeed would run compilers: only this one is looked up.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     # Each of its steps calls names that torch 2.13 will rename; no user of ours can do anything about it.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\..*` is deprecated")
     for name in ("DeepSpeed", "deepspeed"):

@@ -122,8 +122,9 @@ def test_fp16_is_measured_once_its_loss_scaler_has_its_scale() -> None:
 
 
 def test_micro_batches_and_checkpoints_train_the_same_model(bench: Bench) -> None:
-    losses = [found_of(bench, case).losses for case in (TINY, IN_PIECES)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    whole, in_pieces = (found_of(bench, case) for case in (TINY, IN_PIECES))
+    assert whole.losses == pytest.approx(in_pieces.losses, rel=1e-4)
+    assert not in_pieces.phases, "another step of a batch in pieces takes long"
 
 
 def test_what_does_not_run_is_no_figure_and_the_others_go_on(bench: Bench, rows_file: Path) -> None:
@@ -297,6 +298,18 @@ def test_a_call_goes_on_where_an_earlier_one_was_ended(
     for parts in (["speed"], ["shards"], ["speed", "shards"]):
         assert call(*parts, out=rows) == 0
     assert asked.since() == [], "each comparison has its call"
+
+
+def test_a_batch_in_pieces_is_not_begun_that_would_be_cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It would take 86 s as the twin says, and a case that is cut off leaves nothing."""
+    asked, rows = Twin(monkeypatch), tmp_path / "rows"
+    in_pieces = ("gpu_ours", "bf16, compiled, pieces of 4096", 32768)
+    assert call("speed", "large", out=rows, more=["--minutes", "1.3"]) == 1
+    assert asked.since()[-1] == ("gpu_ours", "bf16, compiled, short attention", 4096)
+    assert call("speed", "large", out=rows, more=["--minutes", "2"]) == 0
+    assert asked.since() == [in_pieces]
+    assert call("speed", "large", out=rows, more=["--minutes", "1.3"]) == 0, "it is known"
+    assert asked.since() == []
 
 
 @pytest.mark.parametrize("short_is_faster", [True, False])

@@ -25,7 +25,7 @@ from trainer.flops import known_peak
 THEIRS = {"autocast_bf16": "amp_bf16", "bf16": "pure_bf16", "fp16": "amp", "fp32": "fp32"}
 """What open_clip calls the precision. Its amp in fp16 keeps fp32 weights; ours keeps fp16 ones beside fp32 masters."""
 SECONDS = 450
-"""The longest that a case may take: 32,768 pairs of a ViT-L/14 take five steps of some 45 s."""
+"""The longest that a case may take: 32,768 pairs of a ViT-L/14 take three steps of some 45 s."""
 LEAST = 45
 """Seconds; with less time left no case is begun."""
 NO_ROOM = "does not fit"

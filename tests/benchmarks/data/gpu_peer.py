@@ -55,8 +55,8 @@ def measure(case: Case) -> Measured:
     scaler = torch.amp.GradScaler(device.type) if case.compute == "amp" else None
     autocast = get_autocast(case.compute, device_type=device.type)
     half = {"bf16": torch.bfloat16, "pure_bf16": torch.bfloat16, "fp16": torch.float16, "pure_fp16": torch.float16}
-    draws = torch.Generator().manual_seed(0)
-    images = torch.randn(case.pairs, 3, size, size, generator=draws).to(device, half.get(case.compute, torch.float32))
+    dtype = half.get(case.compute, torch.float32)
+    images = torch.randn(case.pairs, 3, size, size, device=device, dtype=dtype)
     ids = drawn_texts(case, vocab).to(device)
     losses: list[float] = []
 
