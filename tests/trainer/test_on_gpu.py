@@ -1,6 +1,6 @@
 """What the CPU suite asks of gradients, steps and resumes, on a GPU: fp16 with its loss scaling, the fused step, page-locked batches.
 
-    python -m pytest -p no:benchmark -W default -n 8 --dist loadgroup -m "prove or not prove" tests/trainer/test_on_gpu.py
+    python -m pytest -W default -n 8 --dist loadgroup -m "prove or not prove" tests/trainer/test_on_gpu.py
 
 One process on one GPU for each test; -n has several tests beside each other, because most of their time goes into starting. A GPU's image
 may have plugins of pytest and libraries that warn, which is no error of ours: pytest-benchmark does as soon as -n is given. Without a GPU
