@@ -29,10 +29,9 @@ Json = pydantic.JsonValue
 
 
 class StrictModel(pydantic.BaseModel):
-    """A table of the configuration: unknown keys are errors, values never change after loading. Pydantic makes what checks it when it is
-    first used, for a module that is imported has many that nobody reads there."""
+    """A table of the configuration: unknown keys are errors, values never change after loading."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=StrictModel)
