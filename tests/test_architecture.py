@@ -180,7 +180,7 @@ def test_contracts_import_in_little_more_than_their_libraries() -> None:
     libraries = "import pyarrow.compute, pyarrow.parquet, tomli_w; from pydantic import BaseModel"
     pairs = [(seconds("import pipeline.contracts.manifest"), seconds(libraries)) for _ in range(3)]
     ours, theirs = (min(one) for one in zip(*pairs, strict=True))
-    assert ours < 1.5 * theirs
+    assert ours < 1.75 * theirs
 
 
 # ---- pages
