@@ -129,9 +129,8 @@ def large(bench: Bench, settings: argparse.Namespace) -> None:
         cases = [dataclasses.replace(best, pairs=LARGE, micro=piece, warmup=0, steps=2) for piece in pieces]
         alone = bench.run("ours", best).found
         if alone is not None and not bench.known(("ours", cases[0])):
-            bench.check_time(
-                STARTING + 3 * 4 / 3 * LARGE / alone.rate
-            )  # each of three steps goes through the towers once more
+            # Three steps, each of which goes through the towers once more.
+            bench.check_time(STARTING + 3 * 4 / 3 * LARGE / alone.rate)
         row = bench.ours(cases)
         beside = None if row is None else bench.beside(("ours", row.case), ("ours", best))
         if beside is None:
