@@ -1,10 +1,12 @@
 """What the environment says of a process's place in its run, and how processes wait until all are there."""
 
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.contracts.errors import InputError
 from tests.trainer.launching import SMOKE, Process, arguments_of, free_port, wait_until
@@ -49,6 +51,24 @@ def test_what_is_no_place_in_a_run_is_refused(
     with pytest.raises(InputError) as refused:
         zero.join_processes()
     assert str(refused.value).startswith(said)
+
+
+def test_a_gpus_memory_and_attention_are_settled_before_processes_meet(environment: pytest.MonkeyPatch) -> None:
+    class Met(Exception):
+        pass
+
+    def meet() -> None:
+        raise Met
+
+    environment.setattr(zero, "_quiet_deepspeed", meet)  # by which they do
+    for name, value in (WHOLE | {"DS_ACCELERATOR": "cpu", "PYTORCH_ALLOC_CONF": ""}).items():
+        environment.setenv(name, value)
+    environment.delenv("PYTORCH_ALLOC_CONF")
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    with pytest.raises(Met):
+        zero.join_processes()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 @pytest.mark.parametrize("value", ["abc", "", "0", "-2"])

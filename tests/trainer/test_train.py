@@ -21,7 +21,7 @@ from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from tests.trainer.conftest import WriteCorpus
 from tests.trainer.launching import INSTRUMENTED, SMOKE, Alone, Launch, errors_of, processes, together, wait_until
-from trainer import checkpoint, models, train, zero
+from trainer import checkpoint, models, train
 from trainer.config import TrainConfig, resolve
 from trainer.data.shards import ShardCorpus
 from trainer.export import export, load_model
@@ -364,28 +364,6 @@ def test_two_then_one_then_four_processes_train_as_two(
     assert worst < 1e-3
     masters = [named(folder, LONG) for folder in (run, undisturbed)]
     assert all(torch.allclose(value, masters[1][name], atol=1e-4) for name, value in masters[0].items())
-
-
-def test_a_gpus_memory_and_attention_are_settled_before_processes_meet(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Met(Exception):
-        pass
-
-    def meet() -> None:
-        raise Met
-
-    monkeypatch.setattr(zero, "join_processes", meet)
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    lines = [
-        f"{key}={value}" for key, value in (SMALL | {"data.manifest": corpus, "run.dir": tmp_path / "run"}).items()
-    ]
-    with pytest.raises(Met):
-        train.train(resolve(load_config(TrainConfig, str(SMOKE), lines)))
-    assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def named(run: Path, step: int) -> dict[str, torch.Tensor]:
