@@ -4,8 +4,8 @@
 
 Prints one line of JSON, as `Measured` has it. A step is what `trainer/train.py` does between two batches: what is not in it are reports and
 checkpoints. Phases are read off events of the device in steps of their own, and kernels off torch's profiler in one more, so that the
-figure for the whole is not disturbed by them; of a batch in pieces neither is. A timed step that changed no weight is no figure: its
-optimizer has not run.
+figure for the whole is not disturbed by them; a batch in pieces, whose steps are long, has neither. A timed step that changed no weight is
+no figure: its optimizer has not run.
 """
 
 import contextlib
