@@ -133,6 +133,7 @@ class Progress:
     def _say(self) -> None:
         seconds = time.monotonic() - self._started
         rate = (self._done - self._initial) / seconds if seconds > 0 else 0.0
+        pace = f"{rate:,.1f}" if rate >= 1 or not rate else f"{rate:.2g}"  # a unit may take minutes
         of = f" of {self._total:,}" if self._total is not None else ""
         before = f", {self._initial:,} of them before" if self._initial else ""
         left = (
@@ -142,7 +143,7 @@ class Progress:
         )
         counts = "".join(f", {count:,} {key}" for key, count in sorted(self._counts.items()))
         print(
-            f"{self._label}: {self._done:,}{of} {self._unit}{before} in {seconds:,.1f} s ({rate:,.1f} {self._unit}/s{left}){counts}",
+            f"{self._label}: {self._done:,}{of} {self._unit}{before} in {seconds:,.1f} s ({pace} {self._unit}/s{left}){counts}",
             file=sys.stderr,
             flush=True,
         )
