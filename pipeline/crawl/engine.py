@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from pipeline.contracts.errors import HouseError
 from pipeline.contracts.schema import Reason
@@ -24,8 +25,10 @@ from pipeline.crawl.files import WAIT_S, starved
 from pipeline.crawl.guard import Guard
 from pipeline.crawl.hosts import HostQueues, Waiting
 from pipeline.crawl.outcome import Outcome, Refused, unforeseen
-from pipeline.crawl.picture import store
+from pipeline.crawl.picture import get_ready, store
 from pipeline.crawl.urls import Target, UrlRefused, parse
+
+T = TypeVar("T")
 
 _QUEUED_BODIES = 16  # that wait for the decoder or are in it
 _PROMPT_S = 2.0  # a fetch that takes longer has the unit wait
@@ -75,6 +78,8 @@ class _Unit:
         self._decoding = asyncio.Semaphore(_QUEUED_BODIES)
         with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
             async with Fetcher(self._config, guard, self) as fetcher, asyncio.TaskGroup() as tasks:
+                # Now, when nothing is under way: compiling would slow fetches down, and be charged to the host of the first picture.
+                _patiently(lambda: get_ready(hashes=self._config.perceptual_hashes), self._config)
                 while self.queues:
                     await self._slots.acquire()
                     taken = await self._next()
@@ -184,12 +189,21 @@ class _Unit:
 
 
 def _store(data: bytes, config: CrawlConfig) -> tuple[Outcome, float]:
-    """What becomes of a body, and the seconds that it took. Tried again for as long as a URL may take where no file can be opened."""
+    """What becomes of a body, and the seconds that it took."""
+
+    def timed() -> tuple[Outcome, float]:
+        began = time.monotonic()
+        return store(data, config), time.monotonic() - began
+
+    return _patiently(timed, config)
+
+
+def _patiently(work: Callable[[], T], config: CrawlConfig) -> T:
+    """What `work` returns; it is tried again for as long as a URL may take where no file can be opened."""
     until = time.monotonic() + config.deadline_s
     while True:
-        began = time.monotonic()
         try:
-            return store(data, config), time.monotonic() - began
+            return work()
         except OSError:
             if time.monotonic() + WAIT_S > until:
                 raise starved(config.deadline_s, config.at_once_key) from None

@@ -8,7 +8,10 @@ import gzip
 import io
 import ipaddress
 import itertools
+import re
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -442,6 +445,55 @@ def test_a_host_whose_pictures_take_long_to_decode_is_given_up(monkeypatch: pyte
     refused = [outcome for outcome in outcomes[:30] if outcome == Refused(Reason.TIMEOUT, "its host wants long waits")]
     assert len(refused) >= 5
     assert isinstance(outcomes[0], Stored)
+
+
+FIRST_UNIT = """
+import io, sys
+import numba.core.dispatcher, numpy as np, PIL.Image
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.engine import fetch_pictures
+from pipeline.crawl.fetch import Fetcher
+
+def compiled():
+    of_ours = [vars(module) for name, module in sys.modules.items() if name.startswith("pipeline.content.")]
+    loops = {id(each): each for names in of_ours for each in names.values()
+             if isinstance(each, numba.core.dispatcher.Dispatcher)}
+    return sum(len(each.signatures) for each in loops.values())
+
+def picture(width, height, **saved):
+    file = io.BytesIO()
+    y, x = np.mgrid[0:height, 0:width]
+    PIL.Image.fromarray(np.stack([x, y, x + y], axis=2).astype(np.uint8)).save(file, **saved)
+    return file.getvalue()
+
+turned = PIL.Image.Exif()
+turned[0x0112] = 3
+pictures = [picture(60, 50, format="PNG"), picture(300, 3000, format="PNG"), picture(900, 700, format="WEBP"),
+            picture(4001, 3003, format="JPEG"), picture(2500, 1700, format="JPEG", exif=turned)]
+seen = []
+
+async def fetch(self, target):
+    seen.append(compiled())
+    return pictures[int(target.url.rpartition('/')[2])]
+
+Fetcher.fetch = fetch
+urls = [f"http://127.0.0.1/{number}" for number in range(len(pictures))]
+config = CrawlConfig(allow_addresses=("127.0.0.0/8",), perceptual_hashes=HASHES, max_aspect_ratio=20)
+outcomes = fetch_pictures(urls, config, lambda host: 1)
+print([type(outcome).__name__ for outcome in outcomes], seen[0], compiled())
+"""
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_what_pictures_go_through_is_compiled_before_a_host_is_asked(hashes: bool) -> None:
+    """The seconds that it takes on a new machine would slow fetches down, and be those of the host of the first picture."""
+    program = FIRST_UNIT.replace("HASHES", str(hashes))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(r"(.*\]) (\d+) (\d+)\n", done.stdout)
+    assert found, done.stdout
+    assert found[1] == str(["Stored"] * 5)
+    assert int(found[2]) == int(found[3]) > 0
 
 
 def test_a_live_host_is_not_given_up_for_where_it_redirects_to() -> None:
