@@ -1,9 +1,12 @@
 """What the compiled loops of the house share: the decorator, string columns as buffers, and UTF-8.
 
-Hot loops are numba functions over Arrow's buffers, compiled once a machine and cached on disk (beside the source, or where NUMBA_CACHE_DIR
-says). They release the GIL and never use fast-math: same input, same bits, on every machine.
+Hot loops are numba functions over Arrow's buffers, compiled once a machine and cached on disk: beside the source, in the user's cache, or
+where NUMBA_CACHE_DIR says (where nothing can be written, each process compiles for itself). They release the GIL and never use fast-math:
+same input, same bits, on every machine.
 """
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -13,12 +16,26 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+log = logging.getLogger("pipeline")
+
 Bytes = npt.NDArray[np.uint8]
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *, nogil: bool = True) -> Callable[..., Any]:
     """numba.njit, cached and without the GIL. Its calls are not type-checked: numba's own types are none that Python knows."""
-    return cast(Callable[..., Any], numba.njit(cache=True, nogil=True)(function))
+    try:
+        return cast(Callable[..., Any], numba.njit(cache=True, nogil=nogil)(function))
+    except RuntimeError:  # no folder can be written: files that are read-only, and a user without a home
+        _warn_once()
+        return cast(Callable[..., Any], numba.njit(nogil=nogil)(function))
+
+
+@functools.cache
+def _warn_once() -> None:
+    log.warning(
+        "compiled loops cannot be kept on disk here, and each process spends seconds to compile them again; "
+        "name a folder that can be written in NUMBA_CACHE_DIR"
+    )
 
 
 class Text(NamedTuple):

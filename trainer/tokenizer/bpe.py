@@ -7,9 +7,8 @@ merge applies. Captions repeat their words, so the ids of short words are kept i
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -273,7 +272,7 @@ def _mixed(value: np.uint64, part: np.uint64) -> np.uint64:
 
 def _whole(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled, but holding the GIL: threads that share a tokenizer must not meet in its memory."""
-    return cast(Callable[..., Any], numba.njit(cache=True)(function))
+    return compiled(function, nogil=False)
 
 
 @_whole
