@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.contracts.cli import config_parser, parse, run_cli
 from pipeline.contracts.config import load_config
-from pipeline.contracts.errors import HouseError, InputError, RunError
+from pipeline.contracts.errors import HouseError, InputError, RunError, ray_cannot_start
 from trainer.config import TrainConfig, per_device_size, resolve
 
 log = logging.getLogger("trainer")
@@ -106,6 +106,8 @@ def _connect(workers: int, on_cpu: bool) -> None:
         ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=True)
     except (OSError, RuntimeError, ValueError) as error:  # Ray has no class for an address where nothing answers
         if address is None:
+            if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+                raise ray_cannot_start(error) from None
             raise
         said = " ".join(str(error).split())[:200]
         raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r} ({said}); check the address") from None

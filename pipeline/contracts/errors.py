@@ -37,3 +37,12 @@ class AuditFinding(HouseError):
     """The audit is complete and its answer is not clean."""
 
     exit_code = 3
+
+
+def ray_cannot_start(error: OSError) -> InputError:
+    """What is said where Ray is to be started on this machine and has no place for its files."""
+    said = " ".join(str(error).split())[:200]
+    return InputError(
+        f"Ray cannot start on this machine ({said}); it needs a folder for its files (RAY_TMPDIR, by default /tmp, "
+        "a short name) and keeps a token in ~/.ray: set HOME to a folder that can be written, or RAY_AUTH_TOKEN to a long random word"
+    )

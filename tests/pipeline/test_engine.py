@@ -513,22 +513,35 @@ def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path) -> None:
     assert last == "state: failed (interrupted; the same command again resumes)"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nonsense"])
-def test_a_wrong_cluster_address_is_one_sentence(tmp_path: Path, unused_port: int, address: str) -> None:
-    """In a process of its own, because Ray is up in this one."""
-    address = address.format(port=unused_port)
+def one_sentence_of_a_run_without_ray(out: Path, address: str, **env: str) -> str:
+    """What a job says whose Ray does not start, in a process of its own, because Ray is up in this one."""
     program = (
         "import sys; from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
-        "def main(argv):\n with Run(argv[0], EngineConfig(address=argv[1]), {}, '0' * 64): pass\n"
+        "def main(argv):\n with Run(argv[0], EngineConfig(address=argv[1] or None), {}, '0' * 64): pass\n"
         "run_cli(main)"
     )
-    command = [sys.executable, "-c", program, str(tmp_path), address]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-c", program, str(out), address]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, **env})
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert (ended.returncode, len(errors)) == (2, 1), ended.stderr
-    assert f"engine.address: no Ray cluster answers at '{address}'" in errors[0]
     assert "Traceback" not in ended.stderr
-    assert (story(str(tmp_path))["state"], story(str(tmp_path))["exit_code"]) == ("failed", 2)
+    assert (story(str(out))["state"], story(str(out))["exit_code"]) == ("failed", 2)
+    return errors[0]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nonsense"])
+def test_a_wrong_cluster_address_is_one_sentence(tmp_path: Path, unused_port: int, address: str) -> None:
+    address = address.format(port=unused_port)
+    said = one_sentence_of_a_run_without_ray(tmp_path, address)
+    assert f"engine.address: no Ray cluster answers at '{address}'" in said
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "HOME"])
+def test_a_machine_without_a_place_for_ray_is_one_sentence(tmp_path: Path, variable: str) -> None:
+    """A container for a user without a home, or whose files are read-only."""
+    said = one_sentence_of_a_run_without_ray(tmp_path, "", **{variable: f"{os.devnull}/no"})
+    assert said.startswith("error: Ray cannot start on this machine ([Errno 20] Not a directory: '/dev/null")
+    assert variable in said.partition("; ")[2]
 
 
 # ---- two drivers

@@ -330,6 +330,15 @@ def test_what_ray_train_would_not_get_far_with_is_refused_before_it_starts(flags
         launch_ray.main([*flags, "--config", SMOKE])
 
 
+def test_ray_train_on_a_machine_without_a_place_for_ray(short_run: dict[str, object]) -> None:
+    command = [sys.executable, "-m", "trainer.launch_ray", "--workers", "1", *arguments(short_run)]
+    env = environment() | {"RAY_TMPDIR": f"{os.devnull}/no"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT, env=env, check=False)
+    assert ended.returncode == 2, ended.stderr
+    [said] = errors_of(ended.stderr)
+    assert said.startswith("error: Ray cannot start on this machine ([Errno 20] Not a directory: '/dev/null/no")
+
+
 @pytest.mark.prove
 def test_an_empty_address_is_no_cluster_to_wait_for(short_run: dict[str, object], tmp_path: Path) -> None:
     overrides = short_run | {"batch.global_size": 4096, "run.dir": tmp_path / "run"}
