@@ -124,8 +124,8 @@ def check_hardware(config: TrainConfig) -> None:
             fused.start()
         except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
             raise InputError(
-                f"model.short_attention: true needs Triton, a C compiler and Python's headers: {error}; install them, or drop"
-                " model.short_attention"
+                "model.short_attention: true needs Triton, a C compiler, Python's headers and a folder that can be written"
+                f" (TRITON_CACHE_DIR, by default in ~/.triton): {error}; see to them, or drop model.short_attention"
             ) from None
 
 

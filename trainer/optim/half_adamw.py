@@ -242,8 +242,8 @@ def _fused() -> Any:
         fused.start()
     except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
         log.warning(
-            "no Triton kernel can be run (%s): the optimizer steps in plain PyTorch, which takes about ten times as long; install triton,"
-            " a C compiler and Python's headers",
+            "no Triton kernel can be run (%s): the optimizer steps in plain PyTorch, which takes about ten times as long; it needs triton,"
+            " a C compiler, Python's headers and a folder that can be written (TRITON_CACHE_DIR, by default in ~/.triton)",
             error,
         )
         return None
