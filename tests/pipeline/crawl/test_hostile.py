@@ -72,9 +72,19 @@ def mixed(web: Hostile, count: int, seed: int) -> list[str]:
     return urls
 
 
-async def seconds_of_each(urls: list[str], settings: CrawlConfig) -> list[float]:
-    """How long each `fetch` took, `concurrency` of them at once."""
-    room, taken = asyncio.Semaphore(settings.concurrency), []
+async def seconds_of_each(urls: list[str], settings: CrawlConfig) -> tuple[list[float], float]:
+    """How long each `fetch` took, `concurrency` of them at once, and the longest that others kept the processor from the event loop."""
+    room, taken, withheld = asyncio.Semaphore(settings.concurrency), [], 0.0
+
+    async def watch() -> None:
+        nonlocal withheld
+        while True:
+            began, worked = time.monotonic(), time.thread_time()
+            await asyncio.sleep(0.05)
+            # What the loop itself worked for is not taken off: a fetch that holds it is late.
+            late = time.monotonic() - began - 0.05
+            withheld = max(withheld, late - (time.thread_time() - worked))
+
     async with Fetcher(settings) as fetcher:
 
         async def one(url: str) -> None:
@@ -83,15 +93,17 @@ async def seconds_of_each(urls: list[str], settings: CrawlConfig) -> list[float]
                 await fetcher.fetch(url)
                 taken.append(time.monotonic() - began)
 
+        watching = asyncio.create_task(watch())
         await asyncio.gather(*map(one, urls))
-    return taken
+        watching.cancel()
+    return taken, withheld
 
 
 def test_no_url_of_a_mix_outlives_its_deadline() -> None:
     """The bound is wide here, for processors that others use too; `make prove` holds ten thousand to half a second."""
     settings = config(concurrency=64)
     with Hostile(hosts=4, answers=ANSWERS).running() as web:
-        taken = asyncio.run(seconds_of_each(mixed(web, 300, seed=1), settings))
+        taken, _ = asyncio.run(seconds_of_each(mixed(web, 300, seed=1), settings))
     assert len(taken) == 300
     assert max(taken) < settings.deadline_s + 5
 
@@ -189,14 +201,20 @@ def test_what_nobody_foresaw_costs_one_url_and_is_told_once(
 
 @pytest.mark.prove
 def test_ten_thousand_urls_of_a_hostile_web(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = config(concurrency=128, timeout_s=2.0, deadline_s=4.0, per_host=50)
     with Hostile(hosts=16, answers=ANSWERS).running() as web:
         urls = mixed(web, 10_000, seed=2)
-        taken = sorted(asyncio.run(seconds_of_each(urls, settings)))
+        settings = config(concurrency=128, timeout_s=2.0, deadline_s=4.0, per_host=50)
+        taken, withheld = asyncio.run(seconds_of_each(urls, settings))
+        # Longer times for the names, or a pause of a busy machine would be one.
+        settings = config(concurrency=128, timeout_s=8.0, deadline_s=12.0, per_host=50)
         outcomes = fetch_pictures(urls, settings, lambda host: 50)
-    in_time = sum(seconds <= settings.deadline_s + 0.5 for seconds in taken) / len(taken)
+    late = 4.0 + 0.5 + withheld
+    in_time = sum(seconds <= late for seconds in taken) / len(taken)
     with capsys.disabled():
-        print(f"\n{len(taken):,} hostile URLs: {in_time:.2%} within deadline + 0.5 s; the longest {taken[-1]:.2f} s")
+        print(
+            f"\n{len(taken):,} hostile URLs: {in_time:.2%} within deadline + 0.5 s + {withheld:.2f} s that the processor was another's; "
+            f"the longest {max(taken):.2f} s"
+        )
     assert in_time >= 0.999
     assert len(outcomes) == len(urls)
     wrong = [
