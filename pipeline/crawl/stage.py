@@ -166,6 +166,12 @@ def _from_archives(table: pa.Table, config: CrawlConfig, archives: Mapping[str, 
     return outcomes
 
 
+def archives_of(table: pa.Table) -> list[str]:
+    """The names of the sources that hold pictures of these rows, sorted."""
+    held = table.filter(pc.is_valid(table["archived"]))
+    return sorted({source_name(source) for source in held["source"].to_pylist()})
+
+
 def require(config: CrawlConfig) -> None:
     """Raise InputError where the engine cannot run here; cheap, for a `--check`."""
     require_files(config.at_once, config.at_once_key)

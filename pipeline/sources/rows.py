@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from pipeline.contracts import storage
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, RunError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, REJECTED_SCHEMA, Reason, rejected_rows, uid
 from pipeline.sources import formats, shards, url_tables, warc, wat
 from pipeline.sources.files import SourceFile, SourcesConfig
@@ -73,6 +73,22 @@ def count_rows(file: SourceFile, config: SourcesConfig) -> int:
 def content_digest(file: SourceFile) -> str:
     """What a file is known by: a digest of all that is read of it, pictures that lie in it or beside it included."""
     return shards.content_digest(file) if file.kind == "img2dataset" else storage.sha256_file(file.uri)
+
+
+def stamp(file: SourceFile) -> tuple[int, ...]:
+    """Sizes and times of last change of a file, and of the tar with its pictures. Of pictures in files beside it nothing is in here: a look
+    at all of them, for each unit that reads some, would take longer than reading those."""
+    uris = [file.uri, *shards.tar_of(file)]
+    return tuple(number for found in map(storage.info, uris) if found for number in (found.size, found.mtime_ns or 0))
+
+
+def require_unchanged(file: SourceFile, stamped: tuple[int, ...]) -> None:
+    """Raise RunError where a file is not what its `stamp` was of: what was read of it may be of two contents, and has the digest of one."""
+    if stamp(file) != stamped:
+        raise RunError(
+            f"{file.uri}: has changed since this run looked at it, and what was read is not kept; "
+            "when nobody writes there any more, run the same command again"
+        )
 
 
 def holds_pictures(file: SourceFile) -> bool:

@@ -25,11 +25,12 @@ _VERSION = 4
 
 
 class Source(NamedTuple):
-    """A source and what a first look says: the digest of its content, and about how many rows it has."""
+    """A source and what a first look says: the digest of its content, about how many rows it has, and by what a change is told."""
 
     file: SourceFile
     digest: str
     rows: int
+    stamp: tuple[int, ...]
 
 
 def look(driver: Run, config: PipelineConfig, files: Sequence[SourceFile]) -> list[Source]:
@@ -38,15 +39,18 @@ def look(driver: Run, config: PipelineConfig, files: Sequence[SourceFile]) -> li
 
 
 def _look(config: SourcesConfig, file: SourceFile) -> Source:
+    stamp = source_rows.stamp(file)
     source_rows.check(file, config)
-    return Source(file, source_rows.content_digest(file), source_rows.count_rows(file, config))
+    source = Source(file, source_rows.content_digest(file), source_rows.count_rows(file, config), stamp)
+    source_rows.require_unchanged(file, stamp)
+    return source
 
 
 def candidates(driver: Run, config: PipelineConfig, sources: Sequence[Source]) -> Output:
     """Units are row ranges of Parquet files and whole other files; rows are partitioned by uid for the next stage."""
     partitions = partition_count(sum(source.rows for source in sources), *ROWS_PER_PARTITION)
     units = []
-    for number, (file, digest, rows) in enumerate(sources):
+    for number, (file, digest, rows, _) in enumerate(sources):
         step = config.sources.rows_per_unit if source_rows.is_cut(file) else max(1, rows)
         for place, start in enumerate(range(0, rows, step)):
             params: dict[str, Json] = {"start": start, "stop": min(rows, start + step)}
@@ -57,7 +61,7 @@ def candidates(driver: Run, config: PipelineConfig, sources: Sequence[Source]) -
         {"sources": semantic(config.sources), "partitions": partitions},
         [],
         units,
-        functools.partial(_read_source, {source.file.name: source.file for source in sources}, config.sources),
+        functools.partial(_read_source, {source.file.name: source for source in sources}, config.sources),
         functools.partial(_candidates, config.sources, partitions),
         version=_VERSION,
         row_wise=True,
@@ -67,11 +71,14 @@ def candidates(driver: Run, config: PipelineConfig, sources: Sequence[Source]) -
     )
 
 
-def _read_source(files: dict[str, SourceFile], config: SourcesConfig, unit: Unit) -> pa.Table:
+def _read_source(sources: dict[str, Source], config: SourcesConfig, unit: Unit) -> pa.Table:
     start, stop = unit.params["start"], unit.params["stop"]
     assert isinstance(start, int)
     assert isinstance(stop, int)
-    return source_rows.read(files[unit.inputs[0]], config, range(start, stop))
+    source = sources[unit.inputs[0]]
+    table = source_rows.read(source.file, config, range(start, stop))
+    source_rows.require_unchanged(source.file, source.stamp)
+    return table
 
 
 def _candidates(config: SourcesConfig, partitions: int, table: pa.Table, unit: Unit) -> Result:

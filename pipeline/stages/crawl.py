@@ -9,12 +9,13 @@ from pipeline import generations
 from pipeline.config import PipelineConfig
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
+from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json, semantic
 from pipeline.contracts.schema import REJECTED_SCHEMA
 from pipeline.crawl import stage as hosts
 from pipeline.engine import Result, Run, Unit
 from pipeline.records import taken_up
-from pipeline.sources.rows import holds_pictures
+from pipeline.sources.rows import holds_pictures, require_unchanged
 from pipeline.stages.candidates import Source
 from pipeline.stages.common import (
     Generation,
@@ -64,7 +65,7 @@ def crawl(driver: Run, config: PipelineConfig, sources: Sequence[Source], wanted
         partitioned=True,
     )
     held = [source for source in sources if holds_pictures(source.file)]
-    archives = {source.file.name: source.file.uri for source in held}
+    archives = {source.file.name: source for source in held}
     roots = [value for source in held for value in (source.file.name, source.digest)]
     first = run_stage(
         driver,
@@ -84,7 +85,7 @@ def crawl(driver: Run, config: PipelineConfig, sources: Sequence[Source], wanted
 def _generations(
     driver: Run,
     config: PipelineConfig,
-    archives: Mapping[str, str],
+    archives: Mapping[str, Source],
     roots: Sequence[str],
     split: Output,
     ways: Output,
@@ -184,6 +185,10 @@ def _read_rejected(out: str, name: str | None) -> pa.Table:
 
 
 def _crawl(
-    out: str, ways: str, config: PipelineConfig, archives: Mapping[str, str], table: pa.Table, unit: Unit
+    out: str, ways: str, config: PipelineConfig, archives: Mapping[str, Source], table: pa.Table, unit: Unit
 ) -> Result:
-    return Result(*hosts.crawl(table, config.crawl, _read_ways(out, ways), archives))
+    uris = {name: source.file.uri for name, source in archives.items()}
+    result = Result(*hosts.crawl(table, config.crawl, _read_ways(out, ways), uris))
+    read = [archives[name] for name in hosts.archives_of(table)]
+    at_once(lambda source: require_unchanged(source.file, source.stamp), read)
+    return result

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,14 @@ import pytest
 import ray
 
 from pipeline import __main__ as cli
+from pipeline import run as pipeline_run
 from pipeline.config import PipelineConfig
 from pipeline.contracts import manifest
 from pipeline.contracts.config import load_config
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, RunError
 from pipeline.contracts.merkle import merkle_root, row_digest
 from pipeline.contracts.schema import INDEX_SCHEMA, SHARD_SCHEMA, uid
+from pipeline.stages.common import Output
 from tests.conftest import ROOT
 from tests.e2e.pipelines import corpus, write_config, write_inputs
 from tests.web import scenes, server, site
@@ -375,6 +377,38 @@ def test_other_pictures_in_the_sources_are_another_crawl(first: Site, tmp_path: 
     pipeline("run", first.config, tmp_path / "out", *options)
     assert corpus(str(tmp_path / "out")) == before
     assert len(list((tmp_path / "out" / "crawl").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [
+        ("candidates", "tar"),
+        ("crawl", "tar"),
+        ("crawl", "webdataset of img2dataset"),
+        ("crawl", "parquet of img2dataset"),
+    ],
+)
+def test_sources_that_change_under_a_run_are_not_taken_for_what_they_were(
+    first: Site, tmp_path: Path, stage: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other pictures are put there after the first look, when the stage begins: of the same size, or in the same rows."""
+    (tmp_path / "queries.txt").write_text("dog\n")
+    options = [f"sources.paths=['{tmp_path}/held']", f"filter.queries={tmp_path}/queries.txt"]
+    sources_with_pictures(tmp_path / "held", kind, 1)
+    with monkeypatch.context() as here:
+        begin: Callable[..., Output] = getattr(pipeline_run, stage)
+
+        def change(*arguments: object) -> Output:
+            sources_with_pictures(tmp_path / "held", kind, 2)
+            return begin(*arguments)
+
+        here.setattr(pipeline_run, stage, change)
+        with pytest.raises(RunError, match=r"held/0\.(tar|parquet): has changed since this run looked at it"):
+            pipeline("run", first.config, tmp_path / "out", *options)
+    assert not list((tmp_path / "out").glob(f"{stage}/*/*.json"))
+    for out in ("out", "fresh"):
+        pipeline("run", first.config, tmp_path / out, *options)
+    assert corpus(str(tmp_path / "out")) == corpus(str(tmp_path / "fresh"))
 
 
 def test_check_prints_the_plan_and_touches_nothing(

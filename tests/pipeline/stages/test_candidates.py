@@ -8,7 +8,8 @@ import pytest
 from pipeline.contracts import parquet
 from pipeline.engine import Result, Unit
 from pipeline.sources.files import SourceFile, SourcesConfig
-from pipeline.stages.candidates import _candidates, _exact, _read_source
+from pipeline.sources.rows import stamp
+from pipeline.stages.candidates import Source, _candidates, _exact, _read_source
 from pipeline.stages.common import partition_units, read_partition
 
 
@@ -26,7 +27,7 @@ def _lists(folder: Path) -> list[SourceFile]:
 
 def _exact_by(partitions: int, files: list[SourceFile], out: Path) -> tuple[pa.Table, pa.Table]:
     config = SourcesConfig(paths=["t"])
-    by_name = {file.name: file for file in files}
+    by_name = {file.name: Source(file, "", 160, stamp(file)) for file in files}
     names = []
     for number, file in enumerate(files):
         unit = Unit(f"{number:05d}", (file.name, ""), {"start": 0, "stop": 160})
