@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import boto3
+import psutil
 import pytest
 import torch
 
@@ -528,6 +529,18 @@ def ranks_of(run: Path) -> Iterator[tuple[int, str]]:
         rank = next((entry.removeprefix("RANK=") for entry in environment if entry.startswith("RANK=")), None)
         if f"run.dir={run}" in words and "--config" in words and rank is not None and SMOKE in words:
             yield int(folder.name), rank
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP])
+def test_workers_end_with_their_run(how: int, short_run: dict[str, object], tmp_path: Path) -> None:
+    """Or a closed terminal, or a kernel that wants memory, would leave them on the node, and whoever reads their output would wait."""
+    with processes(1, short_run | ENDLESS | {"data.workers": 2, "run.dir": tmp_path}) as (process,):
+        wait_until(lambda: steps_done(tmp_path) >= 3)
+        children = process.children()
+        assert len(children) >= 3  # the fork server, and two workers
+        process.signal(how)
+        _, alive = psutil.wait_procs(children, timeout=MINUTE)
+        assert not alive
 
 
 def test_an_error_in_a_batch_that_was_read_ahead_costs_no_step(short_run: dict[str, object], tmp_path: Path) -> None:

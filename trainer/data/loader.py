@@ -15,6 +15,8 @@ import dataclasses
 import functools
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -238,6 +240,7 @@ def batches(plan: LoaderPlan, first_step: int, last_step: int) -> Iterator[Batch
         num_workers=plan.pieces if plan.workers else 0,
         prefetch_factor=plan.prefetch if plan.workers else None,
         multiprocessing_context=_fork_server() if plan.workers else None,
+        worker_init_fn=_end_with_the_run if plan.workers else None,
         generator=torch.Generator(),  # else it draws from the model's generator whenever a run starts or goes back
     )
     answers = iter(loader)
@@ -275,6 +278,18 @@ def _answer(answers: "Iterator[Piece | HouseError]") -> Piece:
 
 def _unchanged(piece: Any) -> Any:
     return piece
+
+
+def _end_with_the_run(worker: int) -> None:
+    """torch lets a worker look whether its parent is there, which is the fork server here; and that stays for as long as a worker does."""
+    run = multiprocessing.parent_process()
+    assert run is not None
+
+    def watch() -> None:
+        run.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _fork_server() -> multiprocessing.context.BaseContext:
