@@ -138,7 +138,9 @@ def _column(lines: Sequence[Line], key: str) -> list[float]:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m trainer.curve", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m trainer.curve", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="the run.dir of a training run")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"where the drawing goes: {', '.join(ENDINGS)}")
     arguments = parser.parse_args(argv)

@@ -400,7 +400,7 @@ def _card_path(path: str) -> str:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        "python -m trainer.export", description=__doc__.splitlines()[0], allow_abbrev=False
+        "python -m trainer.export", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run.dir of a training run")
     parser.add_argument("--out", required=True, metavar="FILE", help="where the weights go; must end in .safetensors")

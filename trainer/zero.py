@@ -106,12 +106,15 @@ def on_cpu() -> bool:
 
 def check_hardware(config: TrainConfig) -> None:
     """Refuse what this machine cannot do, before anything starts. Raises InputError."""
+    named = os.environ.get("DS_ACCELERATOR")
+    if named not in (None, "cpu", "cuda") or (named == "cuda" and on_cpu()):
+        raise InputError(f"DS_ACCELERATOR: {named!r} is not here to compute on; give cpu, or cuda where there is a GPU")
     if config.precision.compute == "fp16" and on_cpu():
         raise InputError("precision.compute: 'fp16' needs a GPU and this run has none; set it to 'bf16' or 'fp32'")
     # As torch.compile chooses for a CPU, and Triton, which it goes by on a GPU (its runtime/build.py).
     variable, language, usual = ("CXX", "C++", ["g++"]) if on_cpu() else ("CC", "C", ["gcc", "clang"])
-    named = os.environ.get(variable)
-    compilers = usual if named is None else [named]
+    compiler = os.environ.get(variable)
+    compilers = usual if compiler is None else [compiler]
     if config.model.compile and not any(map(shutil.which, compilers)):
         raise InputError(
             f"model.compile: true needs a {language} compiler and there is no {' or '.join(map(repr, compilers))}; install one, name it in"
@@ -211,10 +214,11 @@ def join_processes() -> tuple[int, int]:
         log.info("waiting for %d processes at %s:%d", place.world_size, place.address, place.port)
     try:
         deepspeed.init_distributed(dist_init_required=True, verbose=False)
-    except torch.distributed.DistError as error:
+    except RuntimeError as error:  # torch's own for a peer that does not come, gloo's for a network that is not there
         raise RunError(
             f"MASTER_ADDR={place.address} MASTER_PORT={place.port}: the processes did not find each other:"
-            f" {str(error).splitlines()[0]}; check the hostfile and that the port is free"
+            f" {str(error).splitlines()[0]}; check the hostfile, that the port is free, and GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME if"
+            " one is set"
         ) from error
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if world > 1:

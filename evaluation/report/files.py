@@ -97,7 +97,11 @@ def predictions_name(set_name: str) -> str:
 
 def table_bytes(table: pa.Table) -> bytes:
     """A table as Parquet, written by the one writer of the house (same rows, same bytes)."""
-    with tempfile.TemporaryDirectory(prefix="report-") as folder:
+    temporary = tempfile.gettempdir()
+    with (
+        storage.plain_errors(temporary, "write to"),
+        tempfile.TemporaryDirectory(prefix="report-", dir=temporary) as folder,
+    ):
         place = os.path.join(folder, "table.parquet")
         parquet.write(table, place)
         return storage.read_bytes(place, limit=1 << 40)

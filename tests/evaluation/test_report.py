@@ -4,9 +4,11 @@ import html.parser
 import json
 import logging
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from evaluation.report.files import read_report
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.cli import run_cli
 from pipeline.contracts.config import Json
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, RunError
 from tests.conftest import ROOT
 from tests.evaluation import planted
 from tests.evaluation.forging import restate, with_value
@@ -679,3 +681,15 @@ def test_reading_a_report_is_light(made: Made) -> None:
         [sys.executable, "-c", program, str(made.report)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.stdout.splitlines()[-1] == "HEAVY []", result.stdout + result.stderr
+
+
+def test_a_full_temporary_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A limit of the size of files gives what a full disk does."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(RunError, match=f"{re.escape(str(tmp_path))}.*: cannot write.*; check the disk"):
+            files.table_bytes(pa.table({"row": list(range(100_000))}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

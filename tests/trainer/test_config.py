@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.contracts import config as configs
 from pipeline.contracts.config import load_config
@@ -227,6 +228,14 @@ def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     with pytest.raises(InputError, match=r"precision\.compute: 'fp16' needs a GPU"):
         zero.check_hardware(load("precision.compute=fp16"))
+
+
+@pytest.mark.parametrize("named", ["", "gpu", "cuda"])
+def test_what_is_to_compute_must_be_here(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DS_ACCELERATOR", named)
+    with pytest.raises(InputError, match=f"DS_ACCELERATOR: '{named}' is not here to compute on; give cpu"):
+        zero.check_hardware(load())
 
 
 @pytest.mark.parametrize(("on_cpu", "variable", "language"), [(True, "CXX", r"C\+\+"), (False, "CC", "C")])

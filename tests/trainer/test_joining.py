@@ -1,6 +1,7 @@
 """What the environment says of a process's place in its run, and how processes wait until all are there."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.contracts.errors import InputError
-from tests.trainer.launching import SMOKE, Process, arguments_of, free_port, wait_until
+from tests.trainer.launching import SMOKE, Process, arguments_of, errors_of, free_port, together, wait_until
 from trainer import zero
 from trainer.__main__ import main
 
@@ -92,3 +93,14 @@ def test_a_process_that_waits_for_the_others_says_where_and_ends_by_sigterm(
     finally:
         process.kill()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_is_not_there_is_one_sentence(short_run: dict[str, object], tmp_path: Path) -> None:
+    overrides = short_run | {"run.dir": tmp_path / "run"}
+    ended = together(1, overrides, environment={"GLOO_SOCKET_IFNAME": "nosuch0"})
+    assert ended.code == 1, ended.output
+    [said] = errors_of(ended.output)
+    assert re.match(
+        "error: MASTER_ADDR=.*: the processes did not find each other: .*nosuch0; check .*GLOO_SOCKET", said
+    )
+    assert "Traceback" not in ended.output
