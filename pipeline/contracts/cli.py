@@ -6,17 +6,23 @@ end by SIGTERM, and saved.
 """
 
 import argparse
+import errno
+import io
 import logging
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from tqdm import tqdm
 
 from pipeline.contracts.errors import HouseError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _PLAIN_INTERVAL_S = 60.0
 _BAR_INTERVAL_S = 1.0
@@ -58,10 +64,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its code; a HouseError becomes `error: …` lines on stderr, without a traceback.
 
-    The one broad exit of the command lines: everything that is not a HouseError is our bug and keeps its traceback (exit code 1).
+    The one broad exit of the command lines: everything that is not a HouseError is our bug and keeps its traceback (exit code 1). Where
+    what is said goes changes neither the work nor its exit code, except that what could not be printed for another reason than a reader
+    (head, less) that has gone is a failure.
     """
+    _open_standard_streams()
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, stream=sys.stderr)
+    code: int | str | None
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()
@@ -72,10 +82,84 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     except KeyboardInterrupt:
         print("error: interrupted; the same command again resumes", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader (head, less) has gone: not our failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:  # argparse's
+        code = end.code
+    except _Unread:
         code = 0
+    lost = sys.stdout.last_flush() if isinstance(sys.stdout, _Output) else None
+    if lost is not None and lost.errno != errno.EPIPE:
+        print(f"error: stdout: not all could be printed ({lost.strerror}); send it to another place", file=sys.stderr)
+        code = code or 1
     sys.exit(code)
+
+
+class _File(io.FileIO):
+    """Where stdout or stderr goes. No write fails, since telling is not the work: what cannot be written is lost, and `lost` says why."""
+
+    lost: OSError | None = None
+
+    def write(self, data: "ReadableBuffer") -> int:
+        try:
+            return os.write(self.fileno(), data)
+        except BlockingIOError:  # another program made a terminal or a pipe so: room is waited for, as everywhere
+            select.select([], [self], [])
+            return 0
+        except OSError as error:
+            self.lost = error
+            return memoryview(data).nbytes
+
+
+class _Stream(io.TextIOWrapper):
+    """stdout or stderr on a _File, a line at a time where Python's own stream `old` was unbuffered."""
+
+    def __init__(self, number: int, old: io.TextIOWrapper | None) -> None:
+        self._file = _File(number, "w", closefd=False)
+        super().__init__(
+            io.BufferedWriter(self._file),
+            encoding=old.encoding if old else "utf-8",
+            errors=old.errors if old else "strict",
+            line_buffering=old is None or old.line_buffering or old.write_through,
+        )
+
+
+class _Unread(OSError):
+    """Nobody reads what a command goes on to print."""
+
+
+class _Output(_Stream):
+    """stdout. A command whose reader has gone comes to its end and exit code; one that flushes what it prints (`status --watch`) is there
+    for its reader alone, and ends at what it prints next."""
+
+    _unread = False
+
+    def write(self, text: str) -> int:
+        if self._unread:
+            raise _Unread
+        return super().write(text)
+
+    def flush(self) -> None:
+        super().flush()
+        self._unread = self._file.lost is not None
+
+    def last_flush(self) -> OSError | None:
+        """Flush, and raise no more. Returns why something is lost of all that was printed, None where nothing is."""
+        super().flush()
+        self._unread = False
+        return self._file.lost
+
+
+def _open_standard_streams() -> None:
+    """Streams that never fail instead of Python's own; somebody else's (a test's) stay. One that was closed goes to os.devnull.
+
+    Its number would else be that of the next file opened, which would get what libraries and child processes write there.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _Output(1, sys.__stdout__)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _Stream(2, sys.__stderr__)
 
 
 class Progress:

@@ -1,15 +1,17 @@
 """Exit codes and error lines, from real processes."""
 
 import argparse
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.contracts.cli import add_config_arguments, config_parser, parse
 
 PROGRAM = """
-import sys
+import os, sys
 from pipeline.contracts.cli import Progress, run_cli
 from pipeline.contracts.errors import AuditFinding, HouseError, InputError, RunError
 def main(argv):
@@ -101,6 +103,98 @@ def test_a_reader_that_goes_away_is_no_failure() -> None:
     said = writer.stderr.read()
     writer.stderr.close()
     assert (writer.wait(30), said) == (0, b"")
+
+
+# What a command does, the exit code that it comes to, and what there is to say of it.
+ENDS = {
+    "printed": ("import atexit; atexit.register(print, 'x'); print('x')", 0, ""),
+    "help": ("import argparse; argparse.ArgumentParser().parse_args(['--help'])", 0, ""),
+    "failed": ("raise RunError('failed')", 1, "error: failed\n"),
+    "refused": ("raise InputError('a: wrong')", 2, "error: a: wrong\n"),
+    "findings": ("print('x'); print('x'); raise AuditFinding('found')", 3, "error: found\n"),
+}
+FULL = "error: stdout: not all could be printed (No space left on device); send it to another place\n"
+WORK = """
+    import logging
+    with Progress(1, "units", "crawl") as progress:
+        progress.update()
+    logging.error("told")
+    sys.stderr.write("x" * 99_999)
+    """
+
+
+def in_shell(redirection: str, body: str, *, unbuffered: bool = False) -> subprocess.CompletedProcess[str]:
+    """A command with what a shell does to its streams: `>&-` is closed, and `true` has left when it begins to print."""
+    program = PROGRAM.format(body=f"import time; time.sleep(0.2 * {'true' in redirection}); {body}")
+    return subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {redirection}; exit ${{PIPESTATUS[0]}}', sys.executable, program],
+        env={**os.environ, "PYTHONUNBUFFERED": "1" if unbuffered else ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_stdout_that_takes_nothing_leaves_the_exit_code(end: str) -> None:
+    """Without a reader, or closed, it is nobody's failure. Full it is one, unless there is a worse one."""
+    body, code, said = ENDS[end]
+    for unbuffered in (False, True):
+        done = in_shell("| true", body, unbuffered=unbuffered)
+        assert (done.returncode, done.stderr) == (code, said)
+        done = in_shell(">/dev/full", body, unbuffered=unbuffered)
+        prints = not body.startswith("raise")
+        assert (done.returncode, done.stderr) == (code or 1, said + FULL * prints)
+    done = in_shell(">&-", body)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("redirection", ["2> >(true)", "2>/dev/full", "2>&-", "2>&- <&-"])
+def test_a_stderr_that_takes_nothing_changes_nothing(redirection: str) -> None:
+    """Neither the work, of which progress and logs are a part, nor the exit code."""
+    for end in ("printed", "refused", "findings"):
+        body, code, _ = ENDS[end]
+        done = in_shell(redirection, WORK + body, unbuffered=end == "findings")
+        assert (done.returncode, done.stdout, done.stderr) == (code, "x\n" * body.count("'x'"), "")
+
+
+def test_a_reader_that_left_ends_who_prints_for_it_alone() -> None:
+    """As `status --watch | head`. What is flushed in the middle of work, which multiprocessing does, raises nothing."""
+    watch = "[(print('x', flush=True), time.sleep(0.1)) for _ in range(100)]; sys.exit(9)"
+    for unbuffered in (False, True):
+        assert in_shell("| true", watch, unbuffered=unbuffered).returncode == 0
+    assert in_shell(">/dev/full", watch).returncode == 1
+    assert in_shell("| true", "print('x'); sys.stdout.flush(); sys.stdout.flush(); sys.exit(9)").returncode == 9
+
+
+def test_an_unbuffered_line_is_there_when_the_process_is_not() -> None:
+    assert in_shell("", "print('x'); os.kill(os.getpid(), 9)", unbuffered=True).stdout == "x\n"
+
+
+def test_a_broken_pipe_that_is_not_stdout_is_no_success() -> None:
+    done = run("raise BrokenPipeError('a host hung up')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_children_of_a_command_without_streams_have_some(tmp_path: Path) -> None:
+    """What they write there does not go to the file that the command opened next."""
+    kept = tmp_path / "kept"
+    body = f"file = open({str(kept)!r}, 'w'); code = os.system('echo x && echo x >&2'); sys.exit(code and 9)"
+    assert in_shell(">&- 2>&- <&-", body).returncode == 0
+    assert kept.read_text() == ""
+
+
+def test_a_terminal_that_does_not_block_is_waited_for() -> None:
+    """Such is what a pipe or terminal is left as by another program that shares it."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    program = PROGRAM.format(body="print('x' * 999_999); print('y' * 999_999, file=sys.stderr)")
+    writer = subprocess.Popen([sys.executable, "-c", program], stdout=write, stderr=write)
+    os.close(write)
+    with open(read, "rb") as reader:
+        said = reader.read()
+    assert (writer.wait(30), said.count(b"x"), said.count(b"y")) == (0, 999_999, 999_999)
 
 
 def test_overrides_may_stand_on_both_sides_of_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
