@@ -117,7 +117,7 @@ class _Stream(io.TextIOWrapper):
         super().__init__(
             io.BufferedWriter(self._file),
             encoding=old.encoding if old else "utf-8",
-            errors=old.errors if old else "strict",
+            errors="backslashreplace",  # a caption or a path that the locale has no bytes for is no reason to end
             line_buffering=old is None or old.line_buffering or old.write_through,
         )
 

@@ -167,6 +167,15 @@ def test_a_reader_that_left_ends_who_prints_for_it_alone() -> None:
     assert in_shell("| true", "print('x'); sys.stdout.flush(); sys.stdout.flush(); sys.exit(9)").returncode == 9
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8:surrogateescape"])
+def test_no_character_is_too_much_for_stdout(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """Neither what its encoding lacks nor the half of a character, as in a path that is no UTF-8."""
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = in_shell("", r"print('\u732b \udcff')")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout in (r"\u732b \udcff" "\n", r"猫 \udcff" "\n")
+
+
 def test_an_unbuffered_line_is_there_when_the_process_is_not() -> None:
     assert in_shell("", "print('x'); os.kill(os.getpid(), 9)", unbuffered=True).stdout == "x\n"
 
