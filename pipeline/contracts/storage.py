@@ -536,13 +536,13 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     make_folder(parent(uri))
     temporary = temporary_name(uri)
     with plain_errors(uri, "write"):
-        _write_local(temporary, data)
         try:
+            _write_local(temporary, data)
             os.link(temporary, uri)
         except FileExistsError:
             return False
         finally:
-            os.unlink(temporary)
+            remove_own(temporary)
     return True
 
 

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -370,6 +370,24 @@ def test_a_full_disk_is_said() -> None:
         sink.write(b"x")
 
 
+@contextlib.contextmanager
+def limit(kind: int, value: int) -> Iterator[None]:
+    """This process has less of something for a while."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+@pytest.mark.parametrize("write", [storage.write_atomic, storage.put_if_absent])
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, write: Callable[[str, bytes], object]) -> None:
+    with limit(resource.RLIMIT_FSIZE, 1000), pytest.raises(RunError, match="cannot write"):
+        write(str(tmp_path / "file"), b"x" * 2000)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_importing_storage_does_not_import_boto3() -> None:
     code = "import sys, pipeline.contracts.storage; sys.exit('boto3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -378,13 +396,8 @@ def test_importing_storage_does_not_import_boto3() -> None:
 def test_a_limit_of_open_files_is_no_fault_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     storage.read_bytes(str(tmp_path / "a"))  # what is imported on the way is imported
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-    try:
-        with pytest.raises(RunError) as raised:
-            storage.read_bytes(str(tmp_path / "a"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with limit(resource.RLIMIT_NOFILE, 0), pytest.raises(RunError) as raised:
+        storage.read_bytes(str(tmp_path / "a"))
     assert "Too many open files" in str(raised.value)
     assert str(raised.value).endswith("raise the limit of open files (ulimit -n)")
 
