@@ -73,9 +73,29 @@ def name(uri: str) -> str:
 def absolute(uri: str) -> str:
     """The place in its one spelling: no `.`, `..` or doubled slash; of a local path no link and no working directory either."""
     if not is_s3(uri):
-        return os.path.realpath(uri)
+        with _working_directory(uri):
+            return os.path.realpath(uri)
     bucket, key = _bucket_key(uri)
     return f"s3://{bucket}{posixpath.normpath('/' + key.lstrip('/'))}".rstrip("/")
+
+
+def rooted(uri: str) -> str:
+    """The place as it is named from any working directory; its links stay."""
+    if is_s3(uri):
+        return uri
+    with _working_directory(uri):
+        return os.path.abspath(uri)
+
+
+@contextlib.contextmanager
+def _working_directory(uri: str) -> Iterator[None]:
+    """A relative place needs a working directory, and that of a shell may have been removed under it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(
+            f"{uri!r}: the working directory is no longer there; go to another, or name the whole path"
+        ) from None
 
 
 def holds(folder: str, uri: str) -> bool:

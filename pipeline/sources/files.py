@@ -16,7 +16,6 @@ files on a disk and in an object store give the same candidates.
 
 import itertools
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -143,7 +142,7 @@ def expand(config: SourcesConfig) -> list[SourceFile]:
     for path in config.paths:
         if not path:
             raise InputError("sources.paths: a path is empty; write a file, a folder or a pattern")
-        kinds.update(_files_of(path if storage.is_s3(path) else os.path.abspath(path), path))
+        kinds.update(_files_of(storage.rooted(path), path))
     levels = zip(*(uri.split("/")[:-1] for uri in kinds), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, levels))
     found = [SourceFile(uri, "/".join(uri.split("/")[shared:]), kind) for uri, kind in kinds.items()]

@@ -74,6 +74,17 @@ def test_a_place_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not storage.holds("s3://b/k", "b/k")
 
 
+def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for spell in (storage.absolute, storage.rooted, storage.require_folder):
+        with pytest.raises(InputError, match="'x': the working directory is no longer there; go to another"):
+            spell("x")
+        spell(str(tmp_path / "x"))
+        storage.rooted("s3://bucket/x")
+
+
 def test_an_absent_folder_is_empty(root: str) -> None:
     assert storage.list_files(storage.join(root, "none")) == []
     assert storage.sizes(storage.join(root, "none")) == {}

@@ -174,6 +174,14 @@ def test_names_do_not_depend_on_the_place(tmp_path: Path) -> None:
     )
 
 
+def test_sources_of_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InputError, match=r"'x\.csv': the working directory is no longer there"):
+        expand(SourcesConfig(paths=["x.csv"]))
+
+
 def test_an_object_store_gives_the_same_rows(tmp_path: Path, s3_endpoint: str) -> None:
     assert s3_endpoint
     boto3.client("s3").create_bucket(Bucket="tables")
