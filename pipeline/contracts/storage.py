@@ -144,10 +144,28 @@ def _environment() -> tuple[str | None, str]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint and region:
-        return endpoint, region
+        return _address(endpoint), region
     named = tuple(os.environ.get(key) for key in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE"))
     configured = _configured(named)
-    return endpoint or configured[0], region or configured[1] or _found_region()
+    endpoint = endpoint or configured[0]
+    return endpoint and _address(endpoint), region or configured[1] or _found_region()
+
+
+_ENDPOINT = re.compile(r"https?://(\[[0-9A-F:.]+\]|([0-9A-Z-]+\.)*[0-9A-Z-]+\.?)(:[0-9]+)?/?", re.IGNORECASE)
+
+
+@functools.cache
+def _address(endpoint: str) -> str:
+    """The endpoint, if both libraries take it for the same store. What one refuses, the other may send to Amazon or to another port."""
+    try:
+        fits = _ENDPOINT.fullmatch(endpoint) and urllib.parse.urlsplit(endpoint).port != 0
+    except ValueError:  # a port that is too large, an IPv6 address that is none
+        fits = False
+    if not fits:
+        raise InputError(
+            f"AWS_ENDPOINT_URL or ~/.aws/config: {endpoint!r} is no address of a store; write http://HOST:PORT or https://HOST"
+        )
+    return endpoint
 
 
 @functools.cache

@@ -152,6 +152,36 @@ def test_a_wrong_endpoint(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> 
             act()
 
 
+@pytest.mark.parametrize("region", ["us-east-1", ""])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "127.0.0.1:9", "garbage", "http://", "http://[::1:", "http://[:::]:9", "ftp://127.0.0.1:9", "http://127.0.0.1:99999",
+        "http://a_b:9000", "http://host:9000/store", "http://host:9000?x", " http://host",
+    ],
+)  # fmt: skip
+def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, endpoint: str, region: str) -> None:
+    """Whichever library would be asked first."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_REGION", region)
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    for act in (storage.read_bytes, storage.exists, storage.list_files, lambda uri: storage.write_atomic(uri, b"")):
+        with pytest.raises(InputError) as raised:
+            act("s3://bucket/key")
+        assert str(raised.value).startswith(
+            f"AWS_ENDPOINT_URL or ~/.aws/config: {endpoint!r} is no address of a store; "
+        )
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:9000/", "https://host", "HTTP://a-b.host.:80", "http://[::1]:9000"]
+)
+def test_an_endpoint_that_is_an_address(endpoint: str) -> None:
+    assert storage._address(endpoint) == endpoint
+    assert storage._s3_client(endpoint, "us-east-1")
+    assert storage._s3_filesystem(endpoint, "us-east-1")
+
+
 @contextlib.contextmanager
 def store(monkeypatch: pytest.MonkeyPatch, handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[None]:
     """An S3 endpoint whose answers are `handler`'s, as the store of this process."""
