@@ -24,6 +24,7 @@ import posixpath
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -49,12 +50,27 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,35}:")
 
 def is_s3(uri: str) -> bool:
     """Whether a place is in an object store, else it is a local path. Raises InputError for one that is neither, like gs://b/k."""
+    _require_spelling(uri)
     if uri.startswith("s3://"):
         return True
     if _SCHEME.match(uri):
         local = "" if "://" in uri else f", ./{uri} for a file of this name"
         raise InputError(f"{uri!r}: unknown kind of place; use a local path or s3://BUCKET/KEY{local}")
     return False
+
+
+def _require_spelling(uri: str) -> None:
+    """Raise InputError for what is no place: pyarrow spells names in UTF-8, whatever Python does, and no name holds a NUL."""
+    if "\0" in uri:
+        raise InputError(f"{uri!r}: a NUL character is in it, which no name holds; check the path")
+    if uri.isascii():
+        return
+    if (locale := sys.getfilesystemencoding()) != "utf-8" and not uri.startswith("s3://"):
+        raise InputError(f"{uri!r}: the locale spells names in {locale}, not in UTF-8; set PYTHONUTF8=1")
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{uri!r}: the name is no UTF-8; give it another") from None
 
 
 def join(uri: str, *parts: str) -> str:
@@ -355,10 +371,10 @@ def list_files(folder: str, *, recursive: bool = False) -> list[str]:
 
 def _walk(folder: str, above: frozenset[str]) -> Iterator[pyarrow.fs.FileInfo]:
     """What is in a local folder and below: pyarrow goes round where a link leads to a folder above."""
-    inside = above | {os.path.realpath(folder)}
+    inside = above | {absolute(folder)}
     for entry in _entries(folder):
         yield entry
-        if entry.type == pyarrow.fs.FileType.Directory and os.path.realpath(entry.path) not in inside:
+        if entry.type == pyarrow.fs.FileType.Directory and absolute(entry.path) not in inside:
             yield from _walk(entry.path, inside)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import os
 import resource
 import subprocess
 import sys
@@ -454,3 +455,54 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=r"caf.xe9\.jpg' in it is no UTF-8; rename or move that file"):
             look(folder)
+
+
+NO_NAMES = {
+    "a\0b": r"'a\\x00b': a NUL character is in it, which no name holds; check the path",
+    "s3://bucket/a\0b": "a NUL character is in it",
+    "caf\udce9": r"'caf\\udce9': the name is no UTF-8; give it another",
+    "s3://bucket/caf\udce9": "the name is no UTF-8",
+}
+
+
+@pytest.mark.parametrize("place", NO_NAMES)
+def test_a_place_that_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    acts = (
+        storage.read_bytes, storage.make_folder, storage.list_files, storage.glob, storage.absolute, storage.require_folder,
+        storage.sha256_file, lambda uri: storage.list_files(uri, recursive=True), lambda uri: storage.write_atomic(uri, b""),
+        lambda uri: storage.put_if_absent(uri, b""), lambda uri: storage.commit_file("none", uri), storage.remove_file,
+    )  # fmt: skip
+    for act in acts:
+        with pytest.raises(InputError, match=NO_NAMES[place]):
+            act(place)
+    assert list(tmp_path.iterdir()) == []
+
+
+LOCALES = ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"})
+LISTS = """
+import sys
+from pipeline.contracts import errors, storage
+try:
+    print(len(storage.list_files(sys.argv[1], recursive=True)))
+except errors.InputError as error:
+    print(ascii(str(error)))
+"""
+
+
+@pytest.mark.parametrize("place", ["größe", ""])
+def test_names_that_the_locale_cannot_spell(tmp_path: Path, place: str) -> None:
+    """Neither given nor found below what is given."""
+    (tmp_path / "größe" / "below").mkdir(parents=True)
+    (tmp_path / "größe" / "below" / "file").write_bytes(b"x")
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", LISTS, str(tmp_path / place)],
+            env=os.environ | locale,
+            check=True,
+            capture_output=True,
+        ).stdout.decode()
+        for locale in LOCALES
+    ]
+    assert "the locale spells names in ascii, not in UTF-8; set PYTHONUTF8=1" in said[0]
+    assert said[1] == "1\n"
