@@ -24,6 +24,7 @@ import posixpath
 import re
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -338,7 +339,27 @@ def info(uri: str) -> pyarrow.fs.FileInfo | None:
     files, path = filesystem(uri)
     with plain_errors(uri, "look at"):
         found = files.get_file_info([path])[0]
+    if found.type == pyarrow.fs.FileType.Unknown:
+        raise _is_no_file(uri)
     return found if found.type == pyarrow.fs.FileType.File else None
+
+
+def _is_no_file(uri: str) -> InputError:
+    return InputError(f"{uri}: is a pipe or a device; name a place on a disk")
+
+
+def _mode(path: str) -> int | None:
+    """The rights of a local file, None where nothing is. Raises for all else: to open a pipe may take for ever, and what is renamed to the
+    place of a device replaces it."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):  # pyarrow has no class of its own for it
+        raise IsADirectoryError
+    if not stat.S_ISREG(mode):
+        raise _is_no_file(path)
+    return stat.S_IMODE(mode)
 
 
 def is_folder(uri: str) -> bool:
@@ -453,8 +474,8 @@ def open_input(uri: str) -> pa.NativeFile:
     """A random-access file for pyarrow readers. Raises InputError when it cannot be opened."""
     files, path = filesystem(uri)
     with plain_errors(uri, "read"):
-        if not is_s3(uri) and os.path.isdir(path):  # pyarrow has no class of its own for it
-            raise IsADirectoryError
+        if not is_s3(uri):
+            _mode(path)
         return files.open_input_file(path)
 
 

@@ -396,6 +396,26 @@ def test_a_folder_for_a_file(tmp_path: Path) -> None:
     assert list(tmp_path.parent.glob(f"{storage.TEMPORARY_MARK}*")) == []
 
 
+def test_a_pipe_for_an_input(tmp_path: Path) -> None:
+    """As a shell makes of <(...), and one that nobody writes to: to open it would take for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    ours, theirs = os.pipe()
+    os.write(theirs, b"x")
+    for place in (f"/dev/fd/{ours}", str(tmp_path / "pipe")):
+        for look in (
+            storage.read_bytes,
+            storage.read_text,
+            storage.sha256_file,
+            storage.size,
+            storage.exists,
+            storage.require_folder,
+        ):
+            with pytest.raises(InputError, match=f"{place}: is a pipe or a device; name a place on a disk"):
+                look(place)
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="file"):
