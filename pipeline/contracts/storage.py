@@ -575,8 +575,10 @@ def temporary_name(uri: str) -> str:
     return f"{parent(uri)}/{TEMPORARY_MARK}{secrets.token_hex(6)}-{name(uri)}"
 
 
-def _write_local(path: str, data: bytes) -> None:
+def _write_local(path: str, data: bytes, mode: int | None = None) -> None:
     with open(path, "wb") as sink:
+        if mode is not None and mode != stat.S_IMODE(os.fstat(sink.fileno()).st_mode):
+            os.fchmod(sink.fileno(), mode)
         sink.write(data)
         flush_to_disk(sink)
 
@@ -588,18 +590,23 @@ def flush_to_disk(sink: IO[bytes]) -> None:
 
 
 def write_atomic(uri: str, data: bytes) -> None:
-    """Write a small file so that a reader sees the old bytes or the new ones, never a part."""
+    """Write a small file so that a reader sees the old bytes or the new ones, never a part.
+
+    A file that is there keeps its rights, and a link to it leads to it still. Raises InputError where a pipe or a device is.
+    """
     if is_s3(uri):
         bucket, key = _object(uri)
         with _s3_errors(uri):
             _client().put_object(Bucket=bucket, Key=key, Body=data)
         return
     make_folder(parent(uri))
-    temporary = temporary_name(uri)
     with plain_errors(uri, "write"):
+        mode = _mode(uri)
+        place = os.path.realpath(uri) if os.path.islink(uri) else uri
+        temporary = temporary_name(place)
         try:
-            _write_local(temporary, data)
-            os.replace(temporary, uri)
+            _write_local(temporary, data, mode)
+            os.replace(temporary, place)
         finally:
             remove_own(temporary)
 

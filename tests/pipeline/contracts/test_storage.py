@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -414,6 +415,35 @@ def test_a_pipe_for_an_input(tmp_path: Path) -> None:
                 look(place)
     os.close(ours)
     os.close(theirs)
+
+
+def test_what_is_replaced_keeps_its_rights_and_its_links(tmp_path: Path) -> None:
+    file, link, folder = tmp_path / "a" / "file", tmp_path / "link", tmp_path / "a"
+    folder.mkdir()
+    file.write_bytes(b"old")
+    file.chmod(0o600)
+    link.symlink_to("a/file")
+    storage.write_atomic(str(link), b"new")
+    assert link.is_symlink()
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"new", 0o600)
+    file.unlink()
+    storage.write_atomic(str(link), b"newer")  # a link to what is not there yet
+    assert link.is_symlink()
+    assert file.read_bytes() == b"newer"
+    assert sorted(tmp_path.rglob("*")) == [folder, file, link]
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's name must be short
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        before = sorted((path.name, path.lstat().st_ino) for path in tmp_path.iterdir())
+        for name, _ in before:
+            with pytest.raises(InputError, match=f"{name}: is a pipe or a device; name a place on a disk"):
+                storage.write_atomic(str(tmp_path / name), b"x")
+    assert sorted((path.name, path.lstat().st_ino) for path in tmp_path.iterdir()) == before
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
