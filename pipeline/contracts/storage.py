@@ -62,6 +62,8 @@ def is_s3(uri: str) -> bool:
 
 def _require_spelling(uri: str) -> None:
     """Raise InputError for what is no place: pyarrow spells names in UTF-8, whatever Python does, and no name holds a NUL."""
+    if not uri:
+        raise InputError("'': is no place; name a file or a folder")
     if "\0" in uri:
         raise InputError(f"{uri!r}: a NUL character is in it, which no name holds; check the path")
     if uri.isascii():
@@ -321,9 +323,22 @@ def plain_errors(uri: str, doing: str) -> Iterator[None]:
             raise InputError(
                 f"{uri}: the store cannot {doing} it ({said}); check AWS_ENDPOINT_URL, bucket and credentials"
             ) from None
-        files = error.errno in (errno.EMFILE, errno.ENFILE)
-        step = "raise the limit of open files (ulimit -n)" if files else "check the disk"
+        if error.errno in _WRONG_PLACES:
+            raise InputError(f"{uri}: {_WRONG_PLACES[error.errno]}") from None
+        step = _STEPS.get(error.errno or 0, "check the disk")
         raise RunError(f"{uri}: cannot {doing} ({error.strerror or said}); {step}") from None
+
+
+_WRONG_PLACES = {
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "its links lead in a circle; mend them or choose another path",
+}
+_OPEN_FILES = "raise the limit of open files (ulimit -n)"
+_STEPS = {
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENFILE: _OPEN_FILES,
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose a disk that holds files of this size",
+}
 
 
 # ---- looking
@@ -546,10 +561,12 @@ def require_folder(uri: str) -> None:
         raise _is_a_file(uri)
     if is_s3(uri):
         return
-    there = absolute(uri)
+    there = rooted(uri)
     while not os.path.lexists(there):
         there = parent(there)
     with plain_errors(uri, "create"):
+        if not os.path.exists(there):
+            raise _leads_nowhere(uri)
         if not os.path.isdir(there):
             raise NotADirectoryError
         if not os.access(there, os.W_OK | os.X_OK):
@@ -560,6 +577,11 @@ def _is_a_file(uri: str) -> InputError:
     return InputError(f"{uri}: is a file, not a folder; choose another output")
 
 
+def _leads_nowhere(uri: str) -> InputError:
+    """Of a link whose disk is not mounted, perhaps: the folder is not ours to make."""
+    return InputError(f"{uri}: a link in this path leads nowhere; mend it or choose another output")
+
+
 def make_folder(uri: str) -> None:
     """Create a local folder with its parents; on S3 there are none to create."""
     if not is_s3(uri):
@@ -567,12 +589,17 @@ def make_folder(uri: str) -> None:
             try:
                 os.makedirs(uri, exist_ok=True)
             except FileExistsError:
-                raise _is_a_file(uri) from None
+                raise (_is_a_file if os.path.exists(uri) else _leads_nowhere)(uri) from None
 
 
 def temporary_name(uri: str) -> str:
     """A name beside `uri` that no reader takes for data and no other writer chooses."""
-    return f"{parent(uri)}/{TEMPORARY_MARK}{secrets.token_hex(6)}-{name(uri)}"
+    return f"{parent(uri)}/{_temporary(uri)}"
+
+
+def _temporary(uri: str) -> str:
+    """Ends as the name does, by which some writers know a format, and is no longer than the 255 bytes of a name."""
+    return f"{TEMPORARY_MARK}{secrets.token_hex(6)}-{name(uri)[-50:]}"
 
 
 def _write_local(path: str, data: bytes, mode: int | None = None) -> None:
@@ -650,7 +677,7 @@ def _put_if_absent_s3(uri: str, data: bytes) -> bool:
 def local_temporary(uri: str) -> str:
     """A local file name to build `uri` under: beside it when it is local (so that a rename commits it), else in the temp folder."""
     if is_s3(uri):
-        return os.path.join(tempfile.gettempdir(), f"{TEMPORARY_MARK}{secrets.token_hex(6)}-{name(uri)}")
+        return os.path.join(tempfile.gettempdir(), _temporary(uri))
     return temporary_name(uri)
 
 

@@ -397,6 +397,47 @@ def test_a_folder_for_a_file(tmp_path: Path) -> None:
     assert list(tmp_path.parent.glob(f"{storage.TEMPORARY_MARK}*")) == []
 
 
+def test_a_long_name(tmp_path: Path) -> None:
+    """As long as a disk takes it, and longer."""
+    for name in ("x" * 251 + ".bin", "ж" * 125 + ".bin", "😀" * 62 + ".bin"):
+        place = str(tmp_path / name)
+        storage.write_atomic(place, b"x")
+        storage.remove_file(place)
+        assert storage.put_if_absent(place, b"x")
+        temporary = storage.local_temporary(place)
+        assert temporary.endswith(name[-20:])
+        Path(temporary).write_bytes(b"y")
+        storage.commit_file(temporary, place)
+        assert storage.read_bytes(place) == b"y"
+    for act in (
+        storage.read_bytes, storage.exists, storage.list_files, storage.make_folder, storage.require_folder,
+        lambda uri: storage.write_atomic(uri, b""), lambda uri: storage.put_if_absent(uri, b""),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="xxx: the name is too long; choose a shorter one"):
+            act(str(tmp_path / ("x" * 300)))
+
+
+def test_a_link_that_leads_nowhere_is_no_output(tmp_path: Path) -> None:
+    """A disk that is not mounted, perhaps: nothing is made in its place."""
+    (tmp_path / "link").symlink_to("absent")
+    (tmp_path / "circle").symlink_to("circle")
+    for place in ("link", "link/below", "circle", "circle/below"):
+        for act in (storage.require_folder, storage.make_folder):
+            with pytest.raises(InputError, match=r"leads nowhere; mend it|lead in a circle; mend them|no such file"):
+                act(str(tmp_path / place))
+    with pytest.raises(InputError, match="below: a link in this path leads nowhere; mend it or choose another output"):
+        storage.require_folder(str(tmp_path / "link" / "below"))
+    with pytest.raises(InputError, match="circle: its links lead in a circle"):
+        storage.write_atomic(str(tmp_path / "circle"), b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "link"]
+
+
+def test_an_empty_name_is_no_place() -> None:
+    for act in (storage.read_bytes, storage.make_folder, storage.absolute, lambda uri: storage.write_atomic(uri, b"")):
+        with pytest.raises(InputError, match="'': is no place; name a file or a folder"):
+            act("")
+
+
 def test_a_pipe_for_an_input(tmp_path: Path) -> None:
     """As a shell makes of <(...), and one that nobody writes to: to open it would take for ever."""
     os.mkfifo(tmp_path / "pipe")
@@ -475,7 +516,12 @@ def limit(kind: int, value: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("write", [storage.write_atomic, storage.put_if_absent])
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, write: Callable[[str, bytes], object]) -> None:
-    with limit(resource.RLIMIT_FSIZE, 1000), pytest.raises(RunError, match="cannot write"):
+    with (
+        limit(resource.RLIMIT_FSIZE, 1000),
+        pytest.raises(
+            RunError, match=r"cannot write \(File too large\); raise the limit of a file's size \(ulimit -f\)"
+        ),
+    ):
         write(str(tmp_path / "file"), b"x" * 2000)
     assert list(tmp_path.iterdir()) == []
 
