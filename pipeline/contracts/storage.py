@@ -462,16 +462,28 @@ def folders(folder: str) -> list[str]:
 
 
 def glob(pattern: str) -> list[str]:
-    """The files that match a pattern with `*`, `?` and `[...]` (which do not cross `/`; `**` does), sorted."""
+    """The files that match a pattern with `*`, `?` and `[...]` (which do not cross `/`; `**` does), sorted.
+
+    Where something is there that is called `a[1]`, that is meant, which no pattern `a[1]` matches.
+    """
     parts = pattern.split("/")
-    fixed = next((place for place, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
+    fixed = next((place for place in range(len(parts)) if _is_wild(parts, place)), len(parts))
     if fixed == len(parts):
         return [pattern] if exists(pattern) else []
     base = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")
     prefix = "" if base == "." else base.rstrip("/") + "/"
     wanted = parts[fixed:]
     found = list_files(base, recursive=len(wanted) > 1)
-    return [uri for uri in found if _parts_match(uri.removeprefix(prefix).removeprefix("./").split("/"), wanted)]
+    matching = [uri for uri in found if _parts_match(uri.removeprefix(prefix).removeprefix("./").split("/"), wanted)]
+    return [pattern] if pattern in found and pattern not in matching else matching
+
+
+def _is_wild(parts: list[str], place: int) -> bool:
+    """Whether a part of a pattern is one, and not the name of what is there; of a store `glob` sees that in its listing."""
+    if any(sign in parts[place] for sign in "*?"):
+        return True
+    there = "/".join(parts[: place + 1])
+    return "[" in parts[place] and (is_s3(there) or not os.path.lexists(there))
 
 
 def _parts_match(parts: list[str], wanted: list[str]) -> bool:

@@ -150,17 +150,15 @@ def expand(config: SourcesConfig) -> list[SourceFile]:
 
 
 def _files_of(place: str, written: str) -> dict[str, Kind]:
-    is_folder = False
-    if any(sign in place for sign in "*?["):
-        present = storage.glob(place)
-        if not present:
-            raise InputError(f"sources.paths: nothing matches {written!r}; check the pattern")
-    elif is_folder := storage.is_folder(place):
+    is_pattern = any(sign in place for sign in "*?[")
+    present = storage.glob(place) if is_pattern else []
+    if is_folder := not present and storage.is_folder(place):  # one may be called like a pattern
         present = storage.list_files(place, recursive=True)
-    elif storage.exists(place):
+    elif not is_pattern and storage.exists(place):
         present = [place]
-    else:
-        raise InputError(f"sources.paths: no file, folder or pattern {written!r}; check the path")
+    elif not present:
+        said, at = ("nothing matches", "pattern") if is_pattern else ("no file, folder or pattern", "path")
+        raise InputError(f"sources.paths: {said} {written!r}; check the {at}")
     shards = _img2dataset_shards(present, whole=is_folder)
     kinds: dict[str, Kind] = {f"{shard}.parquet": "img2dataset" for shard in shards}
     described = {uri.removesuffix(".tar") for uri in present if uri.endswith(".tar")} | set(

@@ -87,6 +87,18 @@ def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.Mo
         storage.rooted("s3://bucket/x")
 
 
+def test_a_name_with_brackets_is_meant_where_it_is_there(root: str) -> None:
+    for name in ("a[1].bin", "a1.bin", "b1.bin", "c[1]/x.bin", "c1/x.bin"):
+        storage.write_atomic(storage.join(root, name), b"x")
+    assert storage.glob(storage.join(root, "a[1].bin")) == [storage.join(root, "a[1].bin")]
+    assert storage.glob(storage.join(root, "a[[]1].bin")) == [storage.join(root, "a[1].bin")]
+    assert storage.glob(storage.join(root, "b[1].bin")) == [storage.join(root, "b1.bin")]
+    assert storage.glob(storage.join(root, "c[1]", "x.bin")) == [storage.join(root, "c[1]", "x.bin")]
+    assert [storage.name(uri) for uri in storage.glob(storage.join(root, "a*.bin"))] == ["a1.bin", "a[1].bin"]
+    if not storage.is_s3(root):
+        assert storage.glob(storage.join(root, "c[1]", "*.bin")) == [storage.join(root, "c[1]", "x.bin")]
+
+
 def test_an_absent_folder_is_empty(root: str) -> None:
     assert storage.list_files(storage.join(root, "none")) == []
     assert storage.sizes(storage.join(root, "none")) == {}

@@ -182,6 +182,22 @@ def test_sources_of_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch
         expand(SourcesConfig(paths=["x.csv"]))
 
 
+def test_sources_whose_names_have_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_endpoint: str) -> None:
+    """The file and the folder that are there, not those that the name would match as a pattern."""
+    assert s3_endpoint
+    boto3.client("s3").create_bucket(Bucket="brackets")
+    for name in ("a[1].csv", "a1.csv", "g[1]/x.csv", "g1/y.csv"):
+        storage.write_atomic(f"s3://brackets/{name}", _write(tmp_path, name, _ROWS[:1]).read_bytes())
+    for root in (str(tmp_path), "s3://brackets"):
+        for place, uris in (("a[1].csv", ["a[1].csv"]), ("g[1]", ["g[1]/x.csv"]), ("a[0-9].csv", ["a1.csv"])):
+            assert [file.uri for file in expand(SourcesConfig(paths=[f"{root}/{place}"]))] == [
+                f"{root}/{uri}" for uri in uris
+            ]
+    monkeypatch.chdir(tmp_path / "g[1]")
+    for place in ("*.csv", "x.csv", "."):
+        assert [file.uri for file in expand(SourcesConfig(paths=[place]))] == [str(tmp_path / "g[1]" / "x.csv")]
+
+
 def test_an_object_store_gives_the_same_rows(tmp_path: Path, s3_endpoint: str) -> None:
     assert s3_endpoint
     boto3.client("s3").create_bucket(Bucket="tables")
