@@ -69,11 +69,12 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     (head, less) that has gone is a failure.
     """
     _open_standard_streams()
+    argv = list(map(_in_utf8, sys.argv[1:])) if argv is None else argv
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, stream=sys.stderr)
     code: int | str | None
     try:
-        code = main(sys.argv[1:] if argv is None else argv) or 0
+        code = main(argv) or 0
         sys.stdout.flush()
     except HouseError as error:
         for line in str(error).splitlines():
@@ -91,6 +92,14 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
         print(f"error: stdout: not all could be printed ({lost.strerror}); send it to another place", file=sys.stderr)
         code = code or 1
     sys.exit(code)
+
+
+def _in_utf8(word: str) -> str:
+    """A word of the command line, which Python reads by the locale: of one without UTF-8 a caption would be made of other letters."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeError:
+        return word
 
 
 class _File(io.FileIO):

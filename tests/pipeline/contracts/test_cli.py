@@ -206,6 +206,16 @@ def test_a_terminal_that_does_not_block_is_waited_for() -> None:
     assert (writer.wait(30), said.count(b"x"), said.count(b"y")) == (0, 999_999, 999_999)
 
 
+def test_the_words_of_a_command_line_are_utf8_whatever_the_locale_says() -> None:
+    """And where their bytes are none, they stay as Python reads them."""
+    program = "from pipeline.contracts.cli import run_cli; run_cli(lambda argv: print(ascii(argv)))"
+    command: list[str | bytes] = [sys.executable, "-c", program, "a dög", "plain", b"\xff"]
+    here: dict[str, str] = {}
+    for encoding in (here, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **encoding}, check=True)
+        assert done.stdout == "['a d\\xf6g', 'plain', '\\udcff']\n"
+
+
 def test_overrides_may_stand_on_both_sides_of_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     """In their order, since the last one of a key counts. A flag that is not known, and a place too many, stay mistakes."""
     one = config_parser("one", "")
