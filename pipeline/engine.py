@@ -51,7 +51,7 @@ from pipeline.contracts import parquet, storage
 from pipeline.contracts.at_once import at_once
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
-from pipeline.contracts.errors import HouseError, InputError, RunError, ray_cannot_start
+from pipeline.contracts.errors import HouseError, InputError, RunError, ray_cannot_start, ray_said
 from pipeline.contracts.schema import REJECTED_SCHEMA, Reason, rejected_rows
 from pipeline.keys import take_rows
 from pipeline.records import (
@@ -421,12 +421,10 @@ def connect(engine: EngineConfig) -> None:
                 log_to_driver=True,
             )
             _be_interrupted_by_sigterm()  # Ray has put a handler of its own there, which ends the process without a word
-        except (OSError, RuntimeError, ValueError) as error:  # Ray has no class for an address where nothing answers
+        except Exception as error:  # noqa: BLE001 - Ray raises bare ones; what is not its own is raised again
             if address is None:
-                if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-                    raise ray_cannot_start(error) from None
-                raise
-            said = " ".join(str(error).split())[:200]
+                raise ray_cannot_start(error) from None
+            said = ray_said(error)
             place = "engine.address" if engine.address else "RAY_ADDRESS, because engine.address is unset"
             raise InputError(
                 f"{place}: no Ray cluster answers at {address!r} ({said}); check the address and the network"

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.contracts.cli import config_parser, parse, run_cli
 from pipeline.contracts.config import load_config
-from pipeline.contracts.errors import HouseError, InputError, RunError, ray_cannot_start
+from pipeline.contracts.errors import HouseError, InputError, RunError, ray_cannot_start, ray_said
 from trainer.config import TrainConfig, per_device_size, resolve
 
 log = logging.getLogger("trainer")
@@ -99,17 +99,15 @@ def launch(config: TrainConfig, workers: int, max_failures: int) -> int:
 
 
 def _connect(workers: int, on_cpu: bool) -> None:
-    """Join the cluster that RAY_ADDRESS names, which a submitted job has, or start Ray on this machine. Raises InputError."""
+    """Join the cluster that RAY_ADDRESS names, which a submitted job has, or start Ray on this machine. Raises InputError and RunError."""
     address = os.environ.get("RAY_ADDRESS") or None
     try:
         # With its dashboard, which Ray Train asks for the state of its actors.
         ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=True)
-    except (OSError, RuntimeError, ValueError) as error:  # Ray has no class for an address where nothing answers
+    except Exception as error:  # noqa: BLE001 - Ray raises bare ones; what is not its own is raised again
         if address is None:
-            if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-                raise ray_cannot_start(error) from None
-            raise
-        said = " ".join(str(error).split())[:200]
+            raise ray_cannot_start(error) from None
+        said = ray_said(error)
         raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r} ({said}); check the address") from None
     kind = "CPU" if on_cpu else "GPU"
     there = ray.cluster_resources().get(kind, 0.0)  # type: ignore[no-untyped-call]

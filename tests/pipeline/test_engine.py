@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,11 +27,13 @@ import ray
 from pipeline import engine, records, status
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
-from pipeline.contracts.errors import InputError, RunError
+from pipeline.contracts.errors import InputError, RunError, ray_cannot_start
 from pipeline.contracts.schema import Reason, rejected_rows
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_folder
 from pipeline.records import Record
 from pipeline.status import story
+from tests import stunted_ray
+from tests.e2e import pipelines
 
 DIGEST = "d1" * 32
 OTHER_DIGEST = "d2" * 32
@@ -513,19 +515,21 @@ def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path) -> None:
     assert last == "state: failed (interrupted; the same command again resumes)"
 
 
-def one_sentence_of_a_run_without_ray(out: Path, address: str, **env: str) -> str:
-    """What a job says whose Ray does not start, in a process of its own, because Ray is up in this one."""
+def one_sentence_of_a_run_without_ray(
+    out: Path, address: str, env: Mapping[str, str] | None = None, *, code: int = 2, before: str = ""
+) -> str:
+    """What a job says whose Ray does not start, in a process of its own, because Ray is up in this one; `before` runs there first."""
     program = (
-        "import sys; from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
+        f"{before}\nimport sys; from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
         "def main(argv):\n with Run(argv[0], EngineConfig(address=argv[1] or None), {}, '0' * 64): pass\n"
         "run_cli(main)"
     )
     command = [sys.executable, "-c", program, str(out), address]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, **env})
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, **(env or {})})
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert (ended.returncode, len(errors)) == (2, 1), ended.stderr
+    assert (ended.returncode, len(errors)) == (code, 1), ended.stderr
     assert "Traceback" not in ended.stderr
-    assert (story(str(out))["state"], story(str(out))["exit_code"]) == ("failed", 2)
+    assert (story(str(out))["state"], story(str(out))["exit_code"]) == ("failed", code)
     return errors[0]
 
 
@@ -539,9 +543,35 @@ def test_a_wrong_cluster_address_is_one_sentence(tmp_path: Path, unused_port: in
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "HOME"])
 def test_a_machine_without_a_place_for_ray_is_one_sentence(tmp_path: Path, variable: str) -> None:
     """A container for a user without a home, or whose files are read-only."""
-    said = one_sentence_of_a_run_without_ray(tmp_path, "", **{variable: f"{os.devnull}/no"})
+    said = one_sentence_of_a_run_without_ray(tmp_path, "", {variable: f"{os.devnull}/no"})
     assert said.startswith("error: Ray cannot start on this machine ([Errno 20] Not a directory: '/dev/null")
     assert variable in said.partition("; ")[2]
+
+
+def test_a_machine_on_which_rays_node_does_not_come_up_is_one_sentence(tmp_path: Path) -> None:
+    with pipelines.ray_folder() as folder:
+        before = "from tests.stunted_ray import stunt; stunt()"
+        env = stunted_ray.IMPATIENT | {"RAY_TMPDIR": str(folder)}
+        said = one_sentence_of_a_run_without_ray(tmp_path, "", env, code=1, before=before)
+    assert said.startswith("error: Ray does not come up on this machine (The current node timed out during startup. ")
+    assert f"see '{folder}/ray/session_latest/logs' (raylet.err first)" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (Exception("no node"), RunError),
+        (RuntimeError("Failed to start GCS."), RunError),
+        (TimeoutError("no socket"), RunError),
+        (PermissionError(13, "no"), InputError),
+        (ValueError("ours"), ValueError),
+        (KeyError("ours"), KeyError),
+    ],
+)
+def test_what_is_no_word_of_rays_stays_a_bug(error: Exception, raised: type[Exception]) -> None:
+    with pytest.raises(raised) as caught:
+        raise ray_cannot_start(error)
+    assert type(caught.value) is raised
 
 
 # ---- two drivers

@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from pipeline.contracts.errors import InputError
+from tests import stunted_ray
 from tests.conftest import ROOT, free_port
 from tests.e2e import pipelines
 from tests.trainer.launching import SMOKE, Finished, errors_of, launch, wait_until
@@ -337,6 +338,22 @@ def test_ray_train_on_a_machine_without_a_place_for_ray(short_run: dict[str, obj
     assert ended.returncode == 2, ended.stderr
     [said] = errors_of(ended.stderr)
     assert said.startswith("error: Ray cannot start on this machine ([Errno 20] Not a directory: '/dev/null/no")
+
+
+@pytest.mark.prove
+def test_ray_train_on_a_machine_on_which_rays_node_does_not_come_up(short_run: dict[str, object]) -> None:
+    program = (
+        "from tests.stunted_ray import stunt; stunt()\n"
+        "from pipeline.contracts.cli import run_cli; from trainer.launch_ray import main\nrun_cli(main)"
+    )
+    command = [sys.executable, "-c", program, "--workers", "1", *arguments(short_run)]
+    with pipelines.ray_folder() as ray:
+        env = pipelines.environment(ray, environment(**stunted_ray.IMPATIENT))
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT, env=env, check=False)
+    assert ended.returncode == 1, ended.stderr
+    [said] = errors_of(ended.stderr)
+    assert said.startswith("error: Ray does not come up on this machine (The current node timed out during startup. ")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.prove
