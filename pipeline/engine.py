@@ -420,7 +420,8 @@ def connect(engine: EngineConfig) -> None:
                 logging_level=logging.WARNING,
                 log_to_driver=True,
             )
-            _be_interrupted_by_sigterm()  # Ray has put a handler of its own there, which ends the process without a word
+        except SystemExit:  # a SIGTERM, which Ray handles itself while it starts
+            raise KeyboardInterrupt from None
         except Exception as error:  # noqa: BLE001 - Ray raises bare ones; what is not its own is raised again
             if address is None:
                 raise ray_cannot_start(error) from None
@@ -429,6 +430,8 @@ def connect(engine: EngineConfig) -> None:
             raise InputError(
                 f"{place}: no Ray cluster answers at {address!r} ({said}); check the address and the network"
             ) from None
+        finally:
+            _be_interrupted_by_sigterm()  # Ray's handler stays, and would end the process without a word
 
 
 def _be_interrupted_by_sigterm() -> None:

@@ -492,19 +492,34 @@ def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     assert (story(str(tmp_path))["state"], story(str(tmp_path))["exit_code"]) == ("failed", 130)
 
 
-def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path) -> None:
-    """Also when Ray has started, which has a handler of its own."""
+@pytest.mark.parametrize("while_ray_starts", [True, False])
+def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path, while_ray_starts: bool) -> None:
+    """Ray has a handler of its own, from the moment on when it starts."""
     program = (
         "import sys, time; from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
         "def main(argv):\n with Run(argv[0], EngineConfig(), {}, '0' * 64):\n  print('in', flush=True)\n  time.sleep(300)\n"
         "run_cli(main)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        pipelines.ray_folder() as ray,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=pipelines.environment(ray)
+        ) as process,
+    ):
         assert process.stdout is not None
-        assert process.stdout.readline() == "in\n"
+        if while_ray_starts:
+            until = time.monotonic() + 60
+            while not (ray / "ray").exists() and time.monotonic() < until:
+                time.sleep(0.01)
+        else:
+            assert process.stdout.readline() == "in\n"
         process.terminate()
-        _, said = process.communicate(timeout=60)
+        try:
+            out, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert out == ""
     assert process.returncode == 130
     assert [line for line in said.splitlines() if line.startswith("error: ")] == [
         "error: interrupted; the same command again resumes"
