@@ -25,7 +25,6 @@ and then fails the whole dataset), and a unit's record must be written by the ta
 32 units that do nothing takes a fifth of a Ray Data pass, commits included (tests/benchmarks/engine_overhead.py).
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -350,8 +349,6 @@ class Run:
                 _get(ended)
                 parts[start] = result
             except _LOST as error:
-                with contextlib.suppress(*_LOST):
-                    _get(result)  # as lost as the other; Ray would complain that nobody looked at it
                 convicted = losses.convicted(label, error)
                 if stop - start > 1 and isinstance(error, _CRASHED):
                     middle = (start + stop) // 2
@@ -409,6 +406,8 @@ _WAITING = 2  # tasks submitted beyond the CPUs
 
 def connect(engine: EngineConfig) -> None:
     """Connect to Ray: the given cluster, the one that this job was submitted to, or a local one of its own."""
+    # The first unit that fails is told of, and ends the run; Ray would add a traceback of each that fails beside it.
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
     if not ray.is_initialized():
         address = engine.address or os.environ.get("RAY_ADDRESS")
         try:

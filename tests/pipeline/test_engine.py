@@ -5,6 +5,8 @@ sends its own process SIGKILL.
 """
 
 import functools
+import gc
+import io
 import json
 import logging
 import os
@@ -471,6 +473,33 @@ def test_the_users_mistake_comes_out_of_a_worker_as_itself(tmp_path: Path) -> No
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError, match="in fails"):
         run(tmp_path, toy(fails), units(1))
+
+
+def refuses_late(mark: Path, table: pa.Table, unit: Unit) -> Result:
+    """The first unit at once, the other when the driver has given up."""
+    if unit.id != "u0":
+        time.sleep(1)
+        mark.touch()
+    return refuses(table, unit)
+
+
+def test_units_that_fail_beside_the_first_do_not_add_their_tracebacks(tmp_path: Path) -> None:
+    heard = io.StringIO()
+    ears = logging.StreamHandler(heard)
+    logging.getLogger("ray").addHandler(ears)
+    mark = tmp_path / "mark"
+    try:
+        with pytest.raises(InputError, match="'x' is no number"):
+            run(tmp_path / "out", toy(functools.partial(refuses_late, mark)), units(2))
+        assert not mark.exists()
+        until = time.monotonic() + 60
+        while not mark.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.5)  # until the driver has the answer, too
+        gc.collect()  # the error held the references by its traceback
+    finally:
+        logging.getLogger("ray").removeHandler(ears)
+    assert heard.getvalue() == ""
 
 
 def refuse_two(item: int) -> int:
