@@ -487,9 +487,9 @@ def _apply(call: Callable[[], Any]) -> Any:
 
 @ray.remote(num_cpus=1, max_retries=0)
 def _run_unit(stage: Stage, folder: str, unit: Unit, owner: dict[str, Json]) -> tuple[Record, bool]:
-    started = time.time()
+    began = time.monotonic()
     table = stage.read(unit)
-    return commit(stage, folder, unit, owner, table.num_rows, stage.work(table, unit), started)
+    return commit(stage, folder, unit, owner, table.num_rows, stage.work(table, unit), began)
 
 
 @ray.remote(num_cpus=1, max_retries=0)
@@ -508,22 +508,23 @@ def _run_slice(stage: Stage, unit: Unit, start: int, stop: int) -> tuple[Result,
 def _commit_parts(
     stage: Stage, folder: str, unit: Unit, owner: dict[str, Json], crashed: list[int], *parts: Result
 ) -> tuple[Record, bool]:
-    started = time.time()
+    began = time.monotonic()
     table = stage.read(unit)
     lost = rejected_rows(
         table.take(pa.array(crashed, pa.int64())), Reason.DECODER_CRASHED, "this row ended its worker process twice"
     )
     rows = pa.concat_tables([part.rows for part in parts]) if parts else stage.work(table.slice(0, 0), unit).rows
     rejected = pa.concat_tables([*(part.rejected for part in parts if part.rejected is not None), lost])
-    return commit(stage, folder, unit, owner, table.num_rows, Result(rows, rejected), started)
+    return commit(stage, folder, unit, owner, table.num_rows, Result(rows, rejected), began)
 
 
 def commit(
-    stage: Stage, folder: str, unit: Unit, owner: dict[str, Json], rows_in: int, result: Result, started: float
+    stage: Stage, folder: str, unit: Unit, owner: dict[str, Json], rows_in: int, result: Result, began: float
 ) -> tuple[Record, bool]:
     """Commit a unit's result (the three steps above); returns the record that stands and whether it is ours.
 
-    Raises RunError when rows were neither kept nor rejected: nothing is committed then.
+    `began` is of time.monotonic(), because the machine's clock may be set while a unit runs. Raises RunError when rows were neither kept
+    nor rejected: nothing is committed then.
     """
     rejected = result.rejected if result.rejected is not None else REJECTED_SCHEMA.empty_table()
     if stage.row_wise:
@@ -539,6 +540,7 @@ def commit(
     output = parquet.commit(result.rows, folder, unit.id, boundaries=boundaries)
     rejected_file = parquet.commit(rejected, folder, unit.id, suffix=REJECTED_SUFFIX) if rejected.num_rows else None
     beside = {suffix: parquet.commit(table, folder, unit.id, suffix=suffix) for suffix, table in result.beside.items()}
+    seconds = time.monotonic() - began
     record = Record(
         stage=stage.name,
         unit=unit.id,
@@ -553,8 +555,8 @@ def commit(
         beside=beside,
         notes=dict(result.notes),
         owner=owner,
-        started=started,
-        seconds=time.time() - started,
+        started=time.time() - seconds,
+        seconds=seconds,
         versions={"python": platform.python_version(), "pyarrow": pa.__version__, "ray": ray.__version__},
     )
     uri = storage.join(folder, f"{unit.id}.json")

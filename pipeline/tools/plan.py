@@ -172,7 +172,7 @@ def measured(uri: str | None = None) -> Rates:
 
 
 def from_run(out: str) -> Rates:
-    """The rates of a run, from its records. Raises InputError when a stage that every run has is not complete."""
+    """The rates of a run, from its records. Raises InputError when one of STAGES is not complete, or a record tells no time."""
     stages = status.stages(out)
     found: dict[str, Rate] = {}
     for name in STAGES:
@@ -182,6 +182,7 @@ def from_run(out: str) -> Rates:
                 f"{out}: its stage {name} is not complete, so that its rates are unknown; finish the run first"
             )
         group = [record for stage in stages if _belongs(stage.name) == name for record in stage.records]
+        _require_time(out, group)
         rows = sum(record.output.bytes + sum(file.bytes for file in record.beside.values()) for record in own.records)
         found[name] = Rate(
             rows_in=sum(record.rows_in for record in own.records),
@@ -193,6 +194,16 @@ def from_run(out: str) -> Rates:
             units=len(own.records),
         )
     return Rates(date=_date(stages[0].records), machine="the run's", note=f"records of {out}", stages=found)
+
+
+def _require_time(out: str, records: list[Record]) -> None:
+    """Records were once timed by the machine's clock, which may be set back."""
+    for record in records:
+        if record.seconds < 0:
+            raise InputError(
+                f"{out}: its stage {record.stage} has a unit {record.unit!r} of {record.seconds:.1f} seconds, as if the clock was set back "
+                "meanwhile; take the rates of another run, or the shipped ones without --from"
+            )
 
 
 def _belongs(name: str) -> str | None:

@@ -19,6 +19,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -248,6 +249,23 @@ def marks(tmp_path: Path) -> Path:
     folder = tmp_path / "marks"
     folder.mkdir()
     return folder
+
+
+def test_a_units_seconds_are_none_of_the_clock_which_may_be_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, whose clock can be set without that of the machine."""
+    real = time.time
+
+    def sets_the_clock_back(table: pa.Table, unit: Unit) -> Result:
+        monkeypatch.setattr(time, "time", lambda: real() - 7200)
+        return halves(table, unit)
+
+    tmp_path.joinpath("out").mkdir()
+    run_unit: Any = engine._run_unit
+    record, _ = run_unit._function(toy(sets_the_clock_back), str(tmp_path / "out"), units(1)[0], {})
+    assert 0 <= record.seconds < 60
+    assert record.started == pytest.approx(time.time(), abs=60)
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:

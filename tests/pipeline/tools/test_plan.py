@@ -1,7 +1,9 @@
 """The plan's arithmetic by hand, for rates that make every number easy; and that rates are what records say."""
 
+import json
 import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from pipeline.contracts import parquet
 from pipeline.contracts.config import to_toml
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, MATCHED_SCHEMA
+from pipeline.engine import Result, Stage, Unit, commit, stage_folder
 from pipeline.tools import plan, units
 from pipeline.tools.plan import ClusterConfig, PlanConfig, PricesConfig, Rate, Rates, TargetConfig
 from tests.conftest import ROOT
@@ -229,6 +232,25 @@ def test_the_text_says_of_every_figure_where_it_comes_from(tmp_path: Path) -> No
 def test_a_stage_without_rows_cannot_be_extrapolated() -> None:
     with pytest.raises(InputError, match="nothing was measured of dedup; measure a run"):
         plan.lines({**RATES, "dedup": rate(0, 0, 0.0, 0, 0)}, CONFIG, pipeline())
+
+
+def test_a_run_whose_clock_was_set_back_has_no_rates(tmp_path: Path) -> None:
+    """Of every stage one unit, committed as its worker does; one record is from before units were timed by a clock that only goes on."""
+    folders = {}
+    for name in plan.STAGES:
+        stage = Stage(name, name.encode().hex().ljust(64, "0"), lambda _: pa.table({}), lambda table, _: Result(table))
+        folder = stage_folder(str(tmp_path), stage)
+        commit(stage, folder, Unit("00000"), {}, 3, Result(pa.table({"uid": [b"a", b"b", b"c"]})), time.monotonic())
+        folders[name] = folder
+    told = [{"name": name, "folder": os.path.relpath(place, tmp_path), "units": 1} for name, place in folders.items()]
+    (tmp_path / "run.json").write_text(json.dumps({"state": "done", "stages": told}))
+    assert plan.from_run(str(tmp_path)).stages["filter"].core_seconds >= 0
+    place = Path(folders["filter"], "00000.json")
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"seconds": -7199.0}))
+    with pytest.raises(
+        InputError, match=r"its stage filter has a unit '00000' of -7199\.0 seconds, .*; take the rates of"
+    ):
+        plan.from_run(str(tmp_path))
 
 
 @pytest.mark.parametrize(
