@@ -32,7 +32,6 @@ import logging
 import os
 import platform
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,11 +45,11 @@ import pydantic
 import ray
 import ray.exceptions
 
-from pipeline.contracts import parquet, storage
+from pipeline.contracts import parquet, ray_start, storage
 from pipeline.contracts.at_once import at_once
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
-from pipeline.contracts.errors import HouseError, InputError, RunError, ray_cannot_start, ray_said
+from pipeline.contracts.errors import HouseError, RunError
 from pipeline.contracts.schema import REJECTED_SCHEMA, Reason, rejected_rows
 from pipeline.keys import take_rows
 from pipeline.records import (
@@ -400,7 +399,6 @@ _LOST = (*_CRASHED, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError
 """What Ray raises when a task's process, node or result went away, as opposed to an exception in the task."""
 _PATIENCE = 3  # losses of one task that are not its own doing
 _POLL_S = 1.0  # how old what we know of the cluster's CPUs may be
-_KNOCK_S = 10.0  # how long a cluster may take to accept a connection
 _WAITING = 2  # tasks submitted beyond the CPUs
 
 
@@ -408,42 +406,22 @@ def connect(engine: EngineConfig) -> None:
     """Connect to Ray: the given cluster, the one that this job was submitted to, or a local one of its own."""
     # The first unit that fails is told of, and ends the run; Ray would add a traceback of each that fails beside it.
     os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
-    if not ray.is_initialized():
-        address = engine.address or os.environ.get("RAY_ADDRESS")
-        try:
-            if address is not None:
-                _knock(address)
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                logging_level=logging.WARNING,
-                log_to_driver=True,
-            )
-        except SystemExit:  # a SIGTERM, which Ray handles itself while it starts
-            raise KeyboardInterrupt from None
-        except Exception as error:  # noqa: BLE001 - Ray raises bare ones; what is not its own is raised again
-            if address is None:
-                raise ray_cannot_start(error) from None
-            said = ray_said(error)
-            place = "engine.address" if engine.address else "RAY_ADDRESS, because engine.address is unset"
-            raise InputError(
-                f"{place}: no Ray cluster answers at {address!r} ({said}); check the address and the network"
-            ) from None
-        finally:
-            _be_interrupted_by_sigterm()  # Ray's handler stays, and would end the process without a word
+    if ray.is_initialized():
+        return
+    place = "engine.address" if engine.address else "RAY_ADDRESS, because engine.address is unset"
+    address = engine.address or os.environ.get("RAY_ADDRESS") or None
+    try:
+        ray_start.connect(address, place, dashboard=None if address else False)
+    except SystemExit:  # a SIGTERM, which Ray handles itself while it starts
+        raise KeyboardInterrupt from None
+    finally:
+        _be_interrupted_by_sigterm()  # Ray's handler stays, and would end the process without a word
 
 
 def _be_interrupted_by_sigterm() -> None:
     """What ends a job (Ray, Kubernetes, a scheduler) interrupts it like Ctrl-C, so that the driver says so and run.json tells it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _knock(address: str) -> None:
-    """Open a connection to HOST:PORT and close it: Ray would look for a cluster for minutes. Raises OSError when nobody is there."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[str, Record]:

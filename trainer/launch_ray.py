@@ -23,9 +23,10 @@ from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.contracts import ray_start
 from pipeline.contracts.cli import config_parser, parse, run_cli
 from pipeline.contracts.config import load_config
-from pipeline.contracts.errors import HouseError, InputError, RunError, ray_cannot_start, ray_said
+from pipeline.contracts.errors import HouseError, InputError, RunError
 from trainer.config import TrainConfig, per_device_size, resolve
 
 log = logging.getLogger("trainer")
@@ -101,14 +102,8 @@ def launch(config: TrainConfig, workers: int, max_failures: int) -> int:
 def _connect(workers: int, on_cpu: bool) -> None:
     """Join the cluster that RAY_ADDRESS names, which a submitted job has, or start Ray on this machine. Raises InputError and RunError."""
     address = os.environ.get("RAY_ADDRESS") or None
-    try:
-        # With its dashboard, which Ray Train asks for the state of its actors.
-        ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=True)
-    except Exception as error:  # noqa: BLE001 - Ray raises bare ones; what is not its own is raised again
-        if address is None:
-            raise ray_cannot_start(error) from None
-        said = ray_said(error)
-        raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r} ({said}); check the address") from None
+    # With its dashboard, which Ray Train asks for the state of its actors.
+    ray_start.connect(address, "RAY_ADDRESS", dashboard=None)
     kind = "CPU" if on_cpu else "GPU"
     there = ray.cluster_resources().get(kind, 0.0)  # type: ignore[no-untyped-call]
     if there < workers and address is None:

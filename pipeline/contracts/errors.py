@@ -10,8 +10,6 @@ A message is one sentence that a stranger can act on: the place, the value (`!r`
 it on stderr without a traceback. Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
-import os
-
 
 class HouseError(Exception):
     """Base of every error that is shown to the user as one sentence."""
@@ -39,29 +37,3 @@ class AuditFinding(HouseError):
     """The audit is complete and its answer is not clean."""
 
     exit_code = 3
-
-
-def ray_said(error: Exception) -> str:
-    """What Ray gives as the reason why it does not start or no cluster answers. It has no class for that: it raises Python's own, some of
-    them bare. Any other error is a bug and raised again."""
-    if type(error) is not Exception and not isinstance(error, OSError | RuntimeError | ValueError):
-        raise error
-    return " ".join(str(error).split())[:200]
-
-
-def ray_cannot_start(error: Exception) -> Exception:
-    """What is raised where Ray was to be started on this machine: it has no place for its files, or a process of its node does not come up.
-    An error that tells of neither stays as it is."""
-    said = ray_said(error)
-    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-        return InputError(
-            f"Ray cannot start on this machine ({said}); it needs a folder for its files (RAY_TMPDIR, by default /tmp, "
-            "a short name) and keeps a token in ~/.ray: set HOME to a folder that can be written, or RAY_AUTH_TOKEN to a long random word"
-        )
-    if isinstance(error, ValueError):
-        return error
-    folder = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
-    return RunError(
-        f"Ray does not come up on this machine ({said}); see {f'{folder}/ray/session_latest/logs'!r} (raylet.err first), the memory, "
-        "the disk of RAY_TMPDIR, `ulimit -v` and `ulimit -f`, and run without PYTHONOPTIMIZE and PYTHONWARNINGS"
-    )

@@ -28,9 +28,9 @@ import pytest
 import ray
 
 from pipeline import engine, records, status
-from pipeline.contracts import parquet, storage
+from pipeline.contracts import parquet, ray_start, storage
 from pipeline.contracts.config import Json
-from pipeline.contracts.errors import InputError, RunError, ray_cannot_start
+from pipeline.contracts.errors import InputError, RunError
 from pipeline.contracts.schema import Reason, rejected_rows
 from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_folder
 from pipeline.records import Record
@@ -630,9 +630,15 @@ def test_a_machine_on_which_rays_node_does_not_come_up_is_one_sentence(tmp_path:
         (KeyError("ours"), KeyError),
     ],
 )
-def test_what_is_no_word_of_rays_stays_a_bug(error: Exception, raised: type[Exception]) -> None:
+def test_what_is_no_word_of_rays_stays_a_bug(
+    error: Exception, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(raised) as caught:
-        raise ray_cannot_start(error)
+        ray_start.connect(None, "nowhere", dashboard=False)
     assert type(caught.value) is raised
 
 
