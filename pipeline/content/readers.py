@@ -20,7 +20,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-import os
 import re
 import zlib
 from collections import Counter
@@ -204,7 +203,7 @@ def _block(number: int, pictures: list[FolderPicture], stamps: dict[str, tuple[i
 
 
 def _refuse_twice(uris: list[str]) -> None:
-    places = [uri if storage.is_s3(uri) else os.path.abspath(uri) for uri in uris]
+    places = list(map(storage.rooted, uris))
     seen = Counter(places)
     twice = next((uri for uri, place in zip(uris, places, strict=True) if seen[place] > 1), None)
     if twice is not None:

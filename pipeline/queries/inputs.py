@@ -1,6 +1,5 @@
 """The files that a query list is made of: found and looked at before any work, and cut into units."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -49,7 +48,7 @@ def _expand(paths: Sequence[str], key: str) -> list[File]:
     for path in paths:
         if not path:
             raise InputError(f"{key}: a path is empty; write a file, a folder or a pattern")
-        place = path if storage.is_s3(path) else os.path.abspath(path)
+        place = storage.rooted(path)
         if any(sign in place for sign in "*?["):
             found = storage.glob(place)
         else:

@@ -24,7 +24,6 @@ import pytest
 import yaml
 
 from pipeline.contracts.errors import InputError
-from tests import stunted_ray
 from tests.conftest import ROOT, free_port
 from tests.e2e import pipelines
 from tests.trainer.launching import SMOKE, Finished, errors_of, launch, wait_until
