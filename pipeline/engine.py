@@ -194,7 +194,12 @@ class Run:
             "error": None if error is None else said,
             "ended": time.time(),
         }
-        self._tell()
+        try:
+            self._tell()
+        except HouseError as untold:
+            if error is None:
+                raise
+            log.warning("%s", untold)  # beside what ended the run, the same full disk perhaps
 
     def _take_over(self) -> None:
         """Look at the run.json of the driver before, and keep what it tells of stages with this configuration.

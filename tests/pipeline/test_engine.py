@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -635,6 +636,13 @@ def test_what_is_no_word_of_rays_stays_a_bug(
     with pytest.raises(raised) as caught:
         ray_start.connect(None, "nowhere", dashboard=False)
     assert type(caught.value) is raised
+
+
+def test_what_ended_a_run_is_said_where_run_json_cannot_tell_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="the first trouble"), driver(tmp_path / "out"):
+        shutil.rmtree(tmp_path / "out")
+        (tmp_path / "out").touch()
+        raise RunError("the first trouble")
 
 
 # ---- two drivers
