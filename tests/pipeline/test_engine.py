@@ -639,10 +639,14 @@ def test_what_is_no_word_of_rays_stays_a_bug(
 
 
 def test_what_ended_a_run_is_said_where_run_json_cannot_tell_it(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="the first trouble"), driver(tmp_path / "out"):
-        shutil.rmtree(tmp_path / "out")
-        (tmp_path / "out").touch()
-        raise RunError("the first trouble")
+    def fail() -> None:
+        with driver(tmp_path / "out"):
+            shutil.rmtree(tmp_path / "out")
+            (tmp_path / "out").touch()
+            raise RunError("the first trouble")
+
+    with pytest.raises(RunError, match="the first trouble"):
+        fail()
 
 
 # ---- two drivers
