@@ -689,7 +689,7 @@ def test_a_full_temporary_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(RunError, match=f"{re.escape(str(tmp_path))}.*: cannot write.*; check the disk"):
+        with pytest.raises(RunError, match=f"{re.escape(str(tmp_path))}.*: cannot write.*; raise the limit"):
             files.table_bytes(pa.table({"row": list(range(100_000))}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -329,7 +329,7 @@ def test_a_full_disk_costs_no_checkpoint(
     errors = errors_of("".join(one.output for one in ended))
     assert len(errors) == 1, ended
     assert errors[0].startswith("error: step-00000004 was not saved, earlier checkpoints are untouched: ")
-    assert f"{file}.safetensors: cannot write (File too large); check the disk" in errors[0]
+    assert f"{file}.safetensors: cannot write (File too large); raise the limit of a file's size" in errors[0]
     assert "Traceback" not in "".join(one.output for one in ended)
     assert checkpoint.complete_tags(str(place)) == ["step-00000002"]
     assert checkpoint.damage(str(place), "step-00000002") is None
