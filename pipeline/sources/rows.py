@@ -78,7 +78,7 @@ def content_digest(file: SourceFile) -> str:
 def stamp(file: SourceFile) -> tuple[int, ...]:
     """Sizes and times of last change of a file, and of the tar with its pictures. Of pictures in files beside it nothing is in here: a look
     at all of them, for each unit that reads some, would take longer than reading those."""
-    uris = [file.uri, *shards.tar_of(file)]
+    uris = [file.uri, shards.tar_of(file)] if file.kind == "img2dataset" else [file.uri]
     return tuple(number for found in map(storage.info, uris) if found for number in (found.size, found.mtime_ns or 0))
 
 

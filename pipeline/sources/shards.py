@@ -40,15 +40,15 @@ def read(file: SourceFile, config: SourcesConfig) -> pa.Table:
 
 def content_digest(file: SourceFile) -> str:
     """A digest over a shard's table and what lies beside it with its pictures: they may change while the table does not."""
-    uris = [file.uri, *tar_of(file), *_pictures_in(file.uri.removesuffix(".parquet"))]
+    tar = [tar_of(file)] if storage.exists(tar_of(file)) else []
+    uris = [file.uri, *tar, *_pictures_in(file.uri.removesuffix(".parquet"))]
     digests = at_once(storage.sha256_file, uris)
     return digest_json([[storage.name(uri), sha256] for uri, sha256 in zip(uris, digests, strict=True)])
 
 
-def tar_of(file: SourceFile) -> list[str]:
-    """The tar beside a shard's table, where there is one; none for any other kind of file."""
-    tar = f"{file.uri.removesuffix('.parquet')}.tar"
-    return [tar] if file.kind == "img2dataset" and storage.exists(tar) else []
+def tar_of(file: SourceFile) -> str:
+    """Where the pictures of a shard's table lie in webdataset's layout; in the others nothing is there."""
+    return f"{file.uri.removesuffix('.parquet')}.tar"
 
 
 def _shard_rows(file: SourceFile) -> Iterator[Row]:
