@@ -16,6 +16,7 @@ import pydantic
 
 from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.at_once import at_once
+from pipeline.contracts.cli import stdout_lost
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import HouseError, InputError
 from pipeline.contracts.manifest import StageCounts
@@ -185,14 +186,14 @@ def _pace(stage: StageStatus, run_started: Json, now: float) -> list[str]:
 
 
 def follow(out: str, every_s: float = 5.0) -> None:
-    """Print `describe` again whenever it has changed, until the run is no longer running, as far as this machine can tell."""
+    """Print `describe` again whenever it has changed, until the run no longer runs, as far as this machine can tell, or nobody reads on."""
     shown = None
     while True:
         text = describe(out)
         if text != shown:
-            print(("\n" if shown else "") + text, flush=True)
+            print(("\n" if shown else "") + text)
             shown = text
-        if not is_running(story(out)):
+        if stdout_lost() or not is_running(story(out)):
             return
         time.sleep(every_s)
 

@@ -85,9 +85,7 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
         code = 130
     except SystemExit as end:  # argparse's
         code = end.code
-    except _Unread:
-        code = 0
-    lost = sys.stdout.last_flush() if isinstance(sys.stdout, _Output) else None
+    lost = stdout_lost()
     if lost is not None and lost.errno != errno.EPIPE:
         print(f"error: stdout: not all could be printed ({lost.strerror}); send it to another place", file=sys.stderr)
         code = code or 1
@@ -108,53 +106,24 @@ class _File(io.FileIO):
     lost: OSError | None = None
 
     def write(self, data: "ReadableBuffer") -> int:
-        try:
-            return os.write(self.fileno(), data)
-        except BlockingIOError:  # another program made a terminal or a pipe so: room is waited for, as everywhere
-            select.select([], [self], [])
-            return 0
-        except OSError as error:
-            self.lost = error
-            return memoryview(data).nbytes
+        left = memoryview(data).cast("B")
+        told = len(left)
+        while left:
+            try:
+                left = left[os.write(self.fileno(), left) :]
+            except BlockingIOError:  # another program made a terminal or a pipe so: room is waited for, as everywhere
+                select.select([], [self], [])
+            except OSError as error:
+                self.lost = error
+                break
+        return told
 
 
-class _Stream(io.TextIOWrapper):
-    """stdout or stderr on a _File, a line at a time where Python's own stream `old` was unbuffered."""
-
-    def __init__(self, number: int, old: io.TextIOWrapper | None) -> None:
-        self._file = _File(number, "w", closefd=False)
-        super().__init__(
-            io.BufferedWriter(self._file),
-            encoding=old.encoding if old else "utf-8",
-            errors="backslashreplace",  # a caption or a path that the locale has no bytes for is no reason to end
-            line_buffering=old is None or old.line_buffering or old.write_through,
-        )
-
-
-class _Unread(OSError):
-    """Nobody reads what a command goes on to print."""
-
-
-class _Output(_Stream):
-    """stdout. A command whose reader has gone comes to its end and exit code; one that flushes what it prints (`status --watch`) is there
-    for its reader alone, and ends at what it prints next."""
-
-    _unread = False
-
-    def write(self, text: str) -> int:
-        if self._unread:
-            raise _Unread
-        return super().write(text)
-
-    def flush(self) -> None:
-        super().flush()
-        self._unread = self._file.lost is not None
-
-    def last_flush(self) -> OSError | None:
-        """Flush, and raise no more. Returns why something is lost of all that was printed, None where nothing is."""
-        super().flush()
-        self._unread = False
-        return self._file.lost
+def stdout_lost() -> OSError | None:
+    """Flush stdout. Returns why something of all that was printed is lost, or None: for those who print for a reader alone."""
+    sys.stdout.flush()
+    file = getattr(sys.stdout, "buffer", None)
+    return file.lost if isinstance(file, _File) else None
 
 
 def _open_standard_streams() -> None:
@@ -166,9 +135,22 @@ def _open_standard_streams() -> None:
         os.set_inheritable(number, True)
     os.close(number)
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _Output(1, sys.__stdout__)
+        sys.stdout = _stream(1, sys.__stdout__)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _Stream(2, sys.__stderr__)
+        sys.stderr = _stream(2, sys.__stderr__)
+
+
+def _stream(number: int, old: io.TextIOWrapper | None) -> io.TextIOWrapper:
+    """A stream on a _File, a line at a time where Python's own stream `old` was unbuffered.
+
+    There is no BufferedWriter between: it would write again what it wrote when a signal's handler raised before it was told so.
+    """
+    return io.TextIOWrapper(
+        _File(number, "w", closefd=False),
+        encoding=old.encoding if old else "utf-8",
+        errors="backslashreplace",  # a caption or a path that the locale has no bytes for is no reason to end
+        line_buffering=old is None or old.line_buffering or old.write_through,
+    )
 
 
 class Progress:

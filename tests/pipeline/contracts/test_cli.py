@@ -158,13 +158,28 @@ def test_a_stderr_that_takes_nothing_changes_nothing(redirection: str) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (code, "x\n" * body.count("'x'"), "")
 
 
-def test_a_reader_that_left_ends_who_prints_for_it_alone() -> None:
+def test_who_prints_for_a_reader_alone_hears_that_it_left() -> None:
     """As `status --watch | head`. What is flushed in the middle of work, which multiprocessing does, raises nothing."""
-    watch = "[(print('x', flush=True), time.sleep(0.1)) for _ in range(100)]; sys.exit(9)"
+    watch = """from pipeline.contracts.cli import stdout_lost
+    for _ in range(100):
+        print('x')
+        if stdout_lost(): return
+        time.sleep(0.1)
+    sys.exit(9)"""
     for unbuffered in (False, True):
         assert in_shell("| true", watch, unbuffered=unbuffered).returncode == 0
     assert in_shell(">/dev/full", watch).returncode == 1
-    assert in_shell("| true", "print('x'); sys.stdout.flush(); sys.stdout.flush(); sys.exit(9)").returncode == 9
+    assert in_shell("", watch).returncode == 9
+    assert in_shell("| true", "print('x', flush=True); print('x', flush=True); sys.exit(9)").returncode == 9
+
+
+def test_an_interrupted_line_is_not_printed_twice() -> None:
+    """A signal's handler may raise between the system's write and the line that hears of it."""
+    raising = "import signal; signal.signal(signal.SIGALRM, signal.default_int_handler)"
+    at_once = "w = os.write; os.write = lambda *a: (w(*a), signal.raise_signal(signal.SIGALRM))[0]"
+    for unbuffered in (False, True):
+        done = in_shell("", f"{raising}; {at_once}; print('x', flush=True)", unbuffered=unbuffered)
+        assert (done.returncode, done.stdout) == (130, "x\n")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8:surrogateescape"])
