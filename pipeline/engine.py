@@ -170,7 +170,9 @@ class Run:
         }
 
     def __enter__(self) -> Self:
-        _be_interrupted_by_sigterm()
+        if threading.current_thread() is threading.main_thread():
+            # What ends a job (Ray, Kubernetes, a scheduler) interrupts it like Ctrl-C: the driver says so and run.json tells it.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         storage.make_folder(self.out)
         self._take_over()
         self._tell()
@@ -415,18 +417,7 @@ def connect(engine: EngineConfig) -> None:
         return
     place = "engine.address" if engine.address else "RAY_ADDRESS, because engine.address is unset"
     address = engine.address or os.environ.get("RAY_ADDRESS") or None
-    try:
-        ray_start.connect(address, place, dashboard=None if address else False)
-    except SystemExit:  # a SIGTERM, which Ray handles itself while it starts
-        raise KeyboardInterrupt from None
-    finally:
-        _be_interrupted_by_sigterm()  # Ray's handler stays, and would end the process without a word
-
-
-def _be_interrupted_by_sigterm() -> None:
-    """What ends a job (Ray, Kubernetes, a scheduler) interrupts it like Ctrl-C, so that the driver says so and run.json tells it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ray_start.connect(address, place, dashboard=None if address else False)
 
 
 def matching_records(folder: str, digest: str, units: Sequence[Unit]) -> dict[str, Record]:

@@ -5,7 +5,9 @@ Ray has no class for these errors: it raises Python's own, some of them bare.
 
 import logging
 import os
+import signal
 import socket
+import threading
 
 from pipeline.contracts.errors import InputError, RunError
 
@@ -16,10 +18,11 @@ def connect(address: str | None, place: str, *, dashboard: bool | None) -> None:
     """Join the cluster at `address`, which the user gave in `place`, or start one on this machine where it is None.
 
     Raises InputError where no cluster answers or Ray has no place for its files, and RunError where a cluster on this machine does not
-    come up.
+    come up. A SIGTERM while Ray starts is a KeyboardInterrupt; from then on it is the caller's again.
     """
     import ray  # heavy
 
+    answer = signal.getsignal(signal.SIGTERM)
     try:
         if address is not None:
             _knock(address)
@@ -29,6 +32,8 @@ def connect(address: str | None, place: str, *, dashboard: bool | None) -> None:
             logging_level=logging.WARNING,
             log_to_driver=True,
         )
+    except SystemExit:  # Ray's own answer to a SIGTERM
+        raise KeyboardInterrupt from None
     except Exception as error:
         # A ValueError is what it says to an address that is none; without one it is a bug, as are all others.
         theirs = OSError | RuntimeError if address is None else OSError | RuntimeError | ValueError
@@ -40,6 +45,10 @@ def connect(address: str | None, place: str, *, dashboard: bool | None) -> None:
         raise InputError(
             f"{place}: no Ray cluster answers at {address!r} ({said}); check the address and the network"
         ) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, answer)  # Ray's would end the process without a word
+            signal.alarm(0)  # the one of its C++ part aborts the process 3 s later, whatever that does with them
 
 
 def _knock(address: str) -> None:

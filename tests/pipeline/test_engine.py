@@ -540,22 +540,30 @@ def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     assert (story(str(tmp_path))["state"], story(str(tmp_path))["exit_code"]) == ("failed", 130)
 
 
-@pytest.mark.parametrize("while_ray_starts", [True, False])
-def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path, while_ray_starts: bool) -> None:
-    """Ray has a handler of its own, from the moment on when it starts; there the signal comes before it makes its first process."""
-    told = (
-        "import os, signal; from ray._private import node\nnode.Node = lambda **_: os.kill(os.getpid(), signal.SIGTERM)"
-    )
+TOLD_TO_END = "lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)"
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param(f"from ray._private import node; node.Node = {TOLD_TO_END}", id="before Ray's first process"),
+        pytest.param(f"from ray._private import worker; worker._post_init_hooks += [{TOLD_TO_END}]", id="with Ray up"),
+        pytest.param("", id="in the run"),
+    ],
+)
+def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path, when: str) -> None:
+    """Ray has handlers of its own from the moment on when it starts; its last one aborts a process that takes 3 s more to end."""
     program = (
-        f"{told if while_ray_starts else ''}\n"
+        f"import os, signal; {when}\n"
         "import sys, time; from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
-        "def main(argv):\n with Run(argv[0], EngineConfig(), {}, '0' * 64):\n  print('in', flush=True)\n  time.sleep(300)\n"
+        "def main(argv):\n try:\n  with Run(argv[0], EngineConfig(), {}, '0' * 64):\n   print('in', flush=True)\n   time.sleep(300)\n"
+        " finally:\n  time.sleep(4)\n"
         "run_cli(main)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        if not while_ray_starts:
+        if not when:
             assert process.stdout.readline() == "in\n"
             process.terminate()
         try:
