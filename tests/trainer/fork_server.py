@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,6 +147,7 @@ def take_over(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests, nohup perhaps
     asked = serve()
     if asked is not None:
         take_over(asked)
