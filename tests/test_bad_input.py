@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.contracts import manifest
-from pipeline.contracts.cli import run_cli
+from pipeline.contracts.cli import exit_code
 from tests.conftest import ROOT, s3_environment
 from tests.pipeline.contracts.test_manifest import rows
 
@@ -384,10 +384,7 @@ def test_one_sentence_an_exit_code_and_nothing_lost(
         code, said = done.returncode, done.stderr
     else:
         main = importlib.import_module(module if module == "trainer.export" else f"{module}.__main__").main
-        with pytest.raises(SystemExit) as left:
-            run_cli(main, arguments)
-        assert isinstance(left.value.code, int)
-        code, said = left.value.code, capsys.readouterr().err
+        code, said = exit_code(main, arguments), capsys.readouterr().err
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert code == case.code, said
     assert len(errors) == 1, said

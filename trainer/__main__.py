@@ -6,10 +6,9 @@ The launcher puts `--local_rank=N` before everything else; the places in the run
 
 import argparse
 import atexit
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
-import sys
 from typing import NoReturn
 
 from pipeline.contracts.cli import config_parser, parse, run_cli
@@ -23,23 +22,15 @@ _FIRST_PROCESS_SPEAKS_S = 8.0
 
 
 def enter() -> NoReturn:
-    """`run_cli(main)`, and out of the process without the end of Python's interpreter.
+    """`run_cli(main)`, and workers that an error left are killed."""
+    atexit.register(_kill_workers)
+    run_cli(main)
 
-    In that end a thread of C++ that asks for Python (gloo's, to free the tensor of its last message) is unwound, which a destructor on its
-    stack makes an abort: "terminate called without an active exception". A run that is done would have exit code -6, and Slurm or
-    Kubernetes would start it again.
-    """
-    try:
-        try:
-            run_cli(main)
-        finally:
-            for child in multiprocessing.active_children():
-                child.kill()  # a worker that an error left: multiprocessing would send a SIGTERM, which it does not hear, and wait
-    except SystemExit as end:
-        atexit._run_exitfuncs()  # what libraries have asked for is done: logs are flushed
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(end.code or 0))
+
+def _kill_workers() -> None:
+    """Before multiprocessing, which registered its own end when it was imported, sends a SIGTERM that they do not hear, and waits."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def main(argv: list[str]) -> int:

@@ -6,11 +6,13 @@ end by SIGTERM, and saved.
 """
 
 import argparse
+import atexit
 import errno
 import io
 import logging
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -62,7 +64,23 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 
 def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
-    """Run `main(argv)` and exit with its code; a HouseError becomes `error: …` lines on stderr, without a traceback.
+    """Run `main(argv)` and end the process with `exit_code`, and without the end of Python's interpreter.
+
+    In that end a thread of C++ that still asks for Python (Ray's; gloo's, to free the tensor of its last message) aborts or crashes the
+    process: a run that is done would have exit code -6, and Slurm or Kubernetes would start it again.
+    """
+    code = exit_code(main, argv)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C ends this at once, without a traceback
+    atexit._run_exitfuncs()  # what libraries have asked for is done: Ray ends its processes
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def exit_code(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """Run `main(argv)`; returns its exit code. A HouseError becomes `error: …` lines on stderr, without a traceback.
 
     The one broad exit of the command lines: everything that is not a HouseError is our bug and keeps its traceback (exit code 1). Where
     what is said goes changes neither the work nor its exit code, except that what could not be printed for another reason than a reader
@@ -72,7 +90,6 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     argv = list(map(_in_utf8, sys.argv[1:])) if argv is None else argv
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, stream=sys.stderr)
-    code: int | str | None
     try:
         code = main(argv) or 0
         sys.stdout.flush()
@@ -84,12 +101,12 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
         print("error: interrupted; the same command again resumes", file=sys.stderr)
         code = 130
     except SystemExit as end:  # argparse's
-        code = end.code
+        code = int(end.code or 0)
     lost = stdout_lost()
     if lost is not None and lost.errno != errno.EPIPE:
         print(f"error: stdout: not all could be printed ({lost.strerror}); send it to another place", file=sys.stderr)
         code = code or 1
-    sys.exit(code)
+    return code
 
 
 def _in_utf8(word: str) -> str:

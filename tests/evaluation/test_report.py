@@ -22,7 +22,7 @@ from evaluation.__main__ import main
 from evaluation.report import files, verify
 from evaluation.report.files import read_report
 from pipeline.contracts import manifest, storage
-from pipeline.contracts.cli import run_cli
+from pipeline.contracts.cli import exit_code
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError, RunError
 from tests.conftest import ROOT
@@ -250,10 +250,8 @@ def test_a_folder_of_other_files_is_refused_and_what_a_killed_job_published_is_n
 
 def test_another_report_is_not_overwritten(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(made.report)
-    with pytest.raises(SystemExit) as left:
-        run_cli(main, ["overlap", "--config", str(made.config), "match.pdq_distance=20"])
+    assert exit_code(main, ["overlap", "--config", str(made.config), "match.pdq_distance=20"]) == 2
     said = capsys.readouterr().err
-    assert left.value.code == 2
     assert "already holds a report with another config_digest" in said
     assert len(said.strip().splitlines()) == 1
     assert contents(made.report) == before
@@ -659,9 +657,7 @@ def test_a_stray_file_is_named(copy: Path) -> None:
 
 
 def test_verify_without_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        run_cli(main, ["verify", str(tmp_path)])
-    assert left.value.code == 2
+    assert exit_code(main, ["verify", str(tmp_path)]) == 2
     assert "no manifest.json" in capsys.readouterr().err
 
 

@@ -205,12 +205,9 @@ def test_a_missing_crawler_is_said_before_the_work(first: Site, tmp_path: Path) 
     program = (
         "import importlib.util, sys; found = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name == 'img2dataset' else found(name, *rest)\n"
-        "from pipeline.contracts.cli import run_cli; from pipeline.__main__ import main\n"
+        "from pipeline.contracts.cli import exit_code; from pipeline.__main__ import main\n"
         "for command in ('run --check', 'run', 'crawl'):\n"
-        "    try:\n"
-        "        run_cli(main, [*command.split(), *sys.argv[1:]])\n"
-        "    except SystemExit as ended:\n"
-        "        print(command, ended.code)"
+        "    print(command, exit_code(main, [*command.split(), *sys.argv[1:]]))"
     )
     overrides = [f"run.out={tmp_path / 'out'}", "crawl.engine=img2dataset", "crawl.unguarded=true"]
     command = [sys.executable, "-c", program, "--config", str(first.config), *overrides]

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,22 @@ def test_a_terminal_that_does_not_block_is_waited_for() -> None:
     with open(read, "rb") as reader:
         said = reader.read()
     assert (writer.wait(30), said.count(b"x"), said.count(b"y")) == (0, 999_999, 999_999)
+
+
+def test_the_interpreter_has_no_end() -> None:
+    """Nothing that was decided before is lost by leaving it out: what libraries want at the end, what is still to be written."""
+    late = "sys.late = type('Late', (), {'__del__': lambda _: os.abort()})()"
+    done = in_shell("", f"{late}; import atexit; atexit.register(print, 'x'); print('y'); return 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "y\nx\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_told_twice_ends_at_once(number: int) -> None:
+    """As by a second Ctrl-C while Ray ends its processes; but what was told to ignore it (nohup, a shell's &) still does."""
+    ending = f"import atexit; atexit.register(lambda: os.kill(os.getpid(), {number})); raise KeyboardInterrupt"
+    for answer, code in (("default_int_handler", -number), ("SIG_IGN", 130)):
+        done = run(f"import signal; signal.signal({number}, signal.{answer}); {ending}")
+        assert (done.returncode, done.stderr) == (code, "error: interrupted; the same command again resumes\n")
 
 
 def test_the_words_of_a_command_line_are_utf8_whatever_the_locale_says() -> None:
