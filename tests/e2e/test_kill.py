@@ -162,6 +162,50 @@ def test_killed_at_ten_random_moments(large: Ground) -> None:
     assert len(hit) == KILLS
 
 
+# ---- told to end at any moment
+
+
+def has_begun(out: Path, launch: pipelines.Launch) -> bool:
+    """Whether run.json is of this launch."""
+    owner = status.story(str(out))["owner"] if (out / "run.json").exists() else None
+    return isinstance(owner, dict) and owner["pid"] == launch.process.pid
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1800)
+def test_interrupted_at_ten_random_moments(large: Ground) -> None:
+    """Ctrl-C in a terminal, which reaches Ray's processes too; SIGINT and SIGTERM to the driver, as a scheduler sends it; SIGTERM to all.
+
+    Each time the driver says so in one sentence, ends with 130 and leaves nothing behind. Moments are counted from when run.json has it.
+    """
+    dice = random.Random(7)
+    interrupted = place = 0
+    while interrupted < KILLS:
+        out = large.folder / f"interrupted-{place}"
+        launch = large.start(out)
+        said = len(launch.text())
+        while not has_begun(out, launch):
+            time.sleep(0.01)
+        try:
+            launch.process.wait(dice.uniform(0, large.seconds))
+        except subprocess.TimeoutExpired:
+            tell = (os.kill, os.killpg)[interrupted % 2]
+            tell(launch.process.pid, (signal.SIGINT, signal.SIGTERM)[interrupted // 2 % 2])
+        code, state = launch.wait(), status.story(str(out))["state"]
+        if state == "done":  # what comes after its last word has no answer
+            assert code in (0, -signal.SIGINT, -signal.SIGTERM)
+            assert pipelines.corpus(str(out)) == large.corpus
+            place += 1
+            continue
+        interrupted += 1
+        words = launch.text()[said:]
+        assert code == 130, words
+        assert words.count("error: ") == words.count("error: interrupted; the same command again resumes") == 1, words
+        assert "Traceback" not in words
+        assert (state, status.story(str(out))["exit_code"]) == ("failed", 130)
+    large.finish_and_compare(out)
+
+
 # ---- between the steps of the commit protocol
 
 
