@@ -137,10 +137,15 @@ class Launch:
 
 
 def start(command: list[str], log: Path, env: Mapping[str, str]) -> Launch:
-    with log.open("ab") as sink:
-        process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, env=dict(env), start_new_session=True
-        )
+    """A launch that hears Ctrl-C, also where the tests do not: a shell's & makes what it starts deaf, and that is inherited."""
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with log.open("ab") as sink:
+            process = subprocess.Popen(
+                command, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, env=dict(env), start_new_session=True
+            )
+    finally:
+        signal.signal(signal.SIGINT, ours)
     return Launch(process, log)
 
 

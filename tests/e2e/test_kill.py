@@ -181,6 +181,9 @@ def test_interrupted_at_ten_random_moments(large: Ground) -> None:
     dice = random.Random(7)
     interrupted = place = 0
     while interrupted < KILLS:
+        assert place < KILLS, (
+            "nearly all runs come to their end: they do not hear, or are over before the moments chosen"
+        )
         out = large.folder / f"interrupted-{place}"
         launch = large.start(out)
         said = len(launch.text())
