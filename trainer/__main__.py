@@ -6,7 +6,7 @@ The launcher puts `--local_rank=N` before everything else; the places in the run
 
 import argparse
 import atexit
-import multiprocessing.util
+import multiprocessing.util  # registers its end with atexit, so that ours comes first
 import os
 import signal
 from typing import NoReturn
@@ -28,7 +28,7 @@ def enter() -> NoReturn:
 
 
 def _kill_workers() -> None:
-    """Before multiprocessing, which registered its own end when it was imported, sends a SIGTERM that they do not hear, and waits."""
+    """Before multiprocessing sends a SIGTERM that they do not hear, and waits."""
     for worker in multiprocessing.active_children():
         worker.kill()
 

@@ -6,7 +6,7 @@
     │   └── StoreTrouble  1   the store does not answer, or says that it is busy: the same request may succeed later
     └── AuditFinding      3   the audit did its work and found something
 
-A message is one sentence that a stranger can act on: the place, the value (`!r`), the next step. `contracts.cli.run_cli` prints
+A message is one sentence that a stranger can act on: the place, the value (`!r`), the next step. `contracts.cli.exit_code` prints
 it on stderr without a traceback. Anything else that escapes is a bug of ours and keeps its traceback.
 """
 

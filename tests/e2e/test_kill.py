@@ -187,7 +187,7 @@ def test_interrupted_at_ten_random_moments(large: Ground) -> None:
         out = large.folder / f"interrupted-{place}"
         launch = large.start(out)
         said = len(launch.text())
-        while not has_begun(out, launch):
+        while launch.process.poll() is None and not has_begun(out, launch):
             time.sleep(0.01)
         try:
             launch.process.wait(dice.uniform(0, large.seconds))
