@@ -37,9 +37,10 @@ ALLOWED = {
 DOORS = {
     "ray": {"pipeline/contracts/ray_start.py", "pipeline/engine.py", "trainer/launch_ray.py"},
     "deepspeed": {"trainer/zero.py"},
-    "boto3": {"pipeline/contracts/storage.py"},
-    "botocore": {"pipeline/contracts/storage.py"},
-    "pyarrow.fs": {"pipeline/contracts/storage.py"},
+    "boto3": {"pipeline/contracts/s3.py"},
+    "botocore": {"pipeline/contracts/s3.py"},
+    "pyarrow.fs": {"pipeline/contracts/s3.py", "pipeline/contracts/storage.py"},
+    "pipeline.contracts.s3": {"pipeline/contracts/storage.py"},
     "img2dataset": {"pipeline/crawl/img2dataset.py"},
     "aiohttp": {"pipeline/crawl/fetch.py", "pipeline/crawl/connections.py"},
     "idna": {"pipeline/crawl/urls.py"},
@@ -50,7 +51,7 @@ DOORS = {
     "resiliparse": {"pipeline/sources/page.py"},
     "pycld2": {"pipeline/content/language.py"},
 }
-"""Libraries that only these files import."""
+"""Libraries, and a file of ours, that only these files import."""
 
 
 def modules() -> dict[str, Path]:

@@ -1,19 +1,14 @@
 """Files on a local disk or in an object store, behind plain functions on URIs.
 
-A URI is a local path or `s3://bucket/key`. Reads go through pyarrow.fs; what pyarrow cannot do on S3 (conditional puts, listing and
-aborting multipart uploads) goes through boto3. This is the only file of the project that knows about object stores.
+A URI is a local path or `s3://bucket/key`. Reads go through pyarrow.fs; which store that is on S3, and what pyarrow cannot do there, is in
+`s3.py`. No other file of the project knows about object stores.
 
 Atomicity. A local file is written under a temporary name in the same directory, flushed to the disk and renamed; on S3 a put is atomic by
 itself. `put_if_absent` is the one primitive by which two drivers are told apart: a hard link that fails when the name is
 taken, or a put with `If-None-Match: *` (S3 conditional writes, 2024).
-
-Credentials, region and endpoint of S3 come from where every AWS user keeps them: the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`,
-`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, ...), then ~/.aws, then, but for the endpoint, the EC2 machine itself; a region that nobody names is
-us-east-1. Both libraries are given the same endpoint and region. These are places, not configuration of ours.
 """
 
 import contextlib
-import datetime
 import errno
 import fnmatch
 import functools
@@ -27,15 +22,14 @@ import shutil
 import stat
 import sys
 import tempfile
-import time
-import urllib.parse
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import pyarrow as pa
 import pyarrow.fs
 
-from pipeline.contracts.errors import HouseError, InputError, RunError, StoreTrouble
+from pipeline.contracts import s3
+from pipeline.contracts.errors import InputError, RunError
 
 _BLOCK = 8 << 20
 TEMPORARY_MARK = ".tmp-"
@@ -94,7 +88,7 @@ def absolute(uri: str) -> str:
     if not is_s3(uri):
         with _working_directory(uri):
             return os.path.realpath(uri)
-    bucket, key = _bucket_key(uri)
+    bucket, key = s3.bucket_and_key(uri)
     return f"s3://{bucket}{posixpath.normpath('/' + key.lstrip('/'))}".rstrip("/")
 
 
@@ -131,162 +125,19 @@ def names_below(uris: Sequence[str]) -> list[str]:
     return ["/".join(each[above:]) for each in parts]
 
 
-def _bucket_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise InputError(f"{uri!r}: no bucket; write s3://BUCKET/KEY")
-    return bucket, key
-
-
-def _object(uri: str) -> tuple[str, str]:
-    """Bucket and key of a file. Raises InputError when there is no key: a bucket is no file."""
-    bucket, key = _bucket_key(uri)
-    if not key:
-        raise InputError(f"{uri!r}: is a bucket, not a file; write s3://BUCKET/KEY")
-    return bucket, key
-
-
 # ---- stores
-
-
-@functools.cache
-def _s3_filesystem(endpoint: str | None, region: str) -> pyarrow.fs.S3FileSystem:
-    options: dict[str, Any] = {"connect_timeout": 10.0, "request_timeout": 60.0}
-    if endpoint:
-        parsed = urllib.parse.urlsplit(endpoint)
-        options |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
-    return pyarrow.fs.S3FileSystem(region=region, **options)
-
-
-def _environment() -> tuple[str | None, str]:
-    """The store's endpoint (None: AWS itself) and region."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if endpoint and region:
-        return _address(endpoint), region
-    named = tuple(os.environ.get(key) for key in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE"))
-    configured = _configured(named)
-    endpoint = endpoint or configured[0]
-    return endpoint and _address(endpoint), region or configured[1] or _found_region()
-
-
-_ENDPOINT = re.compile(r"https?://(\[[0-9A-F:.]+\]|([0-9A-Z-]+\.)*[0-9A-Z-]+\.?)(:[0-9]+)?/?", re.IGNORECASE)
-
-
-@functools.cache
-def _address(endpoint: str) -> str:
-    """The endpoint, if both libraries take it for the same store. What one refuses, the other may send to Amazon or to another port."""
-    try:
-        fits = _ENDPOINT.fullmatch(endpoint) and urllib.parse.urlsplit(endpoint).port != 0
-    except ValueError:  # a port that is too large, an IPv6 address that is none
-        fits = False
-    if not fits:
-        raise InputError(
-            f"AWS_ENDPOINT_URL or ~/.aws/config: {endpoint!r} is no address of a store; write http://HOST:PORT or https://HOST"
-        )
-    return endpoint
-
-
-@functools.cache
-def _configured(named: tuple[str | None, ...]) -> tuple[str | None, str | None]:
-    """Endpoint and region of the profile in ~/.aws/config. `named`, which botocore reads by itself, only keeps profiles apart here."""
-    import botocore.exceptions  # only reached by users of S3 whose environment does not say both
-    import botocore.session
-
-    session = botocore.session.Session()
-    try:
-        profile = session.get_scoped_config()
-        services = session.full_config.get("services", {}).get(profile.get("services"), {})
-    except botocore.exceptions.BotoCoreError as error:
-        raise InputError(f"~/.aws/config or AWS_PROFILE: {error}; mend the one it names") from None
-    block = services.get("s3")  # botocore reads an indented block as a table, anything else as text
-    endpoint = block.get("endpoint_url") if isinstance(block, dict) else None
-    return endpoint or profile.get("endpoint_url"), profile.get("region")
-
-
-@functools.cache
-def _found_region() -> str:
-    """The region of the EC2 machine we are on, as pyarrow's AWS library asks for it, else us-east-1."""
-    return cast(str, pyarrow.fs.S3FileSystem().region)
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The pyarrow filesystem of a URI and the path inside it."""
     if is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        return _s3_filesystem(*_environment()), f"{bucket}/{key}".rstrip("/")
+        return s3.filesystem(), "/".join(s3.bucket_and_key(uri)).rstrip("/")
     return _local_filesystem(), uri
 
 
 @functools.cache
 def _local_filesystem() -> pyarrow.fs.LocalFileSystem:
     return pyarrow.fs.LocalFileSystem()
-
-
-@functools.cache
-def _s3_client(endpoint: str | None, region: str) -> Any:
-    import boto3  # a quarter of a second, paid by those who use S3
-    import botocore.config
-
-    retries = botocore.config.Config(connect_timeout=10, read_timeout=60, retries={"total_max_attempts": 3})
-    # A session of our own: the one that boto3 keeps stays with the profile of whoever made it.
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=retries)
-
-
-def _client() -> Any:
-    return _s3_client(*_environment())
-
-
-_answered: set[tuple[str | None, str]] = set()
-"""The stores that have answered this process: one that is silent later is in trouble, not misspelt."""
-_CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
-"""S3 answers 409 to a conditional put that met another write or a delete of the name half way: not taken yet, to be tried again."""
-_BUSY = (
-    "ConditionalRequestConflict",
-    "SlowDown",
-    "InternalError",
-    "ServiceUnavailable",
-    "RequestTimeout",
-    "Throttling",
-    "ThrottlingException",
-)
-_BUSY_ARROW = re.compile(
-    r"SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT|THROTTLING|HTTP status 5\d\d|Timeout was reached"
-)
-
-
-@contextlib.contextmanager
-def _s3_errors(uri: str) -> Iterator[None]:
-    """Turn what boto3 says into one sentence: InputError for a wrong endpoint, bucket or right, RunError for a store in trouble."""
-    import boto3.exceptions  # only reached by users of S3
-    import botocore.exceptions
-
-    try:
-        yield
-    except boto3.exceptions.S3UploadFailedError as error:  # what upload_file makes of a ClientError
-        raise _s3_error(uri, error.__context__ or error) from None
-    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
-        raise _s3_error(uri, error) from None
-    _answered.add(_environment())
-
-
-def _s3_error(uri: str, error: BaseException) -> HouseError:
-    import botocore.exceptions  # only reached by users of S3
-
-    if isinstance(error, botocore.exceptions.ClientError):
-        said = error.response.get("Error", {}).get("Code", "an error")
-        if said in _BUSY or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
-            return _in_trouble(uri, f"it answered {said!r}")
-        return InputError(f"{uri}: the store answered {said!r}; check the bucket's name and your rights")
-    broken = (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
-    reached = not isinstance(error, botocore.exceptions.EndpointConnectionError) or _environment() in _answered
-    if isinstance(error, broken) and reached:
-        return _in_trouble(uri, str(error))
-    return InputError(f"{uri}: the store cannot be reached ({error}); check AWS_ENDPOINT_URL and credentials")
-
-
-def _in_trouble(uri: str, said: str) -> StoreTrouble:
-    return StoreTrouble(f"{uri}: the store is in trouble ({said}); wait, then run the same command again")
 
 
 def is_the_stores(error: Exception) -> bool:
@@ -305,7 +156,7 @@ def plain_errors(uri: str, doing: str) -> Iterator[None]:
     try:
         yield
         if is_s3(uri):
-            _answered.add(_environment())
+            s3.has_answered()
     except FileNotFoundError:
         raise InputError(f"{uri}: no such file; check the path") from None
     except IsADirectoryError:
@@ -317,12 +168,7 @@ def plain_errors(uri: str, doing: str) -> Iterator[None]:
     except OSError as error:
         said = " ".join(str(error).split())[:300]
         if is_s3(uri):
-            silent = "NETWORK_CONNECTION" in said and _environment() in _answered
-            if silent or _BUSY_ARROW.search(said):
-                raise _in_trouble(uri, said) from None
-            raise InputError(
-                f"{uri}: the store cannot {doing} it ({said}); check AWS_ENDPOINT_URL, bucket and credentials"
-            ) from None
+            raise s3.error_of_arrow(uri, doing, said) from None
         if error.errno in _WRONG_PLACES:
             raise InputError(f"{uri}: {_WRONG_PLACES[error.errno]}") from None
         step = _STEPS.get(error.errno or 0, "check the disk")
@@ -508,34 +354,17 @@ def open_input(uri: str) -> pa.NativeFile:
 
 def read_bytes(uri: str, *, limit: int = 1 << 30) -> bytes:
     """A whole small file as it was at one moment; more than `limit` bytes are refused before reading."""
-    if is_s3(uri):
-        return _read_bytes_s3(uri, limit)
+    with s3.opened(uri) if is_s3(uri) else _opened(uri) as (length, source):
+        if length > limit:
+            raise InputError(f"{uri}: {length:,} bytes, more than the {limit:,} expected here; check the path")
+        return source.read()
+
+
+@contextlib.contextmanager
+def _opened(uri: str) -> Iterator[tuple[int, IO[bytes]]]:
+    """Bytes of a local file and what reads it."""
     with open_input(uri) as source, plain_errors(uri, "read"):
-        if source.size() > limit:
-            raise _too_large(uri, source.size(), limit)
-        return cast(bytes, source.read())
-
-
-def _read_bytes_s3(uri: str, limit: int) -> bytes:
-    """In one request: pyarrow asks for the size first, and a file that is replaced in between would come back torn."""
-    import botocore.exceptions  # only reached by users of S3
-
-    bucket, key = _object(uri)
-    with _s3_errors(uri):
-        try:
-            answer = _client().get_object(Bucket=bucket, Key=key)
-        except botocore.exceptions.ClientError as error:
-            if error.response.get("Error", {}).get("Code") == "NoSuchKey":
-                raise InputError(f"{uri}: no such file; check the path") from None
-            raise
-        with answer["Body"] as body:
-            if answer["ContentLength"] > limit:
-                raise _too_large(uri, answer["ContentLength"], limit)
-            return cast(bytes, body.read())
-
-
-def _too_large(uri: str, found: int, limit: int) -> InputError:
-    return InputError(f"{uri}: {found:,} bytes, more than the {limit:,} expected here; check the path")
+        yield source.size(), source
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
@@ -634,9 +463,7 @@ def write_atomic(uri: str, data: bytes) -> None:
     A file that is there keeps its rights, and a link to it leads to it still. Raises InputError where a pipe or a device is.
     """
     if is_s3(uri):
-        bucket, key = _object(uri)
-        with _s3_errors(uri):
-            _client().put_object(Bucket=bucket, Key=key, Body=data)
+        s3.put(uri, data)
         return
     make_folder(parent(uri))
     with plain_errors(uri, "write"):
@@ -653,7 +480,7 @@ def write_atomic(uri: str, data: bytes) -> None:
 def put_if_absent(uri: str, data: bytes) -> bool:
     """Write a small file unless the name is taken. True when written; of two writers exactly one is told True."""
     if is_s3(uri):
-        return _put_if_absent_s3(uri, data)
+        return s3.put_if_absent(uri, data)
     make_folder(parent(uri))
     temporary = temporary_name(uri)
     with plain_errors(uri, "write"):
@@ -665,25 +492,6 @@ def put_if_absent(uri: str, data: bytes) -> bool:
         finally:
             remove_own(temporary)
     return True
-
-
-def _put_if_absent_s3(uri: str, data: bytes) -> bool:
-    import botocore.exceptions  # only reached by users of S3
-
-    bucket, key = _object(uri)
-    waits = list(_CONFLICT_WAITS_S)
-    with _s3_errors(uri):
-        while True:
-            try:
-                _client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-                return True
-            except botocore.exceptions.ClientError as error:
-                said = error.response.get("Error", {}).get("Code")
-                if said == "PreconditionFailed":
-                    return False
-                if said != "ConditionalRequestConflict" or not waits:
-                    raise
-                time.sleep(waits.pop(0))
 
 
 def local_temporary(uri: str) -> str:
@@ -702,9 +510,7 @@ def remove_own(local_path: str) -> None:
 def remove_file(uri: str) -> None:
     """Remove a file; one that is not there is no error."""
     if is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        with _s3_errors(uri):
-            _client().delete_object(Bucket=bucket, Key=key)
+        s3.remove(uri)
         return
     with plain_errors(uri, "remove"), contextlib.suppress(FileNotFoundError):
         os.unlink(uri)
@@ -726,9 +532,7 @@ def commit_file(local_path: str, uri: str) -> None:
     Replaces a file of the same name: names of data files carry a hash of their content, so that it has the same bytes.
     """
     if is_s3(uri):
-        bucket, key = _object(uri)
-        with _s3_errors(uri):
-            _client().upload_file(local_path, bucket, key)
+        s3.upload(local_path, uri)
         os.unlink(local_path)
         return
     with plain_errors(uri, "write"):
@@ -747,17 +551,4 @@ def abort_uploads(folder: str, *, older_than_s: float = 86_400.0) -> int:
 
     Only old ones, so that a driver that is still alive keeps its own. On a local folder there is nothing to do.
     """
-    if not is_s3(folder):
-        return 0
-    bucket, prefix = _bucket_key(folder)
-    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=older_than_s)
-    aborted = 0
-    with _s3_errors(folder):
-        pages = (
-            _client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix.rstrip("/") + "/")
-        )
-        for upload in (entry for page in pages for entry in page.get("Uploads", [])):
-            if upload["Initiated"] <= before:
-                _client().abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-                aborted += 1
-    return aborted
+    return s3.abort_uploads(folder, older_than_s) if is_s3(folder) else 0

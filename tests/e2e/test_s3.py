@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import status
-from pipeline.contracts import manifest, storage
+from pipeline.contracts import manifest, s3, storage
 from tests.conftest import free_port, s3_environment
 from tests.e2e import pipelines
 from tests.web import server
@@ -37,7 +37,7 @@ def ray() -> Iterator[Path]:
 
 def make_bucket() -> None:
     """What a user does once."""
-    storage._client().create_bucket(Bucket=BUCKET.removeprefix("s3://"))
+    s3.client().create_bucket(Bucket=BUCKET.removeprefix("s3://"))
 
 
 @pytest.mark.prove

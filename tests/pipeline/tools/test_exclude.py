@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.contracts import manifest, storage
+from pipeline.contracts import manifest, s3
 from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from pipeline.tools import exclude
@@ -210,7 +210,7 @@ def test_a_folder_that_holds_something_else_is_refused(corpus: Path) -> None:
 
 
 def test_places_on_s3(s3_endpoint: str, tmp_path: Path) -> None:
-    storage._client().create_bucket(Bucket="takedowns")
+    s3.client().create_bucket(Bucket="takedowns")
     manifest.write_corpus("s3://takedowns/web/shards", [rows(5)])
     (tmp_path / "ids.txt").write_text("00" * 16)
     for out in ("s3://takedowns/web/shards/", "s3://takedowns/web/./shards", "s3://takedowns/web/new/../shards"):
