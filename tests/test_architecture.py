@@ -23,7 +23,8 @@ ALLOWED = {
     "evaluation": (
         *EVERYONE,
         "pipeline.engine",
-        "pipeline.records",  # what pipeline.engine returns
+        "pipeline.units",  # what it is given
+        "pipeline.records",  # what it returns
         "trainer.models",
         "trainer.tokenizer",
         "trainer.data.transforms",

@@ -32,7 +32,8 @@ from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
-from pipeline.engine import Result, Run, Stage, Unit, matching_records, stage_digest, stage_folder
+from pipeline.engine import Run
+from pipeline.units import Result, Stage, Unit, matching_records, stage_digest, stage_folder
 
 ROWS_PER_UNIT = 1000  # evaluation pictures; each is looked at up to thirty-two times
 _NEAREST = (1, 3)  # of the background: which neighbours' mean cosine lowers a score

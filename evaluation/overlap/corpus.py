@@ -37,7 +37,8 @@ from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.config import Json, digest_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import REJECTED_SCHEMA, uid
-from pipeline.engine import Result, Run, Stage, Unit, matching_records, stage_digest, stage_folder
+from pipeline.engine import Run
+from pipeline.units import Result, Stage, Unit, matching_records, stage_digest, stage_folder
 
 log = logging.getLogger("evaluation")
 

@@ -49,7 +49,8 @@ from pipeline.contracts import config as contracts_config
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
-from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_digest, stage_folder
+from pipeline.engine import EngineConfig, Run
+from pipeline.units import Result, Stage, Unit, stage_digest, stage_folder
 
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1

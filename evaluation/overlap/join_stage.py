@@ -27,7 +27,8 @@ from evaluation.overlap.tables import CAPTIONED, FOUND_SCHEMA, KEY, METHODS, PAI
 from evaluation.report import files
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
-from pipeline.engine import Result, Run, Stage, Unit, stage_digest, stage_folder
+from pipeline.engine import Run
+from pipeline.units import Result, Stage, Unit, stage_digest, stage_folder
 
 NEAREST_SUFFIX = ".nearest.parquet"
 UNUSABLE_SUFFIX = ".unusable.parquet"

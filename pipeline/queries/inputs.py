@@ -6,10 +6,10 @@ from typing import NamedTuple, cast
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
-from pipeline.engine import Unit
 from pipeline.queries import views, wordnet
 from pipeline.queries.config import QueriesConfig
 from pipeline.queries.dump import read_site
+from pipeline.units import Unit
 
 
 class File(NamedTuple):

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, digest, semantic
 from pipeline.contracts.errors import InputError
-from pipeline.engine import Result, Run, Unit
+from pipeline.engine import Run
 from pipeline.match import load_queries
 from pipeline.queries import views, wordnet
 from pipeline.queries.config import QueriesConfig, TitlesConfig
@@ -45,6 +45,7 @@ from pipeline.queries.select import (
 )
 from pipeline.shard import shard_count
 from pipeline.stages.common import Output, partition_units, read_partition, run_stage
+from pipeline.units import Result, Unit
 
 REDIRECTS_SUFFIX = ".redirects.parquet"
 LIST_NAME = "queries"

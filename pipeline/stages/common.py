@@ -11,9 +11,10 @@ from pipeline.contracts import parquet, storage
 from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json
 from pipeline.contracts.manifest import StageCounts
-from pipeline.engine import Result, Run, Stage, Unit, stage_digest
+from pipeline.engine import Run
 from pipeline.keys import sort_order, words
 from pipeline.records import Record, count_rows, output_root, with_generation
+from pipeline.units import Result, Stage, Unit, stage_digest
 
 _MOST_PARTITIONS = 1_000
 

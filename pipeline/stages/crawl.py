@@ -13,7 +13,7 @@ from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json, semantic
 from pipeline.contracts.schema import REJECTED_SCHEMA
 from pipeline.crawl import stage as hosts
-from pipeline.engine import Result, Run, Unit
+from pipeline.engine import Run
 from pipeline.records import taken_up
 from pipeline.sources.rows import holds_pictures, require_unchanged
 from pipeline.stages.candidates import Source
@@ -28,6 +28,7 @@ from pipeline.stages.common import (
     run_stage,
     with_partition,
 )
+from pipeline.units import Result, Unit
 
 _VERSION = 3  # of what the steps below make of the same rows; 3: codings, limits of scans and of wrapping, whole lines of robots.txt
 _DOMAIN_SCHEMA = pa.schema([("domain", pa.string()), ("rows", pa.int64())])

@@ -16,7 +16,7 @@ from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import semantic
 from pipeline.contracts.schema import INDEX_SCHEMA
 from pipeline.dedup.clusters import Places
-from pipeline.engine import Result, Run, Unit
+from pipeline.engine import Run
 from pipeline.keys import one_array
 from pipeline.shard import shard_count
 from pipeline.stages.common import (
@@ -29,6 +29,7 @@ from pipeline.stages.common import (
     read_partition,
     run_stage,
 )
+from pipeline.units import Result, Unit
 
 _VERSION = 3
 ROWS_PER_KIND_PARTITION = 1 << 20

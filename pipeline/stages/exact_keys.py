@@ -12,7 +12,7 @@ from pipeline.config import PipelineConfig
 from pipeline.contracts.schema import INDEX_SCHEMA
 from pipeline.dedup import exact_keys
 from pipeline.dedup.exact_keys import ExactKey
-from pipeline.engine import Result, Run, Unit
+from pipeline.engine import Run
 from pipeline.shard import shard_count
 from pipeline.stages.common import (
     Output,
@@ -23,6 +23,7 @@ from pipeline.stages.common import (
     read_partition,
     run_stage,
 )
+from pipeline.units import Result, Unit
 
 _ROWS_PER_PARTITION = 1 << 20
 """Keys of one partition, on average: about 150 MB while they are sorted."""

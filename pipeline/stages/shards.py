@@ -14,11 +14,12 @@ from pipeline.contracts import manifest, merkle, parquet, storage
 from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json, digest_json
 from pipeline.contracts.schema import FORMAT_VERSION
-from pipeline.engine import Result, Run, Unit
+from pipeline.engine import Run
 from pipeline.keys import find, one_array, take_rows, words
 from pipeline.match import QueryList
 from pipeline.shard import DEFAULT_ROWS, shard_count, shard_table
 from pipeline.stages.common import Output, partition_units, run_stage
+from pipeline.units import Result, Unit
 
 INDEX_SUFFIX = ".index.parquet"
 

@@ -37,11 +37,12 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.manifest import Manifest
 from pipeline.contracts.schema import FORMAT_VERSION, REJECTED_SCHEMA, SHARD_SCHEMA, Reason, rejected_rows
 from pipeline.crawl.urls import Target, UrlRefused, parse
-from pipeline.engine import EngineConfig, Result, Run, Unit
+from pipeline.engine import EngineConfig, Run
 from pipeline.records import count_rows, read_story
 from pipeline.stages.cap import as_read
 from pipeline.stages.common import run_stage
 from pipeline.stages.shards import INDEX_SUFFIX, content_root, entries
+from pipeline.units import Result, Unit
 
 KINDS = {
     "ids": Reason.EXCLUDED_UID,

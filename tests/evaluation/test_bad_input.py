@@ -21,7 +21,7 @@ from evaluation.overlap.tables import VECTOR_SCHEMA
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import StrictModel, to_toml
 from pipeline.contracts.errors import InputError
-from pipeline.engine import Unit
+from pipeline.units import Unit
 from tests.evaluation import planted
 
 

@@ -33,9 +33,10 @@ from pipeline.contracts import parquet, ray_start, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError, RunError
 from pipeline.contracts.schema import Reason, rejected_rows
-from pipeline.engine import EngineConfig, Result, Run, Stage, Unit, stage_folder
+from pipeline.engine import EngineConfig, Run
 from pipeline.records import Record
 from pipeline.status import story
+from pipeline.units import Result, Stage, Unit, stage_folder
 from tests import stunted_ray
 from tests.e2e import pipelines
 
@@ -441,14 +442,6 @@ def test_crashes_without_a_guilty_row_leave_no_trace(tmp_path: Path, crashes: li
     assert list(seen.iterdir()) == []
     assert [file.sha256 for file in cut.files] == [file.sha256 for file in undisturbed.files]
     assert (cut.rows_out, cut.rejected) == (6, {"no_query": 5})
-
-
-def test_order_puts_parts_together_as_the_whole() -> None:
-    """Keys that a table lacks are left out, nulls come last, equal rows stay as they are."""
-    uids = [None, *(bytes([value]) * 16 for value in (3, 1, 3, 2))]
-    table = pa.table({"uid": pa.array(uids, pa.binary(16)), "row": range(5)})
-    assert engine.in_order(table, "partition", "uid")["row"].to_pylist() == [2, 4, 1, 3, 0]
-    assert engine.in_order(table.drop_columns(["uid"]), "uid")["row"].to_pylist() == [0, 1, 2, 3, 4]
 
 
 def test_only_a_worker_that_ended_twice_convicts() -> None:

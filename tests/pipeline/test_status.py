@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import engine, records, status
+from pipeline import records, status
 from pipeline.__main__ import main
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import AuditFinding, InputError
 from pipeline.contracts.schema import SHARD_SCHEMA, Reason, rejected_rows
-from pipeline.engine import Result, Stage, Unit
+from pipeline.units import Result, Stage, Unit, commit, stage_folder
 
 ROWS = pa.table({"number": pa.array(range(6), pa.int64())})
 
@@ -27,15 +27,15 @@ def no_work(table: pa.Table, unit: Unit) -> Result:
     raise AssertionError("only committed, never run")
 
 
-def commit(out: Path, name: str, units: int, *, accounted: bool = True) -> list[Path]:
+def leave(out: Path, name: str, units: int, *, accounted: bool = True) -> list[Path]:
     """Commit units of six rows, two of them rejected for two reasons; returns the output files."""
     stage = Stage(name, name.encode().hex().ljust(64, "0"), nothing, no_work, accounted=accounted)
-    folder = engine.stage_folder(str(out), stage)
+    folder = stage_folder(str(out), stage)
     written = []
     for number in range(units):
         gone = [rejected_rows(ROWS.slice(4, 1), Reason.NO_QUERY), rejected_rows(ROWS.slice(5), Reason.EMPTY_CAPTION)]
         result = Result(ROWS.slice(0, 4), pa.concat_tables(gone))
-        record, ours = engine.commit(stage, folder, Unit(f"{number:05d}"), {"host": "here", "pid": 1}, 6, result, 0.0)
+        record, ours = commit(stage, folder, Unit(f"{number:05d}"), {"host": "here", "pid": 1}, 6, result, 0.0)
         assert ours
         written.append(Path(folder, record.output.name))
     return written
@@ -44,9 +44,9 @@ def commit(out: Path, name: str, units: int, *, accounted: bool = True) -> list[
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """A run that was interrupted in its second stage: two of three units, one temporary file."""
-    commit(tmp_path, "exact", 2)
-    commit(tmp_path, "helper", 1, accounted=False)
-    files = commit(tmp_path, "filter", 2)
+    leave(tmp_path, "exact", 2)
+    leave(tmp_path, "helper", 1, accounted=False)
+    files = leave(tmp_path, "filter", 2)
     (files[0].parent / f"{storage.TEMPORARY_MARK}0123-00002.parquet").write_bytes(b"PAR1")
     stages: list[Json] = [
         {"name": name, "folder": f"{name}/{name.encode().hex().ljust(64, '0')[:12]}", "units": units}
@@ -187,9 +187,9 @@ def test_verify_counts_the_rows_of_the_files(out: Path) -> None:
 
 def test_verify_counts_the_rows_from_stage_to_stage(tmp_path: Path) -> None:
     """Not through a step whose rows are no pairs, and not where units are left to do."""
-    commit(tmp_path, "exact", 3)
-    commit(tmp_path, "helper", 1, accounted=False)
-    commit(tmp_path, "filter", 2)
+    leave(tmp_path, "exact", 3)
+    leave(tmp_path, "helper", 1, accounted=False)
+    leave(tmp_path, "filter", 2)
     entries: list[dict[str, Json]] = [
         {"name": name, "folder": f"{name}/{name.encode().hex().ljust(64, '0')[:12]}", "units": units}
         for name, units in (("exact", 3), ("helper", 1), ("filter", 2))

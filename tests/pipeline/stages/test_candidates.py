@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.contracts import parquet
-from pipeline.engine import Result, Unit
 from pipeline.sources.files import SourceFile, SourcesConfig
 from pipeline.sources.rows import stamp
 from pipeline.stages.candidates import Source, _candidates, _exact, _read_source
 from pipeline.stages.common import partition_units, read_partition
+from pipeline.units import Result, Unit
 
 
 def _lists(folder: Path) -> list[SourceFile]:

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet
-from pipeline.engine import Unit
 from pipeline.stages.common import read_all
 from pipeline.stages.crawl import _domains, _plan_hosts
+from pipeline.units import Unit
 
 UNIT = Unit("all")
 

@@ -16,9 +16,9 @@ from pipeline.contracts import parquet
 from pipeline.contracts.config import to_toml
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, MATCHED_SCHEMA
-from pipeline.engine import Result, Stage, Unit, commit, stage_folder
 from pipeline.tools import plan, units
 from pipeline.tools.plan import ClusterConfig, PlanConfig, PricesConfig, Rate, Rates, TargetConfig
+from pipeline.units import Result, Stage, Unit, commit, stage_folder
 from tests.conftest import ROOT
 
 SHIPPED = ROOT / "pipeline/configs/plan.toml"
