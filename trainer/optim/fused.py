@@ -150,22 +150,10 @@ def _kernel(
     r = tl.sqrt_rn(r * r * beta2 + g * g * rest2)
     w = w * shrink - tl.div_rn(m * step_size, r + eps)
 
-    # 32 random bits for each place (`rounding.random_bits`)
-    shift = tl.load(tiles + 2 * tl.program_id(0) + 1)
-    if not is_plain:
-        span = shift
-        shift = tl.load(shifts + span) + tl.zeros_like(lane)
-        span_end = tl.load(starts + span + 1)
-        while span_end < start + left:
-            span += 1
-            shift = tl.where(start + lane >= span_end, tl.load(shifts + span), shift)
-            span_end = tl.load(starts + span + 1)
-    bits = (lane + (start.to(tl.int32) + shift)) ^ key
-    bits ^= (bits >> 16) & 0xFFFF
-    bits *= 0x21F0AAAD
-    bits ^= (bits >> 15) & 0x1FFFF
-    bits *= 0x735A2D97
-    bits ^= (bits >> 15) & 0x1FFFF
+    # 32 random bits for each place
+    second = tl.load(tiles + 2 * tl.program_id(0) + 1)
+    shift = second if is_plain else _shifts(second, starts, shifts, start, left, lane)
+    bits = _mixed((lane + (start.to(tl.int32) + shift)) ^ key)
 
     # moments, to the nearest; roots, stochastically (`blocks.quantise`)
     scale, inverse, _ = _block_scale(m)
@@ -177,16 +165,8 @@ def _kernel(
     tl.store(roots + start + lane, noisy.to(tl.float32, bitcast=True).to(tl.float16), mask=there)
     tl.store(root_scales + first_row + row, tl.where(broken, float("nan"), scale), mask=row_there)
 
-    # weights, onto their grid (`rounding.round_onto`) and below their bound
-    if onto == 1:
-        power = tl.maximum(w.to(tl.int32, bitcast=True) & 0x7F800000, 113 << 23)
-        unit = (power - (10 << 23)).to(tl.float32, bitcast=True)
-        units = ((264 - (power >> 23)) << 23).to(tl.float32, bitcast=True)
-        noise = (bits & 0x1FFF).to(tl.float32) * (1.0 / 8192)
-        w = tl.floor(w * units + noise) * unit
-    if onto == 2:
-        carried = (w.to(tl.int32, bitcast=True) + (bits & 0xFFFF)) & -0x10000
-        w += carried.to(tl.float32, bitcast=True) - w
+    # weights, onto their grid and below their bound
+    w = _round_onto(w, bits, onto)
     if is_bounded:
         w = tl.where(w > bound, bound, w)
     tl.store(weights + start + lane, w.to(weights.dtype.element_ty), mask=there)
@@ -201,3 +181,41 @@ def _block_scale(values):
     scale = ((exponent + 127) << 23).to(tl.float32, bitcast=True)
     inverse = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
     return scale, inverse, largest > 0x7F800000
+
+
+@triton.jit
+def _shifts(span, starts, shifts, start, left, lane):
+    """int32 [rows, block]: of a tile that begins in `span`, the shift of each number to its place."""
+    shift = tl.load(shifts + span) + tl.zeros_like(lane)
+    span_end = tl.load(starts + span + 1)
+    while span_end < start + left:
+        span += 1
+        shift = tl.where(start + lane >= span_end, tl.load(shifts + span), shift)
+        span_end = tl.load(starts + span + 1)
+    return shift
+
+
+@triton.jit
+def _mixed(bits):
+    """`rounding.random_bits`, of places that the step's key is in."""
+    bits ^= (bits >> 16) & 0xFFFF
+    bits *= 0x21F0AAAD
+    bits ^= (bits >> 15) & 0x1FFFF
+    bits *= 0x735A2D97
+    bits ^= (bits >> 15) & 0x1FFFF
+    return bits
+
+
+@triton.jit
+def _round_onto(w, bits, onto: tl.constexpr):
+    """`rounding.round_onto`; `onto` is of _GRIDS."""
+    if onto == 1:
+        power = tl.maximum(w.to(tl.int32, bitcast=True) & 0x7F800000, 113 << 23)
+        unit = (power - (10 << 23)).to(tl.float32, bitcast=True)
+        units = ((264 - (power >> 23)) << 23).to(tl.float32, bitcast=True)
+        noise = (bits & 0x1FFF).to(tl.float32) * (1.0 / 8192)
+        w = tl.floor(w * units + noise) * unit
+    if onto == 2:
+        carried = (w.to(tl.int32, bitcast=True) + (bits & 0xFFFF)) & -0x10000
+        w += carried.to(tl.float32, bitcast=True) - w
+    return w
