@@ -1,6 +1,6 @@
 """Units → Ray tasks → commit records: the one door to ray.
 
-`Run.stage` gives each unit of a stage that is not yet done to a Ray task, which does the work and commits (`units.py` says how). The same
+`Run.stage` gives each unit of a stage that is not yet done to a Ray task, which does the work and commits (`commit.py` says how). The same
 command again therefore resumes.
 
 Two drivers on one output: the record is a conditional put. Who comes second finds the other's record and stops, naming its owner, unless
@@ -33,6 +33,7 @@ import pydantic
 import ray
 import ray.exceptions
 
+from pipeline.commit import Result, Stage, Unit, commit, matching_records, stage_folder
 from pipeline.contracts import ray_start, storage
 from pipeline.contracts.cli import Progress
 from pipeline.contracts.config import Json, StrictModel, not_semantic
@@ -47,7 +48,6 @@ from pipeline.records import (
     stage_entries,
     this_process,
 )
-from pipeline.units import Result, Stage, Unit, commit, matching_records, stage_folder
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

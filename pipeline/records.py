@@ -1,4 +1,4 @@
-"""What a driver leaves behind: the commit record of a unit, which `units` writes last of all and which resuming, `status` and `verify`
+"""What a driver leaves behind: the commit record of a unit, which `commit` writes last of all and which resuming, `status` and `verify`
 believe; run.json, the story of the last driver; who an owner is, that both name; and which stages there are."""
 
 import collections

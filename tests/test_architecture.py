@@ -23,7 +23,7 @@ ALLOWED = {
     "evaluation": (
         *EVERYONE,
         "pipeline.engine",
-        "pipeline.units",  # what it is given
+        "pipeline.commit",  # what it is given
         "pipeline.records",  # what it returns
         "trainer.models",
         "trainer.tokenizer",

@@ -27,13 +27,13 @@ from evaluation.overlap.corpus import Corpus, IndexFile, Stored
 from evaluation.overlap.seen import CopyScores, Seen, Vectors, as_vectors
 from evaluation.overlap.set_stage import tables_of_sets
 from evaluation.overlap.tables import VECTOR_SCHEMA, VIEW_SCHEMA
+from pipeline.commit import Result, Stage, Unit, matching_records, stage_digest, stage_folder
 from pipeline.content.image import ImageRejected
 from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import Run
-from pipeline.units import Result, Stage, Unit, matching_records, stage_digest, stage_folder
 
 ROWS_PER_UNIT = 1000  # evaluation pictures; each is looked at up to thirty-two times
 _NEAREST = (1, 3)  # of the background: which neighbours' mean cosine lowers a score

@@ -28,6 +28,7 @@ from evaluation.config import CorpusConfig
 from evaluation.overlap import exposure
 from evaluation.overlap.tables import CAPTIONED, INDEX_COLUMNS, KEY, PLACED_INDEX_SCHEMA, ROW_GROUP_SCHEMA
 from evaluation.report import schema
+from pipeline.commit import Result, Stage, Unit, matching_records, stage_digest, stage_folder
 from pipeline.content import readers
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes, sha256
 from pipeline.content.image import ImageRejected, decode
@@ -38,7 +39,6 @@ from pipeline.contracts.config import Json, digest_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import REJECTED_SCHEMA, uid
 from pipeline.engine import Run
-from pipeline.units import Result, Stage, Unit, matching_records, stage_digest, stage_folder
 
 log = logging.getLogger("evaluation")
 

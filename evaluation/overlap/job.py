@@ -42,6 +42,7 @@ from evaluation.overlap.splits import Predictions, read_predictions, split_set, 
 from evaluation.overlap.tables import CODE_SCHEMA, COPY_SCHEMA
 from evaluation.report import evidence, files, numbers, page, summary, text_evidence
 from evaluation.report.schema import Report
+from pipeline.commit import Result, Stage, Unit, stage_digest, stage_folder
 from pipeline.content.hashes import HASH_SHORT_SIDE, HASH_VERSION, picture_hashes
 from pipeline.content.image import ImageRejected, decode
 from pipeline.content.labelled import LabelledSet
@@ -50,7 +51,6 @@ from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.engine import EngineConfig, Run
-from pipeline.units import Result, Stage, Unit, stage_digest, stage_folder
 
 ROWS_PER_UNIT = 2000
 CODES_VERSION = 1

@@ -25,10 +25,10 @@ from evaluation.overlap.likeness import Learned
 from evaluation.overlap.seen import Seen, as_vectors, with_vectors
 from evaluation.overlap.tables import CAPTIONED, FOUND_SCHEMA, KEY, METHODS, PAIR_SCHEMA
 from evaluation.report import files
+from pipeline.commit import Result, Stage, Unit, stage_digest, stage_folder
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json
 from pipeline.engine import Run
-from pipeline.units import Result, Stage, Unit, stage_digest, stage_folder
 
 NEAREST_SUFFIX = ".nearest.parquet"
 UNUSABLE_SUFFIX = ".unusable.parquet"

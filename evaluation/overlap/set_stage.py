@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.commit import Result, Stage, Unit, stage_folder
 from pipeline.content.labelled import LabelledSet
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import digest_json
 from pipeline.engine import Run
-from pipeline.units import Result, Stage, Unit, stage_folder
 
 Made = Callable[[LabelledSet, list[int]], pa.Table]
 """A set and ascending rows of it to a table about their pictures."""

@@ -31,12 +31,12 @@ from evaluation.overlap.tables import (
 )
 from evaluation.overlap.text import CaptionIndex, ClassNames, Findings, Found, SetText, Written
 from evaluation.report.files import matched_rows
+from pipeline.commit import Result, Stage, Unit, stage_digest, stage_folder
 from pipeline.content.labelled import UNLABELLED, LabelledSet
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, digest_json
 from pipeline.engine import Run
 from pipeline.records import Record
-from pipeline.units import Result, Stage, Unit, stage_digest, stage_folder
 
 _ROWS, _BYTES = 1 << 16, 1 << 24  # captions whose token forms are held at once; one byte may become twenty and more
 _CLASSES, _NAMED, _FOUND, _MATCHED = ".classes.parquet", ".named.parquet", ".found.parquet", ".matched.parquet"

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
+from pipeline.commit import Unit
 from pipeline.contracts import storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError
 from pipeline.queries import views, wordnet
 from pipeline.queries.config import QueriesConfig
 from pipeline.queries.dump import read_site
-from pipeline.units import Unit
 
 
 class File(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.commit import Result, Unit
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, digest, semantic
 from pipeline.contracts.errors import InputError
@@ -45,7 +46,6 @@ from pipeline.queries.select import (
 )
 from pipeline.shard import shard_count
 from pipeline.stages.common import Output, partition_units, read_partition, run_stage
-from pipeline.units import Result, Unit
 
 REDIRECTS_SUFFIX = ".redirects.parquet"
 LIST_NAME = "queries"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipeline import dedup
+from pipeline.commit import Result, Unit
 from pipeline.config import PipelineConfig
 from pipeline.contracts.config import Json, semantic
 from pipeline.engine import Run
@@ -14,7 +15,6 @@ from pipeline.shard import shard_of
 from pipeline.sources import rows as source_rows
 from pipeline.sources.files import SourceFile, SourcesConfig
 from pipeline.stages.common import Output, partition_count, partition_units, read_partition, run_stage, with_partition
-from pipeline.units import Result, Unit
 
 ROWS_PER_PARTITION = (1 << 18, 1 << 21)
 """Rows of one partition of the uid space, on average, in a small run and at most. It is a unit of `exact` and, less what is rejected, of

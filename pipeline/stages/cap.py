@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import balance
+from pipeline.commit import Result, Unit
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import Json, digest_json
 from pipeline.engine import Run
@@ -19,7 +20,6 @@ from pipeline.keys import one_array
 from pipeline.match import QUERY_COLUMNS, QueryList
 from pipeline.shard import shard_count
 from pipeline.stages.common import Output, part_units, partition_units, read_all, read_part, read_partition, run_stage
-from pipeline.units import Result, Unit
 
 ASSIGNED_SUFFIX = ".assigned.parquet"
 COUNT_SCHEMA = pa.schema([("query_id", pa.int32()), ("rows", pa.int64())])

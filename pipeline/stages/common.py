@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.commit import Result, Stage, Unit, stage_digest
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.at_once import at_once
 from pipeline.contracts.config import Json
@@ -14,7 +15,6 @@ from pipeline.contracts.manifest import StageCounts
 from pipeline.engine import Run
 from pipeline.keys import sort_order, words
 from pipeline.records import Record, count_rows, output_root, with_generation
-from pipeline.units import Result, Stage, Unit, stage_digest
 
 _MOST_PARTITIONS = 1_000
 

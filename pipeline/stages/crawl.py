@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from pipeline import generations
+from pipeline.commit import Result, Unit
 from pipeline.config import PipelineConfig
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import parquet, storage
@@ -28,7 +29,6 @@ from pipeline.stages.common import (
     run_stage,
     with_partition,
 )
-from pipeline.units import Result, Unit
 
 _VERSION = 3  # of what the steps below make of the same rows; 3: codings, limits of scans and of wrapping, whole lines of robots.txt
 _DOMAIN_SCHEMA = pa.schema([("domain", pa.string()), ("rows", pa.int64())])

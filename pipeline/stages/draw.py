@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from pipeline import balance
 from pipeline import draw as drawing
+from pipeline.commit import Result, Unit
 from pipeline.contracts import parquet, storage
 from pipeline.engine import Run
 from pipeline.match import QueryList
 from pipeline.stages.cap import count_table, nothing, read_counts, summed, write_ledger
 from pipeline.stages.common import Output, part_units, read_part, run_stage
-from pipeline.units import Result, Unit
 
 DRAWN_SUFFIX = ".drawn.parquet"
 ACCEPTED_SUFFIX = ".accepted.parquet"

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import pyarrow as pa
 
 from pipeline import dedup
+from pipeline.commit import Result, Unit
 from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet, storage
 from pipeline.contracts.config import semantic
@@ -29,7 +30,6 @@ from pipeline.stages.common import (
     read_partition,
     run_stage,
 )
-from pipeline.units import Result, Unit
 
 _VERSION = 3
 ROWS_PER_KIND_PARTITION = 1 << 20

@@ -8,6 +8,7 @@ import functools
 
 import pyarrow as pa
 
+from pipeline.commit import Result, Unit
 from pipeline.config import PipelineConfig
 from pipeline.contracts.schema import INDEX_SCHEMA
 from pipeline.dedup import exact_keys
@@ -23,7 +24,6 @@ from pipeline.stages.common import (
     read_partition,
     run_stage,
 )
-from pipeline.units import Result, Unit
 
 _ROWS_PER_PARTITION = 1 << 20
 """Keys of one partition, on average: about 150 MB while they are sorted."""

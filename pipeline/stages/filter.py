@@ -4,13 +4,13 @@ import functools
 
 import pyarrow as pa
 
+from pipeline.commit import Result, Unit
 from pipeline.config import PipelineConfig
 from pipeline.contracts.config import Json, semantic
 from pipeline.engine import Run
 from pipeline.match import Matcher, QueryList
 from pipeline.quality import QualityConfig, filter_rows
 from pipeline.stages.common import Output, part_units, read_part, run_stage
-from pipeline.units import Result, Unit
 
 
 def filter_by_queries(driver: Run, config: PipelineConfig, unique: Output, queries: QueryList) -> Output:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from pipeline.commit import Result, Unit
 from pipeline.config import PipelineConfig
 from pipeline.contracts.schema import INDEX_SCHEMA
 from pipeline.engine import Run
 from pipeline.policy import hook
 from pipeline.policy.hook import PolicyConfig
 from pipeline.stages.common import Output, part_units, read_part, run_stage
-from pipeline.units import Result, Unit
 
 
 def apply_policy(driver: Run, config: PipelineConfig, fetched: Output) -> Output:

@@ -8,6 +8,7 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.commit import Result, Unit
 from pipeline.config import PipelineConfig
 from pipeline.content.hashes import HASH_VERSION
 from pipeline.contracts import manifest, merkle, parquet, storage
@@ -19,7 +20,6 @@ from pipeline.keys import find, one_array, take_rows, words
 from pipeline.match import QueryList
 from pipeline.shard import DEFAULT_ROWS, shard_count, shard_table
 from pipeline.stages.common import Output, partition_units, run_stage
-from pipeline.units import Result, Unit
 
 INDEX_SUFFIX = ".index.parquet"
 

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import lists, status
+from pipeline.commit import Result, Unit
 from pipeline.contracts import manifest, parquet, storage
 from pipeline.contracts.config import Json, StrictModel, digest_json, not_semantic
 from pipeline.contracts.errors import InputError
@@ -42,7 +43,6 @@ from pipeline.records import count_rows, read_story
 from pipeline.stages.cap import as_read
 from pipeline.stages.common import run_stage
 from pipeline.stages.shards import INDEX_SUFFIX, content_root, entries
-from pipeline.units import Result, Unit
 
 KINDS = {
     "ids": Reason.EXCLUDED_UID,

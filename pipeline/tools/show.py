@@ -107,7 +107,7 @@ def _rows_in(uri: str, uid: bytes) -> list[Row]:
 def _facts(stage: str, row: Row, queries: "_Queries") -> str:
     """What a stage is told by, of a row that it kept."""
     if stage in ("candidates", "exact"):
-        return f"{row['url']}  {row['caption_raw']!r}  (from {row['source']})"
+        return f"{row['url']!r}  {row['caption_raw']!r}  (from {row['source']})"
     if stage == "filter":
         return f"{row['caption']!r} matches {queries.told(row['query_ids'])}"
     if stage in ("precap", "balance"):

@@ -20,12 +20,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.commit import Result, Unit
 from pipeline.config import PipelineConfig
 from pipeline.contracts import storage
 from pipeline.engine import EngineConfig, Run
 from pipeline.stages.common import run_stage
 from pipeline.stages.duplicates import remove_duplicates
-from pipeline.units import Result, Unit
 from tests.benchmarks.data.near_duplicates import ROWS_PER_FILE, SEED, Planted, rows
 
 SIZES = (250_000, 500_000, 1_000_000, 2_000_000)

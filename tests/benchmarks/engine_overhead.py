@@ -14,9 +14,9 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from pipeline.commit import Result, Stage, Unit, stage_digest
 from pipeline.contracts.schema import uid
 from pipeline.engine import EngineConfig, Run
-from pipeline.units import Result, Stage, Unit, stage_digest
 
 ROWS = pa.table({"uid": pa.array([uid("http://host", str(number)) for number in range(100)], pa.binary(16))})
 

@@ -18,10 +18,10 @@ from evaluation.descriptor.search import Index
 from evaluation.overlap.join import EvalCodes
 from evaluation.overlap.join_stage import JoinWork
 from evaluation.overlap.tables import VECTOR_SCHEMA
+from pipeline.commit import Unit
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import StrictModel, to_toml
 from pipeline.contracts.errors import InputError
-from pipeline.units import Unit
 from tests.evaluation import planted
 
 

@@ -19,11 +19,11 @@ from evaluation.descriptor.views import MIRRORED, NAMES, VIEWS, boxes
 from evaluation.overlap import corpus as corpora
 from evaluation.overlap.seen import as_vectors, with_vectors
 from evaluation.overlap.tables import VECTOR_SCHEMA
+from pipeline.commit import Unit
 from pipeline.content.labelled import LabelledSetConfig, open_set
 from pipeline.contracts.errors import InputError, RunError
 from pipeline.engine import EngineConfig, Run
 from pipeline.tools.exclude import ExcludeConfig, exclude
-from pipeline.units import Unit
 from tests.evaluation.descriptor_cases import corpus_of, png, scene, write_set
 from tests.evaluation.planted import flat
 

@@ -18,7 +18,7 @@ from evaluation.overlap.text import CaptionIndex, ClassNames, read_captions
 from evaluation.overlap.text_stage import _TextWork
 from evaluation.report import files, twin
 from evaluation.report.evidence import page_room
-from pipeline.units import Unit
+from pipeline.commit import Unit
 from tests.evaluation.test_join import random_index, random_side
 
 Rows = list[dict[str, object]]

@@ -29,6 +29,7 @@ import pytest
 import ray
 
 from pipeline import engine, records, status
+from pipeline.commit import Result, Stage, Unit, stage_folder
 from pipeline.contracts import parquet, ray_start, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError, RunError
@@ -36,7 +37,6 @@ from pipeline.contracts.schema import Reason, rejected_rows
 from pipeline.engine import EngineConfig, Run
 from pipeline.records import Record
 from pipeline.status import story
-from pipeline.units import Result, Stage, Unit, stage_folder
 from tests import stunted_ray
 from tests.e2e import pipelines
 

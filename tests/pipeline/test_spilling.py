@@ -16,9 +16,9 @@ import pytest
 import ray
 from ray._private.internal_api import memory_summary
 
+from pipeline.commit import Result, Stage, Unit, stage_folder
 from pipeline.contracts import parquet
 from pipeline.engine import EngineConfig, Run
-from pipeline.units import Result, Stage, Unit, stage_folder
 
 STORE = 80 << 20
 ROWS, ROW_BYTES = 48, 5 << 20

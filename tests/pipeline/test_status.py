@@ -10,11 +10,11 @@ import pytest
 
 from pipeline import records, status
 from pipeline.__main__ import main
+from pipeline.commit import Result, Stage, Unit, commit, stage_folder
 from pipeline.contracts import manifest, storage
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import AuditFinding, InputError
 from pipeline.contracts.schema import SHARD_SCHEMA, Reason, rejected_rows
-from pipeline.units import Result, Stage, Unit, commit, stage_folder
 
 ROWS = pa.table({"number": pa.array(range(6), pa.int64())})
 

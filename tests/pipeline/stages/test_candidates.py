@@ -5,12 +5,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.commit import Result, Unit
 from pipeline.contracts import parquet
 from pipeline.sources.files import SourceFile, SourcesConfig
 from pipeline.sources.rows import stamp
 from pipeline.stages.candidates import Source, _candidates, _exact, _read_source
 from pipeline.stages.common import partition_units, read_partition
-from pipeline.units import Result, Unit
 
 
 def _lists(folder: Path) -> list[SourceFile]:

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import balance
+from pipeline.commit import Unit
 from pipeline.match import load_queries
 from pipeline.stages import cap as capping
 from pipeline.stages.cap import query_sources
-from pipeline.units import Unit
 
 FILES, ROWS = 60, 4_000
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.commit import Unit
 from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet
 from pipeline.stages.common import read_all
 from pipeline.stages.crawl import _domains, _plan_hosts
-from pipeline.units import Unit
 
 UNIT = Unit("all")
 

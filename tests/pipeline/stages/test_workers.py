@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pipeline.commit import Unit
 from pipeline.config import PipelineConfig
 from pipeline.contracts.schema import INDEX_SCHEMA, uid
 from pipeline.engine import EngineConfig, Run
@@ -26,7 +27,6 @@ from pipeline.stages import cap as capping
 from pipeline.stages.common import Output, read_part, run_stage
 from pipeline.stages.draw import draw
 from pipeline.stages.duplicates import remove_duplicates
-from pipeline.units import Unit
 
 SEED, CAP = 17, 20
 FILES, ROWS_PER_FILE, QUERIES = 9, 120, 12

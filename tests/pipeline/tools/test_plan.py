@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import __main__ as cli
+from pipeline.commit import Result, Stage, Unit, commit, stage_folder
 from pipeline.config import PipelineConfig
 from pipeline.contracts import parquet
 from pipeline.contracts.config import to_toml
@@ -18,7 +19,6 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.schema import CANDIDATE_SCHEMA, MATCHED_SCHEMA
 from pipeline.tools import plan, units
 from pipeline.tools.plan import ClusterConfig, PlanConfig, PricesConfig, Rate, Rates, TargetConfig
-from pipeline.units import Result, Stage, Unit, commit, stage_folder
 from tests.conftest import ROOT
 
 SHIPPED = ROOT / "pipeline/configs/plan.toml"

@@ -31,7 +31,7 @@ from pipeline.contracts import manifest
 from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import AuditFinding, InputError
 from pipeline.contracts.merkle import merkle_root, row_digest
-from pipeline.tools import units
+from pipeline.tools import show, units
 from tests.conftest import ROOT
 from tests.e2e.pipelines import NO_WAITING, corpus, write_config, write_inputs
 from tests.web import server
@@ -312,6 +312,13 @@ def test_show_tells_for_whom_a_row_stays(runs: Runs, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     cli.main(["show", str(runs.plain), gone["detail"].split()[0]])
     assert re.search(f"^dedup +stays for .*{gone['uid'].hex()}", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_show_gives_a_terminal_nothing_to_obey(tmp_path: Path) -> None:
+    """Of a URL from the web: C1's control sequences, and signs that turn the direction of a line."""
+    row: show.Row = {"url": "http://a/\x9b2J\u202e", "caption_raw": "\x1b[2J", "source": "list.csv#0"}
+    told = show._facts("candidates", row, show._Queries(str(tmp_path), []))
+    assert told == r"'http://a/\x9b2J\u202e'  '\x1b[2J'  (from list.csv#0)"
 
 
 @pytest.mark.parametrize(("uid", "said"), [("xyz", "is no uid"), ("00" * 16, "no stage has seen the uid")])
