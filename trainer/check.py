@@ -15,7 +15,8 @@ from pipeline.contracts import manifest as manifests
 from pipeline.contracts import storage
 from pipeline.contracts.errors import InputError
 from trainer import activations, flops, starting, tokenizer, zero
-from trainer.config import TrainConfig, batch_plan, check_vocabulary, per_device_size, settled
+from trainer.batch_plan import batch_plan, per_device_size
+from trainer.config import TrainConfig, check_vocabulary, settled
 from trainer.data import corpus as corpora
 from trainer.models.clip import tower_of
 from trainer.optim import parameter_groups

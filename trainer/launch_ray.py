@@ -27,7 +27,8 @@ from pipeline.contracts import ray_start
 from pipeline.contracts.cli import config_parser, parse, run_cli
 from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import HouseError, InputError, RunError
-from trainer.config import TrainConfig, per_device_size, resolve
+from trainer.batch_plan import per_device_size
+from trainer.config import TrainConfig, resolve
 
 log = logging.getLogger("trainer")
 

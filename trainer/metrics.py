@@ -35,8 +35,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from pipeline.contracts import storage
 from pipeline.contracts.cli import Progress
 from trainer import zero
+from trainer.batch_plan import BatchPlan
 from trainer.checkpoint import Position
-from trainer.config import BatchPlan
 from trainer.data.loader import Batch
 
 log = logging.getLogger("trainer")

@@ -31,8 +31,9 @@ from trainer import (
     tokenizer,
     zero,
 )
+from trainer.batch_plan import BatchPlan, batch_plan
 from trainer.checkpoint import Identity, Position
-from trainer.config import BatchPlan, TrainConfig, batch_plan, check_vocabulary, settled
+from trainer.config import TrainConfig, check_vocabulary, settled
 from trainer.data import lengths, loader
 from trainer.data.corpus import locate, open_corpus
 from trainer.data.feed import Feed

@@ -27,7 +27,8 @@ import torch.distributed
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError, RunError
 from trainer import models, safety
-from trainer.config import TrainConfig, per_device_size
+from trainer.batch_plan import per_device_size
+from trainer.config import TrainConfig
 
 log = logging.getLogger("trainer")
 

@@ -14,8 +14,9 @@ from pipeline.contracts.config import load_config
 from pipeline.contracts.errors import InputError
 from trainer import starting, zero
 from trainer.__main__ import main
+from trainer.batch_plan import batch_plan
 from trainer.check import bytes_a_parameter, describe, host_bytes_a_parameter
-from trainer.config import TrainConfig, batch_plan, resolve
+from trainer.config import TrainConfig, resolve
 from trainer.models import PRESETS
 from trainer.models.transformer import SelfAttention
 from trainer.tokenizer import train_vocabulary

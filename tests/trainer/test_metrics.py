@@ -10,8 +10,8 @@ import torch
 from tensorboard.backend.event_processing import event_accumulator
 
 from pipeline.contracts.errors import RunError
+from trainer.batch_plan import BatchPlan
 from trainer.checkpoint import Position
-from trainer.config import BatchPlan
 from trainer.data.loader import Batch, Replacement
 from trainer.metrics import Reporter
 
