@@ -195,8 +195,8 @@ def test_interrupted_at_ten_random_moments(large: Ground) -> None:
             tell = (os.kill, os.killpg)[interrupted % 2]
             tell(launch.process.pid, (signal.SIGINT, signal.SIGTERM)[interrupted // 2 % 2])
         code, state = launch.wait(), status.story(str(out))["state"]
-        if state == "done":  # what comes after its last word has no answer
-            assert code in (0, -signal.SIGINT, -signal.SIGTERM)
+        if state == "done":  # heard between that and its last word; what comes after the last word has no answer
+            assert code in (0, 130, -signal.SIGINT, -signal.SIGTERM)
             assert pipelines.corpus(str(out)) == large.corpus
             place += 1
             continue
