@@ -5,6 +5,7 @@
 #   make prove   the longer proofs: kills, S3, job submission, real data
 #   make bench   measurements, each beside its peer in the same run
 #   make real REAL_DATA=DIR    the same path on real pictures
+#   make lowest  the tests with the oldest libraries that pyproject.toml allows (several GB: torch as the index has it)
 #   make leaks SEED=N          an audit whose every answer is known: leaks of all kinds, planted by a seed, found by the right method
 #   make browser Debian's Chromium and its driver, for the tests that open pages (without it they are skipped)
 #
@@ -18,11 +19,12 @@ SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+LOWEST := build/lowest
 
 # A tool that is called by name (ninja, ruff) must be this environment's; CPU work must not fight over the cores.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test check prove bench real leaks browser install clean
+.PHONY: demo test check prove bench lowest real leaks browser install clean
 
 demo: install
 	$(BIN)/python -m tests.e2e.demo
@@ -42,6 +44,14 @@ prove: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks
+
+# The tests' own tools are as new as these allow; what old libraries warn of is let be.
+lowest: install
+	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt uv
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra pipeline --extra trainer --extra evaluation --output-file $(LOWEST).txt pyproject.toml
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST).txt --editable '.[all]'
+	PATH=$(abspath $(LOWEST)/bin):$$PATH OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -W default -n 2 --dist loadfile --no-loadscope-reorder
 
 real: install
 	REAL_DATA=$(REAL_DATA) $(BIN)/python -m tests.e2e.real
