@@ -49,7 +49,7 @@ bench: install
 lowest: install
 	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt uv
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra pipeline --extra trainer --extra evaluation --output-file $(LOWEST).txt pyproject.toml
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST).txt --editable '.[all]'
 	PATH=$(abspath $(LOWEST)/bin):$$PATH OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -W default -n 2 --dist loadfile --no-loadscope-reorder
 
