@@ -1,5 +1,7 @@
 """The configuration: batch arithmetic, digests, what `--check` says and refuses, and that every shipped recipe is valid."""
 
+import contextlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -229,6 +231,21 @@ def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     with pytest.raises(InputError, match=r"precision\.compute: 'fp16' needs a GPU"):
         zero.check_hardware(load("precision.compute=fp16"))
+
+
+@pytest.mark.parametrize(
+    ("there", "good"), [("0.19.7", False), ("0.19.8", True), ("0.19.8+cu128", True), ("0.20.0rc1", True)]
+)
+def test_a_deepspeed_that_steps_with_what_is_no_number_is_refused(
+    monkeypatch: pytest.MonkeyPatch, there: str, good: bool
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: there)
+    with (
+        contextlib.nullcontext()
+        if good
+        else pytest.raises(InputError, match=r"deepspeed 0.19.7: .*; install deepspeed 0.19.8 or")
+    ):
+        zero.check_hardware(load())
 
 
 @pytest.mark.parametrize("named", ["", "gpu", "cuda"])
