@@ -7,9 +7,12 @@ that has pip, the node's version by preference. Without --python and --platform 
 
 --node names what `python3 -m pip list --format=freeze` prints on the node: those packages stay as they are there, torch above all, so
 they are not carried, and all others are of the tested set (infra/constraints.txt). Where that does not fit what the node has, only
-DeepSpeed is, on whose inside the trainer builds, and the others are what fits; which ones is said. --without names a package that will not
-be used there, --also one that this project does not need. What an index has as source only (DeepSpeed) is built here first; that makes
-wheels for any machine as long as they are pure Python, and a refusal where they are not and --python or --platform is given.
+DeepSpeed is, on whose inside the trainer builds, and the others are what fits; which ones is said. What the node has in a version that
+is too old for this project is carried, and said too: in the environment that install.sh makes it hides the node's own.
+
+--without names a package that will not be used there, --also one that this project does not need. What an index has as source only
+(DeepSpeed) is built here first; that makes wheels for any machine as long as they are pure Python, and a refusal where they are not and
+--python or --platform is given.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,6 +92,22 @@ def stand_in(folder: Path, name: str, version: str) -> None:
         wheel.writestr(f"{stem}.dist-info/RECORD", "")
 
 
+def too_old(extras: Sequence[str], here: Mapping[str, str], folder: Path) -> list[str]:
+    """Those of `here`, which have stand-ins in the folder, that pyproject.toml asks for in another version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for one in extras for line in project["optional-dependencies"].get(one, ())),
+    ]
+    named = {normal(re.split(r"[^A-Za-z0-9._-]", line)[0]): line for line in wanted}
+    alone = ["--no-index", "--no-deps", "--find-links", str(folder)]
+    return [
+        name
+        for name, line in sorted(named.items())
+        if name in here and not fits([line, f"{name}=={here[name]}"], alone)
+    ]
+
+
 def main() -> None:
     try:
         carry()
@@ -117,7 +137,6 @@ def carry() -> None:
         raise SystemExit(2)
     here = {normal(name): "9999+node" for name in settings.without}
     here |= {} if settings.node is None else listed(settings.node)
-    known = tested(here)
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     if settings.python not in (None, running):
         print(
@@ -129,6 +148,11 @@ def carry() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, version in here.items():
             stand_in(Path(folder), name, version)
+        old = too_old(settings.extras.split(","), here, Path(folder))
+        if old:
+            shown = ", ".join(f"{name} {here.pop(name).removesuffix('node').rstrip('+.')}" for name in old)
+            print(f"note: too old on the node for this project, so carried: {shown}", file=sys.stderr)
+        known = tested(here)
         fixed = Path(folder) / "fixed.txt"
         fitting = ["--find-links", folder, "--find-links", str(out), "--constraint", str(fixed)]
         target = [*(["--python-version", settings.python] if settings.python else [])]

@@ -67,6 +67,22 @@ def test_what_the_node_lacks_is_of_the_tested_set_where_that_fits(carry: ModuleT
         assert carry.fits(["torch>=2.8"], options) is fits
 
 
+def test_what_is_too_old_on_the_node_is_told_from_what_stays(carry: ModuleType, tmp_path: Path) -> None:
+    here = {
+        "pillow": "12.0.0+node",
+        "torch": "2.11.0+cu130.node",
+        "pyarrow": "24.0+node",
+        "left": "1+node",
+        "ray": "9999+node",
+    }
+    for name, version in here.items():
+        carry.stand_in(tmp_path, name, version)
+    assert carry.too_old(["trainer"], here, tmp_path) == ["pillow"]
+    carry.stand_in(tmp_path, "torch", "2.8.0+node")
+    assert carry.too_old(["trainer"], here | {"torch": "2.8.0+node"}, tmp_path) == ["pillow", "torch"]
+    assert carry.too_old(["pipeline"], here, tmp_path) == ["pillow"]
+
+
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     done = run([sys.executable, str(CARRY), str(tmp_path)])
