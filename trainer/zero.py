@@ -44,9 +44,9 @@ microseconds, so that a larger one would gain nothing; a smaller model than this
 embeddings of the large models) is a message of its own. Prefetching and persistence of stage 3 keep their defaults (5e7 and 1e5 numbers):
 they bound weights that are gathered anyway, and are no buffers."""
 
-_OLDEST = packaging.version.Version("0.19.8")
-"""Asked of what is there, for an image may bring a DeepSpeed that no installation held against pyproject.toml, and nothing else would tell:
-before this one the norm of such gradients is a number, and the step is taken."""
+_OLDEST_DEEPSPEED = packaging.version.Version("0.19.8")
+"""Before it gradients that are no numbers have a norm that is one, and the step is taken. An image may bring an older one that no
+installation held against pyproject.toml, and nothing else would tell."""
 _PREPARING = datetime.timedelta(days=1)
 _heartbeats: list[safety.Heartbeat] = []
 """Of this process, while it is in a process group: one, or none where it is alone."""
@@ -113,9 +113,10 @@ def on_cpu() -> bool:
 def check_hardware(config: TrainConfig) -> None:
     """Refuse what this machine cannot do, or its DeepSpeed, before anything starts. Raises InputError."""
     found = importlib.metadata.version("deepspeed")
-    if packaging.version.parse(found) < _OLDEST:
+    if packaging.version.parse(found) < _OLDEST_DEEPSPEED:
         raise InputError(
-            f"deepspeed {found}: gradients that are no numbers would reach the weights; install deepspeed {_OLDEST} or a later one"
+            f"deepspeed {found}: gradients that are no numbers would reach the weights; install deepspeed {_OLDEST_DEEPSPEED} or a"
+            " later one"
         )
     named = os.environ.get("DS_ACCELERATOR")
     if named not in (None, "cpu", "cuda") or (named == "cuda" and on_cpu()):

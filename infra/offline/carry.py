@@ -8,7 +8,7 @@ that has pip, the node's version by preference. Without --python and --platform 
 --node names what `python3 -m pip list --format=freeze` prints on the node: those packages stay as they are there, torch above all, so
 they are not carried, and all others are of the tested set (infra/constraints.txt). Where that does not fit what the node has, only
 DeepSpeed is, on whose inside the trainer builds, and the others are what fits; which ones is said. What the node has in a version that
-is too old for this project is carried, and said too: in the environment that install.sh makes it hides the node's own.
+this project does not take is carried, and said too: in the environment that install.sh makes it hides the node's own.
 
 --without names a package that will not be used there, --also one that this project does not need. What an index has as source only
 (DeepSpeed) is built here first; that makes wheels for any machine as long as they are pure Python, and a refusal where they are not and
@@ -92,8 +92,8 @@ def stand_in(folder: Path, name: str, version: str) -> None:
         wheel.writestr(f"{stem}.dist-info/RECORD", "")
 
 
-def too_old(extras: Sequence[str], here: Mapping[str, str], folder: Path) -> list[str]:
-    """Those of `here`, which have stand-ins in the folder, that pyproject.toml asks for in another version."""
+def unfit(extras: Sequence[str], here: Mapping[str, str], folder: Path) -> list[str]:
+    """Those of `here`, which have stand-ins in the folder, that pyproject.toml does not take in that version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         *project["dependencies"],
@@ -148,10 +148,12 @@ def carry() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, version in here.items():
             stand_in(Path(folder), name, version)
-        old = too_old(settings.extras.split(","), here, Path(folder))
-        if old:
-            shown = ", ".join(f"{name} {here.pop(name).removesuffix('node').rstrip('+.')}" for name in old)
-            print(f"note: too old on the node for this project, so carried: {shown}", file=sys.stderr)
+        replaced = unfit(settings.extras.split(","), here, Path(folder))
+        if replaced:
+            shown = ", ".join(f"{name} {here.pop(name).removesuffix('node').rstrip('+.')}" for name in replaced)
+            print(
+                f"note: on the node in a version that this project does not take, so carried: {shown}", file=sys.stderr
+            )
         known = tested(here)
         fixed = Path(folder) / "fixed.txt"
         fitting = ["--find-links", folder, "--find-links", str(out), "--constraint", str(fixed)]

@@ -67,7 +67,7 @@ def test_what_the_node_lacks_is_of_the_tested_set_where_that_fits(carry: ModuleT
         assert carry.fits(["torch>=2.8"], options) is fits
 
 
-def test_what_is_too_old_on_the_node_is_told_from_what_stays(carry: ModuleType, tmp_path: Path) -> None:
+def test_what_the_node_has_in_no_fit_version_is_told_from_what_stays(carry: ModuleType, tmp_path: Path) -> None:
     here = {
         "pillow": "12.0.0+node",
         "torch": "2.11.0+cu130.node",
@@ -77,10 +77,10 @@ def test_what_is_too_old_on_the_node_is_told_from_what_stays(carry: ModuleType, 
     }
     for name, version in here.items():
         carry.stand_in(tmp_path, name, version)
-    assert carry.too_old(["trainer"], here, tmp_path) == ["pillow"]
+    assert carry.unfit(["trainer"], here, tmp_path) == ["pillow"]
     carry.stand_in(tmp_path, "torch", "2.8.0+node")
-    assert carry.too_old(["trainer"], here | {"torch": "2.8.0+node"}, tmp_path) == ["pillow", "torch"]
-    assert carry.too_old(["pipeline"], here, tmp_path) == ["pillow"]
+    assert carry.unfit(["trainer"], here | {"torch": "2.8.0+node"}, tmp_path) == ["pillow", "torch"]
+    assert carry.unfit(["pipeline"], here, tmp_path) == ["pillow"]
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def _kernel(
     is_bounded: tl.constexpr,
 ):
     # Masks would keep loads from being wide ones: only the other tiles have them.
-    tile = tl.load(tiles + 2 * tl.program_id(0))
+    entry = tiles + 2 * tl.program_id(0)
+    tile = tl.load(entry)
     start = tile.to(tl.int64) * (rows * block)
     row = tl.arange(0, rows)
     lane = row[:, None] * block + tl.arange(0, block)[None, :]
@@ -151,8 +152,7 @@ def _kernel(
     w = w * shrink - tl.div_rn(m * step_size, r + eps)
 
     # 32 random bits for each place
-    second = tl.load(tiles + 2 * tl.program_id(0) + 1)
-    shift = second if is_plain else _shifts(second, starts, shifts, start, left, lane)
+    shift = tl.load(entry + 1) if is_plain else _shifts(tl.load(entry + 1), starts, shifts, start, left, lane)
     bits = _mixed((lane + (start.to(tl.int32) + shift)) ^ key)
 
     # moments, to the nearest; roots, stochastically (`blocks.quantise`)
