@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.contracts.errors import InputError
+from trainer.data.memory import available_bytes
 
 log = logging.getLogger("trainer")
 
@@ -28,8 +29,8 @@ class SharedArrays:
     """`count` arrays of uint8 of one shape. Handed to a process that is being started, it is the same memory there."""
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
-        """Raises InputError where the machine has not that much memory left."""
-        size, left = count * math.prod(shape), _available_bytes()
+        """Raises InputError where the machine, or the container, has not that much memory left."""
+        size, left = count * math.prod(shape), available_bytes()
         if size > left:
             raise InputError(
                 f"data.prefetch: {count} batches of pixels take {size >> 20:,} MiB and {left >> 20:,} MiB of memory are left;"
@@ -78,9 +79,3 @@ class SharedArrays:
         lent = self[number]
         weakref.finalize(lent, when_returned, number).atexit = False
         return lent
-
-
-def _available_bytes() -> int:
-    """Memory that programs can have without others losing theirs: MemAvailable of proc(5)."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
