@@ -213,9 +213,10 @@ def test_a_missing_crawler_is_said_before_the_work(first: Site, tmp_path: Path) 
     command = [sys.executable, "-c", program, "--config", str(first.config), *overrides]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert ended.stdout.splitlines() == ["run --check 2", "run 2", "crawl 2"], ended.stderr
-    assert [line for line in ended.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: crawl.engine: 'img2dataset' is not installed; install it with pip install '.[pipeline]'"
-    ] * 3
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    missing = "error: crawl.engine: 'img2dataset' is not installed; install it with pip install '.[pipeline]'"
+    told = missing if sys.version_info < (3, 13) else "error: crawl.engine: 'img2dataset' needs a Python below 3.13"
+    assert [line[: len(told)] for line in errors] == [told] * 3
     assert not (tmp_path / "out").exists()
 
 
