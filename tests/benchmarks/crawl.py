@@ -32,8 +32,9 @@ from typing import NamedTuple
 from pipeline import status
 from tests.benchmarks.data.photographs import draw
 from tests.certificates import write_certificate
-from tests.conftest import free_port, wait_for_port
+from tests.conftest import wait_for_port
 from tests.e2e import pipelines
+from tests.ports import free_port
 
 NGINX = Path("/usr/sbin/nginx")
 STATIC_SERVER = """

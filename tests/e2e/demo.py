@@ -26,6 +26,7 @@ from pipeline.contracts import manifest
 from pipeline.contracts.manifest import Manifest
 from tests.e2e import steps
 from tests.e2e.steps import ROOT, Checks, StepFailed, Steps
+from tests.ports import free_port
 from tests.web import scenes, server, tables
 from tests.web.site import REASONS, STAGES, Count, Kind, Web, total_rejected
 from tests.web.tables import Leak
@@ -197,7 +198,7 @@ def _train(doing: Steps) -> None:
     doing.say(
         f"ML engineer: corpus -> model. {TRAINING_STEPS} steps of {BATCH} pairs in two processes under ZeRO 1, on the CPU"
     )
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(steps.free_port())]
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]
     threads = str(max(1, (os.cpu_count() or 2) // 2))
     doing.run(
         [*command, "--module", "trainer", "--config", "build/demo/trainer.toml"],

@@ -27,6 +27,7 @@ from pipeline import status
 from pipeline.contracts import manifest
 from tests.e2e import steps
 from tests.e2e.steps import ROOT, Checks, StepFailed, Steps
+from tests.ports import free_port
 from tests.web import emoji, photographs, pictures
 from tests.web.emoji import Emoji
 from tests.web.photographs import Photograph
@@ -209,7 +210,7 @@ def _train(doing: Steps) -> None:
     recipe["held"]["manifest"] = "build/real/held"
     recipe["held"]["zeroshot"] |= {key: HELD_SET[key] for key in ("path", "label", "separators")}
     steps.write_toml(OUT / "trainer.toml", "deepspeed --num_gpus 2 --module trainer --config <this file>", recipe)
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(steps.free_port()), "--module", "trainer"]
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "--module", "trainer"]
     threads = str(max(1, (os.cpu_count() or 2) // 2))
     doing.run(
         [*command, "--config", "build/real/trainer.toml"],

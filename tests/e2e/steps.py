@@ -9,7 +9,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -83,13 +82,6 @@ def _run(command: list[str], output: int, timeout_s: float, env: Mapping[str, st
 
 def _short(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody has now: for a launcher that wants to be told one."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def write_toml(path: Path, first_line: str, tables: Mapping[str, object]) -> Path:

@@ -18,9 +18,10 @@ import pytest
 
 from evaluation.report import verify
 from pipeline import status
-from tests.conftest import free_port, wait_for
+from tests.conftest import wait_for
 from tests.e2e import pipelines
 from tests.evaluation.made import Made
+from tests.ports import free_port
 from tests.web import server
 
 RAY = str(Path(sys.executable).parent / "ray")

@@ -15,8 +15,9 @@ import pytest
 
 from pipeline import status
 from pipeline.contracts import manifest, s3, storage
-from tests.conftest import free_port, s3_environment
+from tests.conftest import s3_environment
 from tests.e2e import pipelines
+from tests.ports import free_port
 from tests.web import server
 from tests.web.site import Web
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
 
 from evaluation.__main__ import main
 from tests.browser import browser, complaints, needs_browser, requests, screenshot, show
@@ -112,10 +112,7 @@ def test_the_labelling_page_asks_keeps_and_exports(
     assert window.execute_script(CONTRAST)[0] >= 4.5
     window.find_element("id", "export").click()
     saved = tmp_path / "labels-scenes-Ada-Ö.jsonl"
-    for _ in range(100):
-        if saved.exists():
-            break
-        time.sleep(0.1)
+    WebDriverWait(window, 60).until(lambda _: saved.exists() and saved.stat().st_size > 0)
     answers = [json.loads(line) for line in saved.read_text("utf-8").splitlines()]
     said = [(one["rater"], one["answer"], one["measure"]) for one in answers]
     assert said == [("Ada Ö", "same", "pdq"), ("Ada Ö", "unsure", "pdq")]

@@ -291,7 +291,7 @@ def test_the_page_in_a_browser(config: Path, tmp_path: Path) -> None:
         assert window.execute_script("return document.documentElement.scrollWidth") <= 400
         press("Export")
         exported = tmp_path / "answers-1.jsonl"
-        WebDriverWait(window, 20).until(lambda _: exported.exists() and exported.stat().st_size > 0)
+        WebDriverWait(window, 60).until(lambda _: exported.exists() and exported.stat().st_size > 0)
         assert complaints(window) == []
         assert all(urlsplit(url).scheme in ("file", "blob") for url in requests(window))
     who, answers = human_scores.read_answers([str(exported)], sheet, 3)

@@ -7,7 +7,6 @@ import contextlib
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import NamedTuple, Protocol
 import psutil
 import pytest
 
+from tests.ports import free_port
 from tests.trainer.fork_server import ENVIRONMENT, ForkServer
 
 SMOKE = "trainer/configs/smoke.toml"
@@ -285,9 +285,3 @@ def _environment(*, on_gpu: bool = False) -> dict[str, str]:
     path = f"{_BINARIES}{os.pathsep}{os.environ['PATH']}"
     fixed = {"OMP_NUM_THREADS": ENVIRONMENT["OMP_NUM_THREADS"]} if on_gpu else ENVIRONMENT
     return {**os.environ, "PATH": path, **fixed}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -58,7 +58,7 @@ def test_a_step_is_its_phases_and_its_operations_are_the_models(bench: Bench) ->
     found = found_of(bench, TINY)
     assert found.phases.keys() == set(PHASES)
     assert all(found.phases[name] > 0 for name in PHASES)
-    assert 0.3 * found.seconds < sum(found.phases.values()) < 3 * found.seconds
+    assert 0.5 * found.phased < sum(found.phases.values()) <= found.phased
     with torch.device("meta"):
         model = models.build("tiny-vit")
         assert found.operations == flops.training_flops(model)
@@ -446,22 +446,23 @@ def test_the_code_that_a_figure_is_of(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_case_that_the_end_of_the_call_cuts_off_is_no_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_bench, "LEAST", 0)
-    for seconds, is_row in ((500, False), (0.05, True)):
-        bench = Bench("", seconds, end=time.monotonic() + 0.2, path=tmp_path / "rows")
-        if is_row:
-            assert bench.run("ours", TINY).why == "took more than 0 s"
-        else:
-            with pytest.raises(OutOfTimeError):
-                bench.run("ours", TINY)
-        assert (tmp_path / "rows").exists() == is_row
+    bench = Bench("", 500, path=tmp_path / "rows")
+    bench._end = time.monotonic() + 0.2
+    with pytest.raises(OutOfTimeError):
+        bench.run("ours", TINY)
+    assert not (tmp_path / "rows").exists()
+    bench = Bench("", 0.05, path=tmp_path / "rows")
+    assert bench.run("ours", TINY).why == "took more than 0 s"
+    assert (tmp_path / "rows").exists()
     # Also where the end has come by then
+    bench = Bench("", 0.05)
 
     def late(*_: object) -> tuple[None, str, list[str]]:
-        time.sleep(0.3)
+        bench._end = time.monotonic()
         return None, "took more than 0 s", []
 
     monkeypatch.setattr(gpu_bench, "run", late)
-    assert Bench("", 0.1, end=time.monotonic() + 0.2).run("ours", TINY).why == "took more than 0 s"
+    assert bench.run("ours", TINY).why == "took more than 0 s"
 
 
 def test_what_the_two_sides_are_is_asked_of_their_pythons(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pipeline.contracts.errors import InputError
-from tests.trainer.launching import SMOKE, Process, arguments_of, errors_of, free_port, together, wait_until
+from tests.ports import free_port
+from tests.trainer.launching import SMOKE, Process, arguments_of, errors_of, together, wait_until
 from trainer import zero
 from trainer.__main__ import main
 

@@ -24,8 +24,9 @@ import pytest
 import yaml
 
 from pipeline.contracts.errors import InputError
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
 from tests.e2e import pipelines
+from tests.ports import free_port
 from tests.trainer.launching import SMOKE, Finished, errors_of, launch, wait_until
 from trainer import checkpoint, launch_ray
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ports import free_port
 from tests.trainer.laid_out import STAGES
-from tests.trainer.launching import free_port
 from trainer.checkpoint.layout import MASTER, Flat, Saved, cut, whole
 from trainer.optim.blocks import dequantise, quantise
 from trainer.partitions import Layout, Piece

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.benchmarks.data.gpu_case import Case, text_lengths
@@ -20,6 +20,7 @@ def cost(lengths: Int64s, cuts: list[int], a_group: float) -> float:
 
 
 @given(st.lists(st.integers(2, 77), min_size=1, max_size=9), st.sampled_from([0, 1, 10, 40, 200, math.inf]))
+@settings(deadline=None)
 def test_no_other_cuts_cost_less(drawn: list[int], a_group: float) -> None:
     lengths = np.array(drawn)
     groups = grouped(lengths, a_group)

@@ -22,6 +22,7 @@ import torch
 from pipeline.contracts import manifest as manifests
 from pipeline.contracts.config import load_config
 from tests.conftest import s3_environment, s3_running
+from tests.ports import free_port
 from tests.trainer import launching
 from tests.trainer.conftest import WriteCorpus
 from tests.trainer.launching import (
@@ -32,7 +33,6 @@ from tests.trainer.launching import (
     Launch,
     alone_module,
     errors_of,
-    free_port,
     processes,
     together,
     wait_until,
@@ -323,7 +323,7 @@ def test_a_full_disk_costs_no_checkpoint(
         shutil.rmtree(place / tag)
     limits = dict.fromkeys(ranks_without_room, 200_000)
     with processes(2, short_run | {"run.dir": run}, largest_files=limits) as ranks:
-        ended = [rank.wait(60) for rank in ranks]
+        ended = [rank.wait() for rank in ranks]
     assert [one.code for one in ended] == [1, 1]
     assert "steps 3 to 6 of 6" in ended[0].output
     errors = errors_of("".join(one.output for one in ended))
@@ -561,6 +561,7 @@ def test_an_error_that_a_worker_found_ends_the_run(
     write_corpus(tmp_path / "corpus", [("a square", b"not a picture")] * 40)
     overrides = short_run | {"data.manifest": tmp_path / "corpus", "data.workers": 2, "run.dir": tmp_path / "run"}
     with processes(1, overrides) as (process,):
+        wait_until(lambda: bool(errors_of(process.output())), 280)
         finished = process.wait(MINUTE)
     assert finished.code == 2
     [said] = errors_of(finished.output)
@@ -568,21 +569,22 @@ def test_an_error_that_a_worker_found_ends_the_run(
 
 
 @pytest.mark.prove
-def test_an_error_of_one_process_alone_is_the_only_sentence(short_run: dict[str, object], tmp_path: Path) -> None:
-    for rank, told_to_end in ((0, False), (1, False), (1, True)):
-        run = tmp_path / f"{rank}-{told_to_end}"
-        overrides = short_run | ENDLESS | {"run.dir": run}
-        batch = 0 if told_to_end else 3
+@pytest.mark.parametrize(("rank", "told_to_end"), [(0, False), (1, False), (1, True)])
+def test_an_error_of_one_process_alone_is_the_only_sentence(
+    rank: int, told_to_end: bool, short_run: dict[str, object], tmp_path: Path
+) -> None:
+    overrides = short_run | ENDLESS | {"run.dir": tmp_path}
+    batch = 0 if told_to_end else 3
+    wrong_input = {"WRONG_INPUT": f"{rank}:{batch}-{batch}"}
+    with processes(2, overrides, module=INSTRUMENTED, environment=wrong_input) as ranks:
+        if told_to_end:
+            wait_until((tmp_path / "vocabulary").exists)
+            ranks[rank].signal(signal.SIGTERM)
+        wait_until(lambda: bool(errors_of(ranks[rank].output())), 280)
         before = time.monotonic()
-        with processes(
-            2, overrides, module=INSTRUMENTED, environment={"WRONG_INPUT": f"{rank}:{batch}-{batch}"}
-        ) as ranks:
-            if told_to_end:
-                wait_until((run / "vocabulary").exists)
-                ranks[rank].signal(signal.SIGTERM)
-            ended = [process.wait(MINUTE) for process in ranks]
-        assert time.monotonic() - before < MINUTE
-        assert ended[rank].code == 2
-        assert ended[1 - rank].code == 1
-        errors = errors_of(ended[0].output + ended[1].output)
-        assert errors == [f"error: batch {batch} of process {rank} is wrong; that is what the test wants"], ended
+        ended = [process.wait(MINUTE) for process in ranks]
+    assert time.monotonic() - before < MINUTE
+    assert ended[rank].code == 2
+    assert ended[1 - rank].code == 1
+    errors = errors_of(ended[0].output + ended[1].output)
+    assert errors == [f"error: batch {batch} of process {rank} is wrong; that is what the test wants"], ended

@@ -105,6 +105,8 @@ class Measured:
     """Pairs a second that one core reads, decodes, crops and tokenises, from shards."""
     phases: dict[str, float] = field(default_factory=dict)
     """Median seconds of a step, by phase."""
+    phased: float = 0.0
+    """Median seconds of the whole steps that these are of."""
     losses: list[float] = field(default_factory=list)
     """Of the first three steps."""
     kernels: list[tuple[str, float]] = field(default_factory=list)

@@ -209,12 +209,15 @@ def measure(case: Case) -> Measured:
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
         texts = feed.texts_since()
         taken: list[dict[str, float]] = []
+        phased: list[float] = []
         longest: list[tuple[str, float]] = []
         if case.micro is None:  # else a step takes as long as all that was timed
             for _ in range(max(1, case.steps // 2)):
+                began = time.perf_counter()
                 step(marked, marked_load)
                 phases.mark("data")
                 taken.append(phases.seconds())
+                phased.append(time.perf_counter() - began)
             longest = kernels(lambda: step(engine, feed.load), on_gpu=on_gpu)
         shares = {name: statistics.median(one[name] for one in taken) for name in PHASES if taken}
 
@@ -232,6 +235,7 @@ def measure(case: Case) -> Measured:
             waited=waited,
             of_a_core=of_a_core,
             phases=shares,
+            phased=statistics.median(phased) if phased else 0.0,
             losses=losses[:3],
             kernels=longest,
             device=torch.cuda.get_device_name() if on_gpu else "CPU",

@@ -195,6 +195,7 @@ def test_sha256_and_versions() -> None:
 
 
 @given(st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=5), st.binary(min_size=32, max_size=32))
+@settings(deadline=None)
 def test_hamming_counts_bits(codes: list[bytes], probe: bytes) -> None:
     naive = [bin(int.from_bytes(code) ^ int.from_bytes(probe)).count("1") for code in codes]
     assert hamming(as_codes(codes), as_codes([probe])).tolist() == naive

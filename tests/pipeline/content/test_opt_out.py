@@ -6,7 +6,7 @@ The first nine are those that img2dataset was measured on; it lets four of them 
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.content.opt_out import DIRECTIVES, in_headers, in_meta
@@ -77,6 +77,7 @@ def test_what_each_value_means(values: list[str], directive: str | None) -> None
         max_size=4,
     )
 )
+@settings(deadline=None)
 def test_lines_written_from_their_meaning_are_read_back(lines: list[tuple[str, list[str]]]) -> None:
     """Each line is written with at most one agent, so that there is one meaning; folding those that name one changes nothing."""
     values = [f"{agent}: {', '.join(words)}" if agent else ", ".join(words) for agent, words in lines]
@@ -88,6 +89,7 @@ def test_lines_written_from_their_meaning_are_read_back(lines: list[tuple[str, l
 
 
 @given(st.text(max_size=200))
+@settings(deadline=None)
 def test_no_value_breaks_it(value: str) -> None:
     in_headers([value], ["ourbot"])
 

@@ -112,6 +112,7 @@ def test_case_and_width_do_not_matter() -> None:
 
 
 @given(st.one_of(ANY_TEXT, TRICKY))
+@settings(deadline=None)
 def test_shingles_are_the_five_grams_of_the_padded_form(caption: str) -> None:
     grams = [gram.decode() for gram in shingles(caption)]
     assert grams
@@ -162,6 +163,7 @@ def test_laws_of_cleaning(raw: str) -> None:
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="&"), max_size=80))
+@settings(deadline=None)
 def test_the_short_way_for_plain_text_changes_nothing(raw: str) -> None:
     assert clean(raw) == " ".join(ftfy.fix_text(html.unescape(raw), uncurl_quotes=False).split())
 

@@ -3,13 +3,14 @@
 import hashlib
 
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.contracts import schema
 
 
 @given(st.text(), st.text())
+@settings(deadline=None)
 def test_uid_is_what_the_specification_says(url: str, caption: str) -> None:
     first, second = url.encode(), caption.encode()
     data = len(first).to_bytes(8, "little") + first + len(second).to_bytes(8, "little") + second
