@@ -115,7 +115,7 @@ class _Unit:
     # ---- manners
 
     def rules_read(self, host: str, delay_s: float) -> None:
-        self.queues.delay(host, delay_s / self._share(host))
+        self.queues.delay(host, delay_s / self._share(host), asyncio.get_running_loop().time())
         if self.queues.open(host):
             self._changed.set()
 

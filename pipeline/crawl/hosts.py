@@ -116,12 +116,12 @@ class HostQueues:
             host.rests_until += max(0.0, seconds - host.gap_s)
             host.spacing_s = seconds
 
-    def delay(self, name: str, seconds: float) -> None:
-        """As `space`, at the host's own asking."""
+    def delay(self, name: str, seconds: float, now: float = 0.0) -> None:
+        """As `space`, at the host's own asking, and from now on: the URL taken last has waited for what it asks, and goes to it only now."""
         host = self._hosts.get(name)
         if host is not None and seconds > host.delay_s:
             more = max(0.0, seconds - host.gap_s)
-            host.rests_until += more
+            host.rests_until = max(host.rests_until + more, now + seconds)
             host.waits_s += more
             host.delay_s = seconds
 

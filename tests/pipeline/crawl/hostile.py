@@ -51,6 +51,7 @@ class Hostile:
         self.hosts = [f"127.0.0.{11 + number}" for number in range(hosts)]
         self.answers = dict(answers or {})
         self.robots: dict[str, bytes] = {}
+        self.robots_take_s = 0.0
         self.hits: Counter[tuple[str, str]] = Counter()
         self.times: dict[tuple[str, str], list[float]] = {}
         self.connections = 0
@@ -90,6 +91,7 @@ class Hostile:
     async def _answer(self, host: str, path: str, write: Write, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection may be used again."""
         if path == "/robots.txt":
+            await asyncio.sleep(self.robots_take_s)
             await write(self.robots.get(host, whole(404, b"")))
         elif path in self.answers:
             await write(self.answers[path])

@@ -122,6 +122,20 @@ def test_what_a_host_asks_for_is_added_up_and_our_own_pace_is_not() -> None:
     assert made.waits_s("b.org") == 7.0
 
 
+def test_a_delay_counts_from_when_it_is_known() -> None:
+    """The URL that was taken at 10 waited until 13 for the robots.txt that says it, and is asked for only then."""
+    made = queues({"a.org": 3}, limit=1)
+    assert hosts_taken(made, 10.0) == ["a.org"]
+    made.delay("a.org", 2.0, 13.0)
+    made.give_back("a.org")
+    assert hosts_taken(made, 14.9) == []
+    assert hosts_taken(made, 15.0) == ["a.org"]
+    made.delay("a.org", 2.0, 16.0)  # no news
+    made.give_back("a.org")
+    assert hosts_taken(made, 17.0) == ["a.org"]
+    assert made.waits_s("a.org") == 2.0 + 2 * 2.0
+
+
 def test_a_request_out_of_turn_costs_the_next_turn() -> None:
     made = queues({"a.org": 3, "b.org": 3}, limit=5)
     made.space("a.org", 2.0)
