@@ -33,6 +33,23 @@ def unused_port() -> int:
     return free_port()
 
 
+_MOTO = """
+import threading
+from moto.s3.responses import S3Response
+from moto.server import main
+
+# S3 promises that of two writers with If-None-Match one is refused; moto looks and writes in two steps, in a thread for each request.
+put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+def put_object(self):
+    with one_at_a_time:
+        return put(self)
+
+S3Response.put_object = put_object
+main()
+"""
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The URL of moto's S3 server, started for this session."""
@@ -44,7 +61,7 @@ def s3_server() -> Iterator[str]:
 def s3_running() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """An S3 server of moto's, empty: its URL, and its process for those who want to lose it."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-c", _MOTO, "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -489,9 +489,11 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
 
 
 def refuses_late(mark: Path, table: pa.Table, unit: Unit) -> Result:
-    """The first unit at once, the other when the driver has given up."""
+    """The first unit at once, the other when it is told to: when the driver has given up."""
     if unit.id != "u0":
-        time.sleep(1)
+        until = time.monotonic() + 60
+        while not mark.with_name("go").exists() and time.monotonic() < until:
+            time.sleep(0.05)
         mark.touch()
     return refuses(table, unit)
 
@@ -505,6 +507,7 @@ def test_units_that_fail_beside_the_first_do_not_add_their_tracebacks(tmp_path: 
         with pytest.raises(InputError, match="'x' is no number"):
             run(tmp_path / "out", toy(functools.partial(refuses_late, mark)), units(2))
         assert not mark.exists()
+        mark.with_name("go").touch()
         until = time.monotonic() + 60
         while not mark.exists() and time.monotonic() < until:
             time.sleep(0.05)
@@ -561,7 +564,7 @@ def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path, when: str) -> N
             assert process.stdout.readline() == "in\n"
             process.terminate()
         try:
-            out, said = process.communicate(timeout=60)
+            out, said = process.communicate(timeout=200)
         finally:
             process.kill()
         assert out == ""
@@ -673,8 +676,9 @@ def living() -> Iterator[dict[str, Json]]:
 
 def dead() -> dict[str, Json]:
     """An owner that is gone."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     owner = {**records.this_process(), "pid": process.pid, "started": records.start_ticks(process.pid)}
+    process.kill()
     process.wait()
     return owner
 

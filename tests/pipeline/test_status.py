@@ -89,8 +89,9 @@ def test_a_run_that_goes_on_has_its_pace_and_the_time_left(out: Path) -> None:
 
 
 def test_a_watched_run_whose_driver_was_killed_is_left(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     owner = {**records.this_process(), "pid": process.pid, "started": records.start_ticks(process.pid)}
+    process.kill()
     process.wait()
     told = json.loads((out / "run.json").read_text()) | {"state": "running", "error": None, "owner": owner}
     (out / "run.json").write_text(json.dumps(told))

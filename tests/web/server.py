@@ -138,7 +138,9 @@ def serve(web: Web, sockets: list[socket.socket], workers: int, parent: int) -> 
             time.sleep(0.2)
     finally:
         for child in children:
-            os.kill(child, signal.SIGTERM)
+            os.kill(child, signal.SIGKILL)  # a worker that has just been forked may lose a SIGTERM
+        for child in children:  # until then the sockets are open, and nobody answers
+            os.waitpid(child, 0)
 
 
 @contextlib.contextmanager

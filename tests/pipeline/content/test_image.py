@@ -348,9 +348,9 @@ def test_metadata_bombs_are_never_inflated() -> None:
     huge = zlib.compress(bytes(50_000_000))
     rows = b"\0" + bytes([1, 2, 3])
     text = chunk(b"zTXt", b"k\0\0" + huge) + chunk(b"iCCP", b"k\0\0" + huge) + chunk(b"acTL", b"\xff" * 8)
-    start = time.perf_counter()
+    start = time.process_time()
     assert decode(png(1, 1, 8, 2, rows, text)).rgb.tolist() == [[[1, 2, 3]]]
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 ENDLESS = """

@@ -25,9 +25,10 @@ from tests.pipeline.crawl.hostile import ANSWERS, Hostile, head, whole
 FILES = 220  # of a process that fetches 8 URLs at once; those of a test are 100 or so
 
 UNIT = """
-import json, resource, sys, threading, time
+import itertools, json, resource, sys, threading, time
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.engine import fetch_pictures
+from pipeline.crawl.fetch import Fetcher
 from pipeline.contracts.errors import HouseError
 
 port, hosts, files, hard, back_after_s, deadline_s = (float(word) for word in sys.argv[1:])
@@ -36,13 +37,20 @@ config = CrawlConfig(
 )
 urls = [f"http://127.3.{n // 250}.{n % 250 + 1}:{port:.0f}/ok?{n}" for n in range(int(hosts))]
 if back_after_s >= 0:
-    # Files are there when the unit begins, then none, and after a while (or never) there are some again.
+    # Files are there when the unit begins, none from its ninth URL on, and after a while (or never) there are some again.
     def squeeze():
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (6, limits[1]))
         if back_after_s:
             threading.Timer(back_after_s, resource.setrlimit, (resource.RLIMIT_NOFILE, limits)).start()
-    threading.Timer(0.3, squeeze).start()
+    fetch, calls = Fetcher.fetch, itertools.count(1)
+
+    async def squeezed(self, target):
+        if next(calls) == 9:
+            squeeze()
+        return await fetch(self, target)
+
+    Fetcher.fetch = squeezed
     urls = [url.replace("/ok", "/slowly") for url in urls]
 else:
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(hard)))

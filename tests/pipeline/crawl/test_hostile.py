@@ -190,7 +190,8 @@ def test_what_nobody_foresaw_costs_one_url_and_is_told_once(
         urls = [("/ok", 0), ("/ok?2", 0), ("/ok?3", 0)]
         refused = [Refused(Reason.IMAGE_CORRUPT, "unforeseen KeyError")]
     with Hostile(hosts=2, answers=ANSWERS).running() as web:
-        outcomes = fetch_pictures([web.url(path, host) for path, host in urls], config(), lambda host: 1)
+        patient = config(timeout_s=30.0, deadline_s=60.0)
+        outcomes = fetch_pictures([web.url(path, host) for path, host in urls], patient, lambda host: 1)
     assert [outcome for outcome in outcomes if isinstance(outcome, Refused)] == refused
     assert isinstance(outcomes[2], Stored)
     told = [record for record in caplog.records if "unforeseen" in record.getMessage() or record.exc_info]

@@ -539,6 +539,10 @@ def test_a_second_takedown_needs_a_folder_of_its_own(
 ) -> None:
     """The first one's rows would be back. Of each list it is said what named no row."""
     rows = rows_of(runs.plain / "shards").to_pylist()
+    # First two that have nothing in common with another row, which may be one of those whose URL or picture is listed.
+    count = collections.Counter(word for row in rows for word in (row["url"], row["source_sha256"]))
+    single = [row for row in rows if count[row["url"]] == count[row["source_sha256"]] == 1][:2]
+    rows = single + [row for row in rows if row not in single]
     for number in range(2):
         (tmp_path / f"{number}.txt").write_text(rows[number]["uid"].hex())
     (tmp_path / "urls.txt").write_text(f"{rows[2]['url']}#top\nhttp://Nowhere.example/1.jpg\n")
