@@ -6,6 +6,7 @@ A process of its own, because Ray reads how it authenticates when it is imported
 
 import sys
 import time
+from typing import Any
 
 import psutil
 from ray.cluster_utils import Cluster
@@ -18,21 +19,41 @@ def main() -> None:
     print(cluster.address, flush=True)
     try:
         for _ in sys.stdin:
-            until = time.monotonic() + 30
-            while not (working := [node for node in nodes if _works(node)]) and time.monotonic() < until:
-                time.sleep(0.005)
-            if working:
-                nodes.remove(working[0])
-                cluster.remove_node(working[0], allow_graceful=False)
-            print("killed" if working else "all idle", flush=True)
+            print("killed" if kill_a_node_at_work(cluster, nodes) else "all idle", flush=True)
     finally:
         cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _works(node: object) -> bool:
-    """Whether a worker of the node runs a unit: Ray names its processes by their task."""
-    raylet = node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]  # ray._private.node.Node
-    return any(child.name().startswith("ray::_run_unit") for child in psutil.Process(raylet).children())
+def kill_a_node_at_work(cluster: Cluster, nodes: list[Any]) -> bool:
+    """Kill the first node that is found working, and take it out of `nodes`; False where all are idle for half a minute."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        for node in nodes:
+            worker = _stop_amid_a_unit(node.all_processes["raylet"][0].process.pid)
+            if worker is not None:
+                nodes.remove(node)
+                cluster.remove_node(node, allow_graceful=False)
+                worker.kill()  # one that is stopped does not see that its node has gone
+                return True
+        time.sleep(0.005)
+    return False
+
+
+def _stop_amid_a_unit(raylet: int) -> psutil.Process | None:
+    """Stop a worker of the node that has a unit under way, and still has it then; None where there is none."""
+    for worker in psutil.Process(raylet).children():
+        if _works(worker.pid):
+            worker.suspend()
+            if _works(worker.pid):
+                return worker
+            worker.resume()
+    return None
+
+
+def _works(pid: int) -> bool:
+    """Ray names its processes by their task."""
+    name: str = psutil.Process(pid).name()  # asked anew: a Process keeps what it was told
+    return name.startswith("ray::_run_unit")
 
 
 if __name__ == "__main__":
