@@ -117,7 +117,7 @@ class HostQueues:
             host.spacing_s = seconds
 
     def delay(self, name: str, seconds: float, now: float = 0.0) -> None:
-        """As `space`, at the host's own asking, and from now on: the URL taken last has waited for what it asks, and goes to it only now."""
+        """As `space`, at the host's own asking, and from now on: the URL taken last has waited for that, and is asked for only now."""
         host = self._hosts.get(name)
         if host is not None and seconds > host.delay_s:
             more = max(0.0, seconds - host.gap_s)
