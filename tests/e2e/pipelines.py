@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline.contracts import manifest, storage
@@ -193,6 +193,18 @@ def _is_agent(pid: int) -> bool:
     return (
         (title.startswith("ray::") and "Agent" in title) or "/dashboard/agent.py" in title or "/agent/main.py" in title
     )
+
+
+def stop_amid_a_unit(processes: Iterable[int]) -> int | None:
+    """Stop the first of them that has a unit under way, and still has it then: its number; None where there is none. Ray names a worker
+    by the task it runs."""
+    for pid in processes:
+        if _title(pid).startswith("ray::_run_unit"):
+            os.kill(pid, signal.SIGSTOP)
+            if _title(pid).startswith("ray::_run_unit"):
+                return pid
+            os.kill(pid, signal.SIGCONT)
+    return None
 
 
 def titles(launch: Launch) -> dict[int, str]:

@@ -314,23 +314,6 @@ def test_retry_killed_after_every_step(large: Ground) -> None:
 # ---- a worker
 
 
-def kill_amid_a_unit(launch: pipelines.Launch) -> None:
-    """Kill a worker that has a unit under way, and still has it when it has been stopped."""
-    while True:
-        assert launch.process.poll() is None, launch.text()
-        for pid in working(launch):
-            os.kill(pid, signal.SIGSTOP)
-            if pid in working(launch):
-                os.kill(pid, signal.SIGKILL)
-                return
-            os.kill(pid, signal.SIGCONT)
-
-
-def working(launch: pipelines.Launch) -> list[int]:
-    """Ray names its processes by their task."""
-    return [pid for pid, title in pipelines.titles(launch).items() if title.startswith("ray::_run_unit")]
-
-
 @pytest.mark.prove
 @pytest.mark.timeout(900)
 def test_a_worker_killed_in_a_crawl_unit_is_replaced(large: Ground) -> None:
@@ -343,7 +326,9 @@ def test_a_worker_killed_in_a_crawl_unit_is_replaced(large: Ground) -> None:
         assert time.monotonic() < until, launch.text()
         time.sleep(0.05)
     assert where(out).startswith("crawl ")
-    kill_amid_a_unit(launch)
+    while (worker := pipelines.stop_amid_a_unit(launch.members())) is None:
+        assert launch.process.poll() is None, launch.text()
+    os.kill(worker, signal.SIGKILL)
     assert launch.wait() == 0, launch.text()
     assert "lost its worker (WorkerCrashedError)" in launch.text()
     assert pipelines.corpus(str(out)) == large.corpus

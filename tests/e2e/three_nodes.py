@@ -4,12 +4,16 @@ working on a unit, and says so; ends with its input.
 A process of its own, because Ray reads how it authenticates when it is imported.
 """
 
+import os
+import signal
 import sys
 import time
 from typing import Any
 
 import psutil
 from ray.cluster_utils import Cluster
+
+from tests.e2e.pipelines import stop_amid_a_unit
 
 
 def main() -> None:
@@ -29,31 +33,15 @@ def kill_a_node_at_work(cluster: Cluster, nodes: list[Any]) -> bool:
     until = time.monotonic() + 30
     while time.monotonic() < until:
         for node in nodes:
-            worker = _stop_amid_a_unit(node.all_processes["raylet"][0].process.pid)
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            worker = stop_amid_a_unit(child.pid for child in raylet.children())
             if worker is not None:
                 nodes.remove(node)
                 cluster.remove_node(node, allow_graceful=False)
-                worker.kill()  # one that is stopped does not see that its node has gone
+                os.kill(worker, signal.SIGKILL)  # one that is stopped does not see that its node has gone
                 return True
         time.sleep(0.005)
     return False
-
-
-def _stop_amid_a_unit(raylet: int) -> psutil.Process | None:
-    """Stop a worker of the node that has a unit under way, and still has it then; None where there is none."""
-    for worker in psutil.Process(raylet).children():
-        if _works(worker.pid):
-            worker.suspend()
-            if _works(worker.pid):
-                return worker
-            worker.resume()
-    return None
-
-
-def _works(pid: int) -> bool:
-    """Ray names its processes by their task."""
-    name: str = psutil.Process(pid).name()  # asked anew: a Process keeps what it was told
-    return name.startswith("ray::_run_unit")
 
 
 if __name__ == "__main__":
