@@ -183,18 +183,13 @@ def kill_a_worker(found: Ground, name: str, stage: str) -> tuple[pipelines.Launc
     """Launch, and SIGKILL the worker that is in the first unit of `stage`; returns the launch and whether it was hit."""
     launch = found.start(name, workers=1)
     while launch.process.poll() is None and not found.records(name, stage):
-        for pid, title in pipelines.titles(launch).items():
-            if title.startswith("ray::_run_unit") and killed_in_a_unit(found, launch, pid, name, stage):
+        worker = pipelines.stop_amid_a_unit(launch.members())
+        if worker is not None:
+            hit = not found.records(name, stage)  # nor will there be while it is stopped
+            os.kill(worker, signal.SIGKILL if hit else signal.SIGCONT)
+            if hit:
                 return launch, True
     return launch, False
-
-
-def killed_in_a_unit(found: Ground, launch: pipelines.Launch, pid: int, name: str, stage: str) -> bool:
-    """Kill the worker if it is still in that unit. It is stopped while we look, so the unit cannot end between the look and the kill."""
-    os.kill(pid, signal.SIGSTOP)
-    inside = pipelines.titles(launch).get(pid, "").startswith("ray::_run_unit") and not found.records(name, stage)
-    os.kill(pid, signal.SIGKILL if inside else signal.SIGCONT)
-    return inside
 
 
 @pytest.mark.prove
