@@ -26,14 +26,10 @@ would have to beat matrix products in fp32.
 
 import argparse
 import functools
-import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -97,30 +93,6 @@ def copy_rate() -> float:
 # ---- code
 
 
-class Code(NamedTuple):
-    instructions: int
-    registers: int
-    stack: int
-    """Bytes that a thread spills."""
-    moves: list[str]
-    """Loads and stores."""
-
-
-def code_of(cubin: bytes) -> Code:
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        listing = subprocess.run([tools / "nvdisasm", file.name], check=True, capture_output=True, text=True).stdout
-        usage = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", file.name], check=True, capture_output=True, text=True
-        )
-    found = re.findall(r"^\s+/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
-    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage.stdout + usage.stderr)[0]) for key in ("REG", "STACK"))
-    return Code(len(found), registers, stack, [one for one in found if one.startswith(("LDG", "STG"))])
-
-
 def code() -> bool:
     """Whether nothing is spilled."""
     import triton
@@ -146,7 +118,7 @@ def code() -> bool:
     spilled = 0
     cubins = compiled.compiled("cubin", [request for request, _ in asked.values()])
     for (name, (_, each)), cubin in zip(asked.items(), cubins, strict=True):
-        found = code_of(cubin)
+        found = compiled.read_cubin(cubin)
         wide = sum(one.endswith(".128") for one in found.moves)
         print(
             f"{name:<34}{found.instructions / each:>23.1f}{found.registers:>11}{found.stack:>9}{wide:>10}{len(found.moves):>5}"

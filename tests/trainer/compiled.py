@@ -9,12 +9,13 @@ has switched the interpreter on nothing is compiled.
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 Kind = Literal["ptx", "cubin"]
 BLOCK = 256
@@ -83,6 +84,31 @@ def compiled(kind: Kind, requests: Sequence[Request]) -> list[bytes]:
         environment.pop("TRITON_INTERPRET", None)
         subprocess.run(command, env=environment, check=True, capture_output=True)
         return [(Path(folder) / str(place)).read_bytes() for place in range(len(requests))]
+
+
+class Code(NamedTuple):
+    instructions: int
+    registers: int
+    stack: int
+    """Bytes that a thread spills."""
+    moves: list[str]
+    """Loads and stores."""
+
+
+def read_cubin(cubin: bytes) -> Code:
+    """By the tools that come with Triton."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        listing = subprocess.run([tools / "nvdisasm", file.name], check=True, capture_output=True, text=True).stdout
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name], check=True, capture_output=True, text=True
+        )
+    found = re.findall(r"^\s+/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
+    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage.stdout + usage.stderr)[0]) for key in ("REG", "STACK"))
+    return Code(len(found), registers, stack, [one for one in found if one.startswith(("LDG", "STG"))])
 
 
 def main(folder: str, kind: str, asked: str) -> None:

@@ -1,9 +1,11 @@
-"""The benchmark `traffic`: bytes that can be said by hand, a step's products as they are computed, programs that a GPU would have."""
+"""The benchmarks `traffic` and `programs`: bytes that can be said by hand, a step's products as they are computed, programs that a GPU
+would have and their machine code."""
 
 import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -62,9 +64,9 @@ def test_a_gpu_has_the_same_programs_for_small_and_large_groups_of_texts(
     graphs: list[Any] = []
     kernels_of = traffic_case.kernels_of
 
-    def counted(graph: Any, inputs: list[Any], options: dict[str, Any]) -> list[Any]:
+    def counted(graph: Any, *others: Any) -> list[Any]:
         graphs.append(graph)
-        return kernels_of(graph, inputs, options)
+        return kernels_of(graph, *others)
 
     monkeypatch.setattr(traffic_case, "kernels_of", counted)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", traffic_case.gpu_attention)
@@ -132,3 +134,84 @@ def test_attention_moves_what_it_must_and_short_attention_nothing_beside(steps: 
 def test_what_is_computed_again_moves_more(steps: dict[str, list[Counted]]) -> None:
     moved = {way: sum(one.times * one.bytes for one in steps[way]) for way in WAYS}
     assert moved["none short"] < moved["none torch"] < moved["elementwise torch"]
+
+
+def test_kernels_are_compiled_once_and_one_that_cannot_be_is_named(tmp_path: Path) -> None:
+    """In a process of its own: it says which driver Triton has."""
+    programs = [program_with(k_3="x + y"), program_with(k_4="x + y", k_5="x * y", other_0="x + nobody")]
+    asked = tmp_path / "programs.json"
+    asked.write_text(json.dumps(programs))
+    script = "import json, sys; from tests.benchmarks.data import programs_case as p; p.of_code(json.load(open(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", script, str(asked)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    graphs, kernels = json.loads(done.stdout)
+    assert graphs == 2
+    assert sorted(name.rpartition("_")[0] for name, _, _ in kernels) == ["k", "k", "other"]
+    for name, codes, why in kernels:
+        if name.startswith("other"):
+            assert not codes
+            assert "nobody" in why
+        else:
+            assert not why
+            assert {configuration.partition(",")[0] for configuration, *_ in codes} >= {"XBLOCK: 1024"}
+            assert all(instructions > 10 and registers > 4 and not stack for _, instructions, registers, stack in codes)
+
+
+def program_with(**kernels: str) -> str:
+    """What Inductor writes for kernels of two inputs, by their names: what they compute of x and y."""
+    return "".join(
+        f"""
+{name} = async_compile.triton('{name}', '''
+import triton
+import triton.language as tl
+from torch._inductor.runtime import triton_helpers, triton_heuristics
+from torch._inductor.runtime.hints import DeviceProperties
+triton_helpers.set_driver_to_gpu()
+
+@triton_heuristics.pointwise(
+    size_hints={{'x': 1048576}},
+    filename=__file__,
+    triton_meta={{
+        'signature': {{'in_ptr0': '*fp32', 'in_ptr1': '*fp32', 'out_ptr0': '*fp32', 'xnumel': 'i32', 'XBLOCK': 'constexpr'}},
+        'device': DeviceProperties(type='cuda', index=0, multi_processor_count=132, cc=90, major=9,
+            regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, max_threads_per_block=1024, warp_size=32),
+        'constants': {{}},
+        'configs': [{{(0,): [['tt.divisibility', 16]]}}],
+    }},
+    inductor_meta={{'kernel_name': '{name}', 'num_load': 2, 'num_store': 1, 'num_reduction': 0}},
+    min_elem_per_thread=0,
+)
+@triton.jit
+def {name}(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK: tl.constexpr):
+    index = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)
+    inside = index < xnumel
+    x = tl.load(in_ptr0 + index, inside)
+    y = tl.load(in_ptr1 + index, inside)
+    tl.store(out_ptr0 + index, {what}, inside)
+''', device_str='cuda')
+"""
+        for name, what in kernels.items()
+    )
+
+
+@pytest.mark.prove
+def test_a_gpu_would_have_code_for_all_that_a_step_runs() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.data.programs_case",
+        "tiny-vit",
+        "elementwise",
+        "short",
+        str(PAIRS),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    graphs, kernels = json.loads(done.stdout)
+    assert graphs == 8, "of two towers a block and the last block, forward and backward"
+    assert [(name, why) for name, _, why in kernels if why] == []
+    assert all(codes for _, codes, _ in kernels)
+    assert {kind for name, _, _ in kernels for kind in ("layer_norm", "sigmoid") if kind in name} == {
+        "layer_norm",
+        "sigmoid",
+    }

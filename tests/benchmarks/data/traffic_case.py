@@ -74,11 +74,12 @@ class _ScheduledError(Exception):
 
 
 class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Kernels of a step, and how often each runs."""
+    """Kernels of a step, and how often each runs; with_code: also the code that Inductor writes for each graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_code: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.runs: collections.Counter[Kernel] = collections.Counter()
+        self.code: list[str] | None = [] if with_code else None
         self._in_program = False
 
     @contextlib.contextmanager
@@ -114,7 +115,7 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _inner(self, graph: Any, inputs: list[Any], **options: Any) -> Callable[[list[Any]], Any]:
         with self._inside():
-            kernels = kernels_of(graph, inputs, options)
+            kernels = kernels_of(graph, inputs, options, self.code)
 
         def program(given: list[Any]) -> Any:
             for kernel in kernels:
@@ -128,13 +129,17 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return program
 
 
-def kernels_of(graph: Any, inputs: list[Any], options: dict[str, Any]) -> list[Kernel]:
-    """What Inductor makes of a graph of operations on an H200."""
+def kernels_of(graph: Any, inputs: list[Any], options: dict[str, Any], code: list[str] | None) -> list[Kernel]:
+    """What Inductor makes of a graph of operations on an H200. `code`, if it is wanted, is added to."""
     found: list[Kernel] = []
+    codegen = GraphLowering.codegen
 
     def stop(lowered: Any) -> None:
-        lowered.init_wrapper_code()
-        lowered._update_scheduler()
+        if code is None:
+            lowered.init_wrapper_code()
+            lowered._update_scheduler()
+        else:
+            code.append(codegen(lowered)[0].value)
         found.extend(kernel_of(node) for node in lowered.scheduler.nodes if has_kernel(node))
         raise _ScheduledError
 
@@ -225,6 +230,8 @@ def on_an_h200() -> Iterator[None]:
     with (
         mock.patch.object(scheduler, "has_triton", return_value=True),
         mock.patch.object(fake_tensor, "init_gpu_context"),
+        # cuDNN has a convolution's output channels-last where one of its inputs is. A torch that sees no GPU thinks of no cuDNN.
+        mock.patch.object(torch._C, "_conv_determine_backend_memory_format", conv_format),
         # It copies fake tensors, to see whether their shapes agree, which a torch without CUDA cannot.
         mock.patch.object(reinplace, "_inplace_generalized_scatter", lambda target, _source, _views: target),
         patches(torch.cuda, **device),
@@ -232,6 +239,11 @@ def on_an_h200() -> Iterator[None]:
         patches(CudaInterface.Worker, **worker),
     ):
         yield
+
+
+def conv_format(pixels: Tensor, weight: Tensor, _: object) -> torch.memory_format:
+    last = any(one.is_contiguous(memory_format=torch.channels_last) for one in (pixels, weight))
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def gpu_attention(
@@ -277,10 +289,8 @@ def fake(model: nn.Module) -> None:
                     own[name] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty  # type: ignore[assignment]
 
 
-def traffic(
-    model: nn.Module, size: int, compiled: Callable[[Traffic], Callable[..., Any]], pairs: int, places: int
-) -> collections.Counter[Kernel]:
-    found = Traffic()
+def step(found: Traffic, model: nn.Module, run: Callable[..., Any], size: int, pairs: int, places: int) -> None:
+    """Forward and backward by `run`, which is the model or has it compiled; `found` sees it."""
     ids = drawn_texts(Case("", pairs, ""), 49_408)[:, FULL_LENGTH - places :]
     with (
         mock.patch.object(functional, "scaled_dot_product_attention", gpu_attention),
@@ -290,27 +300,23 @@ def traffic(
     ):
         fake(model)
         pixels = torch.empty(pairs, 3, size, size, dtype=torch.bfloat16)
-        run = compiled(found)
         with found:
             images, texts, scale = run(pixels, mode.from_tensor(ids))[:3]
             torch.autograd.backward((scale * images.float().sum() * texts.float().sum()).sum())
-    return found.runs
 
 
 def main() -> None:
     who, name, checkpoint, attention, pairs, places = sys.argv[1:]
     with contextlib.redirect_stdout(sys.stderr):
+        found = Traffic()
         model = ours(name, checkpoint, short=attention == "short") if who == "ours" else open_clip(name)
-
-        def compiled(found: Traffic) -> Callable[..., Any]:
-            if who == "open_clip":
-                return torch.compile(model, backend=found.backend)
-            model.compile_blocks(found.backend)  # type: ignore[operator]
-            return model
-
-        size = PRESETS[name].image_size
-        runs = traffic(model, size, compiled, int(pairs), int(places))
-    print(json.dumps([[kernel.kind, times, *kernel[1:]] for kernel, times in runs.items()]))
+        run: Callable[..., Any] = model
+        if isinstance(model, CLIP):
+            model.compile_blocks(found.backend)
+        else:
+            run = torch.compile(model, backend=found.backend)
+        step(found, model, run, PRESETS[name].image_size, int(pairs), int(places))
+    print(json.dumps([[kernel.kind, times, *kernel[1:]] for kernel, times in found.runs.items()]))
 
 
 if __name__ == "__main__":
