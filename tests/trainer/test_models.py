@@ -22,6 +22,7 @@ from tests.trainer.allocated import allocations
 from tests.trainer.released import OPENAI, RESNETS, VITS, released_shapes
 from trainer.models import CLIP, PRESETS, Preset, ResNetShape, ViTShape, build
 from trainer.models.checkpointing import Checkpointing
+from trainer.models.transformer import Block
 
 State = dict[str, Tensor]
 
@@ -478,6 +479,48 @@ def test_a_text_tower_has_few_programs_for_all_groups(how: Checkpointing) -> Non
     for n, length in ((5, 4), (3, 6), (9, 9), (1, 7), (2, 5), (8, 3), (1, 4), (40, 8)):
         torch.autograd.backward(model.encode_text(some_ids(n, SMALL_VIT)[:, :length]).sum())
     assert 2 <= programs <= 2 + 2 + 1
+
+
+@pytest.mark.filterwarnings(GRAD_OF_TRACED)
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated"
+)  # torch's own, where its compiler is first imported
+@pytest.mark.parametrize(("how", "times"), [("none", 0), ("elementwise", 0), ("blocks", 1)])
+@pytest.mark.parametrize("at", [None, torch.tensor([2, 0, 3])], ids=["block", "last block"])
+def test_a_compiled_block_keeps_the_sum_of_its_residual(how: Checkpointing, times: int, at: Tensor | None) -> None:
+    """Its backward program does not make it again from what it was given, unless it makes everything again."""
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    backward: list[torch.fx.GraphModule] = []
+
+    def seen(graph: torch.fx.GraphModule, _: object) -> Any:
+        backward.append(graph)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+        bw_compiler=seen,
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    block = Block(64, causal=True, gelu="quick", checkpoint_activations=how)
+    torch._dynamo.reset()
+    block.compile(backend=backend)
+    block(torch.randn(3, 4, 64, requires_grad=True), at).sum().backward()
+    (program,) = backward
+    kept_or_again: set[torch.fx.Node] = set()  # what does not depend on the gradient of the output
+    sums = []
+    for node in program.graph.nodes:
+        inputs = node.all_input_nodes
+        if not node.name.startswith("tangents") and kept_or_again.issuperset(inputs):
+            kept_or_again.add(node)
+            if node.target is torch.ops.aten.add.Tensor and len({one.meta["val"].shape for one in inputs}) == 1 < len(
+                inputs
+            ):
+                sums.append(node)
+    assert len(sums) == times, program.code
 
 
 @pytest.mark.prove

@@ -13,6 +13,11 @@ a weight is cast once for all groups, and their gradients are summed in half pre
 dropped before. Batch norm's running statistics, which have moved once, rest the second time. The policy is one of torch's own
 (`torch.utils.checkpoint.create_selective_checkpoint_contexts`), which torch.compile follows too. Where nothing is compiled it takes three
 times the work of the process that launches kernels: small micro-batches may make a GPU wait for it.
+
+A compiled block keeps the sum of the residual between attention and MLP, in each of the ways but "blocks", and not the product that was
+added: as much memory. Left to itself Inductor keeps the product, and makes the sum again for the backward passes of both norms. These it
+then computes together, since both read the block's input: in one kernel that needs nearly all registers of a GPU (torch 2.11), or in
+three (2.13). With the sum each norm has one kernel, which reads what it needs once (`python -m tests.benchmarks.traffic`).
 """
 
 import functools
@@ -48,7 +53,7 @@ def checkpointed(how: Checkpointing, block: nn.Module, inside: Callable[..., Ten
     if torch.compiler.is_compiling():  # a compiled program changes running statistics once, whatever it computes twice
         if how == "blocks":
             return cast(Tensor, checkpoint(inside, *inputs, use_reentrant=False, preserve_rng_state=False))
-        contexts = _elementwise
+        contexts = _elementwise_compiled
     return cast(Tensor, checkpoint(inside, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts))
 
 
@@ -61,6 +66,34 @@ def _policy(context: object, operation: object, *inputs: Any, **options: Any) ->
 
 
 _elementwise = functools.partial(create_selective_checkpoint_contexts, _policy)
+
+
+def _policy_compiled(context: object, operation: object, *inputs: Any, **options: Any) -> CheckpointPolicy:
+    if operation is torch.ops.aten.add.Tensor and _are_residual(*inputs):
+        return CheckpointPolicy.MUST_SAVE
+    return _policy(context, operation, *inputs, **options)
+
+
+_elementwise_compiled = functools.partial(create_selective_checkpoint_contexts, _policy_compiled)
+
+
+def _are_residual(x: object, y: object) -> bool:
+    """Whether both are [n, L, width]. A ResNet's shortcut is not: nothing but its sum's activation is asked for again."""
+    return isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() == 3 and x.shape == y.shape
+
+
+def residual_sum(how: Checkpointing, x: Tensor, y: Tensor) -> Tensor:
+    """x + y, both [n, L, width], inside of a block; a compiled one that is to keep all keeps this too."""
+    if how != "none" or not torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return x + y
+    return cast(Tensor, checkpoint(torch.add, x, y, use_reentrant=False, preserve_rng_state=False, context_fn=_kept))
+
+
+def _keep(context: object, operation: object, *inputs: Any, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE
+
+
+_kept = functools.partial(create_selective_checkpoint_contexts, _keep)
 
 
 def _around_both_passes(how: Checkpointing, block: nn.Module) -> tuple[Context, Context]:

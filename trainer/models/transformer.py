@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.models import short_attention
-from trainer.models.checkpointing import Checkpointing, checkpointed
+from trainer.models.checkpointing import Checkpointing, checkpointed, residual_sum
 from trainer.models.presets import HEAD_WIDTH, Gelu
 
 
@@ -108,7 +108,7 @@ class Block(nn.Module):
 
     def _inside(self, x: Tensor, at: Tensor | None) -> Tensor:
         kept = x if at is None else _rows_at(x, at)
-        kept = kept + self.attn(self.ln_1(x), at)
+        kept = residual_sum(self.checkpoint_activations, kept, self.attn(self.ln_1(x), at))
         out: Tensor = kept + self.mlp(self.ln_2(kept))
         return out
 
