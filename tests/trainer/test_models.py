@@ -490,7 +490,7 @@ def test_a_text_tower_has_few_programs_for_all_groups(how: Checkpointing) -> Non
 def test_a_compiled_block_keeps_the_sum_of_its_residual(how: Checkpointing, times: int, at: Tensor | None) -> None:
     """Its backward program does not make it again from what it was given, unless it makes everything again."""
     from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._functorch._aot_autograd.utils import make_boxed_func
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
 
