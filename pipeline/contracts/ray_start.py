@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
+from types import FrameType
 
 from pipeline.contracts.errors import InputError, RunError
 
@@ -22,8 +24,11 @@ def connect(address: str | None, place: str, *, dashboard: bool | None) -> None:
     """
     import ray  # heavy
 
-    answer = signal.getsignal(signal.SIGTERM)
+    answers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number, answer in answers.items():
+            if answer is signal.default_int_handler:
+                signal.signal(number, _interrupts(os.getpid()))
         if address is not None:
             _knock(address)
         ray.init(
@@ -47,8 +52,23 @@ def connect(address: str | None, place: str, *, dashboard: bool | None) -> None:
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, answer)  # Ray's would end the process without a word
+            for number, answer in answers.items():
+                signal.signal(number, answer)  # Ray's would end the process without a word
             signal.alarm(0)  # the one of its C++ part aborts the process 3 s later, whatever that does with them
+
+
+def _interrupts(driver: int) -> Callable[[int, FrameType | None], None]:
+    """As `default_int_handler`, but only in the process `driver`.
+
+    What Ray starts are forks of it for some milliseconds, until they become their programs. In them a Ctrl-C, which reaches all of a
+    terminal's processes, would print a traceback; Ray is about to take them out of its reach.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == driver:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def _knock(address: str) -> None:

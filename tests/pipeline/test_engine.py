@@ -578,6 +578,33 @@ def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path, when: str) -> N
     assert last == "state: failed (interrupted; the same command again resumes)"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_says_nothing_in_a_fork_of_the_driver_while_ray_starts(
+    number: signal.Signals,
+) -> None:
+    """Ray's processes are forks until they become their programs, and hear what the driver's group is told."""
+    script = f"""
+import os, signal, subprocess, sys
+import ray
+from pipeline.contracts import ray_start
+
+def start(**options):
+    fork = subprocess.Popen([sys.executable, "-c", ""], preexec_fn=lambda: os.kill(os.getpid(), {int(number)}))
+    print("fork:", fork.wait(), flush=True)
+    os.kill(os.getpid(), {int(number)})
+
+ray.init = start
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    ray_start.connect(None, "nowhere", dashboard=False)
+except KeyboardInterrupt:
+    print("driver: interrupted")
+print(all(signal.getsignal(one) is signal.default_int_handler for one in (signal.SIGINT, signal.SIGTERM)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("fork: 0\ndriver: interrupted\nTrue\n", "")
+
+
 def one_sentence_of_a_run_without_ray(
     out: Path, address: str, env: Mapping[str, str] | None = None, *, code: int = 2, before: str = ""
 ) -> str:
