@@ -208,7 +208,7 @@ def test_a_gpu_would_have_code_for_all_that_a_step_runs() -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     graphs, kernels = json.loads(done.stdout)
-    assert graphs == 8, "of two towers a block and the last block, forward and backward"
+    assert graphs == 10, "of two towers a block and the last block, and the norm before the first; forward and backward"
     assert [(name, why) for name, _, why in kernels if why] == []
     assert all(codes for _, codes, _ in kernels)
     assert {kind for name, _, _ in kernels for kind in ("layer_norm", "sigmoid") if kind in name} == {
