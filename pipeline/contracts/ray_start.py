@@ -24,7 +24,8 @@ def connect(address: str | None, place: str, *, dashboard: bool | None) -> None:
     """
     import ray  # heavy
 
-    answers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_main = threading.current_thread() is threading.main_thread()  # another may not say what answers a signal
+    answers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
     try:
         for number, answer in answers.items():
             if answer is signal.default_int_handler:
@@ -51,9 +52,9 @@ def connect(address: str | None, place: str, *, dashboard: bool | None) -> None:
             f"{place}: no Ray cluster answers at {address!r} ({said}); check the address and the network"
         ) from None
     finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, answer in answers.items():
-                signal.signal(number, answer)  # Ray's would end the process without a word
+        for number, answer in answers.items():
+            signal.signal(number, answer)  # Ray's would end the process without a word
+        if is_main:
             signal.alarm(0)  # the one of its C++ part aborts the process 3 s later, whatever that does with them
 
 

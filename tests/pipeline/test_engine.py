@@ -19,6 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -674,6 +675,15 @@ def test_what_is_no_word_of_rays_stays_a_bug(
     with pytest.raises(raised) as caught:
         ray_start.connect(None, "nowhere", dashboard=False)
     assert type(caught.value) is raised
+
+
+def test_ray_is_joined_from_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the main one may say what answers a signal."""
+    joined: list[dict[str, object]] = []
+    monkeypatch.setattr(ray, "init", lambda **options: joined.append(options))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ray_start.connect, None, "nowhere", dashboard=False).result()
+    assert [options["address"] for options in joined] == ["local"]
 
 
 def test_what_ended_a_run_is_said_where_run_json_cannot_tell_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ code with the towers.
 """
 
 import copy
+import logging
 import math
 import os
 import shutil
@@ -487,12 +488,15 @@ def test_a_text_tower_has_few_programs_for_all_groups(how: Checkpointing) -> Non
 )  # torch's own, where its compiler is first imported
 @pytest.mark.parametrize(("how", "times"), [("none", 0), ("elementwise", 0), ("blocks", 1)])
 @pytest.mark.parametrize("at", [None, torch.tensor([2, 0, 3])], ids=["block", "last block"])
-def test_a_compiled_block_keeps_the_sum_of_its_residual(how: Checkpointing, times: int, at: Tensor | None) -> None:
-    """Its backward program does not make it again from what it was given, unless it makes everything again."""
+def test_a_compiled_block_keeps_the_sum_of_its_residual(
+    how: Checkpointing, times: int, at: Tensor | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its backward program does not make it again from what it was given, unless it makes everything again. Nobody is warned of that."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch._aot_autograd.utils import make_boxed_func
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
+    from torch._logging._internal import warning_once
 
     backward: list[torch.fx.GraphModule] = []
 
@@ -508,6 +512,7 @@ def test_a_compiled_block_keeps_the_sum_of_its_residual(how: Checkpointing, time
     )
     block = Block(64, causal=True, gelu="quick", checkpoint_activations=how)
     torch._dynamo.reset()
+    warning_once.cache_clear()
     block.compile(backend=backend)
     block(torch.randn(3, 4, 64, requires_grad=True), at).sum().backward()
     (program,) = backward
@@ -522,6 +527,7 @@ def test_a_compiled_block_keeps_the_sum_of_its_residual(how: Checkpointing, time
             ):
                 sums.append(node)
     assert len(sums) == times, program.code
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.prove

@@ -21,6 +21,7 @@ three (2.13). With the sum each norm has one kernel, which reads what it needs o
 """
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, cast
@@ -43,6 +44,10 @@ _KEPT = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     short_attention.OPERATION,
 )
+
+
+# torch's compiler warns every process that a policy is not for operations in place. A block has only those of batch norm's statistics.
+logging.getLogger("torch._higher_order_ops.wrap").addFilter(lambda record: "context_fn is passed" not in record.msg)
 
 
 def checkpointed(how: Checkpointing, block: nn.Module, inside: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
