@@ -580,9 +580,7 @@ def test_sigterm_interrupts_a_driver_like_ctrl_c(tmp_path: Path, when: str) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_says_nothing_in_a_fork_of_the_driver_while_ray_starts(
-    number: signal.Signals,
-) -> None:
+def test_a_signal_says_nothing_in_a_fork_of_the_driver_while_ray_starts(number: signal.Signals) -> None:
     """Ray's processes are forks until they become their programs, and hear what the driver's group is told."""
     script = f"""
 import os, signal, subprocess, sys

@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple, TypedDict
 
 Kind = Literal["ptx", "cubin"]
 BLOCK = 256
+HOPPER = ("cuda", 90, 32)
+"""Triton's `GPUTarget`, which not every process can import: its backend, architecture and threads of a warp."""
 
 
 class Request(TypedDict):
@@ -126,7 +128,7 @@ def code_of(kind: str, request: Request) -> bytes:
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in request["pointers"]}
     values = {(names.index(name),): value for name, value in request["constants"].items()}
     source = ASTSource(kernel, {name: kinds.get(name, "fp32") for name in names}, values, aligned)
-    made = compile(source, GPUTarget("cuda", 90, 32), options=request["options"]).asm[kind]
+    made = compile(source, GPUTarget(*HOPPER), options=request["options"]).asm[kind]
     return made if isinstance(made, bytes) else str(made).encode()
 
 

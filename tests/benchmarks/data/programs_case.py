@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from tests.benchmarks.data.traffic_case import Traffic, on_an_h200, ours, step
-from tests.trainer.compiled import read_cubin
+from tests.trainer.compiled import HOPPER, read_cubin
 
 KERNEL = re.compile(r"async_compile\.triton\('(\w+)', '''\n(.*?)''', device_str", re.DOTALL)
 
@@ -33,7 +33,7 @@ class Hopper:
     """What Triton asks of a driver before it loads anything."""
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget(*HOPPER)
 
     def get_current_device(self) -> int:
         return 0
