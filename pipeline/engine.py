@@ -16,13 +16,12 @@ and then fails the whole dataset), and a unit's record must be written by the ta
 32 units that do nothing takes a fifth of a Ray Data pass, commits included (tests/benchmarks/engine_overhead.py).
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -35,10 +34,11 @@ import ray.exceptions
 
 from pipeline.commit import Result, Stage, Unit, commit, matching_records, stage_folder
 from pipeline.contracts import ray_start, storage
-from pipeline.contracts.cli import Progress
+from pipeline.contracts.cli import INTERRUPTED, Progress
 from pipeline.contracts.config import Json, StrictModel, not_semantic
 from pipeline.contracts.errors import HouseError, RunError
 from pipeline.contracts.schema import Reason, rejected_rows
+from pipeline.interrupts import Interrupts
 from pipeline.records import (
     Record,
     StageEntry,
@@ -96,26 +96,27 @@ class Run:
         }
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            # What ends a job (Ray, Kubernetes, a scheduler) interrupts it like Ctrl-C: the driver says so and run.json tells it.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        storage.make_folder(self.out)
-        self._take_over()
-        self._tell()
-        try:
+        with contextlib.ExitStack() as entered:
+            entered.enter_context(Interrupts(unheard=lambda: self._end(KeyboardInterrupt, KeyboardInterrupt(), None)))
+            storage.make_folder(self.out)
+            self._take_over()
+            self._tell()
+            entered.push(self._end)
             storage.abort_uploads(self.out)
             connect(self._engine)
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)  # Python calls it only for what follows
-            raise
+            self._entered = entered.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._entered.__exit__(kind, error, trace)
+
+    def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Let run.json tell how it ended."""
         interrupted = isinstance(error, KeyboardInterrupt)
         code = 0 if error is None else error.exit_code if isinstance(error, HouseError) else 130 if interrupted else 1
-        said = "interrupted; the same command again resumes" if interrupted else f"{type(error).__name__}: {error}"
+        said = INTERRUPTED if interrupted else f"{type(error).__name__}: {error}"
         self._story |= {
             "state": "done" if error is None else "failed",
             "exit_code": code,

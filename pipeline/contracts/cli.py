@@ -26,6 +26,8 @@ from pipeline.contracts.errors import HouseError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+INTERRUPTED = "interrupted; the same command again resumes"
+
 _PLAIN_INTERVAL_S = 60.0
 _BAR_INTERVAL_S = 1.0
 
@@ -98,7 +100,7 @@ def exit_code(main: Callable[[list[str]], int | None], argv: list[str] | None = 
             print(f"error: {line}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print("error: interrupted; the same command again resumes", file=sys.stderr)
+        print(f"error: {INTERRUPTED}", file=sys.stderr)
         code = 130
     except SystemExit as end:  # argparse's
         code = int(end.code or 0)

@@ -1,0 +1,142 @@
+"""Signals to a driver, in processes of their own. One that does not hear waits in C for a lock that it has, which no signal ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.status import story
+from tests.e2e import pipelines
+
+PROGRAM = """
+import ctypes, os, signal, sys, time
+from pipeline import interrupts
+from pipeline.contracts.cli import run_cli
+
+def wait():
+    print("waits", flush=True)
+    time.sleep(100)
+
+def wait_briefly():
+    print("waits", flush=True)
+    time.sleep(3 * interrupts.PATIENCE_S)
+    print("over", flush=True)
+
+def wait_in_c():
+    lock, libc = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+    print("waits", flush=True)
+    for _ in range(2):
+        libc.pthread_mutex_lock(lock)
+
+def tell_a_fork():
+    reads, writes = os.pipe()
+    fork = os.fork()
+    if not fork:
+        os.write(writes, b"!")
+        time.sleep(100)
+    os.read(reads, 1)
+    os.kill(fork, signal.SIGTERM)
+    print("fork:", os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+    time.sleep(2 * interrupts.PATIENCE_S)
+
+def answers():
+    print([signal.getsignal(number) is signal.default_int_handler for number in (signal.SIGINT, signal.SIGTERM)])
+
+def unheard():
+    print("unheard", flush=True)
+
+def broken():
+    raise OSError("no place to tell it")
+
+def main(argv):
+    interrupts.PATIENCE_S = 0.5
+    with interrupts.Interrupts({unheard}):
+        {inside}()
+    {after}()
+
+signal.signal(signal.SIGINT, signal.{sigint})
+run_cli(main)
+"""
+SENTENCE = "error: interrupted; the same command again resumes\n"
+
+
+def start(
+    inside: str, *, after: str = "str", unheard: str = "unheard", sigint: str = "default_int_handler"
+) -> "subprocess.Popen[str]":
+    program = PROGRAM.format(inside=inside, after=after, unheard=unheard, sigint=sigint)
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def told(process: "subprocess.Popen[str]", *numbers: signal.Signals) -> tuple[int, str, str]:
+    """How it ends and what it says, when it is sent the signals once it waits."""
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "waits\n"
+        while psutil.Process(process.pid).status() != psutil.STATUS_SLEEPING:  # not there yet
+            time.sleep(0.01)
+        for number in numbers:
+            process.send_signal(number)
+        out, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, out, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("inside", "after", "out"), [("wait", "str", ""), ("wait_in_c", "str", "unheard\n"), ("str", "wait", "")]
+)
+def test_a_driver_ends_with_one_sentence_whether_it_hears_or_not(
+    number: signal.Signals, inside: str, after: str, out: str
+) -> None:
+    assert told(start(inside, after=after), number) == (130, out, SENTENCE)
+
+
+def test_a_driver_that_does_not_hear_ends_also_when_that_cannot_be_told() -> None:
+    assert told(start("wait_in_c", unheard="broken"), signal.SIGTERM) == (130, "", SENTENCE)
+
+
+def test_sigint_stays_ignored_where_it_was() -> None:
+    """As of `nohup` and a script's &."""
+    assert told(start("wait_briefly", sigint="SIG_IGN"), signal.SIGINT) == (0, "over\n", "")
+
+
+def test_afterwards_a_signal_has_pythons_own_answer_which_a_command_line_gives_up_at_its_end() -> None:
+    process = start("str", after="answers")
+    assert process.communicate(timeout=60) == ("[True, True]\n", "")
+
+
+def test_a_fork_hears_for_itself() -> None:
+    process = start("tell_a_fork")
+    assert process.communicate(timeout=60) == (f"fork: {-signal.SIGTERM}\n", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.prove
+def test_a_driver_that_waits_for_a_server_of_rays_which_has_ended(tmp_path: Path) -> None:
+    """Told with all its processes, as systemd and Slurm do it: Ray's server goes first here, so that the driver does not hear."""
+    program = (
+        "import sys, ray; from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
+        "def main(argv):\n with Run(argv[0], EngineConfig(), {}, '0' * 64):\n  print('in', flush=True)\n"
+        "  while True: ray.cluster_resources()\n"
+        "run_cli(main)"
+    )
+    with pipelines.ray_folder() as folder:
+        command = [sys.executable, "-c", program, str(tmp_path / "out")]
+        launch = pipelines.start(command, tmp_path / "log", pipelines.environment(folder))
+        while "in\n" not in launch.text():
+            assert launch.process.poll() is None, launch.text()
+            time.sleep(0.1)
+        of_ray = psutil.Process(launch.process.pid).children()
+        next(process for process in of_ray if process.name() == "gcs_server").terminate()
+        time.sleep(2)  # it no longer answers, and ends when the driver has
+        os.killpg(launch.process.pid, signal.SIGTERM)
+        launch.process.wait(50)  # Ray itself would end it after 60 s
+        assert launch.wait() == 130, launch.text()
+    assert [line for line in launch.text().splitlines() if line.startswith("error: ")] == [SENTENCE.strip()]
+    assert (story(str(tmp_path / "out"))["state"], story(str(tmp_path / "out"))["exit_code"]) == ("failed", 130)
