@@ -22,6 +22,13 @@ def wait():
     print("waits", flush=True)
     time.sleep(100)
 
+def wait_and_tidy():
+    try:
+        wait()
+    finally:
+        time.sleep(3 * interrupts.PATIENCE_S)
+        print("tidied", flush=True)
+
 def wait_briefly():
     print("waits", flush=True)
     time.sleep(3 * interrupts.PATIENCE_S)
@@ -89,7 +96,8 @@ def told(process: "subprocess.Popen[str]", *numbers: signal.Signals) -> tuple[in
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("inside", "after", "out"), [("wait", "str", ""), ("wait_in_c", "str", "unheard\n"), ("str", "wait", "")]
+    ("inside", "after", "out"),
+    [("wait_and_tidy", "str", "tidied\n"), ("wait_in_c", "str", "unheard\n"), ("str", "wait", "")],
 )
 def test_a_driver_ends_with_one_sentence_whether_it_hears_or_not(
     number: signal.Signals, inside: str, after: str, out: str
