@@ -70,8 +70,11 @@ def launch(config: TrainConfig, workers: int, max_failures: int) -> int:
     from trainer import safety
 
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    safety.hold_sigterm()  # from Ray's processes on this machine too, which a save needs: Slurm and systemd tell all processes of a job
     _connect(workers, on_cpu)
-    safety.hold_sigterm()  # Ray has put a handler of its own there, which ends the driver without a word
+    if safety.sigterm_came():
+        raise KeyboardInterrupt
+    safety.hold_sigterm()  # again: Ray has put a handler of its own there, which ends the driver without a word
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     book: Any = ray.remote(_LogBook).options(num_cpus=0, scheduling_strategy=here).remote()
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative place means what it means to the other launchers

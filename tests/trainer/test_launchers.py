@@ -386,14 +386,33 @@ def own_lines(text: str) -> str:
 
 
 @pytest.mark.prove
-def test_sigterm_to_the_driver_of_ray_train_saves(short_run: dict[str, object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("everyone", [False, True])
+def test_sigterm_to_the_driver_of_ray_train_saves(short_run: dict[str, object], tmp_path: Path, everyone: bool) -> None:
+    """To it alone, as `ray job stop` sends it, or to all processes of a job, Ray's among them, as Slurm and systemd do."""
     run = tmp_path / "run"
     with ray_train(short_run | ENDLESS | {"run.dir": run}, tmp_path) as started:
         wait_until(lambda: steps_done(run) >= 2)
-        started.process.send_signal(signal.SIGTERM)
+        for pid in started.members() if everyone else [started.process.pid]:
+            os.kill(pid, signal.SIGTERM)
         assert started.wait() == TOLD_TO_END, started.text()
     assert steps_done(run) == newest_step(run)
     assert "Traceback" not in own_lines(started.text())
+
+
+def test_sigterm_while_ray_starts_is_an_interrupt(short_run: dict[str, object]) -> None:
+    program = (
+        "import os, signal; from pipeline.contracts.cli import run_cli; from trainer import launch_ray\n"
+        "launch_ray._connect = lambda *given: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run_cli(launch_ray.main)"
+    )
+    command = [sys.executable, "-c", program, "--workers", "1", *arguments(short_run)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, cwd=ROOT, env=environment(), check=False
+    )
+    assert (ended.returncode, errors_of(ended.stderr)) == (
+        130,
+        ["error: interrupted; the same command again resumes"],
+    )
 
 
 @pytest.mark.prove
