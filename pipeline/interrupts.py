@@ -64,7 +64,10 @@ class Interrupts:
     def _listen(self) -> None:
         with open(self._signals, "rb", buffering=0) as signals:
             while number := signals.read(1):
-                if number[0] in _SIGNALS and not self._heard.wait(PATIENCE_S):
+                if number[0] not in _SIGNALS:
+                    continue
+                signal.alarm(0)  # one of Ray's C++ part, set while it starts, aborts the process 3 s later
+                if not self._heard.wait(PATIENCE_S):
                     try:
                         self._unheard()
                     finally:

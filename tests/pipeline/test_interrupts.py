@@ -148,3 +148,25 @@ def test_a_driver_that_waits_for_a_server_of_rays_which_has_ended(tmp_path: Path
         assert launch.wait() == 130, launch.text()
     assert [line for line in launch.text().splitlines() if line.startswith("error: ")] == [SENTENCE.strip()]
     assert (story(str(tmp_path / "out"))["state"], story(str(tmp_path / "out"))["exit_code"]) == ("failed", 130)
+
+
+@pytest.mark.prove
+def test_a_driver_that_does_not_hear_while_ray_starts(tmp_path: Path) -> None:
+    """Ray's C++ part then has an answer of its own to SIGTERM: a trace, and an end by abort after 3 s."""
+    program = (
+        "import ctypes, os, signal, sys, threading; from ray._private import worker\n"
+        "from pipeline.contracts.cli import run_cli; from pipeline.engine import EngineConfig, Run\n"
+        "def wait_in_c():\n"
+        " threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        " lock, libc = ctypes.create_string_buffer(256), ctypes.CDLL(None)\n"
+        " for _ in range(2):\n  libc.pthread_mutex_lock(lock)\n"
+        "worker._post_init_hooks.append(wait_in_c)\n"
+        "def main(argv):\n with Run(argv[0], EngineConfig(), {}, '0' * 64): pass\n"
+        "run_cli(main)"
+    )
+    with pipelines.ray_folder() as folder:
+        command = [sys.executable, "-c", program, str(tmp_path / "out")]
+        launch = pipelines.start(command, tmp_path / "log", pipelines.environment(folder))
+        assert launch.process.wait(100) == 130, launch.text()
+        launch.end()
+    assert [line for line in launch.text().splitlines() if line.startswith("error: ")] == [SENTENCE.strip()]
