@@ -97,7 +97,9 @@ class Run:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as entered:
-            entered.enter_context(Interrupts(unheard=lambda: self._end(KeyboardInterrupt, KeyboardInterrupt(), None)))
+            entered.enter_context(
+                Interrupts(last_words=lambda: self._end(KeyboardInterrupt, KeyboardInterrupt(), None))
+            )
             storage.make_folder(self.out)
             self._take_over()
             self._tell()
