@@ -14,13 +14,17 @@ from pipeline.status import story
 from tests.e2e import pipelines
 
 PROGRAM = """
-import ctypes, os, signal, sys, time
+import atexit, ctypes, os, signal, sys, time
 from pipeline import interrupts
 from pipeline.contracts.cli import run_cli
 
 def wait():
     print("waits", flush=True)
     time.sleep(100)
+
+def wait_and_end_slowly():
+    atexit.register(time.sleep, 3 * interrupts.PATIENCE_S)
+    wait()
 
 def wait_and_be_deaf():
     class Finaliser:
@@ -105,6 +109,7 @@ def told(process: "subprocess.Popen[str]", *numbers: signal.Signals) -> tuple[in
     ("inside", "after", "out"),
     [
         ("wait", "str", ""),
+        ("wait_and_end_slowly", "str", ""),
         ("wait_in_c", "str", "last words\n"),
         ("wait_and_be_deaf", "str", "last words\n"),
         ("str", "wait", ""),
