@@ -8,6 +8,7 @@ tests wait until nothing of the launch is left, which is a claim of its own: a d
 Every optional stage is switched on; the second way to balance has an output of its own.
 """
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -171,13 +172,27 @@ def has_begun(out: Path, launch: pipelines.Launch) -> bool:
     return isinstance(owner, dict) and owner["pid"] == launch.process.pid
 
 
+def tell_the_driver(launch: pipelines.Launch, number: signal.Signals) -> None:
+    """As Ray and Kubernetes do it."""
+    launch.process.send_signal(number)
+
+
+def tell_its_group(launch: pipelines.Launch, number: signal.Signals) -> None:
+    """As a terminal does it: Ray's processes are told too, but not its workers."""
+    os.killpg(launch.process.pid, number)
+
+
+def tell_all(launch: pipelines.Launch, number: signal.Signals) -> None:
+    """As Slurm and systemd do it."""
+    for pid in launch.members():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
 def test_interrupted_at_ten_random_moments(large: Ground) -> None:
-    """Ctrl-C in a terminal, which reaches Ray's processes too; SIGINT and SIGTERM to the driver, as a scheduler sends it; SIGTERM to all.
-
-    Each time the driver says so in one sentence, ends with 130 and leaves nothing behind. Moments are counted from when run.json has it.
-    """
+    """Each time the driver says so in one sentence, ends with 130 and leaves nothing behind. Moments are counted from when run.json has it."""
     dice = random.Random(7)
     interrupted = place = 0
     while interrupted < KILLS:
@@ -192,8 +207,8 @@ def test_interrupted_at_ten_random_moments(large: Ground) -> None:
         try:
             launch.process.wait(dice.uniform(0, large.seconds))
         except subprocess.TimeoutExpired:
-            tell = (os.kill, os.killpg)[interrupted % 2]
-            tell(launch.process.pid, (signal.SIGINT, signal.SIGTERM)[interrupted // 2 % 2])
+            tell = (tell_the_driver, tell_its_group, tell_all)[interrupted % 3]
+            tell(launch, (signal.SIGINT, signal.SIGTERM)[interrupted // 3 % 2])
         code, state = launch.wait(), status.story(str(out))["state"]
         if state == "done":  # heard between that and its last word; what comes after the last word has no answer
             assert code in (0, 130, -signal.SIGINT, -signal.SIGTERM)
