@@ -5,6 +5,9 @@ something when the same signal has ended that server (systemd and Slurm tell all
 than their grace; then Ray would end it, with words and an exit code of its own. And where Python happens to be in a finaliser or a fork's
 hook, it drops the exception. So a second thread listens too: the operating system's own handler writes each signal's number into a pipe
 (`signal.set_wakeup_fd`).
+
+What it cannot help: where a Ray of the driver's own is told too and its node ends first, Ray's C++ part may end the driver within
+milliseconds, with exit code 1 or by abort and perhaps without a word. The same command resumes then too.
 """
 
 import os

@@ -172,6 +172,10 @@ def has_begun(out: Path, launch: pipelines.Launch) -> bool:
     return isinstance(owner, dict) and owner["pid"] == launch.process.pid
 
 
+GRACE_S = 30  # what Slurm and Kubernetes give a job
+ENDED_BY_RAY = (1, -signal.SIGABRT)
+
+
 def tell_the_driver(launch: pipelines.Launch, number: signal.Signals) -> None:
     """As Ray and Kubernetes do it."""
     launch.process.send_signal(number)
@@ -208,7 +212,9 @@ def test_interrupted_at_ten_random_moments(large: Ground) -> None:
             launch.process.wait(dice.uniform(0, large.seconds))
         except subprocess.TimeoutExpired:
             tell = (tell_the_driver, tell_its_group, tell_all)[interrupted % 3]
-            tell(launch, (signal.SIGINT, signal.SIGTERM)[interrupted // 3 % 2])
+            number = (signal.SIGTERM, signal.SIGINT)[interrupted // 3 % 2]  # Ray's own are deaf to SIGINT
+            tell(launch, number)
+            launch.process.wait(GRACE_S)
         code, state = launch.wait(), status.story(str(out))["state"]
         if state == "done":  # heard between that and its last word; what comes after the last word has no answer
             assert code in (0, 130, -signal.SIGINT, -signal.SIGTERM)
@@ -217,6 +223,9 @@ def test_interrupted_at_ten_random_moments(large: Ground) -> None:
             continue
         interrupted += 1
         words = launch.text()[said:]
+        if code in ENDED_BY_RAY and number == signal.SIGTERM and tell is not tell_the_driver:
+            assert words.count("error: ") == words.count("error: interrupted; ") <= 1, words
+            continue
         assert code == 130, words
         assert words.count("error: ") == words.count("error: interrupted; the same command again resumes") == 1, words
         assert "Traceback" not in words
