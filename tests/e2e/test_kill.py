@@ -198,7 +198,7 @@ def tell_all(launch: pipelines.Launch, number: signal.Signals) -> None:
 def test_interrupted_at_ten_random_moments(large: Ground) -> None:
     """Each time the driver says so in one sentence, ends with 130 and leaves nothing behind.
 
-    Moments are counted from when run.json has it. A SIGTERM that Ray's own processes hear too is a race: where its node has ended first, Ray
+    Moments count from when run.json has it. A SIGTERM that Ray's own processes hear too is a race: where its node has ended first, Ray
     ends the driver, which may not have said all.
     """
     dice = random.Random(7)
