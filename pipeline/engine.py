@@ -84,6 +84,7 @@ class Run:
         self._stages: list[StageEntry] = []
         self._earlier: list[StageEntry] = []
         self._cpus, self._cpus_read = 0, -_POLL_S
+        self._is_ours = False
         self._story: dict[str, Json] = {
             "state": "running",
             "exit_code": None,
@@ -97,11 +98,10 @@ class Run:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as entered:
-            entered.enter_context(
-                Interrupts(last_words=lambda: self._end(KeyboardInterrupt, KeyboardInterrupt(), None))
-            )
+            entered.enter_context(Interrupts(last_words=self._last_words))
             storage.make_folder(self.out)
             self._take_over()
+            self._is_ours = True
             self._tell()
             entered.push(self._end)
             storage.abort_uploads(self.out)
@@ -131,6 +131,11 @@ class Run:
             if error is None:
                 raise
             log.warning("%s", untold)  # beside what ended the run, the same full disk perhaps
+
+    def _last_words(self) -> None:
+        """Those of a driver that is ended amid its work. As long as it has not taken over, run.json may be another's."""
+        if self._is_ours:
+            self._end(KeyboardInterrupt, KeyboardInterrupt(), None)
 
     def _take_over(self) -> None:
         """Look at the run.json of the driver before, and keep what it tells of stages with this configuration.

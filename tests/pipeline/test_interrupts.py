@@ -141,6 +141,32 @@ def test_a_fork_hears_for_itself() -> None:
     assert process.returncode == 0
 
 
+OF_A_RUN = """
+def main(argv):
+    interrupts.PATIENCE_S = 0.5
+    with engine.Run(argv[0], engine.EngineConfig(), {}, "0" * 64):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "told_of"), [("engine.Run._take_over", False), ("engine.connect", True)], ids=["before", "after"]
+)
+def test_what_run_json_tells_is_left_alone_until_it_is_the_drivers_own(
+    where: str, told_of: bool, tmp_path: Path
+) -> None:
+    others = '{"state": "running"}'
+    (tmp_path / "run.json").write_text(others)
+    program = PROGRAM[: PROGRAM.index("def main")].replace("import interrupts", "import engine, interrupts")
+    program += f"{where} = lambda *_: wait_in_c()\n{OF_A_RUN}\nrun_cli(main)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert told(process, signal.SIGTERM) == (130, "", SENTENCE)
+    assert (story(str(tmp_path))["state"] == "failed") == told_of
+    assert ((tmp_path / "run.json").read_text() == others) != told_of
+
+
 @pytest.mark.prove
 def test_a_driver_that_waits_for_a_server_of_rays_which_has_ended(tmp_path: Path) -> None:
     """Told with all its processes, as systemd and Slurm do it: Ray's server goes first here, so that the driver does not hear."""
