@@ -70,11 +70,16 @@ def launch(config: TrainConfig, workers: int, max_failures: int) -> int:
     from trainer import safety
 
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
-    safety.hold_sigterm()  # from Ray's processes on this machine too, which a save needs: Slurm and systemd tell all processes of a job
-    _connect(workers, on_cpu)
-    if safety.sigterm_came():
-        raise KeyboardInterrupt
-    safety.hold_sigterm()  # again: Ray has put a handler of its own there, which ends the driver without a word
+    if not os.environ.get("RAY_ADDRESS"):
+        # Slurm and systemd tell all processes of a job. Ray's own here inherit that they do not hear it, since the save needs them;
+        # at the end Ray waits a second for each of them, in vain, before it kills it.
+        safety.hold_sigterm()
+    try:
+        _connect(workers, on_cpu)
+    finally:
+        if safety.sigterm_came():
+            raise KeyboardInterrupt
+    safety.hold_sigterm()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     book: Any = ray.remote(_LogBook).options(num_cpus=0, scheduling_strategy=here).remote()
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative place means what it means to the other launchers

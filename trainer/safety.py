@@ -43,11 +43,12 @@ def hold_sigterm() -> None:
     Blocking it is what those processes inherit; a thread that was there before can still receive it, hence the handler. Where a run is not
     in the main thread, in a worker of Ray's, signals are not its own and stay as they are: `ask_to_end` is for those.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    multiprocessing.resource_tracker.ensure_running()  # when it starts, Python takes the signal off the mask again
-    signal.signal(signal.SIGTERM, lambda *_: _came.set())
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    multiprocessing.resource_tracker.ensure_running()  # when it starts, Python takes the signal off the mask
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: _came.set())
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
 def ask_to_end() -> None:

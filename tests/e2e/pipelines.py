@@ -119,6 +119,12 @@ class Launch:
                 raise AssertionError(f"still running {MEMBERS_END_S:.0f} s after the driver ended: {names}")
             time.sleep(0.1)
 
+    def tell_all(self, number: signal.Signals) -> None:
+        """Send a signal to all processes of the session, as Slurm and systemd tell a job."""
+        for pid in self.members():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def kill(self, *, group: bool) -> None:
         """SIGKILL to the driver alone, or to its process group; then wait until nothing of it is left that could write."""
         if group:

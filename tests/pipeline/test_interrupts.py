@@ -67,11 +67,35 @@ def tell_a_fork():
 def last_words():
     print("last words", flush=True)
 
+def inner_last_words():
+    print("inner", flush=True)
+
+def wait_after_another():
+    with interrupts.Interrupts(inner_last_words):
+        pass
+    wait()
+
+def wait_in_another():
+    with interrupts.Interrupts(inner_last_words):
+        wait()
+
+def wait_in_c_after_another():
+    with interrupts.Interrupts(inner_last_words):
+        pass
+    wait_in_c()
+
+def wait_in_c_in_another():
+    with interrupts.Interrupts(inner_last_words):
+        wait_in_c()
+
+def hang():
+    time.sleep(100)
+
 def broken():
     raise OSError("no place to tell it")
 
 def main(argv):
-    interrupts.PATIENCE_S = 0.5
+    interrupts.PATIENCE_S = interrupts.LAST_WORDS_S = 0.5
     with interrupts.Interrupts({last_words}):
         {inside}()
     {after}()
@@ -86,7 +110,9 @@ def start(
     inside: str, *, after: str = "str", last_words: str = "last_words", sigint: str = "default_int_handler"
 ) -> "subprocess.Popen[str]":
     program = PROGRAM.format(inside=inside, after=after, last_words=last_words, sigint=sigint)
-    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def told(process: "subprocess.Popen[str]", *numbers: signal.Signals) -> tuple[int, str, str]:
@@ -113,6 +139,10 @@ def told(process: "subprocess.Popen[str]", *numbers: signal.Signals) -> tuple[in
         ("wait_in_c", "str", "last words\n"),
         ("wait_and_be_deaf", "str", "last words\n"),
         ("str", "wait", ""),
+        ("wait_after_another", "str", ""),
+        ("wait_in_another", "str", ""),
+        ("wait_in_c_after_another", "str", "last words\n"),
+        ("wait_in_c_in_another", "str", "inner\nlast words\n"),
     ],
 )
 def test_a_driver_ends_with_one_sentence_whether_it_hears_or_not(
@@ -122,7 +152,14 @@ def test_a_driver_ends_with_one_sentence_whether_it_hears_or_not(
 
 
 def test_a_driver_that_does_not_hear_ends_also_when_that_cannot_be_told() -> None:
-    assert told(start("wait_in_c", last_words="broken"), signal.SIGTERM) == (130, "", SENTENCE)
+    code, out, said = told(start("wait_in_c", last_words="broken"), signal.SIGTERM)
+    assert (code, out) == (130, "")
+    assert "OSError: no place to tell it" in said
+    assert said.endswith(SENTENCE)
+
+
+def test_a_driver_that_does_not_hear_ends_also_when_telling_it_takes_too_long() -> None:
+    assert told(start("wait_in_c", last_words="hang"), signal.SIGTERM) == (130, "", SENTENCE)
 
 
 def test_what_else_cannot_be_raised_is_shown() -> None:
@@ -131,7 +168,7 @@ def test_what_else_cannot_be_raised_is_shown() -> None:
 
 
 def test_sigint_stays_ignored_where_it_was() -> None:
-    """As of `nohup` and a script's &."""
+    """As of a script's &."""
     assert told(start("wait_briefly", sigint="SIG_IGN"), signal.SIGINT) == (0, "over\n", "")
 
 

@@ -390,10 +390,9 @@ def own_lines(text: str) -> str:
 def test_sigterm_to_the_driver_of_ray_train_saves(short_run: dict[str, object], tmp_path: Path, everyone: bool) -> None:
     """To it alone, as `ray job stop` sends it, or to all processes of a job, Ray's among them, as Slurm and systemd do."""
     run = tmp_path / "run"
-    with ray_train(short_run | ENDLESS | {"run.dir": run}, tmp_path) as started:
+    with ray_train(short_run | ENDLESS | {"run.dir": run, "data.workers": 1}, tmp_path) as started:
         wait_until(lambda: steps_done(run) >= 2)
-        for pid in started.members() if everyone else [started.process.pid]:
-            os.kill(pid, signal.SIGTERM)
+        (started.tell_all if everyone else started.process.send_signal)(signal.SIGTERM)
         assert started.wait() == TOLD_TO_END, started.text()
     assert steps_done(run) == newest_step(run)
     assert "Traceback" not in own_lines(started.text())
