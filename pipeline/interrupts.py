@@ -28,9 +28,6 @@ PATIENCE_S = 10.0
 LAST_WORDS_S = 5.0
 """How long it may then take to tell what is to be told: an object store may not answer."""
 
-# A fork has its parent's pipe, and would tell the parent of signals that were its own.
-os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-
 
 class Interrupts:
     """From now on both signals are KeyboardInterrupts. Use as a context manager; in another thread than the main one it does nothing.
@@ -101,3 +98,12 @@ class Interrupts:
         """What Python cannot raise. An interrupt (Ray's own answer to SIGTERM is a SystemExit) needs no traceback: `_listen` sees to it."""
         if not isinstance(what.exc_value, KeyboardInterrupt | SystemExit):
             self._unraisable(what)
+
+
+def _forget_in_fork() -> None:
+    """A fork has its parent's pipe and not the thread that listens: it would tell the parent of signals that were its own."""
+    signal.set_wakeup_fd(-1)
+    Interrupts._outermost = None
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)

@@ -67,6 +67,13 @@ def tell_a_fork():
 def last_words():
     print("last words", flush=True)
 
+def listen_in_a_fork():
+    fork = os.fork()
+    if not fork:
+        with interrupts.Interrupts(inner_last_words):
+            os._exit(3 if signal.set_wakeup_fd(-1) >= 0 else 4)
+    print("fork:", os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+
 def inner_last_words():
     print("inner", flush=True)
 
@@ -172,8 +179,9 @@ def test_sigint_stays_ignored_where_it_was() -> None:
     assert told(start("wait_briefly", sigint="SIG_IGN"), signal.SIGINT) == (0, "over\n", "")
 
 
-def test_a_fork_hears_for_itself() -> None:
-    process = start("tell_a_fork")
+@pytest.mark.parametrize("inside", ["tell_a_fork", "listen_in_a_fork"])
+def test_a_fork_hears_for_itself(inside: str) -> None:
+    process = start(inside)
     assert process.communicate(timeout=60) == ("fork: 3\n", "")
     assert process.returncode == 0
 
