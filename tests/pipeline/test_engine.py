@@ -593,7 +593,8 @@ def start(**options):
     os.kill(os.getpid(), {int(number)})
 
 ray.init = start
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for one in (signal.SIGINT, signal.SIGTERM):  # a shell's & would have made it deaf
+    signal.signal(one, signal.default_int_handler)
 try:
     ray_start.connect(None, "nowhere", dashboard=False)
 except KeyboardInterrupt:
