@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -27,6 +28,7 @@ PATIENCE_S = 10.0
 """How long a driver that was told may take to leave: a third of what Kubernetes and Slurm give a job by default."""
 LAST_WORDS_S = 5.0
 """How long it may then take to tell what is to be told: an object store may not answer."""
+_SENTENCE_S = 1.0  # a terminal, or who reads a pipe, may be stopped
 
 
 class Interrupts:
@@ -51,13 +53,13 @@ class Interrupts:
         if Interrupts._outermost is not None:
             Interrupts._outermost._last_words += self._last_words
             return self
-        Interrupts._outermost = self
         self._signals, self._written = os.pipe()
         os.set_blocking(self._written, False)
         self._before = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._dropped
+        Interrupts._outermost = self
         return self
 
     def __exit__(
@@ -82,17 +84,10 @@ class Interrupts:
                     self._end()
 
     def _end(self) -> None:
-        telling = threading.Thread(target=self._tell, name="last words", daemon=True)
-        telling.start()
-        telling.join(LAST_WORDS_S)
-        try:
-            print(f"error: {INTERRUPTED}", file=sys.stderr, flush=True)
-        finally:
+        _within(LAST_WORDS_S, *reversed(self._last_words))
+        if not self._left.is_set():
+            _within(_SENTENCE_S, lambda: print(f"error: {INTERRUPTED}", file=sys.stderr, flush=True))
             os._exit(130)
-
-    def _tell(self) -> None:
-        for last_words in reversed(self._last_words):
-            last_words()
 
     def _dropped(self, what: "UnraisableHookArgs") -> None:
         """What Python cannot raise. An interrupt (Ray's own answer to SIGTERM is a SystemExit) needs no traceback: `_listen` sees to it."""
@@ -100,9 +95,21 @@ class Interrupts:
             self._unraisable(what)
 
 
+def _within(seconds: float, *works: Callable[[], None]) -> None:
+    """Do these side by side, and leave those behind that take longer."""
+    until = time.monotonic() + seconds
+    threads = [threading.Thread(target=work, name="last words", daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+
+
 def _forget_in_fork() -> None:
     """A fork has its parent's pipe and not the thread that listens: it would tell the parent of signals that were its own."""
     signal.set_wakeup_fd(-1)
+    if Interrupts._outermost is not None:
+        sys.unraisablehook = Interrupts._outermost._unraisable
     Interrupts._outermost = None
 
 

@@ -43,6 +43,9 @@ def hold_sigterm() -> None:
     Blocking it is what those processes inherit; a thread that was there before can still receive it, hence the handler. Where a run is not
     in the main thread, in a worker of Ray's, signals are not its own and stay as they are: `ask_to_end` is for those.
     """
+    if signal.SIGTERM in signal.sigpending():  # in a worker of a Ray that does not hear it
+        signal.sigtimedwait({signal.SIGTERM}, 0)
+        _came.set()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     multiprocessing.resource_tracker.ensure_running()  # when it starts, Python takes the signal off the mask
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -20,7 +20,7 @@ def connect(address: str | None, place: str, *, dashboard: bool | None) -> None:
     """Join the cluster at `address`, which the user gave in `place`, or start one on this machine where it is None.
 
     Raises InputError where no cluster answers or Ray has no place for its files, and RunError where a cluster on this machine does not
-    come up. A SIGTERM while Ray starts is a KeyboardInterrupt; from then on it is the caller's again.
+    come up. A SIGTERM while Ray starts is a KeyboardInterrupt, unless the caller has blocked it; from then on it is the caller's again.
     """
     import ray  # heavy
 

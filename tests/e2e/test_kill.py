@@ -210,7 +210,7 @@ def test_interrupted_at_ten_random_moments(large: Ground) -> None:
             tell = (tell_the_driver, tell_its_group, pipelines.Launch.tell_all)[interrupted % 3]
             number = (signal.SIGTERM, signal.SIGINT)[interrupted // 3 % 2]  # Ray's own are deaf to SIGINT
             tell(launch, number)
-            launch.process.wait(GRACE_S)
+            launch.wait(GRACE_S)
         code, state = launch.wait(), status.story(str(out))["state"]
         if state == "done":  # heard between that and its last word; what comes after the last word has no answer
             assert code in (0, 130, -signal.SIGINT, -signal.SIGTERM)

@@ -14,7 +14,7 @@ from pipeline.status import story
 from tests.e2e import pipelines
 
 PROGRAM = """
-import atexit, ctypes, os, signal, sys, time
+import atexit, contextlib, ctypes, os, signal, sys, time
 from pipeline import interrupts
 from pipeline.contracts.cli import run_cli
 
@@ -86,6 +86,28 @@ def wait_in_another():
     with interrupts.Interrupts(inner_last_words):
         wait()
 
+def wait_in_c_in_one_that_fails():
+    with interrupts.Interrupts(broken):
+        wait_in_c()
+
+def wait_and_leave_amid_the_last_words():
+    atexit.register(print, "tidied")
+    try:
+        wait()
+    finally:
+        time.sleep(1.5 * interrupts.PATIENCE_S)
+
+def wait_where_nobody_reads():
+    reads, writes = os.pipe()
+    os.dup2(writes, 2)
+    os.set_blocking(2, False)
+    for size in (1 << 16, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(2, b"-" * size)
+    os.set_blocking(2, True)
+    wait_in_c()
+
 def wait_in_c_after_another():
     with interrupts.Interrupts(inner_last_words):
         pass
@@ -102,7 +124,7 @@ def broken():
     raise OSError("no place to tell it")
 
 def main(argv):
-    interrupts.PATIENCE_S = interrupts.LAST_WORDS_S = 0.5
+    interrupts.PATIENCE_S = interrupts.LAST_WORDS_S = 1.0
     with interrupts.Interrupts({last_words}):
         {inside}()
     {after}()
@@ -155,7 +177,23 @@ def told(process: "subprocess.Popen[str]", *numbers: signal.Signals) -> tuple[in
 def test_a_driver_ends_with_one_sentence_whether_it_hears_or_not(
     number: signal.Signals, inside: str, after: str, out: str
 ) -> None:
-    assert told(start(inside, after=after), number) == (130, out, SENTENCE)
+    code, told_of, said = told(start(inside, after=after), number)
+    assert (code, sorted(told_of.splitlines(keepends=True)), said) == (130, out.splitlines(keepends=True), SENTENCE)
+
+
+def test_a_driver_that_leaves_while_its_last_words_are_said_says_one_sentence_and_tidies_up() -> None:
+    process = start("wait_and_leave_amid_the_last_words", last_words="hang")
+    assert told(process, signal.SIGTERM) == (130, "tidied\n", SENTENCE)
+
+
+def test_a_driver_that_does_not_hear_ends_also_when_nobody_reads_its_sentence() -> None:
+    assert told(start("wait_where_nobody_reads"), signal.SIGTERM) == (130, "last words\n", "")
+
+
+def test_of_two_last_words_one_that_fails_does_not_keep_the_other() -> None:
+    code, out, said = told(start("wait_in_c_in_one_that_fails"), signal.SIGTERM)
+    assert (code, out) == (130, "last words\n")
+    assert said.endswith(SENTENCE)
 
 
 def test_a_driver_that_does_not_hear_ends_also_when_that_cannot_be_told() -> None:
@@ -188,7 +226,7 @@ def test_a_fork_hears_for_itself(inside: str) -> None:
 
 OF_A_RUN = """
 def main(argv):
-    interrupts.PATIENCE_S = 0.5
+    interrupts.PATIENCE_S = 1.0
     with engine.Run(argv[0], engine.EngineConfig(), {}, "0" * 64):
         pass
 """

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,22 @@ def steps_done(run: Path) -> int:
 
 def lines_of(run: Path) -> list[dict[str, float | None]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_sigterm_that_came_while_it_was_held_is_kept_and_what_starts_later_does_not_hear_it_either() -> None:
+    """In a thread, as in a worker of Ray's, which inherits that it is held."""
+    program = (
+        "import os, signal, threading\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+        "from trainer import safety\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def run():\n"
+        " safety.hold_sigterm()\n"
+        " print(safety.sigterm_came(), signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+        "thread = threading.Thread(target=run); thread.start(); thread.join()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "True True\n"), ended.stderr
 
 
 # ---- losses that are no numbers
