@@ -92,6 +92,7 @@ def wait_in_c_in_one_that_fails():
 
 def wait_and_leave_amid_the_last_words():
     atexit.register(print, "tidied")
+    atexit.register(time.sleep, 1.5 * interrupts.PATIENCE_S)  # first
     try:
         wait()
     finally:
