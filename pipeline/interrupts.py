@@ -37,7 +37,7 @@ class Interrupts:
     What ends a job (Ray, Kubernetes, a scheduler) so interrupts it like Ctrl-C. A SIGINT that the process ignores (a script's `&`) stays
     ignored. When the process is still inside PATIENCE_S after a signal, `last_words` is called in another thread, to tell what is to be
     told, and the process ends with exit code 130. That is as safe as any kill: nothing that is done is lost. One inside another (an audit
-    that hashes pictures of its own) adds its last words to those of the outer one, which listens.
+    that makes vectors of its corpus) adds its last words to those of the outer one, which listens.
     """
 
     _outermost: ClassVar["Interrupts | None"] = None
@@ -84,7 +84,7 @@ class Interrupts:
                     self._end()
 
     def _end(self) -> None:
-        _within(LAST_WORDS_S, *reversed(self._last_words))
+        _within(LAST_WORDS_S, *self._last_words)
         if not self._left.is_set():
             _within(_SENTENCE_S, lambda: print(f"error: {INTERRUPTED}", file=sys.stderr, flush=True))
             os._exit(130)

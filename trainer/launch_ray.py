@@ -79,7 +79,7 @@ def launch(config: TrainConfig, workers: int, max_failures: int) -> int:
     finally:
         if safety.sigterm_came():
             raise KeyboardInterrupt
-    safety.hold_sigterm()
+    safety.hold_sigterm()  # on a cluster too, from here on: the workers are told of it, and save
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     book: Any = ray.remote(_LogBook).options(num_cpus=0, scheduling_strategy=here).remote()
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative place means what it means to the other launchers

@@ -41,7 +41,7 @@ def hold_sigterm() -> None:
     """From now on SIGTERM ends neither this process nor those that it starts.
 
     Blocking it is what those processes inherit; a thread that was there before can still receive it, hence the handler. Where a run is not
-    in the main thread, in a worker of Ray's, signals are not its own and stay as they are: `ask_to_end` is for those.
+    in the main thread, in a worker of Ray's, signals are not its own: what was held stays so, and `ask_to_end` is for the others.
     """
     if signal.SIGTERM in signal.sigpending():  # in a worker of a Ray that does not hear it
         signal.sigtimedwait({signal.SIGTERM}, 0)

@@ -77,18 +77,14 @@ def listen_in_a_fork():
 def inner_last_words():
     print("inner", flush=True)
 
-def wait_after_another():
+def after_another(what):
     with interrupts.Interrupts(inner_last_words):
         pass
-    wait()
+    what()
 
-def wait_in_another():
-    with interrupts.Interrupts(inner_last_words):
-        wait()
-
-def wait_in_c_in_one_that_fails():
-    with interrupts.Interrupts(broken):
-        wait_in_c()
+def in_another(what, last_words=inner_last_words):
+    with interrupts.Interrupts(last_words):
+        what()
 
 def wait_and_leave_amid_the_last_words():
     atexit.register(print, "tidied")
@@ -109,15 +105,6 @@ def wait_where_nobody_reads():
     os.set_blocking(2, True)
     wait_in_c()
 
-def wait_in_c_after_another():
-    with interrupts.Interrupts(inner_last_words):
-        pass
-    wait_in_c()
-
-def wait_in_c_in_another():
-    with interrupts.Interrupts(inner_last_words):
-        wait_in_c()
-
 def hang():
     time.sleep(100)
 
@@ -127,8 +114,8 @@ def broken():
 def main(argv):
     interrupts.PATIENCE_S = interrupts.LAST_WORDS_S = 1.0
     with interrupts.Interrupts({last_words}):
-        {inside}()
-    {after}()
+        {inside}
+    {after}
 
 signal.signal(signal.SIGINT, signal.{sigint})
 run_cli(main)
@@ -137,7 +124,7 @@ SENTENCE = "error: interrupted; the same command again resumes\n"
 
 
 def start(
-    inside: str, *, after: str = "str", last_words: str = "last_words", sigint: str = "default_int_handler"
+    inside: str, *, after: str = "None", last_words: str = "last_words", sigint: str = "default_int_handler"
 ) -> "subprocess.Popen[str]":
     program = PROGRAM.format(inside=inside, after=after, last_words=last_words, sigint=sigint)
     return subprocess.Popen(
@@ -164,15 +151,15 @@ def told(process: "subprocess.Popen[str]", *numbers: signal.Signals) -> tuple[in
 @pytest.mark.parametrize(
     ("inside", "after", "out"),
     [
-        ("wait", "str", ""),
-        ("wait_and_end_slowly", "str", ""),
-        ("wait_in_c", "str", "last words\n"),
-        ("wait_and_be_deaf", "str", "last words\n"),
-        ("str", "wait", ""),
-        ("wait_after_another", "str", ""),
-        ("wait_in_another", "str", ""),
-        ("wait_in_c_after_another", "str", "last words\n"),
-        ("wait_in_c_in_another", "str", "inner\nlast words\n"),
+        ("wait()", "None", ""),
+        ("wait_and_end_slowly()", "None", ""),
+        ("wait_in_c()", "None", "last words\n"),
+        ("wait_and_be_deaf()", "None", "last words\n"),
+        ("None", "wait()", ""),
+        ("after_another(wait)", "None", ""),
+        ("in_another(wait)", "None", ""),
+        ("after_another(wait_in_c)", "None", "last words\n"),
+        ("in_another(wait_in_c)", "None", "inner\nlast words\n"),
     ],
 )
 def test_a_driver_ends_with_one_sentence_whether_it_hears_or_not(
@@ -183,42 +170,42 @@ def test_a_driver_ends_with_one_sentence_whether_it_hears_or_not(
 
 
 def test_a_driver_that_leaves_while_its_last_words_are_said_says_one_sentence_and_tidies_up() -> None:
-    process = start("wait_and_leave_amid_the_last_words", last_words="hang")
+    process = start("wait_and_leave_amid_the_last_words()", last_words="hang")
     assert told(process, signal.SIGTERM) == (130, "tidied\n", SENTENCE)
 
 
 def test_a_driver_that_does_not_hear_ends_also_when_nobody_reads_its_sentence() -> None:
-    assert told(start("wait_where_nobody_reads"), signal.SIGTERM) == (130, "last words\n", "")
+    assert told(start("wait_where_nobody_reads()"), signal.SIGTERM) == (130, "last words\n", "")
 
 
 def test_of_two_last_words_one_that_fails_does_not_keep_the_other() -> None:
-    code, out, said = told(start("wait_in_c_in_one_that_fails"), signal.SIGTERM)
+    code, out, said = told(start("in_another(wait_in_c, broken)"), signal.SIGTERM)
     assert (code, out) == (130, "last words\n")
     assert said.endswith(SENTENCE)
 
 
 def test_a_driver_that_does_not_hear_ends_also_when_that_cannot_be_told() -> None:
-    code, out, said = told(start("wait_in_c", last_words="broken"), signal.SIGTERM)
+    code, out, said = told(start("wait_in_c()", last_words="broken"), signal.SIGTERM)
     assert (code, out) == (130, "")
     assert "OSError: no place to tell it" in said
     assert said.endswith(SENTENCE)
 
 
 def test_a_driver_that_does_not_hear_ends_also_when_telling_it_takes_too_long() -> None:
-    assert told(start("wait_in_c", last_words="hang"), signal.SIGTERM) == (130, "", SENTENCE)
+    assert told(start("wait_in_c()", last_words="hang"), signal.SIGTERM) == (130, "", SENTENCE)
 
 
 def test_what_else_cannot_be_raised_is_shown() -> None:
-    process = start("raise_in_a_finaliser")
+    process = start("raise_in_a_finaliser()")
     assert "ZeroDivisionError" in process.communicate(timeout=60)[1]
 
 
 def test_sigint_stays_ignored_where_it_was() -> None:
     """As of a script's &."""
-    assert told(start("wait_briefly", sigint="SIG_IGN"), signal.SIGINT) == (0, "over\n", "")
+    assert told(start("wait_briefly()", sigint="SIG_IGN"), signal.SIGINT) == (0, "over\n", "")
 
 
-@pytest.mark.parametrize("inside", ["tell_a_fork", "listen_in_a_fork"])
+@pytest.mark.parametrize("inside", ["tell_a_fork()", "listen_in_a_fork()"])
 def test_a_fork_hears_for_itself(inside: str) -> None:
     process = start(inside)
     assert process.communicate(timeout=60) == ("fork: 3\n", "")
