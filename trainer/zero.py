@@ -28,7 +28,7 @@ import torch.distributed
 
 from pipeline.contracts.config import Json
 from pipeline.contracts.errors import InputError, RunError
-from trainer import models, safety
+from trainer import gradient_norm, models, safety
 from trainer.batch_plan import per_device_size
 from trainer.config import TrainConfig
 
@@ -305,6 +305,8 @@ def start_engine(
     if config.zero.stage == 0:
         engine.gate = FiniteGate(config.optim.gradient_clipping)
         optimizer.register_step_pre_hook(engine.gate)
+    elif not config.zero.offload:
+        gradient_norm.replace(engine.optimizer, config.zero.stage)
     if config.precision.compute == "fp16":
         # At its least scale DeepSpeed would end the run with a traceback; such a step counts as a bad one instead.
         cast(Any, engine.optimizer).loss_scaler.raise_error_at_min_scale = False

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.contracts.config import load_config
 from tests.trainer import fp16_on_cpu
@@ -50,8 +51,22 @@ def cases() -> Iterator[Case]:
             yield Case(compute, master, stage, offload, micro_size, clipping, bad)
 
 
+class Asking(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often one tensor alone is asked for its norm or for what is largest in it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += operation in (torch.ops.aten.linalg_vector_norm.default, torch.ops.aten.amax.default)
+        return operation(*args, **(kwargs or {}))
+
+
 def outcome(case: Case, true: dict[str, Tensor], rank: int, world: int) -> dict[str, object]:
-    """Errors of the gradient that the good step applied and of its norm, relative; whether each step before left all as it was."""
+    """Errors of the gradient that the good step applied and of its norm, relative; whether each step before left all as it was; how often
+    a step asked one tensor alone for its norm or for what is largest in it.
+    """
     model = fresh_model("clip")
     pixels, ids = (values[rank * LOCAL : (rank + 1) * LOCAL] for values in whole_batch(world))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.compute, torch.float32)
@@ -77,8 +92,12 @@ def outcome(case: Case, true: dict[str, Tensor], rank: int, world: int) -> dict[
             LOCAL,
             case.micro_size,
         )
-        return zero.step(engine, loss, 0.0, stop=False, replaced=0)
+        with Asking() as asking:
+            stepped = zero.step(engine, loss, 0.0, stop=False, replaced=0)
+        asked.append(asking.count)
+        return stepped
 
+    asked: list[int] = []
     before, skipped = masters(engine), []
     for _ in range(BAD_STEPS if case.bad else 0):
         stepped = step(math.nan if rank == world - 1 else 1.0)
@@ -102,6 +121,7 @@ def outcome(case: Case, true: dict[str, Tensor], rank: int, world: int) -> dict[
         "skipped": skipped,
         "gradient_error": max(errors),
         "norm_error": abs(stepped.gradient_norm / norm - 1),
+        "asked": max(asked),
     }
 
 

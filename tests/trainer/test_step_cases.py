@@ -10,6 +10,8 @@ from tests.trainer.step_cases import BAD_STEPS, Case, cases
 
 LIMITS = {"fp32": 1e-5, "autocast_bf16": 0.08, "bf16": 0.08, "fp16": 0.01}
 """Relative; bf16 has three digits."""
+MOST_ASKED = 4
+"""Tensors of a step that are asked alone for their norm: such as hold the norms of all. The model has 62."""
 
 
 @pytest.mark.prove
@@ -31,6 +33,7 @@ def wrong_cases(folder: Path, processes: int, *, on_gpu: bool = False) -> list[d
         bad, before = BAD_STEPS if case.bad else 0, len(one["skipped"])
         right = one["applied"] and all(one["skipped"]) and (before == bad or (case.compute == "fp16" and before > bad))
         limit = LIMITS[case.compute]
-        if not (right and one["gradient_error"] <= limit and one["norm_error"] <= limit):
+        few = one["asked"] <= MOST_ASKED or case.offload  # DeepSpeed asks for those itself, as they travel
+        if not (right and few and one["gradient_error"] <= limit and one["norm_error"] <= limit):
             wrong.append(one)
     return wrong
