@@ -98,9 +98,9 @@ class ModelConfig(StrictModel):
     """`bag_of_words`: the mean of the words' embeddings instead of a text transformer (the paper's CBOW)."""
     patch_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """The share of a picture's patches that a ViT does not see while it trains, drawn anew each time; 0.5 halves the image tower's work."""
-    checkpoint_activations: Literal["none", "elementwise", "blocks"] = not_semantic("none")
-    """What blocks compute again in the backward pass instead of keeping it: `elementwise` all but products, convolutions and attention;
-    `blocks` everything: a third more work, a small part of the memory."""
+    checkpoint_activations: Literal["none", "activation", "elementwise", "blocks"] = not_semantic("none")
+    """What blocks compute again in the backward pass instead of keeping it: `activation` a transformer's MLP's alone; `elementwise` all but
+    products, convolutions and attention; `blocks` everything: a third more work, a small part of the memory."""
     compile: bool = not_semantic(False)
     """Let torch.compile fuse what a block computes; it needs a C++ compiler and time at the start. Last bits may differ."""
     short_attention: bool = not_semantic(False)
@@ -395,10 +395,11 @@ class TrainConfig(StrictModel):
                 "model.compile with zero.stage 3: ZeRO gathers weights inside of a block, which cuts the compiled program to pieces;"
                 " set zero.stage to 1 or 2, or drop model.compile"
             )
-        if self.zero.stage == 3 and self.model.checkpoint_activations == "elementwise":
+        again = self.model.checkpoint_activations
+        if self.zero.stage == 3 and again in ("activation", "elementwise"):
             raise ValueError(
-                "model.checkpoint_activations 'elementwise' with zero.stage 3: ZeRO gathers weights inside of a block, not the same ones"
-                " each time, and what is computed again must be what was computed before; set zero.stage to 1 or 2, or take 'blocks'"
+                f"model.checkpoint_activations {again!r} with zero.stage 3: ZeRO gathers weights inside of a block, not the same ones each"
+                " time, and what is computed again must be what was computed before; set zero.stage to 1 or 2, or take 'blocks'"
             )
         if self.zero.offload and self.precision.master == "bf16":
             raise ValueError(

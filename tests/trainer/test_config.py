@@ -209,10 +209,17 @@ def test_half_precision_without_zero_is_refused() -> None:
         ),
         (("zero.stage=3", "model.compile=true"), "model.compile with zero.stage 3.*set zero.stage to 1 or 2"),
         (
+            ("zero.stage=3", "model.checkpoint_activations=activation"),
+            "'activation' with zero.stage 3.*set zero.stage to 1 or 2, or take 'blocks'",
+        ),
+        (
             ("zero.stage=3", "model.checkpoint_activations=elementwise"),
             "'elementwise' with zero.stage 3.*set zero.stage to 1 or 2, or take 'blocks'",
         ),
-        (("model.checkpoint_activations=true",), "checkpoint_activations.*'none', 'elementwise' or 'blocks'"),
+        (
+            ("model.checkpoint_activations=true",),
+            "checkpoint_activations.*'none', 'activation', 'elementwise' or 'blocks'",
+        ),
     ],
 )
 def test_precisions_that_do_not_go_together(overrides: tuple[str, ...], said: str) -> None:

@@ -102,11 +102,11 @@ def test_a_gpu_has_the_peak_of_its_own_form_or_none() -> None:
 
 def test_a_plan_does_not_count_what_checkpointing_computes_again() -> None:
     said = []
-    for checkpointed in ("none", "elementwise", "blocks"):
+    for checkpointed in ("none", "activation", "elementwise", "blocks"):
         overrides = ["data.manifest=x", "run.dir=y", f"model.checkpoint_activations={checkpointed}"]
         plan = describe(resolve(load_config(TrainConfig, SMOKE, overrides)), world_size=1)
         said.append([line for line in plan.splitlines() if line.startswith("operations")])
-    assert said[0] == said[1] == said[2] != []
+    assert said[0] == said[1] == said[2] == said[3] != []
 
 
 @pytest.mark.parametrize("preset", ["tiny-vit", "tiny"])

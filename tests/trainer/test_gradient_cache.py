@@ -131,7 +131,7 @@ def vit(*, patch_dropout: float, checkpointed: Checkpointing = "none") -> tuple[
     return model, lambda at: (pixels[at], ids[at])
 
 
-@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
+@pytest.mark.parametrize("checkpointed", ["none", "activation", "elementwise", "blocks"])
 def test_a_vit_drops_the_patches_that_the_whole_batch_drops(checkpointed: Checkpointing) -> None:
     """The model's own patch dropout; 10 pairs in pieces of 4, 3 and 3, also where their blocks are computed once more."""
     whole_loss, whole = step(*vit(patch_dropout=0.5), None, pairs=10)
@@ -160,7 +160,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
+@pytest.mark.parametrize("checkpointed", ["none", "activation", "elementwise", "blocks"])
 def test_running_statistics_move_once_for_each_sample(checkpointed: Checkpointing) -> None:
     twin, load = resnet()
     _, true = held_graphs(twin, load, 4, pairs=10)

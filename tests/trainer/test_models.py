@@ -434,7 +434,12 @@ def test_checkpointed_blocks_give_the_same_bits_and_keep_less(preset: Preset) ->
         return found | dict(model.named_buffers()), kept
 
     plain, kept = trained("none")
-    most: dict[Checkpointing, float] = {"elementwise": 0.65 if preset is SMALL_VIT else 0.85, "blocks": 0.45}
+    is_vit = preset is SMALL_VIT
+    most: dict[Checkpointing, float] = {
+        "activation": 0.75 if is_vit else 0.99,  # of a ResNet's model the text tower's alone
+        "elementwise": 0.65 if is_vit else 0.85,
+        "blocks": 0.45,
+    }
     for how, share in most.items():
         again, kept_again = trained(how)
         assert plain.keys() == again.keys()
@@ -462,7 +467,7 @@ def test_no_block_is_left_uncompiled(blocks: tuple[int, int, int, int], sizes: t
 
 
 @pytest.mark.filterwarnings(GRAD_OF_TRACED)
-@pytest.mark.parametrize("how", ["none", "elementwise", "blocks"])
+@pytest.mark.parametrize("how", ["none", "activation", "elementwise", "blocks"])
 def test_a_text_tower_has_few_programs_for_all_groups(how: Checkpointing) -> None:
     """One for the blocks and one for the last, for a single text again, and for a first shape that is square."""
     model = build(SMALL_VIT, checkpoint_activations=how)
@@ -486,7 +491,7 @@ def test_a_text_tower_has_few_programs_for_all_groups(how: Checkpointing) -> Non
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated"
 )  # torch's own, where its compiler is first imported
-@pytest.mark.parametrize(("how", "times"), [("none", 0), ("elementwise", 0), ("blocks", 1)])
+@pytest.mark.parametrize(("how", "times"), [("none", 0), ("activation", 0), ("elementwise", 0), ("blocks", 1)])
 @pytest.mark.parametrize("at", [None, torch.tensor([2, 0, 3])], ids=["block", "last block"])
 def test_a_compiled_block_keeps_the_sum_of_its_residual(
     how: Checkpointing, times: int, at: Tensor | None, caplog: pytest.LogCaptureFixture
@@ -537,7 +542,7 @@ def test_a_compiled_block_keeps_the_sum_of_its_residual(
 )  # torch's own, where its compiler is first imported
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler")
 @pytest.mark.parametrize("preset", [SMALL_VIT, SMALL_RN], ids=["vit", "resnet"])
-@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
+@pytest.mark.parametrize("checkpointed", ["none", "activation", "elementwise", "blocks"])
 def test_compiled_blocks_give_the_same_numbers(preset: Preset, checkpointed: Checkpointing) -> None:
     """Forward, gradients and running statistics, without a name changed. A C++ compiler makes the programs."""
 

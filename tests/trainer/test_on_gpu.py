@@ -133,7 +133,7 @@ def test_models_with_short_attention_have_the_gradients_of_torchs(dtype: torch.d
     )
 
 
-@pytest.mark.parametrize("checkpointed", ["none", "elementwise", "blocks"])
+@pytest.mark.parametrize("checkpointed", ["none", "activation", "elementwise", "blocks"])
 def test_patches_that_the_first_pass_dropped_the_second_drops_again(checkpointed: Checkpointing) -> None:
     """Gradient caching in fp64, with numbers that the device draws: as if all micro-batches' graphs had been held at once."""
 

@@ -6,9 +6,13 @@ either, because what is made again ends with the last tensor that the backward p
 for each of the residual's, instead of 20 to 24, or of 16 to 19 where it is compiled, and does no product twice. (Of a ResNet's memory four
 fifths remain.)
 
+"activation": a transformer's block computes nothing again but the activation of its MLP, which is wide and cheap: some 4 numbers fewer than
+with all that a compiled block keeps. That is one more tensor written in the backward pass, where "elementwise" has both norms read and
+written again too. A ResNet's block keeps all.
+
 "blocks": a block keeps nothing but its input, for a third more work.
 
-Both give the same gradients, to the bit where nothing is compiled. (But where autocast meets texts in several groups: without "elementwise"
+All give the same gradients, to the bit where nothing is compiled. (But where autocast meets texts in several groups: without "elementwise"
 a weight is cast once for all groups, and their gradients are summed in half precision.) Nothing inside of a block is random: patches are
 dropped before. Batch norm's running statistics, which have moved once, rest the second time. The policy is one of torch's own
 (`torch.utils.checkpoint.create_selective_checkpoint_contexts`), which torch.compile follows too. Where nothing is compiled it takes three
@@ -32,8 +36,11 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from trainer.models import short_attention
 
-Checkpointing = Literal["none", "elementwise", "blocks"]
+Checkpointing = Literal["none", "activation", "elementwise", "blocks"]
 Context = AbstractContextManager[object]
+
+_ALL_KEPT: tuple[Checkpointing, ...] = ("none", "activation")
+"""Outside of the MLP."""
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 _KEPT = (
@@ -51,8 +58,10 @@ logging.getLogger("torch._higher_order_ops.wrap").addFilter(lambda record: "cont
 
 
 def checkpointed(how: Checkpointing, block: nn.Module, inside: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """`inside(*inputs)`, which is what `block` computes, keeping for the backward pass what `how` says."""
-    if how == "none" or not torch.is_grad_enabled():
+    """`inside(*inputs)`, which is what `block` computes, keeping for the backward pass what `how` says. With "activation" that is all: see
+    `narrowed`.
+    """
+    if how in _ALL_KEPT or not torch.is_grad_enabled():
         return inside(*inputs)
     contexts: Callable[[], tuple[Context, Context]] = functools.partial(_around_both_passes, how, block)
     if torch.compiler.is_compiling():  # a compiled program changes running statistics once, whatever it computes twice
@@ -60,6 +69,11 @@ def checkpointed(how: Checkpointing, block: nn.Module, inside: Callable[..., Ten
             return cast(Tensor, checkpoint(inside, *inputs, use_reentrant=False, preserve_rng_state=False))
         contexts = _elementwise_compiled
     return cast(Tensor, checkpoint(inside, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts))
+
+
+def narrowed(how: Checkpointing, block: nn.Module, inside: Callable[[Tensor], Tensor], wide: Tensor) -> Tensor:
+    """`inside(wide)`, which is an MLP's activation and its second product; with "activation" only `wide` is kept for both."""
+    return checkpointed("elementwise" if how == "activation" else "none", block, inside, wide)
 
 
 def _policy(context: object, operation: object, *inputs: Any, **options: Any) -> CheckpointPolicy:
@@ -89,7 +103,7 @@ def _are_residual(x: object, y: object) -> bool:
 
 def residual_sum(how: Checkpointing, x: Tensor, y: Tensor) -> Tensor:
     """x + y, both [n, L, width], inside of a block; a compiled one that is to keep all keeps this too."""
-    if how != "none" or not torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if how not in _ALL_KEPT or not torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return x + y
     return cast(Tensor, checkpoint(torch.add, x, y, use_reentrant=False, preserve_rng_state=False, context_fn=_kept))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.models import short_attention
-from trainer.models.checkpointing import Checkpointing, checkpointed, residual_sum
+from trainer.models.checkpointing import Checkpointing, checkpointed, narrowed, residual_sum
 from trainer.models.presets import HEAD_WIDTH, Gelu
 
 
@@ -109,7 +109,11 @@ class Block(nn.Module):
     def _inside(self, x: Tensor, at: Tensor | None) -> Tensor:
         kept = x if at is None else _rows_at(x, at)
         kept = residual_sum(self.checkpoint_activations, kept, self.attn(self.ln_1(x), at))
-        out: Tensor = kept + self.mlp(self.ln_2(kept))
+        wide = self.mlp.get_submodule("c_fc")(self.ln_2(kept))
+        return kept + narrowed(self.checkpoint_activations, self, self._narrow, wide)
+
+    def _narrow(self, wide: Tensor) -> Tensor:
+        out: Tensor = self.mlp.get_submodule("c_proj")(self.mlp.get_submodule("gelu")(wide))
         return out
 
 
