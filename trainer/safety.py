@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch.distributed
@@ -91,9 +92,12 @@ def step_aside(seconds: float) -> None:
 
 
 class Heartbeat:
-    """Shows that this process is alive, and watches the others, from `__init__` to `stop`. All processes of the run make one."""
+    """Shows that this process is alive, and watches the others, from `__init__` to `stop`. All processes of the run make one.
 
-    def __init__(self, address: str, port: int, rank: int, world: int) -> None:
+    wait: returns when every process has called it.
+    """
+
+    def __init__(self, address: str, port: int, rank: int, world: int, *, wait: Callable[[], None]) -> None:
         self._rank, self._world = rank, world
         # Connections of its own: a call that waits in one for a process 0 that answers nothing would keep the others waiting.
         timeout = datetime.timedelta(seconds=SILENCE_S)
@@ -103,7 +107,7 @@ class Heartbeat:
         )
         self._store.set(_beat_of(rank), "0")
         self._store.set(_name_of(rank), f"{socket.gethostname()}, process {os.getpid()}")
-        torch.distributed.barrier()  # from here on all have both
+        wait()  # from here on all have both
         self._names = [name.decode() for name in self._store.multi_get([_name_of(other) for other in range(world)])]
         self._beats = [b""] * world
         self._heard = [time.monotonic()] * world

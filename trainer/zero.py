@@ -234,7 +234,7 @@ def join_processes() -> tuple[int, int]:
         ) from error
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if world > 1:
-        _heartbeats.append(safety.Heartbeat(place.address, place.port, rank, world))
+        _heartbeats.append(safety.Heartbeat(place.address, place.port, rank, world, wait=wait_for_all))
     _set_patience(_PREPARING)
     return rank, world
 
@@ -270,8 +270,12 @@ def _set_patience(longest: datetime.timedelta) -> None:
 
 
 def wait_for_all() -> None:
-    """Return when every process has called this. Collective."""
-    torch.distributed.barrier()
+    """Return when every process has called this. Collective.
+
+    Each on its own GPU: left to itself NCCL takes the one that the rank divided by GPUs leaves, which two processes of a node can share
+    where ranks were dealt out over the nodes.
+    """
+    torch.distributed.barrier(device_ids=None if on_cpu() else [torch.cuda.current_device()])
 
 
 def gather(mine: T) -> list[T]:

@@ -35,7 +35,7 @@ def steps_aside_twice() -> None:
 def stopped_amid_a_beat(port: int, slow: int) -> None:
     safety.BEAT_S = 0.0  # the thread is in the store nearly all the time
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    safety.Heartbeat("127.0.0.1", slow, 0, 1).stop(failed=False)
+    safety.Heartbeat("127.0.0.1", slow, 0, 1, wait=torch.distributed.barrier).stop(failed=False)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ def test_a_stopped_run_resumes_to_the_bit(change: Change, corpus: Path, tmp_path
             overrides = SMALL | change | {"data.manifest": corpus, "run.dir": runs[name], "run.stop_after": stop}
             finished = trained(overrides)
             assert finished.code == 0, finished.output
+            assert "Guessing device" not in finished.output, "NCCL is told whose GPU a process has"
     assert figures(lines_of(runs["stopped"])) == figures(lines_of(runs["undisturbed"]))
     assert final_files(runs["stopped"], 12) == final_files(runs["undisturbed"], 12)
 

@@ -30,7 +30,7 @@ from trainer.checkpoint.record import (
     step_of,
 )
 from trainer.config import RunConfig, differences
-from trainer.zero import Engine, gather
+from trainer.zero import Engine, gather, wait_for_all
 
 log = logging.getLogger("trainer")
 
@@ -139,10 +139,10 @@ def resume(engine: Engine, place: str, found: Found, average: state.Average | No
         state.seed_from(states, rank)
     if record.loss_scaler is not None:
         partitions.set_loss_scaler(engine, record.loss_scaler)
-    torch.distributed.barrier()
+    wait_for_all()
     if rank == 0:
         _put_aside_newer(place, tag)
-    torch.distributed.barrier()
+    wait_for_all()
     return record.position
 
 
