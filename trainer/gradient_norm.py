@@ -5,8 +5,8 @@ and how long it is, through a copy in fp64 (all stages: `get_grad_norm_direct`).
 step of ViT-B/32 and 6,800 of ViT-L/14, four fifths of all that a step launches, where a GPU has nothing else to do. Here all gradients of a
 group are one call, as in torch's own clipping; sums are fp64 as DeepSpeed's are.
 
-The norm answers the first question too: it is finite if and only if every gradient is, and DeepSpeed drops a step for it as it does for
-the flag that `check_overflow` sets. What is offloaded to CPUs is asked while it travels; that stays DeepSpeed's.
+The norm answers the first question too: it is finite if every gradient is (and fp32 can hold it), else not, and DeepSpeed drops a step
+for it as it does for the flag that `check_overflow` sets. What is offloaded to CPUs is asked while it travels; that stays DeepSpeed's.
 """
 
 import functools

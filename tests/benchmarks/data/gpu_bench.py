@@ -244,8 +244,8 @@ def _said_by(python: str, code: str) -> str:
 
 
 def of_theirs(case: Case) -> Case:
-    """The same of open_clip, which knows two of our three ways of checkpointing."""
-    checkpoint = "none" if case.checkpoint == "elementwise" else case.checkpoint
+    """The same of open_clip, which knows two of our four ways of checkpointing."""
+    checkpoint = "none" if case.checkpoint in ("activation", "elementwise") else case.checkpoint
     return dataclasses.replace(case, compute=THEIRS.get(case.compute, ""), checkpoint=checkpoint, short_attention=False)
 
 
