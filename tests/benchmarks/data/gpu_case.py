@@ -111,6 +111,8 @@ class Measured:
     """Of the first three steps."""
     kernels: list[tuple[str, float]] = field(default_factory=list)
     """The operations that took the device longest in a step, and the share of its time that each took itself."""
+    launches: dict[str, int] = field(default_factory=dict)
+    """Kernels, products and copies that a step starts, by phase; of the peer's in all. Counted on a hollow GPU alone."""
     device: str = ""
     torch: str = ""
     """Its version."""

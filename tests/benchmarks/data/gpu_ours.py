@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipeline.contracts.config import load_config
 from tests.benchmarks.data.gpu_case import MOST_SEARCHING, PHASES, Case, Measured, drawn_texts
+from tests.hollow_gpu import launched
 from trainer import flops, gradient_cache, partitions, starting, zero
 from trainer.config import TrainConfig, resolve, settled
 from trainer.data import loader
@@ -43,11 +44,11 @@ OTHER_CAPTIONS = 32
 
 
 class Phases:
-    """Seconds of each phase, by events on the device's stream, or by the clock on a CPU."""
+    """Seconds of each phase, by events on the device's stream, or by the clock on a CPU; what each starts, where that is counted."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = []
+        self._marks: list[tuple[str, Any, int]] = []
 
     def mark(self, phase: str) -> None:
         """What comes from now on belongs to `phase`."""
@@ -55,17 +56,26 @@ class Phases:
         if self._on_gpu:
             at = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             at.record()
-        self._marks.append((phase, at))
+        self._marks.append((phase, at, launched.times()))
 
     def seconds(self) -> dict[str, float]:
         """Between each mark and the next; the last one only ends what was before it."""
         if self._on_gpu:
             torch.cuda.synchronize()
         found = dict.fromkeys(PHASES, 0.0)
-        for (phase, at), (_, after) in itertools.pairwise(self._marks):
+        for (phase, at, _), (_, after, _) in itertools.pairwise(self._marks):
             found[phase] += at.elapsed_time(after) / 1000 if self._on_gpu else after - at
-        self._marks.clear()
         return found
+
+    def launches(self) -> dict[str, int]:
+        """Likewise of what was started; {} where it is not counted."""
+        found = dict.fromkeys(PHASES, 0)
+        for (phase, _, before), (_, _, after) in itertools.pairwise(self._marks):
+            found[phase] += after - before
+        return found if any(found.values()) else {}
+
+    def clear(self) -> None:
+        self._marks.clear()
 
 
 class Marked:
@@ -211,12 +221,15 @@ def measure(case: Case) -> Measured:
         taken: list[dict[str, float]] = []
         phased: list[float] = []
         longest: list[tuple[str, float]] = []
+        launches: dict[str, int] = {}
         if case.micro is None:  # else a step takes as long as all that was timed
             for _ in range(max(1, case.steps // 2)):
                 began = time.perf_counter()
                 step(marked, marked_load)
                 phases.mark("data")
                 taken.append(phases.seconds())
+                launches = phases.launches()
+                phases.clear()
                 phased.append(time.perf_counter() - began)
             longest = kernels(lambda: step(engine, feed.load), on_gpu=on_gpu)
         shares = {name: statistics.median(one[name] for one in taken) for name in PHASES if taken}
@@ -238,6 +251,7 @@ def measure(case: Case) -> Measured:
             phased=statistics.median(phased) if phased else 0.0,
             losses=losses[:3],
             kernels=longest,
+            launches=launches,
             device=torch.cuda.get_device_name() if on_gpu else "CPU",
             torch=torch.__version__,
         )

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks.data.gpu_case import MOST_SEARCHING, Case, Measured, drawn_texts
+from tests.hollow_gpu import launched
 
 
 def measure(case: Case) -> Measured:
@@ -102,6 +103,10 @@ def measure(case: Case) -> Measured:
         seconds += [took] if scale_of() >= before else []  # what the optimizer skips is no whole step
         if len(seconds) == case.steps:
             break
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    before_it = launched.times()
+    step()
+    launches = launched.times() - before_it
     if len(seconds) < case.steps or not all(map(math.isfinite, losses)):
         raise RuntimeError(f"{len(seconds)} steps changed weights; losses {losses}")
     return Measured(
@@ -109,10 +114,11 @@ def measure(case: Case) -> Measured:
         parameters=parameters,
         seconds=statistics.median(seconds),
         first_step=first_step,
-        peak_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+        peak_bytes=peak,
         operations=0,
         waited=0.0,
         losses=losses[:3],
+        launches={"all": launches} if launches else {},
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         torch=torch.__version__,
     )
