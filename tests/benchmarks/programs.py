@@ -3,10 +3,10 @@
     python -m tests.benchmarks.programs [--models ViT-B/32 …]
     PYTHON -m tests.benchmarks.programs        # with the torch and the Triton of that environment: those of the machine with the GPU
 
-The steps of `gpu_train`: bf16 weights, compiled blocks, forward and backward, its largest batch and full texts, with nothing computed again
-and with what is elementwise; with torch's attention, and with ours for few positions where it is for them. Inductor writes the kernels
-as for an H200 (`data/programs_case.py`), Triton compiles each in every configuration of which the GPU would choose. Nothing of it runs:
-that a kernel is right is not asked here. Our own kernels are those of `gpu_kernels code`.
+The steps of `gpu_train`: bf16 weights, compiled blocks, forward and backward, its largest batch and full texts, with nothing, activations
+and all that is elementwise computed again; with torch's attention, and with ours for few positions where it is for them. Inductor writes
+the kernels as for an H200 (`data/programs_case.py`), Triton compiles each in every configuration of which the GPU would choose. Nothing of
+it runs: that a kernel is right is not asked here. Our own kernels are those of `gpu_kernels code`.
 
 A row: programs (a graph forward or backward), different kernels in them, their configurations, how many kernels failed, how many
 configurations spill registers, the most bytes that a thread of one spills, and the most registers. Those that failed or spill are
@@ -24,6 +24,7 @@ from tests.benchmarks.gpu_train import BATCHES, MODELS
 
 WAYS = {
     "nothing again": ("none", "torch"),
+    "activation again": ("activation", "torch"),
     "elementwise again": ("elementwise", "torch"),
     "nothing again, short attention": ("none", "short"),
 }

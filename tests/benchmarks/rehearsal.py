@@ -14,12 +14,10 @@ import argparse
 import sys
 
 from tests.benchmarks.data.gpu_bench import how, of_theirs, run, versions_of_ours, versions_of_peer
-from tests.benchmarks.data.gpu_case import PHASES, Case, Measured
+from tests.benchmarks.data.gpu_case import AGAIN, PHASES, Case, Measured
 from tests.benchmarks.gpu_train import BATCHES, LARGE, MODELS
 from tests.hollow_gpu import launched
 
-AGAIN = {"ViT": ("none", "activation", "elementwise"), "RN5": ("none", "elementwise")}
-"""What is computed again, of transformers and of ResNets."""
 SECONDS = 1800
 """The longest that a case may take."""
 
@@ -27,14 +25,14 @@ SECONDS = 1800
 def cases_of(model: str) -> list[Case]:
     """The model's largest batch in each way, then LARGE pairs in pieces of it where it is a ViT."""
     pairs = BATCHES[model][0]
-    cases = [Case(model, pairs, "bf16", checkpoint=again, warmup=2, steps=5) for again in AGAIN[model[:3]]]
+    cases = [Case(model, pairs, "bf16", checkpoint=again, warmup=2, steps=5) for again in ("none", *AGAIN)]
     if model.startswith("ViT"):
         cases += [Case(model, LARGE, "bf16", checkpoint="elementwise", micro=pairs, warmup=0, steps=2)]
     return cases
 
 
 def row(who: str, case: Case, found: Measured, theirs: Measured | None) -> str:
-    memory = f"{found.peak_bytes / theirs.peak_bytes:.2f}" if theirs else ""
+    memory = f"{found.peak_bytes / theirs.peak_bytes:.2f}" if theirs and theirs.pairs == found.pairs else ""
     phases = [f"{found.launches[name]:,}" if name in found.launches else "" for name in PHASES]
     in_all = f"{sum(found.launches.values()):,}" if found.launches else ""
     return (

@@ -10,11 +10,13 @@ in the interpreter that --peer names (by default this one). Ours runs in this on
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 from typing import NamedTuple
 
 from tests.benchmarks.data.gpu_bench import versions_of_peer
+from tests.benchmarks.data.gpu_case import AGAIN
 from tests.benchmarks.gpu_train import BATCHES
 
 OURS_KEPT, THEIRS_KEPT = 12.03, 8.0
@@ -59,12 +61,7 @@ def main() -> int:
             if settings.peer:
                 theirs = cost(settings.peer, "open_clip", model, "none", how, "full", settings.pairs)
                 print(f"open_clip {model:<10}{how:<10}{'':<24}{theirs.said()}", flush=True)
-            for checkpoint, texts in (
-                ("none", "full"),
-                ("elementwise", "full"),
-                ("none", "captions"),
-                ("elementwise", "captions"),
-            ):
+            for texts, checkpoint in itertools.product(("full", "captions"), ("none", *AGAIN)):
                 ours = cost(sys.executable, "ours", model, checkpoint, how, texts, settings.pairs)
                 line = f"ours      {model:<10}{how:<10}{checkpoint:<12}{texts:<12}{ours.said()}"
                 if theirs is not None:

@@ -195,6 +195,7 @@ class Twin:
         if (case.micro or case.pairs) > self.most[module]:
             return None, NO_ROOM, []
         takes = 1.0 - 0.1 * case.compile - 0.1 * (case.checkpoint == "none") - 0.1 * case.captions
+        takes -= 0.05 * (case.checkpoint == "activation")
         takes += (-0.05 if self._short_is_faster else 0.05) * case.short_attention
         return Measured(case.pairs, 1, takes, 1.0, 1, 1, 0.0, 9.0), "", []
 
@@ -231,15 +232,18 @@ def test_each_part_begins_with_what_was_fastest_before(
     assert asked.since() == [
         ("gpu_ours", "bf16, compiled", 4096),
         ("gpu_peer", "pure_bf16, compiled", 4096),
+        ("gpu_ours", "bf16, compiled, activation again", 4096),
         ("gpu_ours", "bf16, compiled, elementwise again", 4096),
         ("gpu_ours", "bf16, compiled, short attention", 4096),
         ("gpu_ours", f"bf16, compiled{also} from shards", 4096),
         ("gpu_ours", f"bf16, compiled{also}, pieces of 4096", 32768),
         ("gpu_ours", f"bf16, compiled{also}, captions", 4096),
         ("gpu_peer", "pure_bf16, compiled, captions", 4096),
+        ("gpu_ours", f"bf16, compiled, activation again{also}, captions", 4096),
         ("gpu_ours", f"bf16, compiled, elementwise again{also}, captions", 4096),
         ("gpu_ours", "bf16", 4096),
         ("gpu_peer", "pure_bf16", 4096),
+        ("gpu_ours", "bf16, activation again", 4096),
         ("gpu_ours", "bf16, elementwise again", 4096),
         ("gpu_ours", f"bf16, compiled, blocks again{also}", 16384),
         ("gpu_peer", "pure_bf16, compiled, blocks again", 16384),
@@ -252,7 +256,7 @@ def test_each_part_begins_with_what_was_fastest_before(
     again = capsys.readouterr().out
     for said in (first, again):
         rows = [line for line in said.splitlines() if line[:10].strip() in ("ours", "open_clip", "shards")]
-        assert len(rows) == len(set(rows)) == 14, "each once"
+        assert len(rows) == len(set(rows)) == 17, "each once"
 
 
 def test_what_is_asked_for_first_is_measured_of_all_models_first(
@@ -279,9 +283,9 @@ def test_a_call_goes_on_where_an_earlier_one_was_ended(
     assert "NOT ALL WAS MEASURED in 0 minutes" in capsys.readouterr().out
 
     assert call("speed", "shards", out=rows) == 0
-    assert len(asked.since()) == 5
+    assert len(asked.since()) == 6
     lines = rows.read_text().splitlines()
-    assert [json.loads(line)["who"] for line in lines] == ["ours", "open_clip", "ours", "ours", "shards"]
+    assert [json.loads(line)["who"] for line in lines] == ["ours", "open_clip", "ours", "ours", "ours", "shards"]
 
     # The peer's was not reached, or cut off while it was written: ours is measured once more, beside it. The rest is as good as it was.
     rows.write_text("\n".join([lines[0], *lines[2:], lines[1][:200]]))
@@ -342,6 +346,7 @@ def test_the_fastest_is_measured_beside_open_clip_in_one_call(
     asked.since()
     assert call("speed", out=rows) == 0
     assert asked.since() == [
+        ("gpu_ours", "bf16, compiled, activation again", 4096),
         ("gpu_ours", "bf16, compiled, elementwise again", 4096),
         ("gpu_ours", "bf16, compiled, short attention", 4096),
         ("gpu_peer", "pure_bf16, compiled", 4096),
@@ -376,6 +381,7 @@ def test_what_did_not_fit_is_not_tried_again_and_all_begins_with_the_batch_that_
         ("gpu_peer", "pure_bf16, compiled", 3072),
         ("gpu_ours", "bf16, compiled", 2048),
         ("gpu_peer", "pure_bf16, compiled", 2048),
+        ("gpu_ours", "bf16, compiled, activation again", 2048),
         ("gpu_ours", "bf16, compiled, elementwise again", 2048),
         ("gpu_ours", "bf16, compiled, short attention", 2048),
     ]
@@ -392,7 +398,7 @@ def test_what_did_not_fit_is_not_tried_again_and_all_begins_with_the_batch_that_
 def test_what_failed_is_not_tried_again_and_is_not_in_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked, rows = Twin(monkeypatch), tmp_path / "rows"
     asked.failing = ("gpu_peer",)
-    for tried in (5, 0):
+    for tried in (6, 0):
         assert call("speed", "shards", out=rows) == 1
         assert len(asked.since()) == tried
     asked.failing = ()
@@ -406,11 +412,11 @@ def test_rows_of_another_torch_device_or_code_are_not_taken_up(monkeypatch: pyte
     asked, rows = Twin(monkeypatch), tmp_path / "rows"
     rows.write_text('[]\n3\n{"who": "ours", "case": {"preset": "ViT-B/32"}}\nnothing\n')
     assert call("speed", out=rows) == 0
-    assert len(asked.since()) == 4
+    assert len(asked.since()) == 5
     assert call("speed", out=rows, versions=VERSIONS | {"open_clip": "another"}) == 0
     assert [module for module, *_ in asked.since()] == ["gpu_ours", "gpu_peer"], "ours beside it"
     assert call("speed", out=rows, versions=VERSIONS | {"ours": "another"}) == 0
-    assert [module for module, *_ in asked.since()] == ["gpu_ours", "gpu_peer", "gpu_ours", "gpu_ours"]
+    assert [module for module, *_ in asked.since()] == ["gpu_ours", "gpu_peer", *["gpu_ours"] * 3]
     assert call("speed", "shards", out=rows) == 0
     assert len(asked.since()) == 2
     assert call("shards", out=rows, more=["--shards", "512"]) == 0
@@ -577,13 +583,13 @@ def test_the_command_goes_through_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "from shards" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
-    assert [row["who"] for row in rows] == ["ours", "ours", "shards", "ours", "ours"]
+    assert [row["who"] for row in rows] == [*["ours"] * 3, "shards", *["ours"] * 3]
     ours = [row for row in rows if row["who"] == "ours"]
     ways = [(row["case"]["checkpoint"], row["case"]["captions"]) for row in ours]
-    assert sorted(ways) == [("elementwise", False), ("elementwise", True), ("none", False), ("none", True)]
+    assert sorted(ways) == [(how, only) for how in ("activation", "elementwise", "none") for only in (False, True)]
     full, captions = (
         {row["found"]["operations"] for row in ours if row["case"]["captions"] == only} for only in (False, True)
     )
     assert max(captions) < min(full), "short texts are less work"
-    assert rows[2]["found"]["of_a_core"] > 0
+    assert rows[3]["found"]["of_a_core"] > 0
     assert gpu_bench.HEAD in done.stdout

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.data.gpu_case import PHASES, Case, Measured
+from tests.benchmarks.data.gpu_case import AGAIN, PHASES, Case, Measured
 from trainer.flops import known_peak
 
 THEIRS = {"autocast_bf16": "amp_bf16", "bf16": "pure_bf16", "fp16": "amp", "fp32": "fp32"}
@@ -245,7 +245,7 @@ def _said_by(python: str, code: str) -> str:
 
 def of_theirs(case: Case) -> Case:
     """The same of open_clip, which knows two of our four ways of checkpointing."""
-    checkpoint = "none" if case.checkpoint in ("activation", "elementwise") else case.checkpoint
+    checkpoint = "none" if case.checkpoint in AGAIN else case.checkpoint
     return dataclasses.replace(case, compute=THEIRS.get(case.compute, ""), checkpoint=checkpoint, short_attention=False)
 
 

@@ -8,6 +8,8 @@ import torch
 
 FULL_LENGTH = 77
 PHASES = ("data", "forward", "loss", "backward", "optimizer")
+AGAIN = ("activation", "elementwise")
+"""What ours can compute again without multiplying anything twice: `model.checkpoint_activations`."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One case of the benchmark `programs`: what torch.compile makes of a model for a Hopper GPU, compiled to its machine code without one.
 
-    python -m tests.benchmarks.data.programs_case MODEL none|elementwise torch|short PAIRS
+    python -m tests.benchmarks.data.programs_case MODEL none|activation|elementwise torch|short PAIRS
 
 Inductor writes its kernels as in `traffic_case.py`; Triton and the assembler compile each, in every configuration that a GPU would try, but
 load none. Prints a line of JSON: [graphs, [[name, [[configuration, instructions, registers, stack] …], why it failed or ""] …]].

@@ -1,6 +1,7 @@
 """One model's forward and backward for the benchmark `towers`: what a pair costs on a CPU. Run by the interpreter that has the library.
 
-    PYTHON -m tests.benchmarks.data.towers_case ours|open_clip MODEL none|elementwise|blocks eager|compiled full|captions PAIRS MORE
+    PYTHON -m tests.benchmarks.data.towers_case ours|open_clip MODEL none|activation|elementwise|blocks \
+        eager|compiled full|captions PAIRS MORE
 
 bf16 weights. Memory: the most that is held at one time between the start of a forward pass and the end of its backward pass, as
 torch's allocator is asked for it, for PAIRS pairs and for MORE; the difference is that of the pairs between, so that weights, gradients and

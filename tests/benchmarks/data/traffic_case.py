@@ -1,6 +1,6 @@
 """One case of the benchmark `traffic`: what a GPU would read, write and multiply for a pair, without one.
 
-    PYTHON -m tests.benchmarks.data.traffic_case ours|open_clip MODEL none|elementwise|blocks torch|short PAIRS PLACES
+    PYTHON -m tests.benchmarks.data.traffic_case ours|open_clip MODEL none|activation|elementwise|blocks torch|short PAIRS PLACES
 
 The model is traced forward and backward with fake tensors. Each graph that torch.compile makes of it goes to Inductor as if it were on an
 H200, up to where its kernels are scheduled and none is written yet: each knows its buffers, and each product its operations. What is
