@@ -77,7 +77,8 @@ new = sorted(launched.by_name() - names)
 print(launched.times() - before, "reduce_kernel" in new[0], "gemm" in new[1].lower() or "Matmul" in new[1])
 print(torch.ones(3).pin_memory().is_pinned(), torch.ones(3).is_pinned())
 """
-    lines = said_on_it(script).splitlines()
+    # torch 2.11's workers for compiling, given nothing to do, keep a process of Python 3.12 from ending for five minutes.
+    lines = said_on_it(script, TORCHINDUCTOR_COMPILE_THREADS="1").splitlines()
     assert lines[0] == "1 [True]"
     assert lines[1:] == ["2 True True", "True False"]
 

@@ -1,5 +1,6 @@
-// A CUDA driver and runtime without a GPU: __main__.py says what for. Every function here takes the place of the one of that name in libcuda,
-// libcudart, cuBLAS, cuDNN or NCCL (build.py gives the rest of them a body that does nothing); prototypes are those of NVIDIA's headers.
+// A CUDA driver and runtime without a GPU: __main__.py says what for. Every function here takes the place of the one of that name in
+// libcuda, libcudart, cuBLAS, cuDNN or NCCL (build.py gives the rest of them a body that does nothing); prototypes are those of NVIDIA's
+// headers.
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -27,9 +28,9 @@ std::mutex& lock = for_life<std::mutex>();
 
 // ---- What is launched -------------------------------------------------------------------------------------------------------------
 
-auto& launches = for_life<std::map<std::string, unsigned long long>>();        // kernel, library call or copy → times
+auto& launches = for_life<std::map<std::string, unsigned long long>>();  // kernel, library call or copy → times
 unsigned long long all_launches = 0;
-auto& compiled_in = for_life<std::unordered_map<const void*, std::string>>();  // a kernel of torch's own, by the address of its host function
+auto& compiled_in = for_life<std::unordered_map<const void*, std::string>>();  // a host function's address → the kernel of torch's own
 
 void launched(const std::string& name) {
     std::lock_guard<std::mutex> held(lock);
@@ -306,7 +307,9 @@ cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaE
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) { return *value = attribute(which), cudaSuccess; }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int) { return snprintf(id, length, "0000:00:00.0"), cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t error) { return error == cudaErrorMemoryAllocation ? "out of memory" : "refused by the hollow GPU"; }
+const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorMemoryAllocation ? "out of memory" : "refused by the hollow GPU";
+}
 const char* cudaGetErrorName(cudaError_t) { return "HOLLOW"; }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* of, int) {
@@ -557,7 +560,9 @@ static int answer(const char* name, const void* given, void* into, size_t number
     copy(into, given, numbers * BYTES[type]);
     return 0;
 }
-int ncclAllReduce(const void* given, void* into, size_t n, int type, int, void*, void*) { return answer("ncclAllReduce", given, into, n, type); }
+int ncclAllReduce(const void* given, void* into, size_t n, int type, int, void*, void*) {
+    return answer("ncclAllReduce", given, into, n, type);
+}
 int ncclReduceScatter(const void* given, void* into, size_t n, int type, int, void*, void*) {
     return answer("ncclReduceScatter", given, into, n, type);
 }
