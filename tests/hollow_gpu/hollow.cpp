@@ -28,7 +28,7 @@ std::mutex& lock = for_life<std::mutex>();
 
 // ---- What is launched -------------------------------------------------------------------------------------------------------------
 
-auto& launches = for_life<std::map<std::string, unsigned long long>>();  // kernel, library call or copy → times
+auto& launches = for_life<std::unordered_map<std::string, unsigned long long>>();  // kernel, library call or copy → times
 unsigned long long all_launches = 0;
 auto& compiled_in = for_life<std::unordered_map<const void*, std::string>>();  // a host function's address → the kernel of torch's own
 
@@ -137,22 +137,27 @@ void keep(const void* at, std::string bytes) {
     copied_when.emplace_back(all_launches, static_cast<const char*>(at));
 }
 
-std::string read(const void* at, size_t bytes) {
+// What lies there on the device; null where it reads as zeros.
+const char* kept(const void* at, size_t bytes) {
     const char* const start = static_cast<const char*>(at);
-    if (!on_device(at)) return std::string(start, bytes);
     const auto after = copied.upper_bound(start);
-    if (after == copied.begin()) return std::string(bytes, 0);
+    if (after == copied.begin()) return nullptr;
     const auto& [from, what] = *std::prev(after);
     const bool is_there = start + bytes <= from + what.bytes.size() && what.after + KERNELS_LATER >= all_launches;
-    return is_there ? what.bytes.substr(start - from, bytes) : std::string(bytes, 0);
+    return is_there ? what.bytes.data() + (start - from) : nullptr;
 }
 
 void copy(void* to, const void* from, size_t bytes) {
     std::lock_guard<std::mutex> held(lock);
-    if (!on_device(to) && !on_device(from)) memmove(to, from, bytes);
-    else if (!on_device(to) && bytes > KEPT_AT_MOST) memset(to, 0, bytes);
-    else if (!on_device(to)) memcpy(to, read(from, bytes).data(), bytes);
-    else if (bytes <= KEPT_AT_MOST) keep(to, read(from, bytes));
+    const char* const what = on_device(from) ? kept(from, bytes) : static_cast<const char*>(from);
+    if (!on_device(to)) {
+        if (what) memmove(to, what, bytes);
+        else memset(to, 0, bytes);
+    } else if (what && bytes <= KEPT_AT_MOST) {
+        keep(to, std::string(what, bytes));
+    } else {
+        copied.erase(static_cast<const char*>(to));
+    }
 }
 
 // ---- Streams, events and handles: numbers -----------------------------------------------------------------------------------------
@@ -180,7 +185,7 @@ extern "C" {
 
 unsigned long long hollow_times() { return all_launches; }
 
-// Lines "times name" in the order of the names. Valid until the next call.
+// Lines "times name". Valid until the next call.
 const char* hollow_names() {
     static std::string& lines = for_life<std::string>();
     std::lock_guard<std::mutex> held(lock);
@@ -401,7 +406,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemset(void* address, int value, size_t bytes) {
     launched("memset");
     std::lock_guard<std::mutex> held(lock);
-    if (bytes <= KEPT_AT_MOST) keep(address, std::string(bytes, char(value)));
+    if (value && bytes <= KEPT_AT_MOST) keep(address, std::string(bytes, char(value)));
+    else copied.erase(static_cast<const char*>(address));
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t) { return cudaMemset(address, value, bytes); }
@@ -555,7 +561,7 @@ int ncclCommInitRankScalable(void** communicator, int processes, int, int, ncclU
 int ncclCommSplit(void*, int, int, void** communicator, void*) { return *communicator = next_handle<void*>(), 0; }
 
 static int answer(const char* name, const void* given, void* into, size_t numbers, int type) {
-    static const size_t BYTES[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1};  // ncclDataType_t: int8 uint8 int32 uint32 int64 uint64 fp16 fp32 …
+    static const size_t BYTES[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1};  // of ncclDataType_t
     launched(name);
     copy(into, given, numbers * BYTES[type]);
     return 0;
