@@ -1,8 +1,7 @@
 """What an engine's optimizer holds on this process, which numbers of which parameters, under each stage of ZeRO.
 
 DeepSpeed's own save and load are not used: they pickle, they need the same number of processes, and they widen moments to fp32. This reads
-and writes the flat tensors themselves, which takes a few of DeepSpeed's names that are not public; all of them are in this file and in
-gradient_norm.py.
+and writes the flat tensors themselves, which takes a few of DeepSpeed's names that are not public (others: gradient_norm.py, zero.py).
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -272,8 +272,8 @@ def _set_patience(longest: datetime.timedelta) -> None:
 def wait_for_all() -> None:
     """Return when every process has called this. Collective.
 
-    Each on its own GPU: left to itself NCCL takes the one that the rank divided by GPUs leaves, which two processes of a node can share
-    where ranks were dealt out over the nodes.
+    Each on its own GPU: in a group's first collective NCCL, left to itself, takes the one that the rank divided by GPUs leaves, which two
+    processes of a node can share where ranks were dealt out over the nodes.
     """
     torch.distributed.barrier(device_ids=None if on_cpu() else [torch.cuda.current_device()])
 

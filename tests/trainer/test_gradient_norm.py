@@ -3,12 +3,13 @@
 import math
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed
 
-from trainer.gradient_norm import group_norm
+from trainer.gradient_norm import group_norm, replace
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def drawn(dtype: torch.dtype, scale: float = 1.0) -> list[torch.Tensor]:
     return [(torch.randn(shape, generator=draws) * scale).to(dtype) for shape in shapes]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e15])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norm_is_that_of_all_numbers(
     processes: torch.distributed.ProcessGroup, dtype: torch.dtype, scale: float
@@ -48,3 +49,20 @@ def test_one_number_that_is_not_finite_makes_the_norm_invalid(
     one = random.Random(0).choice(gradients)
     one.view(-1)[-1] = bad
     assert float(group_norm(processes, gradients, gradients)) == -1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_whose_square_fp32_does_not_hold_is_invalid(
+    processes: torch.distributed.ProcessGroup, dtype: torch.dtype
+) -> None:
+    """As where DeepSpeed adds the squares of several groups: a step is dropped or not whatever is frozen."""
+    for number, norm in ((1.8e19, pytest.approx(1.8e19, rel=1e-2)), (1.9e19, -1), (1e30, -1)):
+        gradients = [torch.tensor([number, 0.0], dtype=dtype), torch.zeros(3, dtype=dtype)]
+        assert float(group_norm(processes, gradients, gradients)) == norm
+
+
+@pytest.mark.parametrize("missing", ["get_grad_norm_direct", "check_overflow"])
+def test_an_optimizer_that_asks_by_other_names_is_refused(missing: str) -> None:
+    names = {"get_grad_norm_direct", "check_overflow"} - {missing}
+    with pytest.raises(RuntimeError, match=f"has no {missing}: install the version"):
+        replace(SimpleNamespace(dp_process_group=None, **dict.fromkeys(names, print)), 2)

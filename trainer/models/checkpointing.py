@@ -7,16 +7,17 @@ for each of the residual's, instead of 20 to 24, or of 16 to 19 where it is comp
 fifths remain.)
 
 "activation": a transformer's block computes nothing again but the activation of its MLP, which is wide and cheap: some 4 numbers fewer than
-with all that a compiled block keeps. That is one more tensor written in the backward pass, where "elementwise" has both norms read and
-written again too. A ResNet's block keeps all.
+with all that a compiled block keeps. Where it is compiled that is one more tensor written in the backward pass; "elementwise" has both
+norms read and written again too. A ResNet's block keeps all.
 
 "blocks": a block keeps nothing but its input, for a third more work.
 
 All give the same gradients, to the bit where nothing is compiled. (But where autocast meets texts in several groups: without "elementwise"
-a weight is cast once for all groups, and their gradients are summed in half precision.) Nothing inside of a block is random: patches are
+a weight is cast once for all groups, and their gradients are summed in half precision; with "activation" all but that of the MLP's second
+product.) Nothing inside of a block is random: patches are
 dropped before. Batch norm's running statistics, which have moved once, rest the second time. The policy is one of torch's own
-(`torch.utils.checkpoint.create_selective_checkpoint_contexts`), which torch.compile follows too. Where nothing is compiled it takes three
-times the work of the process that launches kernels: small micro-batches may make a GPU wait for it.
+(`torch.utils.checkpoint.create_selective_checkpoint_contexts`), which torch.compile follows too. Where nothing is compiled it takes several
+times the work of the process that launches kernels, "activation" half as much: small micro-batches may make a GPU wait for it.
 
 A compiled block keeps the sum of the residual between attention and MLP, in each of the ways but "blocks", and not the product that was
 added: as much memory. Left to itself Inductor keeps the product, and makes the sum again for the backward passes of both norms. These it
