@@ -1,4 +1,4 @@
-"""The hollow GPU: what PyTorch finds on it. All but one test need a torch for CUDA 13, which may be there without a GPU."""
+"""The hollow GPU: what PyTorch finds on it. All but two tests need a torch for CUDA 13, which may be there without a GPU."""
 
 import os
 import subprocess

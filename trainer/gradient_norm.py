@@ -17,15 +17,17 @@ from typing import Any
 import torch
 import torch.distributed
 
+from pipeline.contracts.errors import InputError
+
 
 def replace(optimizer: Any, stage: int) -> None:
     """Let DeepSpeed's optimizer of ZeRO's stage 1, 2 or 3 ask the functions below instead of its own.
 
-    Raises RuntimeError where it has no such functions: nothing would ask whether gradients are finite then.
+    Raises InputError where it has no such functions: nothing would ask whether gradients are finite then.
     """
-    for name in ("get_grad_norm_direct", "check_overflow"):
+    for name in ("get_grad_norm_direct", "check_overflow")[: 2 if stage < 3 else 1]:
         if not callable(getattr(optimizer, name, None)):
-            raise RuntimeError(
+            raise InputError(
                 f"this DeepSpeed's {type(optimizer).__name__} has no {name}: install the version of infra/constraints.txt"
             )
     optimizer.get_grad_norm_direct = functools.partial(group_norm, optimizer.dp_process_group)

@@ -2,7 +2,7 @@
 
     PYTHON -m tests.hollow_gpu COMMAND …      # PYTHON has a torch for CUDA 13; the GPU itself is asked for nothing
 
-    PYTHON -m tests.hollow_gpu PYTHON -m tests.benchmarks.gpu_train speed --models ViT-B/32
+    PYTHON -m tests.hollow_gpu PYTHON -m tests.benchmarks.rehearsal
     PYTHON -m tests.hollow_gpu python -m trainer --config …
 
 What is true on it: which code runs for a GPU and that it runs, what the host does and how long it takes, what is compiled for the chip,

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed
 
+from pipeline.contracts.errors import InputError
 from trainer.gradient_norm import group_norm, replace
 
 
@@ -64,5 +65,5 @@ def test_a_norm_whose_square_fp32_does_not_hold_is_invalid(
 @pytest.mark.parametrize("missing", ["get_grad_norm_direct", "check_overflow"])
 def test_an_optimizer_that_asks_by_other_names_is_refused(missing: str) -> None:
     names = {"get_grad_norm_direct", "check_overflow"} - {missing}
-    with pytest.raises(RuntimeError, match=f"has no {missing}: install the version"):
+    with pytest.raises(InputError, match=f"has no {missing}: install the version"):
         replace(SimpleNamespace(dp_process_group=None, **dict.fromkeys(names, print)), 2)

@@ -93,20 +93,18 @@ def measure(case: Case) -> Measured:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds: list[float] = []
+    launches = 0
     for _ in range(case.steps + searching):
-        before = scale_of()
+        before, counted = scale_of(), launched.times()
         began = time.perf_counter()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize()
         took = time.perf_counter() - began
+        launches = launched.times() - counted
         seconds += [took] if scale_of() >= before else []  # what the optimizer skips is no whole step
         if len(seconds) == case.steps:
             break
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    before_it = launched.times()
-    step()
-    launches = launched.times() - before_it
     if len(seconds) < case.steps or not all(map(math.isfinite, losses)):
         raise RuntimeError(f"{len(seconds)} steps changed weights; losses {losses}")
     return Measured(
@@ -114,7 +112,7 @@ def measure(case: Case) -> Measured:
         parameters=parameters,
         seconds=statistics.median(seconds),
         first_step=first_step,
-        peak_bytes=peak,
+        peak_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         operations=0,
         waited=0.0,
         losses=losses[:3],
