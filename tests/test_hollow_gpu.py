@@ -108,3 +108,11 @@ print(found[0]["rank"], len(found[0]["text"]))
 dist.destroy_process_group()
 """
     assert said_on_it(script) == "0 5000"
+
+
+@needs_cuda
+def test_the_benchmark_says_that_its_rates_are_none() -> None:
+    case = ("speed", "--models", "tiny-vit", "--pairs", "64", "--compute", "bf16", "--no-compile", "--peer", "")
+    done = on_it(sys.executable, "-m", "tests.benchmarks.gpu_train", *case)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "A hollow GPU: " in done.stdout

@@ -452,6 +452,11 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
     std::lock_guard<std::mutex> held(lock);
     compiled_in[host] = name;
 }
+const std::string* name_of(const void* host) {  // null: no kernel; a name stays where it is when others are added
+    std::lock_guard<std::mutex> held(lock);
+    const auto found = compiled_in.find(host);
+    return found == compiled_in.end() ? nullptr : &found->second;
+}
 
 thread_local struct { dim3 grid, block; size_t shared; cudaStream_t stream; } configuration;
 
@@ -464,9 +469,9 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, 
 }
 
 cudaError_t cudaLaunchKernel(const void* host, dim3, dim3 block, void**, size_t shared, cudaStream_t) {
-    const auto found = compiled_in.find(host);
-    if (found == compiled_in.end()) return cudaErrorInvalidDeviceFunction;
-    launched(found->second);
+    const std::string* const name = name_of(host);
+    if (!name) return cudaErrorInvalidDeviceFunction;
+    launched(*name);
     return can_hold(block.x, block.y, block.z, shared) ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) {
