@@ -2,10 +2,10 @@
 
     PYTHON -m tests.hollow_gpu PYTHON -m tests.benchmarks.rehearsal [--models ViT-B/32 …]    # PYTHON has torch for CUDA 13, and open_clip
 
-Each case is the process that `gpu_train` starts, in the largest batch that it tries: drawn numbers, texts of full length, bf16 weights,
-compiled. GB are what PyTorch's allocator gives out, as on a GPU, but for what cuDNN takes to work with (RN50). Launches are kernels,
-products and copies of one step, by phase. Host ms is what a step keeps the host busy, the median of five: no GPU's step is shorter, and one
-that is longer hides it. No kernel runs: nothing here says how long a GPU takes, or what is right.
+Each case is the process that `gpu_train` starts, in the largest batch that it tries: drawn numbers, texts of full length unless "captions"
+is said, bf16 weights, compiled. GB are what PyTorch's allocator gives out, as on a GPU, but for what cuDNN takes to work with (RN50).
+Launches are kernels, products and copies of one step, by phase. Host ms is what a step keeps the host busy, the median of five: no GPU's
+step is shorter, and one that is longer hides it. No kernel runs: nothing here says how long a GPU takes, or what is right.
 
 The exit code is 1 where a case failed. Takes one to five minutes a case on two cores, most of it for compiling.
 """
@@ -23,9 +23,10 @@ SECONDS = 1800
 
 
 def cases_of(model: str) -> list[Case]:
-    """The model's largest batch in each way, then LARGE pairs in pieces of it where it is a ViT."""
+    """The model's largest batch in each way, with captions of the web, and LARGE pairs in pieces of it where it is a ViT."""
     pairs = BATCHES[model][0]
     cases = [Case(model, pairs, "bf16", checkpoint=again, warmup=2, steps=5) for again in ("none", *AGAIN)]
+    cases += [Case(model, pairs, "bf16", captions=True, warmup=4, steps=5)]
     if model.startswith("ViT"):
         cases += [Case(model, LARGE, "bf16", checkpoint="elementwise", micro=pairs, warmup=0, steps=2)]
     return cases
