@@ -16,8 +16,9 @@ import numpy as np
 from trainer.data.order import Int64s
 
 _ON_CPU, _COMPILED, _PLAIN = 64, 2048, 8192
-"""Places of texts that take as long as another group. On a fast GPU a place takes half a microsecond to one; a group takes some 300
-launches of 5 µs where blocks are compiled, and where they are not up to 10 ms of the process that launches."""
+"""Places of texts that take as long as another group. On a fast GPU a place takes half a microsecond to one; where blocks are
+compiled a group is some 650 launches, most of them of a few µs (`python -m tests.benchmarks.rehearsal`), and where they are not it takes up
+to 10 ms of the process that launches."""
 
 
 class Group(NamedTuple):
