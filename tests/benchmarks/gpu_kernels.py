@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests.hollow_gpu import launched
 from tests.trainer import compiled
 from trainer.models import short_attention
 from trainer.objectives.clip import contrastive_loss
@@ -330,6 +331,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         parts = [part for part in parts if part == "code"]
         print("no GPU here: only code that is compiled for one")
+    launched.tell_if_hollow()
     met = True
     for part in parts:
         try:

@@ -288,11 +288,7 @@ def main() -> int:
         print(f"no open_clip in {settings.peer}: NOT COMPARED with it (--peer names a Python that has it)", flush=True)
         settings.peer = ""
     print(f"ours with torch {versions['ours']}; open_clip {versions['open_clip'] or 'none'}\n{HEAD}", flush=True)
-    hollow = launched.is_hollow()
-    if hollow:
-        print(
-            "A hollow GPU: which cases run, and their GB, are true of a real one; every rate and share is the host's."
-        )
+    hollow = launched.tell_if_hollow()
     bench = Bench(settings.peer, settings.seconds, end=end, path=settings.out, versions=versions)
     done = False
     try:

@@ -9,6 +9,16 @@ def is_hollow() -> bool:
     return hasattr(ctypes.CDLL(None), "hollow_times")
 
 
+def tell_if_hollow() -> bool:
+    """Whether this process has a hollow GPU; if so a benchmark's reader is told what its figures are."""
+    if is_hollow():
+        print(
+            "A hollow GPU: what runs, and its GB, are true of a real one; every time, rate and share is the host's.",
+            flush=True,
+        )
+    return is_hollow()
+
+
 def times() -> int:
     """Kernels, library calls and copies until now; 0 on anything else."""
     if not is_hollow():

@@ -12,6 +12,7 @@ JSON, as `Measured` has it.
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import statistics
@@ -34,6 +35,8 @@ def measure(case: Case) -> Measured:
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+    # It warns of weights that are drawn, as they are meant to be.
+    logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("No pretrained weights"))
     name = case.preset.replace("/", "-").replace("@336px", "-336")
     model = open_clip.create_model(name, precision=case.compute, device=device, force_quick_gelu=True)
     model.train()
