@@ -18,6 +18,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,17 @@ def measure(case: Case) -> Measured:
 
 def main() -> None:
     case = Case(**json.loads(Path(sys.argv[1]).read_text()))
-    with contextlib.redirect_stdout(sys.stderr):
-        found = measure(case)
-    print(json.dumps(dataclasses.asdict(found)), flush=True)
+    code = 0
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = measure(case)
+        print(json.dumps(dataclasses.asdict(found)), flush=True)
+    except Exception:  # noqa: BLE001 - said, as Python would
+        traceback.print_exc()
+        code = 1
     # No orderly end: torch 2.11's workers for compiling, given nothing to do because all is in the cache, keep a process of Python 3.12
     # from it for five minutes (mended in 2.13). Without their parent they end within a minute.
-    os._exit(0)
+    os._exit(code)
 
 
 if __name__ == "__main__":
